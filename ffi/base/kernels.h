@@ -1,0 +1,37 @@
+// Memory kernels: N-ary reduction and copy, from N sources to M destinations in one pass.
+//
+// One source file is compiled per instruction set (portable, AVX2, AVX-512) and picked once at run
+// time; JAXCOLL_ISA=portable|avx2|avx512 lowers the choice for tests. All of them give bitwise equal
+// results: sources are combined in the order given, ((s0 + s1) + s2) ..., floats of 16 bits and less
+// are widened to float32, combined there, and rounded once (to nearest even) when stored. NaN in any
+// source gives NaN, in min and max too, as in lax.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+#include "base/dtype.h"
+
+namespace jaxcoll {
+
+enum class Store : bool {
+  kCached,     // the destinations are about to be read, or fit in cache
+  kStreaming,  // bypass the cache: saves the read-for-ownership of large destinations
+};
+
+// destinations[j][i] = sources[0][i] op sources[1][i] op ... for every j and 0 <= i < count elements.
+// A destination may be identical to a source (in place); they must not overlap otherwise.
+// Any alignment of element size is accepted; 64-byte aligned destinations are fastest.
+// One source is a copy. Requires Supports(dtype, op) when there are two sources or more.
+// Thread rule: pure, callable from any thread.
+void Reduce(std::span<void* const> destinations, std::span<const void* const> sources, size_t count,
+            DType dtype, ReduceOp op, Store store);
+
+// destinations[j] = source, byte_count bytes.
+void Copy(std::span<void* const> destinations, const void* source, size_t byte_count, Store store);
+
+// "portable", "avx2" or "avx512": what Reduce runs on this machine.
+std::string_view KernelIsa();
+
+}  // namespace jaxcoll

@@ -1,0 +1,113 @@
+// The intermediate representation: what each rank does in one collective, free of sizes.
+//
+// An algorithm is a pure function from a ScheduleSpec to one Program per rank. The same Programs are
+// verified (jaxcoll/verify.py), executed (executor/) and simulated.
+//
+// Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into the same
+// `chunks_per_block` chunks; a chunk is named by its index, block * chunks_per_block + position.
+// Chunk lengths belong to the plan: position j of a block of n elements covers
+// [j*n/C, (j+1)*n/C), so two chunks have the same length exactly if their positions agree. Data may
+// only move between chunks of equal position.
+//
+//   collective      input blocks   output blocks   postcondition on rank r
+//   all_reduce      1              1               out[0] = reduce over q of in_q[0]
+//   reduce          1              1               the same, on the root only
+//   broadcast       1              1               out[0] = in_root[0]
+//   reduce_scatter  P              1               out[0] = reduce over q of in_q[r]
+//   all_gather      1              P               out[q] = in_q[0]
+//   all_to_all      P              P               out[q] = in_q[r]
+//   permute         1              1               out[0] = in_source(r)[0]; zeros without a source
+//
+// (reduce leaves the output of the other ranks unspecified; engines fill it with zeros.)
+//
+// Order. Ops of one channel start in program order. `send` completes when its source may be reused,
+// `recv` and `recv_reduce` when their data is visible. A recv that has started tells the sender that
+// its destination may be overwritten; data moves once both sides have started. Every other order is
+// an explicit dependency: an op starts after all ops in `depends_on` have completed, and between
+// operands of the same interval shape an engine may apply that slice by slice.
+// The n-th send from a to b on a channel meets the n-th recv from a on b on that channel; `sequence`
+// says so explicitly. Inputs are read-only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+
+namespace jaxcoll {
+
+enum class Collective : uint8_t {
+  kAllReduce, kReduceScatter, kAllGather, kAllToAll, kBroadcast, kReduce, kPermute,
+};
+
+enum class OpKind : uint8_t { kSend, kRecv, kRecvReduce, kCopy, kReduce };
+enum class BufferKind : uint8_t { kInput, kOutput, kScratch };
+
+// Chunks begin, begin + 1, ..., begin + count - 1.
+struct Interval {
+  int32_t begin = 0;
+  int32_t count = 0;
+  friend bool operator==(const Interval&, const Interval&) = default;
+};
+
+struct Operand {
+  BufferKind buffer = BufferKind::kInput;
+  std::vector<Interval> chunks;
+  friend bool operator==(const Operand&, const Operand&) = default;
+};
+
+//   kind         sources              destination           peer
+//   send         {local}              on the peer           receiver
+//   recv         {on the peer}        local                 sender
+//   recv_reduce  {on the peer, local} local                 sender; destination = incoming op local
+//   copy         {local}              local                 -1
+//   reduce       {s0, s1, ...} local  local                 -1; ((s0 op s1) op s2) ..., rounded once
+// The interval lists of an op's operands cover equally many chunks, in corresponding positions.
+struct Op {
+  OpKind kind = OpKind::kCopy;
+  int32_t channel = 0;
+  int32_t peer = -1;
+  int32_t sequence = -1;  // per (source rank, destination rank, channel); -1 for local ops
+  int32_t step = 0;       // the algorithm's round, for printing and for counting steps; no semantics
+  std::vector<Operand> sources;
+  Operand destination;
+  std::vector<int32_t> depends_on;  // indices of earlier or later ops of this rank
+};
+
+struct Program {
+  int32_t rank = 0;
+  int32_t chunks_per_block = 1;  // equal on all ranks
+  int32_t input_blocks = 1;
+  int32_t output_blocks = 1;
+  int32_t scratch_blocks = 0;
+  std::vector<Op> ops;
+};
+
+struct ScheduleSpec {
+  Collective collective = Collective::kAllReduce;
+  std::string algorithm = "direct";
+  int32_t world_size = 1;
+  int32_t channels = 1;   // independent copies of the pattern, each on its share of the chunks
+  int32_t node_size = 0;  // hierarchical: ranks per node, a divisor of world_size
+  int32_t root = 0;       // broadcast, reduce
+  std::vector<std::pair<int32_t, int32_t>> permutation;  // permute: (source, destination)
+};
+
+// One rank's program; O(this rank's ops). Fails, naming the choices, for an unknown algorithm, and
+// with the sizes it takes for a world size that the algorithm cannot serve.
+StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
+
+// The algorithms of a collective, in the order `jaxcoll info` prints them.
+std::vector<std::string> Algorithms(Collective collective);
+
+std::string_view Name(Collective collective);  // "all_reduce", ...
+std::optional<Collective> ParseCollective(std::string_view name);
+
+// Text form: stable, human readable, and what carries Python-written schedules in FFI attributes.
+std::string Serialize(const std::vector<Program>& programs);
+StatusOr<std::vector<Program>> Parse(std::string_view text);
+
+}  // namespace jaxcoll
