@@ -1,0 +1,12 @@
+// The extension module, one function per file of this folder.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace jaxcoll {
+
+void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, programs, BuildSchedule
+void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays, for tests
+void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
+
+}  // namespace jaxcoll

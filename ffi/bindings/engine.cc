@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace jaxcoll {
+
+void BindEngine(nanobind::module_&) {}
+
+}  // namespace jaxcoll

@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace jaxcoll {
+
+void BindKernels(nanobind::module_&) {}
+
+}  // namespace jaxcoll

@@ -1,0 +1,8 @@
+#include "bindings/bindings.h"
+
+NB_MODULE(_jaxcoll, m) {
+  m.doc() = "The C++ side of jaxcoll; import it through jaxcoll._native only.";
+  jaxcoll::BindSchedule(m);
+  jaxcoll::BindKernels(m);
+  jaxcoll::BindEngine(m);
+}
