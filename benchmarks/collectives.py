@@ -175,9 +175,7 @@ def count_wrong(
 ) -> int:
     """How many of the received elements, on all devices, differ from what NumPy computes."""
     got = np.asarray(received)
-    wide = np.complex128 if sent.dtype.kind == "c" else np.float64
-    if sent.dtype.kind in "iu":
-        wide = np.int64
+    wide = np.dtype({"c": "complex128", "i": "int64", "u": "int64"}.get(sent.dtype.kind, "float64"))
     wrong = 0
     for rows in group_rows(mesh, axis):
         expected = collective.expected(sent[rows].astype(wide))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import os
@@ -12,11 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,10 +27,8 @@ import jaxcoll
 def make_mesh(shape: Mapping[str, int]) -> Mesh:
     """A mesh of this process's CPU devices; asks JAX for that many if it has not started yet."""
     count = int(np.prod(list(shape.values())))
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has started: it has the devices it has
-        pass
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise SystemExit(
@@ -78,9 +77,7 @@ def measure(
     gc.disable()
     try:
         end = time.perf_counter() + budget_s
-        while (done := len(times[names[0]])) < least or (
-            done < most and time.perf_counter() < end
-        ):
+        while (done := len(times[names[0]])) < least or (done < most and time.perf_counter() < end):
             for name in names:
                 start = time.perf_counter()
                 result = jax.block_until_ready(calls[name]())
@@ -137,7 +134,7 @@ def provenance(mesh: Mapping[str, int]) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": metadata.version("jaxlib"),
             "jaxcoll": jaxcoll.__version__,
         },
         "environment": {

@@ -130,7 +130,7 @@ def measure_size(
     limits = {"least": options.n, "most": options.n} if options.n else {}
     times = measure.measure(calls, budget_s=ADAPTIVE_S, warmup=options.w, **limits)
     time_s = times["jaxcoll"].median_s
-    row = {
+    row: dict[str, Any] = {
         "size_bytes": size,
         "count": size // dtype.itemsize // collective.count_divisor(n),
         "time_s": time_s,
@@ -146,22 +146,24 @@ def measure_size(
     return row
 
 
-HEADER = """\
-#       size         count            type   redop    root     time     p95   algbw   busbw  #wrong{more}
-#        (B)    (elements)                                     (us)    (us)  (GB/s)  (GB/s)        {unit}"""
-
-
 def print_header(compare: bool) -> None:
     """The column heads."""
-    more, unit = ("      lax  ratio", "     (us)       ") if compare else ("", "")
-    print(HEADER.format(more=more, unit=unit).rstrip(), flush=True)
+    columns = [
+        *(("#      size", "(B)", 12), ("count", "(elements)", 13), ("type", "", 15)),
+        *(("redop", "", 7), ("root", "", 7), ("time", "(us)", 8), ("p95", "(us)", 7)),
+        *(("algbw", "(GB/s)", 7), ("busbw", "(GB/s)", 7), ("#wrong", "", 7)),
+        *((("lax", "(us)", 8), ("ratio", "", 6)) if compare else ()),
+    ]
+    print(" ".join(f"{head:>{width}}" for head, _, width in columns))
+    units = " ".join(f"{unit:>{width}}" for _, unit, width in columns)
+    print(f"#{units[1:]}".rstrip(), flush=True)
 
 
 def print_row(row: dict[str, Any], collective: Collective, dtype: str) -> None:
     """One size, in nccl-tests' columns, p95 beside the median and lax behind."""
     wrong = "N/A" if row["wrong"] is None else row["wrong"]
     line = (
-        f"{row['size_bytes']:12d}  {row['count']:12d}  {dtype:>14} {collective.redop:>7} "
+        f"{row['size_bytes']:12d} {row['count']:13d} {dtype:>15} {collective.redop:>7} "
         f"{collective.root:7d} {row['time_s'] * 1e6:8.1f} {row['p95_s'] * 1e6:7.1f} "
         f"{row['algbw_GBps']:7.2f} {row['busbw_GBps']:7.2f} {wrong:>7}"
     )

@@ -1,4 +1,4 @@
-"""Every environment variable that jaxcoll reads: one table, from which README and `info` are checked.
+"""Every environment variable that jaxcoll reads, in one table; README and `info` show the same.
 
 The C++ side reads the same variables when its engine starts and relies on `check`, which
 `import jaxcoll` calls: a value it cannot use is refused here, never replaced by a default silently.

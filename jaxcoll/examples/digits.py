@@ -14,6 +14,7 @@ Exit code 0 if both runs classify at least 95 % of the unseen images, 1 if not, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
@@ -135,7 +136,7 @@ def train(name: str, psum: Callable[..., Any], mesh: Mesh, data: Digits, epochs:
             times_s.append(time.perf_counter() - start)
             total.append(float(loss))
         losses.append(statistics.fmean(total))
-        show_progress(f"{name:8} epoch {epoch + 1:3}/{epochs}  loss {losses[-1]:.4f}", epoch, epochs)
+        show_progress(f"{name:8} loss {losses[-1]:.4f}", epoch + 1, epochs)
     final = jax.device_get(params)
     hidden = np.maximum(data.test_images @ final["w1"] + final["b1"], 0)
     guesses = (hidden @ final["w2"] + final["b2"]).argmax(1)
@@ -143,12 +144,12 @@ def train(name: str, psum: Callable[..., Any], mesh: Mesh, data: Digits, epochs:
     return Result(final, losses, accuracy, statistics.median(times_s[1:]))  # the first compiles
 
 
-def show_progress(line: str, epoch: int, epochs: int) -> None:
-    """One line rewritten in place on a terminal, every fifth epoch elsewhere."""
-    last = epoch + 1 == epochs
+def show_progress(text: str, epoch: int, epochs: int) -> None:
+    """One line rewritten in place on a terminal, one every fifth epoch elsewhere."""
+    line = f"epoch {epoch:3}/{epochs}  {text}"
     if sys.stderr.isatty():
-        print(f"\r{line}", end="\n" if last else "", file=sys.stderr, flush=True)
-    elif last or (epoch + 1) % 5 == 0:
+        print(f"\r{line}", end="\n" if epoch == epochs else "", file=sys.stderr, flush=True)
+    elif epoch == epochs or epoch % 5 == 0:
         print(line, file=sys.stderr, flush=True)
 
 
@@ -178,10 +179,8 @@ def parse_mesh(text: str) -> dict[str, int]:
 def make_mesh(shape: dict[str, int]) -> Mesh:
     """A mesh of this process's CPU devices, as many as it takes."""
     count = shape["dp"] * shape["tp"]
-    try:  # virtual devices: this works only before JAX has started its back ends
+    with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise SystemExit(
@@ -217,10 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         for name, psum in (("lax", jax.lax.psum), ("jaxcoll", jaxcoll.psum))
     }
     difference = max(
-        float(np.abs(a - b).max())
-        for a, b in zip(
-            jax.tree.leaves(runs["lax"].params), jax.tree.leaves(runs["jaxcoll"].params), strict=True
-        )
+        float(np.abs(ours - runs["lax"].params[key]).max())
+        for key, ours in runs["jaxcoll"].params.items()
     )
     print(f"\nloss per epoch on {dict(mesh.shape)}, {len(data.train_images)} images, first to last")
     for name, run in runs.items():
