@@ -149,7 +149,7 @@ def measure_size(
 def print_header(compare: bool) -> None:
     """The column heads."""
     columns = [
-        *(("#      size", "(B)", 12), ("count", "(elements)", 13), ("type", "", 15)),
+        *(("#       size", "(B)", 12), ("count", "(elements)", 13), ("type", "", 15)),
         *(("redop", "", 7), ("root", "", 7), ("time", "(us)", 8), ("p95", "(us)", 7)),
         *(("algbw", "(GB/s)", 7), ("busbw", "(GB/s)", 7), ("#wrong", "", 7)),
         *((("lax", "(us)", 8), ("ratio", "", 6)) if compare else ()),

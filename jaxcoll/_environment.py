@@ -1,12 +1,13 @@
 """Every environment variable that jaxcoll reads, in one table; README and `info` show the same.
 
-The C++ side reads the same variables when its engine starts and relies on `check`, which
-`import jaxcoll` calls: a value it cannot use is refused here, never replaced by a default silently.
+The C++ side reads the same variables when its engine starts. `import jaxcoll` calls `check`, so a
+value that cannot be used stops a job before it has begun.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,6 +34,13 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
 def _integer_from(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -45,26 +53,25 @@ def _integer_from(low: int, high: int) -> Callable[[str], int]:
 VARIABLES = (
     Variable(
         "JAXCOLL_LOG",
-        default="off",
-        takes="off, info, debug",
-        meaning="what to tell on stderr: info, one line per communicator and compiled call; "
-        "debug, one per executed call",
-        parse=_one_of("off", "info", "debug"),
+        default="warning",
+        takes="warning, info, debug",
+        meaning="how much to tell on stderr",
+        parse=_one_of("warning", "info", "debug"),
     ),
     Variable(
         "JAXCOLL_TIMEOUT_S",
         default="300",
-        takes="seconds, 1 to 86400",
+        takes="seconds above 0",
         meaning="how long a collective waits for the other devices before it fails, naming those "
         "that did not arrive",
-        parse=_integer_from(1, 86400),
+        parse=_positive_number,
     ),
     Variable(
         "JAXCOLL_THREADS",
         default="one per core",
-        takes="1 to 256",
+        takes="1 to 1024",
         meaning="worker threads that large collectives are split over",
-        parse=_integer_from(1, 256),
+        parse=_integer_from(1, 1024),
     ),
     Variable(
         "JAXCOLL_ISA",
@@ -88,7 +95,7 @@ def values(environ: Mapping[str, str] = os.environ) -> dict[str, object | None]:
             parsed[variable.name] = variable.parse(text) if text else None
         except ValueError:
             raise ValueError(
-                f"environment variable {variable.name}={text!r} is not one of: {variable.takes}"
+                f"environment variable {variable.name}={text!r} is not usable; it takes: {variable.takes}"
             ) from None
     return parsed
 
