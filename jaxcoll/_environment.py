@@ -95,7 +95,7 @@ def values(environ: Mapping[str, str] = os.environ) -> dict[str, object | None]:
             parsed[variable.name] = variable.parse(text) if text else None
         except ValueError:
             raise ValueError(
-                f"environment variable {variable.name}={text!r} is not usable; it takes: {variable.takes}"
+                f"{variable.name}={text!r} cannot be used; it takes: {variable.takes}"
             ) from None
     return parsed
 
