@@ -10,6 +10,7 @@ from importlib import metadata
 
 import jax
 
+import jaxcoll
 from jaxcoll import _environment, _install, _select
 from jaxcoll._native import native
 
@@ -43,7 +44,8 @@ def report() -> str:
 
 
 def _versions() -> Iterator[str]:
-    for name in ("jaxcoll", "jax", "jaxlib", "numpy"):
+    yield f"jaxcoll  {jaxcoll.__version__}"
+    for name in ("jax", "jaxlib", "numpy"):
         yield f"{name:9}{metadata.version(name)}"
     yield f"python   {platform.python_version()}"
 

@@ -30,7 +30,7 @@ TOP_LEVEL = {
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
     *("jaxcoll", "ffi", "tests", "benchmarks"),
 }
-LONGEST_FILE_LINES = 600
+LONGEST_FILE_LINES = 650
 
 
 def files(pattern: str, *folders: str) -> list[Path]:
