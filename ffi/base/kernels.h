@@ -31,7 +31,15 @@ void Reduce(std::span<void* const> destinations, std::span<const void* const> so
 // destinations[j] = source, byte_count bytes.
 void Copy(std::span<void* const> destinations, const void* source, size_t byte_count, Store store);
 
-// "portable", "avx2" or "avx512": what Reduce runs on this machine.
-std::string_view KernelIsa();
+enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };  // each runs where a later one runs
+inline constexpr int kIsaCount = static_cast<int>(Isa::kAvx512) + 1;
+
+std::string_view Name(Isa isa);  // "portable", "avx2", "avx512"
+Isa BestIsa();                   // what this machine could run
+Isa KernelIsa();                 // what Reduce and Copy run: BestIsa, or less if JAXCOLL_ISA says so
+
+// Reduce by a chosen instruction set, not above BestIsa(). For tests.
+void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const void* const> sources,
+                size_t count, DType dtype, ReduceOp op, Store store);
 
 }  // namespace jaxcoll

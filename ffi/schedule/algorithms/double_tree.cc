@@ -1,0 +1,129 @@
+// Double binary tree: Sanders, Speck and Traeff, "Two-tree algorithms for full bandwidth broadcast,
+// reduction and scan", 2009. Each half of the vector is reduced up and broadcast down its own
+// binary tree, pipelined over kPipelineDepth chunks. A rank is an inner node of at most one of the
+// trees, so both together use every port fully.
+//
+// P ranks, trees of height h = floor(log2 P), m chunks per tree:
+//   2h + m - 1 steps; together the ranks send 2(P-1) n, one rank 2 n at most
+//
+// Tree 0 numbers an infinite binary tree in order, so that rank r, as r + 1 = odd * 2^l, is on level
+// l; the parent is the nearest ancestor that exists. Its inner nodes have odd ranks. Tree 1 is its
+// mirror image for even P and shifted by one rank for odd P, which makes the inner nodes even.
+//
+// Invariant: a node at depth d sends chunk j up in step h - d + j, having reduced its children's,
+// and down in step h + d + j. The root sums each chunk once, so all ranks end bitwise equal.
+#include <array>
+#include <bit>
+
+#include "schedule/algorithms/algorithms.h"
+
+namespace jaxcoll {
+namespace {
+
+constexpr BufferKind kIn = BufferKind::kInput;
+constexpr BufferKind kOut = BufferKind::kOutput;
+
+// Chunks per tree and channel. With m chunks the pipeline is full (m - 1) of 2h + m - 1 steps; not
+// measured yet, and `channels` multiplies it.
+constexpr int32_t kPipelineDepth = 8;
+constexpr int32_t kNone = -1;
+
+struct TreeNode {
+  int32_t depth = 0;
+  int32_t parent = kNone;  // ranks
+  int32_t left = kNone, right = kNone;
+};
+
+// Node i = 1 ... n of the in-order tree; parent and children by the same numbers.
+TreeNode InOrderNode(int32_t i, int32_t n) {
+  auto ancestor = [](int64_t node) {
+    const int64_t bit = node & -node;
+    return (node ^ bit) | bit << 1;
+  };
+  auto nearest = [&](int64_t node) {  // the nearest ancestor that exists, or kNone
+    const int64_t top = int64_t{std::bit_floor(static_cast<uint32_t>(n))};
+    if (node == top) return kNone;
+    do node = ancestor(node); while (node > n);
+    return static_cast<int32_t>(node);
+  };
+  TreeNode result;
+  result.parent = nearest(i);
+  for (int32_t up = result.parent; up != kNone; up = nearest(up)) ++result.depth;
+  const int32_t half = (i & -i) / 2;
+  if (half > 0) {
+    result.left = i - half;
+    // Below the right child everything that exists is on its left spine.
+    int32_t step = half;
+    while (step > 0 && i > n - step) step /= 2;
+    if (step > 0) result.right = i + step;
+  }
+  return result;
+}
+
+TreeNode NodeOf(int32_t rank, int32_t size, int32_t tree) {
+  const bool mirrored = tree == 1 && size % 2 == 0;
+  const int32_t shift = tree == 1 && size % 2 == 1 ? 1 : 0;
+  auto number = [&](int32_t r) { return mirrored ? size - r : (r - shift + size) % size + 1; };
+  auto rank_of = [&](int32_t i) {
+    if (i == kNone) return kNone;
+    return mirrored ? size - i : (i - 1 + shift) % size;
+  };
+  TreeNode node = InOrderNode(number(rank), size);
+  node.parent = rank_of(node.parent);
+  node.left = rank_of(node.left);
+  node.right = rank_of(node.right);
+  return node;
+}
+
+}  // namespace
+
+Layout DoubleTreeAllReduceLayout(const ScheduleSpec&) {
+  // A lane per tree: a rank that waits in one must not hold up the other.
+  return {.chunks = 2 * kPipelineDepth, .lanes = 2};
+}
+
+void DoubleTreeAllReduce(ProgramBuilder& b) {
+  const int32_t height = std::bit_width(static_cast<uint32_t>(b.size())) - 1;
+  // What a rank passes up: its input if it is a leaf.
+  auto partial = [](const TreeNode& node) { return node.left == kNone ? kIn : kOut; };
+
+  for (int32_t tree = 0; tree < 2; ++tree) {
+    b.SetLane(tree);
+    const TreeNode node = NodeOf(b.rank(), b.size(), tree);
+    std::array<TreeNode, 2> children;
+    const std::array<int32_t, 2> child_ranks = {node.left, node.right};
+    for (int c = 0; c < 2; ++c) {
+      if (child_ranks[c] != kNone) children[c] = NodeOf(child_ranks[c], b.size(), tree);
+    }
+    for (int32_t step = 0; step < 2 * height + kPipelineDepth - 1; ++step) {
+      b.SetStep(step);
+      auto chunk = [&](BufferKind buffer, int32_t j) {
+        return b.Chunks(buffer, tree * kPipelineDepth + j);
+      };
+      auto valid = [](int32_t j) { return 0 <= j && j < kPipelineDepth; };
+
+      if (int32_t j = step - height + node.depth + 1; valid(j)) {
+        BufferKind local = kIn;
+        for (int c = 0; c < 2; ++c) {
+          if (child_ranks[c] == kNone) continue;
+          b.RecvReduce(child_ranks[c], chunk(partial(children[c]), j), chunk(local, j),
+                       chunk(kOut, j));
+          local = kOut;
+        }
+      }
+      if (int32_t j = step - height + node.depth; node.parent != kNone && valid(j)) {
+        b.Send(node.parent, chunk(partial(node), j), chunk(kOut, j));
+      }
+      if (int32_t j = step - height - node.depth + 1; node.parent != kNone && valid(j)) {
+        b.Recv(node.parent, chunk(kOut, j), chunk(kOut, j));
+      }
+      if (int32_t j = step - height - node.depth; valid(j)) {
+        for (int32_t child : child_ranks) {
+          if (child != kNone) b.Send(child, chunk(kOut, j), chunk(kOut, j));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace jaxcoll

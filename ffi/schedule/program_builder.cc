@@ -1,0 +1,128 @@
+#include "schedule/program_builder.h"
+
+#include "schedule/dependencies.h"
+
+namespace jaxcoll {
+namespace {
+
+void Append(Operand& operand, int32_t begin, int32_t count) {
+  if (!operand.chunks.empty()) {
+    Interval& last = operand.chunks.back();
+    if (last.begin + last.count == begin) {
+      last.count += count;
+      return;
+    }
+  }
+  operand.chunks.push_back({begin, count});
+}
+
+}  // namespace
+
+int32_t InputBlocks(Collective collective, int32_t world_size) {
+  return collective == Collective::kReduceScatter || collective == Collective::kAllToAll
+             ? world_size
+             : 1;
+}
+
+int32_t OutputBlocks(Collective collective, int32_t world_size) {
+  return collective == Collective::kAllGather || collective == Collective::kAllToAll ? world_size
+                                                                                      : 1;
+}
+
+ProgramBuilder::ProgramBuilder(const ScheduleSpec& spec, int32_t rank, const Layout& layout)
+    : spec_(spec), layout_(layout) {
+  program_.rank = rank;
+  program_.chunks_per_block = static_cast<int32_t>(layout.chunks) * spec.channels;
+  program_.input_blocks = InputBlocks(spec.collective, spec.world_size);
+  program_.output_blocks = OutputBlocks(spec.collective, spec.world_size);
+  program_.scratch_blocks = static_cast<int32_t>(layout.scratch_blocks);
+}
+
+int32_t ProgramBuilder::Neighbour(int32_t offset) const {
+  const int32_t peer = (rank() + offset) % size();
+  return peer < 0 ? peer + size() : peer;
+}
+
+Operand ProgramBuilder::Chunks(BufferKind buffer, int32_t begin, int32_t count) const {
+  const int32_t share = channel_ * static_cast<int32_t>(layout_.chunks);
+  return {buffer, {{share + begin, count}}};
+}
+
+Operand ProgramBuilder::Blocks(BufferKind buffer, int32_t first, int32_t count) const {
+  Operand operand{buffer, {}};
+  const int32_t share = static_cast<int32_t>(layout_.chunks);
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t block = (first + i) % BlockCount(buffer);
+    Append(operand, block * program_.chunks_per_block + channel_ * share, share);
+  }
+  return operand;
+}
+
+Operand ProgramBuilder::Blocks(BufferKind buffer, const std::vector<int32_t>& blocks) const {
+  Operand operand{buffer, {}};
+  for (int32_t block : blocks) {
+    const Interval chunks = Blocks(buffer, block).chunks.front();
+    Append(operand, chunks.begin, chunks.count);
+  }
+  return operand;
+}
+
+void ProgramBuilder::Send(int32_t peer, Operand source, Operand destination_on_peer) {
+  Add(OpKind::kSend, peer, {std::move(source)}, std::move(destination_on_peer));
+}
+
+void ProgramBuilder::Recv(int32_t peer, Operand source_on_peer, Operand destination) {
+  Add(OpKind::kRecv, peer, {std::move(source_on_peer)}, std::move(destination));
+}
+
+void ProgramBuilder::RecvReduce(int32_t peer, Operand source_on_peer, Operand local,
+                                Operand destination) {
+  Add(OpKind::kRecvReduce, peer, {std::move(source_on_peer), std::move(local)},
+      std::move(destination));
+}
+
+void ProgramBuilder::Copy(Operand source, Operand destination) {
+  Add(OpKind::kCopy, -1, {std::move(source)}, std::move(destination));
+}
+
+void ProgramBuilder::Reduce(std::vector<Operand> sources, Operand destination) {
+  Add(OpKind::kReduce, -1, std::move(sources), std::move(destination));
+}
+
+void ProgramBuilder::SetChannel(int32_t channel) {
+  channel_ = channel;
+  lane_ = 0;
+  step_ = 0;
+}
+
+Program ProgramBuilder::Finish() && {
+  InferDependencies(program_);
+  return std::move(program_);
+}
+
+void ProgramBuilder::Add(OpKind kind, int32_t peer, std::vector<Operand> sources,
+                         Operand destination) {
+  Op op;
+  op.kind = kind;
+  op.channel = channel_ * static_cast<int32_t>(layout_.lanes) + lane_;
+  op.peer = peer;
+  if (peer >= 0) {
+    auto& messages = kind == OpKind::kSend ? sent_ : received_;
+    op.sequence = messages[{peer, op.channel}]++;
+  }
+  op.step = step_;
+  op.sources = std::move(sources);
+  op.destination = std::move(destination);
+  program_.ops.push_back(std::move(op));
+}
+
+int32_t ProgramBuilder::BlockCount(BufferKind buffer) const {
+  switch (buffer) {
+    case BufferKind::kInput: return program_.input_blocks;
+    case BufferKind::kOutput: return program_.output_blocks;
+    case BufferKind::kScratch: return program_.scratch_blocks;
+  }
+  return 0;
+}
+
+}  // namespace jaxcoll
