@@ -54,7 +54,7 @@ def choose(collective: str, algorithm: str, world_size: int) -> Choice:
             node_size=node_size,
         )
         try:
-            _schedule.build(spec, 0)
+            _schedule.build_rank(spec, 0)
         except ValueError as error:  # names the sizes it takes
             raise WorldSizeError(str(error)) from error
     return Choice(algorithm, node_size)
