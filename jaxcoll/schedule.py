@@ -1,0 +1,707 @@
+"""Schedules: what every rank does in one collective, free of sizes and dtypes.
+
+A schedule is made by a built-in algorithm::
+
+    schedule = build(ScheduleSpec("all_reduce", world_size=4, algorithm="ring"))
+    print(schedule)
+
+or written here, op by op, and verified (`jaxcoll.verify`) before it runs::
+
+    def ring_all_gather(p):
+        ops = []
+        for rank in range(p):
+            ops.append(copy(rank, INPUT[0], OUTPUT[rank]))
+        for step in range(p - 1):
+            for rank in range(p):
+                block = OUTPUT[(rank - step) % p]
+                ops += put(rank, (rank + 1) % p, block, block, step=step)
+        return Schedule.from_ops("all_gather", p, ops)
+
+Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into `chunks_per_block`
+chunks; chunk ``block * chunks_per_block + position``. Data only moves between chunks of equal
+position, so that it fits whatever the sizes.
+
+=============== ============ ============= =====================================
+collective      input blocks output blocks on rank r afterwards
+=============== ============ ============= =====================================
+all_reduce      1            1             out[0] = reduction over q of in_q[0]
+reduce          1            1             the same, on the root only
+broadcast       1            1             out[0] = in_root[0]
+reduce_scatter  P            1             out[0] = reduction over q of in_q[r]
+all_gather      1            P             out[q] = in_q[0]
+all_to_all      P            P             out[q] = in_q[r]
+permute         1            1             out[0] = in_source(r)[0], else zeros
+=============== ============ ============= =====================================
+
+Order. Ops of one channel start in program order. A send completes when its source may be reused, a
+recv when its data is visible, and data moves once both have started. Every other order is a
+dependency: an op starts after the ops in `depends_on` have completed.
+
+This module does not import JAX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Final, Literal, TypeAlias
+
+from jaxcoll._native import native
+
+Collective: TypeAlias = Literal[
+    "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "permute"
+]
+Buffer: TypeAlias = Literal["input", "output", "scratch"]
+Kind: TypeAlias = Literal["send", "recv", "recv_reduce", "copy", "reduce"]
+
+COLLECTIVES: Final[tuple[Collective, ...]] = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+    "reduce",
+    "permute",
+)
+# What fits into an FFI attribute without bloating every executable that carries it.
+MAX_SERIALIZED_BYTES: Final = 1 << 20
+
+# In the order of the C++ enums.
+_BUFFERS: Final[tuple[Buffer, ...]] = ("input", "output", "scratch")
+_KINDS: Final[tuple[Kind, ...]] = ("send", "recv", "recv_reduce", "copy", "reduce")
+
+
+def input_blocks(collective: str, world_size: int) -> int:
+    """Blocks of a rank's input."""
+    return world_size if collective in ("reduce_scatter", "all_to_all") else 1
+
+
+def output_blocks(collective: str, world_size: int) -> int:
+    """Blocks of a rank's output."""
+    return world_size if collective in ("all_gather", "all_to_all") else 1
+
+
+def algorithms(collective: str) -> tuple[str, ...]:
+    """Names of the built-in algorithms of a collective.
+
+    Raises:
+      ValueError: there is no such collective.
+    """
+    return tuple(native.schedule_algorithms(collective))
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Chunks of one buffer, as intervals ``(first chunk, count)``.
+
+    Usually written ``INPUT[3]``, ``OUTPUT[0:4]`` or ``SCRATCH[0:2, 6]``.
+    """
+
+    buffer: Buffer
+    chunks: tuple[tuple[int, int], ...]
+
+    def indices(self) -> list[int]:
+        """The chunks one by one, in order."""
+        return [chunk for begin, count in self.chunks for chunk in range(begin, begin + count)]
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self.chunks)
+
+    def __str__(self) -> str:
+        intervals = (
+            str(begin) if count == 1 else f"{begin}:{begin + count}" for begin, count in self.chunks
+        )
+        return f"{self.buffer}[{', '.join(intervals)}]"
+
+
+class _BufferName:
+    """Makes operands by subscription."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+
+    def __getitem__(self, key: int | slice | tuple[int | slice, ...]) -> Operand:
+        intervals = []
+        for item in key if isinstance(key, tuple) else (key,):
+            if isinstance(item, slice):
+                begin, end = item.start or 0, item.stop
+                if end is None or item.step is not None or not 0 <= begin < end:
+                    raise ValueError(
+                        f"{self._buffer}: write chunks as [begin:end] with 0 <= begin < end, "
+                        f"not {item}"
+                    )
+            else:
+                begin, end = item, item + 1
+                if begin < 0:
+                    raise ValueError(f"{self._buffer}: chunk {begin} is negative")
+            intervals.append((int(begin), int(end - begin)))
+        return Operand(self._buffer, tuple(intervals))
+
+
+INPUT: Final = _BufferName("input")
+OUTPUT: Final = _BufferName("output")
+SCRATCH: Final = _BufferName("scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One op of one rank.
+
+    =========== ======================== ============= =========================================
+    kind        sources                  destination   meaning
+    =========== ======================== ============= =========================================
+    send        (local,)                 on the peer
+    recv        (on the peer,)           local
+    recv_reduce (on the peer, local)     local         destination = incoming op local
+    copy        (local,)                 local
+    reduce      (s0, s1, ...) all local  local         ((s0 op s1) op s2) ..., rounded once
+    =========== ======================== ============= =========================================
+
+    Attributes:
+      channel: ops of one channel start in program order.
+      peer: the other rank of a transfer, -1 for local ops.
+      sequence: the how-manieth message from source to destination rank on this channel this is,
+        from 0; -1 for local ops.
+      step: the algorithm's round; for printing and counting only.
+      depends_on: indices of ops of this rank that complete before this one starts.
+    """
+
+    kind: Kind
+    channel: int
+    peer: int
+    sequence: int
+    step: int
+    sources: tuple[Operand, ...]
+    destination: Operand
+    depends_on: tuple[int, ...] = ()
+
+    @property
+    def is_transfer(self) -> bool:
+        return self.kind in ("send", "recv", "recv_reduce")
+
+    @property
+    def local_sources(self) -> tuple[Operand, ...]:
+        """The operands that this rank reads from its own buffers."""
+        return self.sources[1:] if self.kind in ("recv", "recv_reduce") else self.sources
+
+    def __str__(self) -> str:
+        sources = " op ".join(str(source) for source in self.sources)
+        peer = {"send": f" to rank {self.peer}"}.get(
+            self.kind, f" from rank {self.peer}" if self.is_transfer else ""
+        )
+        return f"{self.kind}{peer} {sources} => {self.destination}"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All ops of one rank, and the layout, which is equal on all ranks."""
+
+    rank: int
+    chunks_per_block: int
+    input_blocks: int
+    output_blocks: int
+    scratch_blocks: int
+    ops: tuple[Op, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """What a built-in schedule is a pure function of.
+
+    Attributes:
+      collective: one of `COLLECTIVES`.
+      world_size: ranks.
+      algorithm: one of ``algorithms(collective)``.
+      channels: independent copies of the pattern, each on its share of the chunks.
+      node_size: hierarchical: ranks per node, a divisor of `world_size`; 0 takes the divisor
+        nearest to its square root.
+      root: broadcast and reduce: the root's rank.
+      permutation: permute: pairs (source rank, destination rank).
+    """
+
+    collective: Collective
+    world_size: int
+    algorithm: str = "direct"
+    channels: int = 1
+    node_size: int = 0
+    root: int = 0
+    permutation: tuple[tuple[int, int], ...] = ()
+
+
+def build_rank(spec: ScheduleSpec, rank: int) -> Program:
+    """One rank's program. Costs what that one rank's ops cost.
+
+    Raises:
+      ValueError: unknown collective or algorithm, or one that cannot serve this spec; the message
+        names the choices.
+    """
+    return _program_from_tuple(
+        native.build_schedule(
+            spec.collective,
+            spec.algorithm,
+            spec.world_size,
+            spec.channels,
+            spec.node_size,
+            spec.root,
+            list(spec.permutation),
+            rank,
+        )
+    )
+
+
+def build(spec: ScheduleSpec) -> Schedule:
+    """All ranks' programs; see `build_rank` for the errors."""
+    first = build_rank(spec, 0)  # also what refuses a world size below 1
+    rest = (build_rank(spec, rank) for rank in range(1, spec.world_size))
+    return Schedule(
+        spec.collective, (first, *rest), spec.root, tuple(spec.permutation), spec.algorithm
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a schedule costs in the alpha-beta-gamma model, with chunks of equal length.
+
+    Fractions are of n bytes: the vector of all_reduce, reduce, broadcast and permute; everything
+    gathered by all_gather; one rank's whole input of reduce_scatter and all_to_all.
+
+    Attributes:
+      steps: rounds with messages in them.
+      sent: what each rank sends, as a fraction of n.
+      reduced: how many pairs of elements each rank combines, as a fraction of n.
+    """
+
+    steps: int
+    sent: tuple[Fraction, ...]
+    reduced: tuple[Fraction, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """One collective: all ranks' programs. Immutable; compare with ``==``.
+
+    Attributes:
+      collective: one of `COLLECTIVES`.
+      programs: by rank.
+      root: broadcast and reduce.
+      permutation: permute: pairs (source rank, destination rank).
+      algorithm: a name to print.
+    """
+
+    collective: Collective
+    programs: tuple[Program, ...]
+    root: int = 0
+    permutation: tuple[tuple[int, int], ...] = ()
+    algorithm: str = "custom"
+
+    @staticmethod
+    def from_ops(
+        collective: Collective,
+        world_size: int,
+        ops: Iterable[RankOp],
+        *,
+        chunks_per_block: int = 1,
+        scratch_blocks: int | None = None,
+        root: int = 0,
+        permutation: Sequence[tuple[int, int]] = (),
+        infer_dependencies: bool = True,
+        algorithm: str = "custom",
+    ) -> Schedule:
+        """Makes a schedule from ops of all ranks, in the order in which each rank starts them.
+
+        Messages are numbered in that order. With `infer_dependencies` every rank behaves as if its
+        ops ran one after the other: a read waits for the last write of its chunks, a write for the
+        reads since. Only `after` counts without it.
+
+        Args:
+          collective: one of `COLLECTIVES`.
+          world_size: ranks.
+          ops: from `send`, `recv`, `recv_reduce`, `copy`, `reduce`, `put` and `put_reduce`.
+          chunks_per_block: pieces that each block is cut into, on all ranks.
+          scratch_blocks: scratch of every rank, in blocks; None takes what the ops need.
+          root: broadcast and reduce.
+          permutation: permute: pairs (source rank, destination rank).
+          infer_dependencies: see above.
+          algorithm: a name to print.
+
+        Returns:
+          The schedule, not verified yet: see `jaxcoll.verify.verify`.
+
+        Raises:
+          ValueError: unknown collective, a rank outside the world, or an `after` that names an op
+            of another rank or none of `ops`.
+        """
+        if collective not in COLLECTIVES:
+            raise ValueError(f"unknown collective {collective!r}; there are {list(COLLECTIVES)}")
+        if world_size < 1 or chunks_per_block < 1:
+            raise ValueError(
+                f"world_size {world_size} and chunks_per_block {chunks_per_block} must be positive"
+            )
+        ops = list(ops)
+        for number, item in enumerate(ops):
+            for rank in (item.rank, item.op.peer):
+                if rank >= world_size or (rank < 0 and (rank != -1 or item.op.is_transfer)):
+                    raise ValueError(
+                        f"op {number} of the list ({item.op}) names rank {rank}, but there are "
+                        f"ranks 0 to {world_size - 1}"
+                    )
+        if scratch_blocks is None:
+            scratch_blocks = _scratch_blocks(ops, chunks_per_block)
+        programs = []
+        for rank, rank_ops in enumerate(_number(world_size, ops)):
+            program = Program(
+                rank,
+                chunks_per_block,
+                input_blocks(collective, world_size),
+                output_blocks(collective, world_size),
+                scratch_blocks,
+                tuple(rank_ops),
+            )
+            if infer_dependencies:
+                program = _program_from_tuple(native.infer_dependencies(_to_tuple(program)))
+            programs.append(program)
+        return Schedule(collective, tuple(programs), root, tuple(permutation), algorithm)
+
+    @staticmethod
+    def parse(
+        collective: Collective,
+        text: str,
+        *,
+        root: int = 0,
+        permutation: Sequence[tuple[int, int]] = (),
+        algorithm: str = "custom",
+    ) -> Schedule:
+        """The inverse of `serialize`.
+
+        Raises:
+          ValueError: the text is no schedule; the message names the line.
+        """
+        programs = tuple(_program_from_tuple(program) for program in native.parse_schedule(text))
+        return Schedule(collective, programs, root, tuple(permutation), algorithm)
+
+    def serialize(self) -> str:
+        """The ops as text, which is what the FFI attribute `schedule` carries.
+
+        The text holds the programs only: collective, root and permutation are attributes of their
+        own.
+
+        Raises:
+          ValueError: the text would exceed `MAX_SERIALIZED_BYTES`.
+        """
+        if len(self._text) > MAX_SERIALIZED_BYTES:
+            raise ValueError(
+                f"{self!r} takes {len(self._text)} bytes as text; at most {MAX_SERIALIZED_BYTES} "
+                "can be attached to a call. Use fewer chunks, or intervals of chunks"
+            )
+        return self._text
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of everything that has a meaning (not of the algorithm's name)."""
+        head = f"{self.collective} {self.root} {list(self.permutation)}\n"
+        return hashlib.sha256((head + self._text).encode()).hexdigest()
+
+    @property
+    def world_size(self) -> int:
+        return len(self.programs)
+
+    def cost(self) -> Cost:
+        """Steps, bytes and reductions, to compare with an algorithm's closed form."""
+        layout = self.programs[0]
+        blocks = max(layout.input_blocks, layout.output_blocks)
+        chunk = Fraction(1, blocks * layout.chunks_per_block)
+        steps = {op.step for _, op in self._ops() if op.is_transfer}
+        sent, reduced = [0] * self.world_size, [0] * self.world_size
+        for rank, op in self._ops():
+            if op.kind == "send":
+                sent[rank] += len(op.destination)
+            else:
+                reduced[rank] += len(op.destination) * (len(op.sources) - 1)
+        return Cost(
+            len(steps),
+            tuple(count * chunk for count in sent),
+            tuple(count * chunk for count in reduced),
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self._title()}>"
+
+    def __str__(self) -> str:
+        lines = [self._title()]
+        receipts = {
+            (op.peer, rank, op.channel, op.sequence): op
+            for rank, op in self._ops()
+            if op.is_transfer and op.kind != "send"
+        }
+        by_step: dict[int, list[str]] = defaultdict(list)
+        for rank, op in self._ops():
+            channel = f"  (channel {op.channel})" if op.channel else ""
+            if op.kind == "send":
+                receipt = receipts.pop((rank, op.peer, op.channel, op.sequence), None)
+                what = " op local ".join(map(str, receipt.sources if receipt else op.sources))
+                lost = "" if receipt else "  (never received)"
+                by_step[op.step].append(
+                    f"  {rank} -> {op.peer}  {what} => {op.destination}{channel}{lost}"
+                )
+            elif not op.is_transfer:
+                what = " op ".join(map(str, op.sources))
+                by_step[op.step].append(f"  {rank}: {op.kind} {what} => {op.destination}{channel}")
+        for (source, rank, _, _), op in receipts.items():
+            by_step[op.step].append(f"  {source} -> {rank}  {op}  (never sent)")
+        for step, step_lines in sorted(by_step.items()):
+            lines += [f"step {step}", *step_lines]
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        layout = self.programs[0]
+        details = [
+            f"{self.algorithm} {self.collective}",
+            f"{self.world_size} ranks",
+            f"{layout.chunks_per_block} chunks per block",
+        ]
+        if layout.scratch_blocks:
+            details.append(f"{layout.scratch_blocks} blocks of scratch")
+        return ", ".join([*details, f"{sum(len(p.ops) for p in self.programs)} ops"])
+
+    def _ops(self) -> Iterator[tuple[int, Op]]:
+        return ((program.rank, op) for program in self.programs for op in program.ops)
+
+    @cached_property
+    def _text(self) -> str:
+        return native.serialize_schedule([_to_tuple(program) for program in self.programs])
+
+
+@dataclass(frozen=True, eq=False)
+class RankOp:
+    """An op on its way into `Schedule.from_ops`: not numbered yet. Equal only to itself."""
+
+    rank: int
+    op: Op
+    after: tuple[RankOp, ...] = ()
+
+
+def send(
+    rank: int,
+    to: int,
+    source: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+    after: Sequence[RankOp] = (),
+) -> RankOp:
+    """`rank` sends its `source` into `destination` on rank `to`, which needs the same `recv`.
+
+    Args:
+      rank: the sender.
+      to: the receiver.
+      source: chunks of the sender.
+      destination: chunks of the receiver, as many, at the same positions of their blocks.
+      step: the round, for printing and counting.
+      channel: ops of one channel start in order.
+      after: ops of `rank` that must complete first, beside those that data implies.
+    """
+    return _rank_op("send", rank, to, (source,), destination, step, channel, after)
+
+
+def recv(
+    rank: int,
+    source_rank: int,
+    source: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+    after: Sequence[RankOp] = (),
+) -> RankOp:
+    """`rank` receives `source` of rank `source_rank` into its `destination`; see `send`."""
+    return _rank_op("recv", rank, source_rank, (source,), destination, step, channel, after)
+
+
+def recv_reduce(
+    rank: int,
+    source_rank: int,
+    source: Operand,
+    local: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+    after: Sequence[RankOp] = (),
+) -> RankOp:
+    """Like `recv`, but ``destination = incoming op local``; see `send`."""
+    return _rank_op(
+        "recv_reduce", rank, source_rank, (source, local), destination, step, channel, after
+    )
+
+
+def copy(
+    rank: int,
+    source: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+    after: Sequence[RankOp] = (),
+) -> RankOp:
+    """`rank` copies between its own buffers; see `send`."""
+    return _rank_op("copy", rank, -1, (source,), destination, step, channel, after)
+
+
+def reduce(
+    rank: int,
+    sources: Sequence[Operand],
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+    after: Sequence[RankOp] = (),
+) -> RankOp:
+    """``destination = ((s0 op s1) op s2) ...`` on `rank`, rounded once at the end; see `send`."""
+    return _rank_op("reduce", rank, -1, tuple(sources), destination, step, channel, after)
+
+
+def put(
+    rank: int,
+    to: int,
+    source: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+) -> list[RankOp]:
+    """Both sides of a message: `send` on `rank`, `recv` on `to`."""
+    return [
+        send(rank, to, source, destination, step=step, channel=channel),
+        recv(to, rank, source, destination, step=step, channel=channel),
+    ]
+
+
+def put_reduce(
+    rank: int,
+    to: int,
+    source: Operand,
+    local: Operand,
+    destination: Operand,
+    *,
+    step: int = 0,
+    channel: int = 0,
+) -> list[RankOp]:
+    """Both sides of a reducing message; `local` and `destination` are chunks of rank `to`."""
+    return [
+        send(rank, to, source, destination, step=step, channel=channel),
+        recv_reduce(to, rank, source, local, destination, step=step, channel=channel),
+    ]
+
+
+def _rank_op(
+    kind: Kind,
+    rank: int,
+    peer: int,
+    sources: tuple[Operand, ...],
+    destination: Operand,
+    step: int,
+    channel: int,
+    after: Sequence[RankOp],
+) -> RankOp:
+    op = Op(kind, channel, peer, -1, step, sources, destination)
+    return RankOp(rank, op, tuple(after))
+
+
+def _number(world_size: int, items: Sequence[RankOp]) -> list[list[Op]]:
+    """Ops by rank, with sequence numbers and explicit dependencies."""
+    positions: dict[int, int] = {}  # by id of the RankOp
+    counts = [0] * world_size
+    for item in items:
+        positions[id(item)] = counts[item.rank]
+        counts[item.rank] += 1
+    by_rank: list[list[Op]] = [[] for _ in range(world_size)]
+    messages: dict[tuple[int, int, int, bool], int] = defaultdict(int)
+    for item in items:
+        op = item.op
+        for other in item.after:
+            if other.rank != item.rank or id(other) not in positions:
+                raise ValueError(
+                    f"rank {item.rank}, {op}: `after` names {other.op} of rank {other.rank}, which "
+                    "is not among this rank's ops"
+                )
+        sequence = -1
+        if op.is_transfer:
+            key = (item.rank, op.peer, op.channel, op.kind == "send")
+            sequence = messages[key]
+            messages[key] += 1
+        depends_on = tuple(sorted({positions[id(other)] for other in item.after}))
+        by_rank[item.rank].append(replace(op, sequence=sequence, depends_on=depends_on))
+    return by_rank
+
+
+def _scratch_blocks(items: Iterable[RankOp], chunks_per_block: int) -> int:
+    ends = (
+        begin + count
+        for item in items
+        for operand in (*item.op.sources, item.op.destination)
+        if operand.buffer == "scratch"
+        for begin, count in operand.chunks
+    )
+    return -(-max(ends, default=0) // chunks_per_block)
+
+
+# What crosses into C++; see ffi/bindings/schedule.cc.
+_OperandTuple: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
+_OpTuple: TypeAlias = tuple[
+    int, int, int, int, int, Sequence[_OperandTuple], _OperandTuple, Sequence[int]
+]
+_ProgramTuple: TypeAlias = tuple[int, int, int, int, int, Sequence[_OpTuple]]
+
+
+def _to_tuple(program: Program) -> _ProgramTuple:
+    def operand(value: Operand) -> _OperandTuple:
+        return _BUFFERS.index(value.buffer), value.chunks
+
+    ops = [
+        (
+            _KINDS.index(op.kind),
+            op.channel,
+            op.peer,
+            op.sequence,
+            op.step,
+            [operand(source) for source in op.sources],
+            operand(op.destination),
+            op.depends_on,
+        )
+        for op in program.ops
+    ]
+    return (
+        program.rank,
+        program.chunks_per_block,
+        program.input_blocks,
+        program.output_blocks,
+        program.scratch_blocks,
+        ops,
+    )
+
+
+def _program_from_tuple(value: _ProgramTuple) -> Program:
+    def operand(item: _OperandTuple) -> Operand:
+        return Operand(_BUFFERS[item[0]], tuple(item[1]))
+
+    *layout, ops = value
+    return Program(
+        *layout,
+        tuple(
+            Op(
+                _KINDS[kind],
+                channel,
+                peer,
+                sequence,
+                step,
+                tuple(operand(source) for source in sources),
+                operand(destination),
+                tuple(depends_on),
+            )
+            for kind, channel, peer, sequence, step, sources, destination, depends_on in ops
+        ),
+    )
