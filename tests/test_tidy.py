@@ -17,7 +17,7 @@ PYTHON_LAYERS = [
     {"_environment", "_errors", "_native", "_version"},
     {"schedule", "verify"},
     {"_jax_compat"},
-    {"_primitive", "_select"},
+    {"_primitive", "_select", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
