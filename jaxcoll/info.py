@@ -79,8 +79,8 @@ def _reduce_ops() -> Iterator[str]:
     together: dict[tuple[str, ...], list[str]] = {}
     for op, dtypes in dtypes_of.items():
         together.setdefault(tuple(dtypes), []).append(op)
-    for dtypes, ops in together.items():
-        yield f"{', '.join(ops)}: {', '.join(dtypes)}"
+    for names, ops in together.items():
+        yield f"{', '.join(ops)}: {', '.join(names)}"
     yield "mean: as sum"
 
 
