@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from jaxcoll.schedule import (
     COLLECTIVES,
+    MAX_CHANNELS,
     Buffer,
     Collective,
     Kind,
@@ -228,7 +229,9 @@ class _Flat:
     def _check_layout(self, rank: int, program: Program) -> None:
         schedule, world_size = self.schedule, self.schedule.world_size
         if program.rank != rank:
-            raise ScheduleError("malformed", f"its program is that of rank {program.rank}", rank=rank)
+            raise ScheduleError(
+                "malformed", f"its program is that of rank {program.rank}", rank=rank
+            )
         expected = (
             self.layout.chunks_per_block,
             input_blocks(schedule.collective, world_size),
@@ -253,6 +256,8 @@ class _Flat:
         op, world_size = self.ops[g], self.schedule.world_size
         if op.kind not in get_args(Kind):
             raise self.error("malformed", g, f"there is no op {op.kind!r}")
+        if not 0 <= op.channel < MAX_CHANNELS or op.step < 0:
+            raise self.error("malformed", g, f"is on channel {op.channel} of {MAX_CHANNELS}")
         arity = {"recv_reduce": 2, "reduce": max(1, len(op.sources))}.get(op.kind, 1)
         if len(op.sources) != arity:
             raise self.error("malformed", g, f"{op.kind} has {len(op.sources)} sources")
@@ -265,6 +270,8 @@ class _Flat:
                 f"peer {op.peer}, message {op.sequence}: the peer must be another of "
                 f"{world_size} ranks",
             )
+        if not op.is_transfer and (op.peer, op.sequence) != (-1, -1):
+            raise self.error("malformed", g, "is local: its peer and sequence must be -1")
         ops_of_rank = len(self.schedule.programs[self.rank[g]].ops)
         for dependency in op.depends_on:
             if not 0 <= dependency < ops_of_rank:
@@ -321,9 +328,9 @@ class _Flat:
         for g, op in enumerate(self.ops):
             if not op.is_transfer:
                 continue
-            sends = op.kind == "send"
-            key = (self.rank[g], op.peer) if sends else (op.peer, self.rank[g])
-            ends.setdefault((*key, op.channel), ([], []))[0 if sends else 1].append(g)
+            is_send = op.kind == "send"
+            key = (self.rank[g], op.peer) if is_send else (op.peer, self.rank[g])
+            ends.setdefault((*key, op.channel), ([], []))[0 if is_send else 1].append(g)
 
         peer = list(range(len(self.ops)))
         for (source, destination, channel), (sends, recvs) in ends.items():
@@ -625,9 +632,7 @@ def _replay(flat: _Flat, order: _Order, *, in_place: bool) -> _Values:
         local_sources.append(
             [
                 values.locations(rank, operand.buffer, chunks)
-                for operand, chunks in zip(
-                    op.local_sources, flat.sources[g][skipped:], strict=True
-                )
+                for operand, chunks in zip(op.local_sources, flat.sources[g][skipped:], strict=True)
             ]
         )
         destinations.append(
@@ -775,16 +780,11 @@ def _check_chunk(
         return
     writer = values.writer[values.location(rank, "output", chunk)]
     if value == _UNWRITTEN or writer < 0:
-        raise ScheduleError(
-            "result", "is never written", rank=rank, chunk=f"output[{chunk}]"
-        )
+        raise ScheduleError("result", "is never written", rank=rank, chunk=f"output[{chunk}]")
     if doubled >= 0:
         why = f"holds a contribution twice; {flat.describe(doubled)} took it again"
     else:
-        why = (
-            f"ends with {values.describe(value)}, but should hold "
-            f"{values.describe_set(wanted)}"
-        )
+        why = f"ends with {values.describe(value)}, but should hold {values.describe_set(wanted)}"
     raise flat.error("result", writer, why, ("output", chunk))
 
 
@@ -829,7 +829,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = sorted({name for collective in collectives for name in algorithms(collective)})
         parser.error(f"no algorithm {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
 
-    print(f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict")
+    print(
+        f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict"
+    )
     failures = 0
     for collective, algorithm in chosen:
         for world_size in arguments.world_size:
@@ -881,11 +883,12 @@ def _world_sizes(text: str) -> list[int]:
     for item in text.split(","):
         begin, _, end = item.partition(":")
         try:
-            sizes += range(int(begin), int(end or begin) + 1)
+            item_sizes = range(int(begin), int(end or begin) + 1)
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{item!r} is no world size: write 8, 1:17 or 1:17,32"
-            ) from None
+            item_sizes = range(0)
+        if not item_sizes:
+            raise argparse.ArgumentTypeError(f"{item!r} is no world size: write 8, 1:17 or 1:17,32")
+        sizes += item_sizes
     return sizes
 
 

@@ -24,9 +24,7 @@ struct Fold {
 
   // The ranks that `folded` stands for are FirstRank(folded), ..., Rank(folded); therefore folded
   // ranks [a, b) stand for ranks [FirstRank(a), FirstRank(b)).
-  int32_t FirstRank(int32_t folded) const {
-    return folded < pairs ? 2 * folded : folded + pairs;
-  }
+  int32_t FirstRank(int32_t folded) const { return folded < pairs ? 2 * folded : folded + pairs; }
 
   int32_t size;    // 2^K
   int32_t pairs;   // R
