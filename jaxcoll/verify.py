@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +60,10 @@ Association: TypeAlias = "int | tuple[Association, ...]"
 
 # A chunk that has not been written; values are numbered from 1.
 _UNWRITTEN: Final = 0
-# What the proof's tables may hold, in chunks; an honest schedule for thousands of ranks fits.
-_MAX_ACCESSES: Final = 1 << 26
+# Chunks of one buffer; what Parse in ffi/schedule/text.cc accepts.
+_MAX_CHUNKS: Final = 1 << 24
+# Chunks of all ranks, and chunks that ops name, in all: what keeps a proof within about 1 GiB.
+_MAX_ACCESSES: Final = 1 << 24
 # Columns of the reachability table in memory at once.
 _CHAINS_AT_ONCE: Final = 256
 
@@ -174,6 +176,7 @@ class _Flat:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self._check_schedule()
         self.layout = schedule.programs[0]
         self.ops: list[Op] = []
         self.rank: list[int] = []
@@ -183,10 +186,6 @@ class _Flat:
             self.first.append(len(self.ops))
             self.ops += program.ops
             self.rank += [program.rank] * len(program.ops)
-        if self.chunk_count * schedule.world_size > _MAX_ACCESSES:
-            raise ScheduleError(
-                "malformed", f"more than {_MAX_ACCESSES} chunks on all ranks together", rank=0
-            )
         self._accesses = 0
         # Chunks of operands, by op: those of every source, and of the destination.
         self.sources: list[list[list[int]]] = []
@@ -202,11 +201,6 @@ class _Flat:
             "scratch": self.layout.scratch_blocks,
         }[buffer]
         return blocks * self.layout.chunks_per_block
-
-    @property
-    def chunk_count(self) -> int:
-        """Of all buffers of one rank."""
-        return sum(self.chunks(buffer) for buffer in get_args(Buffer))
 
     def describe(self, g: int) -> str:
         return f"op {self.index(g)} of rank {self.rank[g]} (step {self.ops[g].step}, {self.ops[g]})"
@@ -226,11 +220,45 @@ class _Flat:
             chunk=None if chunk is None else f"{chunk[0]}[{chunk[1]}]",
         )
 
+    def _check_schedule(self) -> None:
+        """What belongs to no op."""
+        schedule, ranks = self.schedule, range(self.schedule.world_size)
+        if schedule.collective not in COLLECTIVES or not ranks:
+            raise ScheduleError(
+                "malformed", f"{schedule.collective!r} of {len(ranks)} ranks is nothing", rank=0
+            )
+        if schedule.root not in ranks:
+            raise ScheduleError(
+                "malformed", f"the root is not among the {len(ranks)} ranks", rank=schedule.root
+            )
+        for side, name in enumerate(("source", "destination")):
+            named = [pair[side] for pair in schedule.permutation]
+            for rank in named:
+                if rank not in ranks or named.count(rank) > 1:
+                    raise ScheduleError(
+                        "malformed",
+                        f"is {named.count(rank)} times a {name} of the permutation of "
+                        f"{len(ranks)} ranks",
+                        rank=rank,
+                    )
+
     def _check_layout(self, rank: int, program: Program) -> None:
         schedule, world_size = self.schedule, self.schedule.world_size
         if program.rank != rank:
             raise ScheduleError(
                 "malformed", f"its program is that of rank {program.rank}", rank=rank
+            )
+        buffers = [self.chunks(buffer) for buffer in get_args(Buffer)]
+        if self.layout.chunks_per_block < 1 or not 0 <= min(buffers) <= max(buffers) <= _MAX_CHUNKS:
+            raise ScheduleError(
+                "malformed",
+                f"input, output and scratch of {buffers} chunks, {self.layout.chunks_per_block} "
+                f"per block: a block has one at least, a buffer {_MAX_CHUNKS} at most",
+                rank=rank,
+            )
+        if sum(buffers) * schedule.world_size > _MAX_ACCESSES:
+            raise ScheduleError(
+                "malformed", f"more than {_MAX_ACCESSES} chunks on all ranks together", rank=rank
             )
         expected = (
             self.layout.chunks_per_block,
@@ -695,8 +723,8 @@ def _check_races(
     Accesses are visited in one possible order. Order being transitive, neighbours suffice: a read
     and the write before it, a write and the reads since the write before it (or that write).
     """
-    last_write = [-1] * len(values.held)
-    reads: list[list[int]] = [[] for _ in values.held]
+    last_write: dict[int, int] = {}  # by location
+    reads: defaultdict[int, list[int]] = defaultdict(list)  # since that write
     pairs: dict[tuple[int, int], int] = {}  # (earlier, later): a location
     for g in moves:
         destination = destinations[g]
@@ -710,7 +738,7 @@ def _check_races(
                             "race", g, "reads a chunk that it writes as another", values.name(read)
                         )
             for location in source:
-                if last_write[location] >= 0:
+                if location in last_write:
                     pairs.setdefault((last_write[location], g), location)
                 reads[location].append(g)
         for location in destination:
@@ -718,7 +746,7 @@ def _check_races(
             for reader in readers:
                 if reader != g:
                     pairs.setdefault((reader, g), location)
-            if not readers and last_write[location] >= 0:
+            if not readers and location in last_write:
                 pairs.setdefault((last_write[location], g), location)
             last_write[location] = g
             reads[location] = []

@@ -191,7 +191,29 @@ def test_layouts_that_differ_between_ranks_or_from_the_collective_are_refused() 
 def test_schedules_too_large_to_prove_are_refused_before_memory_is_spent() -> None:
     huge = copy(0, INPUT[0 : 1 << 30], OUTPUT[0 : 1 << 30])
     schedule = Schedule.from_ops("all_reduce", 1, [huge], chunks_per_block=1 << 30)
-    fault(schedule, "more than")
+    fault(schedule, "a buffer 16777216 at most")
+    many = Schedule.from_ops("all_reduce", 8, [], scratch_blocks=1 << 23)
+    fault(many, "more than 16777216 chunks on all ranks together")
+    wide = [copy(0, INPUT[0 : 1 << 24], OUTPUT[0 : 1 << 24])]
+    schedule = Schedule.from_ops("all_reduce", 1, wide, chunks_per_block=1 << 22)
+    fault(schedule, "output[0:16777216] is out of range")
+    repeated = [copy(0, INPUT[0 : 1 << 22], OUTPUT[0 : 1 << 22])] * 3
+    schedule = Schedule.from_ops("all_reduce", 1, repeated, chunks_per_block=1 << 22)
+    fault(schedule, "op 2", "more than 16777216 chunks are named in all")
+
+
+def test_what_belongs_to_no_op_is_checked_too() -> None:
+    schedule = build(ScheduleSpec("permute", 3, permutation=((0, 1),)))
+    fault(replace(schedule, root=3), "malformed: rank 3: the root is not among the 3 ranks")
+    fault(replace(schedule, root=-1), "malformed: rank -1: the root")
+    fault(replace(schedule, programs=()), "of 0 ranks is nothing")
+    fault(replace(schedule, collective="gossip"), "'gossip' of 3 ranks is nothing")
+    fault(replace(schedule, permutation=((0, 1), (0, 2))), "rank 0: is 2 times a source")
+    fault(replace(schedule, permutation=((0, 1), (2, 1))), "rank 1: is 2 times a destination")
+    fault(replace(schedule, permutation=((0, 3),)), "rank 3: is 1 times a destination")
+    for changes in ({"chunks_per_block": 0}, {"scratch_blocks": -1}):
+        programs = tuple(replace(program, **changes) for program in schedule.programs)
+        fault(replace(schedule, programs=programs), "a block has one at least")
 
 
 # Deadlocks.
