@@ -64,6 +64,8 @@ _UNWRITTEN: Final = 0
 _MAX_CHUNKS: Final = 1 << 24
 # Chunks of all ranks, and chunks that ops name, in all: what keeps a proof within about 1 GiB.
 _MAX_ACCESSES: Final = 1 << 24
+# Ops of a deadlock's cycle that its message describes.
+_CYCLE_SHOWN: Final = 8
 # Columns of the reachability table in memory at once.
 _CHAINS_AT_ONCE: Final = 256
 
@@ -186,12 +188,19 @@ class _Flat:
             self.first.append(len(self.ops))
             self.ops += program.ops
             self.rank += [program.rank] * len(program.ops)
-        self._accesses = 0
-        # Chunks of operands, by op: those of every source, and of the destination.
-        self.sources: list[list[list[int]]] = []
-        self.destination: list[list[int]] = []
-        for g in range(len(self.ops)):
+        accesses = 0
+        for g, op in enumerate(self.ops):
             self._check_op(g)
+            accesses += len(op.destination) * (1 + len(op.sources))
+            if accesses > _MAX_ACCESSES:
+                raise self.error(
+                    "malformed", g, f"more than {_MAX_ACCESSES} chunks are named in all"
+                )
+        # Chunks of operands, by op: those of every source, and of the destination.
+        self.sources = [[source.indices() for source in op.sources] for op in self.ops]
+        self.destination = [op.destination.indices() for op in self.ops]
+        for g in range(len(self.ops)):
+            self._check_chunks(g)
         self.peer = self._match()  # by op: the op at the other end, or the op itself
 
     def chunks(self, buffer: Buffer) -> int:
@@ -225,7 +234,10 @@ class _Flat:
         schedule, ranks = self.schedule, range(self.schedule.world_size)
         if schedule.collective not in COLLECTIVES or not ranks:
             raise ScheduleError(
-                "malformed", f"{schedule.collective!r} of {len(ranks)} ranks is nothing", rank=0
+                "malformed",
+                f"{schedule.collective!r} of {len(ranks)} ranks; there are "
+                f"{', '.join(COLLECTIVES)}, of one rank or more",
+                rank=0,
             )
         if schedule.root not in ranks:
             raise ScheduleError(
@@ -304,13 +316,27 @@ class _Flat:
         for dependency in op.depends_on:
             if not 0 <= dependency < ops_of_rank:
                 raise self.error("malformed", g, f"depends on op {dependency}, which is not there")
-        self.destination.append(self._expand(g, op.destination))
-        self.sources.append([self._expand(g, source) for source in op.sources])
-        self._check_operands(g)
+        for operand in (op.destination, *op.sources):
+            self._check_operand(g, operand)
+            if len(operand) != len(op.destination):
+                raise self.error(
+                    "malformed",
+                    g,
+                    f"{operand} has {len(operand)} chunks, {op.destination} {len(op.destination)}",
+                )
+        if op.destination.buffer == "input":
+            raise self.error(
+                "malformed",
+                g,
+                "writes to the input, which is read-only",
+                ("input", op.destination.chunks[0][0]),
+            )
 
-    def _expand(self, g: int, operand: Operand) -> list[int]:
+    def _check_operand(self, g: int, operand: Operand) -> None:
         if operand.buffer not in get_args(Buffer):
             raise self.error("malformed", g, f"there is no buffer {operand.buffer!r}")
+        if not operand.chunks:
+            raise self.error("malformed", g, f"{operand} names no chunk")
         end = self.chunks(operand.buffer)
         for begin, count in operand.chunks:
             if begin < 0 or count < 1 or begin + count > end:
@@ -320,26 +346,12 @@ class _Flat:
                     f"{operand} is out of range: {operand.buffer} has {end} chunks",
                     (operand.buffer, max(begin, end)),
                 )
-        self._accesses += len(operand)
-        if self._accesses > _MAX_ACCESSES:
-            raise self.error("malformed", g, f"more than {_MAX_ACCESSES} chunks are named in all")
-        return operand.indices()
 
-    def _check_operands(self, g: int) -> None:
+    def _check_chunks(self, g: int) -> None:
         op, destination, per_block = self.ops[g], self.destination[g], self.layout.chunks_per_block
-        if op.destination.buffer == "input":
-            raise self.error(
-                "malformed", g, "writes to the input, which is read-only", ("input", destination[0])
-            )
         if len(set(destination)) != len(destination):
             raise self.error("malformed", g, f"{op.destination} names a chunk twice")
         for operand, chunks in zip(op.sources, self.sources[g], strict=True):
-            if len(chunks) != len(destination):
-                raise self.error(
-                    "malformed",
-                    g,
-                    f"{operand} has {len(chunks)} chunks, {op.destination} {len(destination)}",
-                )
             for source, target in zip(chunks, destination, strict=True):
                 if (source - target) % per_block:
                     raise self.error(
@@ -432,6 +444,7 @@ class _Order:
             for dependency in self._dependencies[-1]:
                 self._dependents[dependency].append(g)
         self.starts = self._sort()
+        self._tables: dict[int, NDArray[np.int32]] = {}  # of _earliest_starts, by its argument
 
     def _sort(self) -> list[int]:
         """Ops in an order in which they could start; an op's move follows the later of two."""
@@ -487,8 +500,12 @@ class _Order:
             path.append((g, why))
             g = blocker
         cycle = path[seen[g] :]
-        why = "; ".join(f"{flat.describe(g)} {reason}" for g, reason in cycle)
-        return flat.error("deadlock", cycle[0][0], f"a cycle of {len(cycle)} ops: {why}")
+        reasons = [f"{flat.describe(g)} {reason}" for g, reason in cycle[:_CYCLE_SHOWN]]
+        if len(cycle) > _CYCLE_SHOWN:
+            reasons.append(f"and {len(cycle) - _CYCLE_SHOWN} more, back to the first")
+        return flat.error(
+            "deadlock", cycle[0][0], f"a cycle of {len(cycle)} ops: {'; '.join(reasons)}"
+        )
 
     def before(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Element by element: whether op a completes before the data of op b moves."""
@@ -539,10 +556,6 @@ class _Order:
                 row[column] = min(row[column], self._position[g])
         self._tables[first_chain] = completion
         return completion
-
-    @cached_property
-    def _tables(self) -> dict[int, NDArray[np.int32]]:
-        return {}
 
 
 class _Values:

@@ -151,6 +151,8 @@ def test_ends_that_name_other_chunks_are_named_both() -> None:
         ({"destination": OUTPUT[9]}, "output[9] is out of range: output has 4 chunks"),
         ({"destination": Operand("output", ((-1, 1),))}, "out of range"),
         ({"destination": Operand("output", ((0, 0),))}, "out of range"),
+        ({"destination": Operand("output", ())}, "output[] names no chunk"),
+        ({"sources": (Operand("input", ()),)}, "input[] names no chunk"),
         ({"destination": SCRATCH[0]}, "scratch[0] is out of range: scratch has 0 chunks"),
         ({"destination": Operand("registers", ((0, 1),))}, "there is no buffer 'registers'"),
         ({"destination": OUTPUT[0:2]}, "input[0] has 1 chunks, output[0:2] 2"),
@@ -206,8 +208,8 @@ def test_what_belongs_to_no_op_is_checked_too() -> None:
     schedule = build(ScheduleSpec("permute", 3, permutation=((0, 1),)))
     fault(replace(schedule, root=3), "malformed: rank 3: the root is not among the 3 ranks")
     fault(replace(schedule, root=-1), "malformed: rank -1: the root")
-    fault(replace(schedule, programs=()), "of 0 ranks is nothing")
-    fault(replace(schedule, collective="gossip"), "'gossip' of 3 ranks is nothing")
+    fault(replace(schedule, programs=()), "of 0 ranks; there are all_reduce")
+    fault(replace(schedule, collective="gossip"), "'gossip' of 3 ranks; there are all_reduce")
     fault(replace(schedule, permutation=((0, 1), (0, 2))), "rank 0: is 2 times a source")
     fault(replace(schedule, permutation=((0, 1), (2, 1))), "rank 1: is 2 times a destination")
     fault(replace(schedule, permutation=((0, 3),)), "rank 3: is 1 times a destination")
@@ -261,6 +263,14 @@ def test_a_blocked_op_holds_up_its_channel() -> None:
     error = fault(schedule(channel=0), "deadlock", "rank 0")
     assert error.kind == "deadlock"
     verify(schedule(channel=1))
+
+
+def test_a_long_cycle_is_cut_short_in_the_message() -> None:
+    ops = []
+    for rank in range(20):
+        receipt = recv(rank, (rank - 1) % 20, INPUT[0], SCRATCH[0])
+        ops += [receipt, send(rank, (rank + 1) % 20, INPUT[0], SCRATCH[0], after=[receipt])]
+    fault(Schedule.from_ops("all_reduce", 20, ops), "a cycle of 20 ops", "and 12 more, back to")
 
 
 def test_an_op_that_waits_for_itself_deadlocks() -> None:
