@@ -285,7 +285,7 @@ class Cost:
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """One collective: all ranks' programs. Immutable; compare with ``==``.
+    """One collective: all ranks' programs. Immutable, comparable and cheap to hash.
 
     Attributes:
       collective: one of `COLLECTIVES`.
@@ -410,8 +410,11 @@ class Schedule:
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of everything that has a meaning (not of the algorithm's name)."""
-        head = f"{self.collective} {self.root} {list(self.permutation)}\n"
-        return hashlib.sha256((head + self._text).encode()).hexdigest()
+        return self._digest
+
+    def __hash__(self) -> int:
+        # Computed once: JAX hashes an equation's parameters again and again.
+        return hash(self._digest)
 
     @property
     def world_size(self) -> int:
@@ -477,6 +480,11 @@ class Schedule:
 
     def _ops(self) -> Iterator[tuple[int, Op]]:
         return ((program.rank, op) for program in self.programs for op in program.ops)
+
+    @cached_property
+    def _digest(self) -> str:
+        head = f"{self.collective} {self.root} {list(self.permutation)}\n"
+        return hashlib.sha256((head + self._text).encode()).hexdigest()
 
     @cached_property
     def _text(self) -> str:

@@ -68,7 +68,7 @@ struct Operand {
 // The interval lists of an op's operands cover equally many chunks, in corresponding positions.
 struct Op {
   OpKind kind = OpKind::kCopy;
-  int32_t channel = 0;
+  int32_t channel = 0;    // an algorithm may use several for one of ScheduleSpec's channels
   int32_t peer = -1;
   int32_t sequence = -1;  // per (source rank, destination rank, channel); -1 for local ops
   int32_t step = 0;       // the algorithm's round, for printing and for counting steps; no semantics

@@ -73,6 +73,7 @@ def test_the_text_is_what_its_documentation_says() -> None:
 def test_the_digest_covers_meaning_and_nothing_else() -> None:
     schedule = build(ScheduleSpec("broadcast", 4, "binomial"))
     assert replace(schedule, algorithm="mine").digest() == schedule.digest()
+    assert hash(build(ScheduleSpec("broadcast", 4, "binomial"))) == hash(schedule)
     digests = {
         schedule.digest(),
         replace(schedule, root=1).digest(),
