@@ -1,1 +1,69 @@
-"""Collective communication for JAX."""
+"""Collective communication for JAX: verified schedules behind XLA custom calls.
+
+    >>> import jax, jaxcoll
+    >>> mesh = jax.make_mesh((8,), ("i",))
+    >>> f = jax.shard_map(lambda x: jaxcoll.psum(x, "i"), mesh=mesh,
+    ...                   in_specs=jax.P("i"), out_specs=jax.P())
+
+The functions have the signatures and values of their namesakes in `jax.lax`.
+"""
+
+from jaxcoll import _startup as _startup
+from jaxcoll._api import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    broadcast,
+    pbroadcast,
+    pmax,
+    pmean,
+    pmin,
+    ppermute,
+    pshuffle,
+    psum,
+    psum_scatter,
+    pswapaxes,
+    ragged_all_to_all,
+    reduce_scatter,
+)
+from jaxcoll._errors import (
+    AxisIndexGroupsError,
+    JaxcollError,
+    PermutationError,
+    UnknownAlgorithmError,
+    UnknownReduceOpError,
+    UnsupportedDtypeError,
+    UnsupportedError,
+    WorldSizeError,
+)
+from jaxcoll._lowering import export_checks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AxisIndexGroupsError",
+    "JaxcollError",
+    "PermutationError",
+    "UnknownAlgorithmError",
+    "UnknownReduceOpError",
+    "UnsupportedDtypeError",
+    "UnsupportedError",
+    "WorldSizeError",
+    "__version__",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "broadcast",
+    "export_checks",
+    "pbroadcast",
+    "pmax",
+    "pmean",
+    "pmin",
+    "ppermute",
+    "pshuffle",
+    "psum",
+    "psum_scatter",
+    "pswapaxes",
+    "ragged_all_to_all",
+    "reduce_scatter",
+]

@@ -1,0 +1,127 @@
+// One custom-call instruction of one executable, shared by the process's devices; the place where
+// the ranks of its groups meet.
+//
+// Matching. A call is known by (call site, run id, group, n-th call of that run on that rank), never
+// by its time of arrival: XLA runs independent calls in a different order on every device, and a
+// scan repeats one instruction within a run. The counts of a run live exactly as long as they differ
+// between ranks: when all ranks of a group have made equally many calls they start again from zero,
+// so nothing is left to clean up when a run ends.
+//
+// The last rank to arrive starts the work. A rank that does not arrive within JAXCOLL_TIMEOUT_S
+// fails the call on every rank of the group, those that come later included; the next call is a
+// call of its own.
+//
+// Thread rule: Arrive from any thread, concurrently. Completions run on the worker pool.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "executor/call_spec.h"
+#include "executor/completion.h"
+#include "executor/local_plan.h"
+#include "executor/worker_pool.h"
+
+namespace jaxcoll {
+
+// The static shape of a call, equal for all ranks because they run one executable.
+struct CallShape {
+  struct Array {
+    DType dtype = DType::kUint8;
+    std::vector<int64_t> dimensions;
+    int64_t elements() const;
+  };
+  std::vector<Array> inputs;
+  std::vector<Array> outputs;
+};
+
+// One device's side of a call. The buffers stay valid until its completion is done.
+struct Arrival {
+  int64_t run_id = 0;
+  int64_t logical_id = 0;
+  std::span<const void* const> inputs;
+  std::span<void* const> outputs;
+};
+
+// What a rank is doing, for the error messages of others: (run id, logical id) -> call.
+using WaitingTable = std::map<std::pair<int64_t, int64_t>, std::string>;
+
+class CallSite {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  static StatusOr<std::unique_ptr<CallSite>> Create(CallSpec spec);
+  ~CallSite();
+  CallSite(const CallSite&) = delete;
+  CallSite& operator=(const CallSite&) = delete;
+
+  const GroupTable& groups() const { return groups_; }
+
+  // Must have succeeded once, in any thread, before the first Arrive.
+  bool prepared() const { return prepared_.load(std::memory_order_acquire); }
+  Status Prepare(const CallShape& shape);
+
+  // Enters the call. kPending: `completion` will be called, exactly once. kDone: the outputs are
+  // written, `completion` is dropped. An error: nothing was entered, `completion` is dropped.
+  enum class Entry { kPending, kDone };
+  StatusOr<Entry> Arrive(const Arrival& arrival, std::unique_ptr<Completion> completion);
+
+  // For the watchdog. Lock order: the registry's mutex, then one call site's.
+  bool HasOverdue(Clock::time_point now);
+  void DescribeWaiting(WaitingTable& table);
+  void FailOverdue(Clock::time_point now, const WaitingTable& waiting);
+  void FailAll(const Status& status);
+
+  struct Meeting;  // one call of one group
+
+ private:
+  // The calls of one run on one group that are not complete.
+  struct Line {
+    std::vector<int64_t> calls;  // per rank, since the line began
+    int64_t first = 0;           // number of the front meeting
+    std::deque<std::unique_ptr<Meeting>> meetings;
+  };
+  using LineKey = std::pair<int64_t, int32_t>;  // (run id, group)
+
+  CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program);
+  Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
+  std::string Describe() const;
+  std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
+                             const WaitingTable& waiting) const;
+  void Fail(Meeting& meeting, Status status);  // mutex_ held
+  std::unique_ptr<Meeting> NewMeeting();       // mutex_ held
+  void Recycle(std::unique_ptr<Meeting> meeting);
+
+  const CallSpec spec_;
+  const GroupTable groups_;
+  const std::shared_ptr<const LocalProgram> program_;  // null for ragged_all_to_all
+  const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
+
+  std::atomic<bool> prepared_{false};      // publishes plan_ and shape_, constant from then on
+  std::shared_ptr<const LocalPlan> plan_;  // null for ragged_all_to_all
+  CallShape shape_;
+
+  std::mutex mutex_;
+  std::map<LineKey, Line> lines_;                 // guarded by mutex_
+  std::vector<std::unique_ptr<Meeting>> unused_;  // guarded by mutex_
+};
+
+// Fails every pending call and all later ones; waits a little for work in progress. For exit.
+void ShutdownEngine();
+
+struct EngineInfo {
+  int threads = 0;
+  int call_sites = 0;
+  double timeout_s = 0;
+};
+EngineInfo GetEngineInfo();
+
+}  // namespace jaxcoll

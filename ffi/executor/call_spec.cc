@@ -1,0 +1,124 @@
+#include "executor/call_spec.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <sstream>
+
+#include "executor/local_program.h"
+
+namespace jaxcoll {
+
+StatusOr<GroupTable> GroupTable::Create(const CallSpec& spec) {
+  GroupTable table;
+  table.groups_ = spec.groups;
+  table.group_size_ = spec.group_size;
+  table.device_ids_ = spec.device_ids;
+  if (spec.group_size < 1 || spec.groups.empty() || spec.groups.size() % spec.group_size != 0) {
+    return InvalidArgument("groups must be full rows of group_size ranks");
+  }
+  for (size_t i = 0; i < spec.groups.size(); ++i) {
+    const Place place{static_cast<int32_t>(i / spec.group_size),
+                      static_cast<int32_t>(i % spec.group_size)};
+    if (!table.place_of_logical_.emplace(spec.groups[i], place).second) {
+      return InvalidArgument("logical id " + std::to_string(spec.groups[i]) +
+                             " stands in two groups");
+    }
+  }
+  for (size_t i = 0; i < spec.device_ids.size(); ++i) {
+    table.logical_of_device_.emplace(spec.device_ids[i], static_cast<int64_t>(i));
+  }
+  return table;
+}
+
+const Place* GroupTable::FindLogical(int64_t logical_id) const {
+  const auto it = place_of_logical_.find(logical_id);
+  return it == place_of_logical_.end() ? nullptr : &it->second;
+}
+
+StatusOr<int64_t> GroupTable::LogicalOfDevice(int64_t device_id) const {
+  const auto it = logical_of_device_.find(device_id);
+  if (it != logical_of_device_.end()) return it->second;
+  return InvalidArgument("device " + std::to_string(device_id) +
+                         " is not in the mesh the program was lowered for; compile it for the "
+                         "mesh it runs on, or export it with jax.export");
+}
+
+std::string GroupTable::Describe(int64_t logical_id) const {
+  if (logical_id >= 0 && logical_id < static_cast<int64_t>(device_ids_.size())) {
+    return "device " + std::to_string(device_ids_[logical_id]);
+  }
+  return "partition " + std::to_string(logical_id);
+}
+
+namespace {
+
+StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
+  // A ragged all_to_all's sizes are only known at run time: ragged.cc.
+  const std::optional<Collective> collective = ParseCollective(spec.collective);
+  if (!collective) return InvalidArgument("unknown collective '" + spec.collective + "'");
+  if (!spec.schedule.empty()) {
+    StatusOr<std::vector<Program>> programs = Parse(spec.schedule);
+    if (!programs.ok()) return programs.status();
+    if (static_cast<int64_t>(programs->size()) != spec.group_size) {
+      return InvalidArgument("the schedule is for " + std::to_string(programs->size()) +
+                             " ranks, the group has " + std::to_string(spec.group_size));
+    }
+    return Compile(*programs, *collective);
+  }
+  ScheduleSpec schedule;
+  schedule.collective = *collective;
+  schedule.algorithm = spec.algorithm;
+  schedule.world_size = static_cast<int32_t>(spec.group_size);
+  schedule.channels = static_cast<int32_t>(spec.channels);
+  schedule.node_size = static_cast<int32_t>(spec.node_size);
+  schedule.root = static_cast<int32_t>(spec.root);
+  if (spec.permutation.size() % 2 != 0) {
+    return InvalidArgument("a permutation is a list of (source, destination) pairs");
+  }
+  for (size_t i = 0; i < spec.permutation.size(); i += 2) {
+    schedule.permutation.emplace_back(spec.permutation[i], spec.permutation[i + 1]);
+  }
+  std::vector<Program> programs;
+  for (int32_t rank = 0; rank < schedule.world_size; ++rank) {
+    StatusOr<Program> program = BuildSchedule(schedule, rank);
+    if (!program.ok()) return program.status();
+    programs.push_back(std::move(*program));
+  }
+  return Compile(programs, *collective);
+}
+
+// Everything that the memory program depends on.
+std::string CacheKey(const CallSpec& spec) {
+  std::ostringstream key;
+  key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
+      << ' ' << spec.node_size << ' ' << spec.channels;
+  for (const int64_t rank : spec.permutation) key << ' ' << rank;
+  key << '\n' << spec.schedule;
+  return key.str();
+}
+
+}  // namespace
+
+StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
+  // Weak: the call sites own the programs, so a program goes with the last executable that uses it.
+  static std::mutex& mutex = *new std::mutex;
+  static auto& programs = *new std::map<std::string, std::weak_ptr<const LocalProgram>>;
+  const std::string key = CacheKey(spec);
+  {
+    std::lock_guard lock(mutex);
+    const auto it = programs.find(key);
+    if (it != programs.end()) {
+      if (std::shared_ptr<const LocalProgram> program = it->second.lock()) return program;
+    }
+  }
+  StatusOr<LocalProgram> built = BuildProgram(spec);
+  if (!built.ok()) return built.status();
+  auto program = std::make_shared<const LocalProgram>(std::move(*built));
+  std::lock_guard lock(mutex);
+  std::erase_if(programs, [](const auto& entry) { return entry.second.expired(); });
+  programs[key] = program;
+  return program;
+}
+
+}  // namespace jaxcoll

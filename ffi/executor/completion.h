@@ -1,0 +1,18 @@
+// What waits for a call: the XLA future of one device.
+#pragma once
+
+#include <memory>
+
+#include "base/status.h"
+
+namespace jaxcoll {
+
+class Completion {
+ public:
+  virtual ~Completion() = default;
+  // Runs whatever the device does next, on this thread, and returns when that has ended or waits
+  // again. May take long and may block (XLA's own collectives do). Call it without locks.
+  virtual void Done(const Status& status) = 0;
+};
+
+}  // namespace jaxcoll

@@ -1,0 +1,33 @@
+// The process's call sites and the thread that enforces their deadlines.
+#pragma once
+
+#include <chrono>
+#include <mutex>
+#include <unordered_set>
+
+namespace jaxcoll {
+
+class CallSite;
+
+// Thread rule: any thread. Created once, never destroyed (see WorkerPool).
+class Watchdog {
+ public:
+  static Watchdog& Get();
+
+  void Add(CallSite* site);
+  void Remove(CallSite* site);  // waits for a tick that looks at it
+  int call_site_count();
+
+  // Fails all pending calls; from then on closing() is true and calls fail on arrival.
+  void Close();
+  static bool closing();
+
+ private:
+  Watchdog();
+  void Tick();
+
+  std::mutex mutex_;
+  std::unordered_set<CallSite*> sites_;  // guarded by mutex_
+};
+
+}  // namespace jaxcoll

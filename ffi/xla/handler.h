@@ -1,0 +1,21 @@
+// The XLA FFI entry points of the custom call "jaxcoll_collective". This folder is the only one that
+// includes XLA's headers.
+#pragma once
+
+namespace jaxcoll {
+
+// For jax.ffi.register_ffi_target and register_ffi_type: pointers to XLA_FFI_Handler functions, a
+// TypeId and a TypeInfo of the per-instruction state.
+struct FfiRegistration {
+  void* instantiate;
+  void* execute;
+  void* type_id;
+  void* type_info;
+};
+FfiRegistration GetFfiRegistration();
+
+// The XLA FFI API version this was compiled against.
+int FfiApiMajor();
+int FfiApiMinor();
+
+}  // namespace jaxcoll

@@ -1,0 +1,380 @@
+"""What JAX does not promise to keep: the only file that touches `jax._src` or a JAX version.
+
+Written against JAX 0.10 to 0.12. Nothing here initialises a back end, so that importing jaxcoll
+before `jax.distributed.initialize` works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import config as _config
+from jax._src import core as _core
+from jax._src import dispatch as _dispatch
+from jax._src import xla_bridge as _xla_bridge
+from jax._src.custom_partitioning_sharding_rule import (
+    ArrayMapping,
+    SdyShardingRule,
+    sdy_sharding_rule_to_mlir,
+)
+from jax._src.interpreters import mlir
+from jax._src.interpreters import partial_eval as _pe
+from jax._src.lax import parallel as _parallel
+from jax._src.lib import xla_client as _xla_client
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import func as _func
+from jax._src.lib.mlir.dialects import hlo
+from jax._src.sharding_impls import SPMDAxisContext
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching
+from jax.sharding import PartitionSpec as P
+
+AxisName = Hashable
+Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
+
+__all__ = [
+    "AxisName",
+    "Primitive",
+    "SPMDAxisContext",
+    "Sharding",
+    "ad",
+    "batching",
+    "canonicalize_axis",
+    "check_axis_names",
+    "check_not_unreduced",
+    "check_vma",
+    "custom_call",
+    "custom_call_module",
+    "define_dce",
+    "define_impl",
+    "drop_one_sized_axes",
+    "exported_custom_call",
+    "hlo",
+    "in_unreduced_state",
+    "inserts_pvary",
+    "ir",
+    "is_constant",
+    "is_extended_dtype",
+    "is_for_export",
+    "manual_mesh_axes",
+    "mlir",
+    "named_axis_effects",
+    "num_cpu_devices",
+    "pvary",
+    "register_ffi",
+    "register_partitioner",
+    "replicate_leading_dimension",
+    "sharding_rule",
+    "sharding_with_leading_dimension",
+    "sharding_without_leading_dimension",
+    "string_attribute",
+    "tuple_sharding",
+    "varying_axes",
+    "with_leading_dimension",
+    "with_varying",
+    "without_leading_dimension",
+]
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+def register_ffi(
+    targets: Mapping[str, Mapping[str, Any]], types: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Registers FFI handlers and the state types they use, for CPU, without starting a back end.
+
+    A starting CPU client registers pending targets before pending types, and a target whose state
+    type is unknown is refused. The client's own type handler, installed here first, makes types
+    known at once.
+    """
+    _xla_client.register_custom_type_handler("cpu", _xla_client._xla.register_custom_type)
+    for name, registration in types.items():
+        jax.ffi.register_ffi_type(name, dict(registration), platform="cpu")  # type: ignore[arg-type]
+    for name, stages in targets.items():
+        jax.ffi.register_ffi_target(name, dict(stages), platform="cpu")
+
+
+def num_cpu_devices() -> int:
+    """What jax_num_cpu_devices asks for; -1 if it was not set."""
+    return int(_xla_bridge.num_cpu_devices.value)
+
+
+def exported_custom_call(target: str) -> Any:
+    return jax.export.DisabledSafetyCheck.custom_call(target)
+
+
+# --- tracing ------------------------------------------------------------------------------------
+
+
+def check_axis_names(axes: Sequence[AxisName], api_name: str) -> None:
+    """lax's own check: NameError for an axis that nothing maps."""
+    _parallel._check_axis_names(tuple(axes), api_name)
+
+
+def named_axis_effects(axes: Iterable[AxisName]) -> set[Any]:
+    """Effects that keep an equation inside the scope that binds its axes."""
+    return {_core.NamedAxisEffect(axis) for axis in axes}
+
+
+def check_vma() -> bool:
+    """Whether the enclosing shard_map tracks which values vary over which mesh axes."""
+    return bool(_config._check_vma.value)
+
+
+def inserts_pvary() -> bool:
+    """Whether an invariant operand of a collective is cast to varying by itself, as in lax."""
+    return check_vma() and bool(_config.auto_pcast.value)
+
+
+def manual_mesh_axes(axes: Sequence[AxisName]) -> tuple[AxisName, ...]:
+    """Those of `axes` that a shard_map binds; the others belong to a vmap."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in axes if axis in manual)
+
+
+def drop_one_sized_axes(axes: tuple[AxisName, ...]) -> tuple[AxisName, ...]:
+    """lax's treatment of one-sized axes under `jax_remove_size_one_mesh_axis_from_type`."""
+    return tuple(_parallel._maybe_skip_one_sized_axes(axes))
+
+
+def varying_axes(aval: Any) -> frozenset[AxisName]:
+    return frozenset(aval.mat.varying)
+
+
+def with_varying(aval: Any, varying: Iterable[AxisName], **changes: Any) -> Any:
+    """`aval` with other varying axes (and `changes` of ShapedArray.update)."""
+    return aval.update(manual_axis_type=aval.mat.update(varying=frozenset(varying)), **changes)
+
+
+def with_leading_dimension(aval: Any, size: int) -> Any:
+    """`aval` with one more, unsharded, dimension in front."""
+    sharding = aval.sharding.update(spec=P(None, *aval.sharding.spec))
+    return aval.update(shape=(size, *aval.shape), sharding=sharding)
+
+
+def without_leading_dimension(aval: Any) -> Any:
+    """One element of `aval` along its leading dimension."""
+    sharding = aval.sharding.update(spec=P(*aval.sharding.spec[1:]))
+    return aval.update(shape=aval.shape[1:], sharding=sharding)
+
+
+def in_unreduced_state(x: Any, axes: Sequence[AxisName]) -> bool:
+    """Whether `x` is a pending sum over some of `axes` (lax's `unreduced` values)."""
+    return bool(set(axes) & set(jax.typeof(x).mat.unreduced))
+
+
+def check_not_unreduced(aval: Any, axes: Sequence[AxisName], api_name: str) -> None:
+    _core.check_unreduced_args([aval], tuple(axes), api_name)
+
+
+def pvary(x: jax.Array, axes: Sequence[AxisName]) -> jax.Array:
+    """Casts `x` to varying over those of `axes` over which it is invariant."""
+    have = varying_axes(jax.typeof(x))
+    missing = tuple(axis for axis in axes if axis not in have)
+    return _core.pvary(x, missing) if missing else x
+
+
+def is_constant(x: Any) -> bool:
+    return not isinstance(x, _core.Tracer)
+
+
+def is_extended_dtype(dtype: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.extended))
+
+
+def canonicalize_axis(axis: int, ndim: int) -> int:
+    """A non-negative axis; ValueError, with lax's text, when it is out of range."""
+    return int(_parallel.canonicalize_axis(axis, ndim))
+
+
+def define_impl(primitive: Primitive) -> None:
+    """Outside of any transformation a primitive is compiled and run by itself, as lax's are."""
+    primitive.def_impl(partial(_dispatch.apply_primitive, primitive))
+
+
+def define_dce(primitive: Primitive) -> None:
+    """Dead results of a variadic primitive take the operands in the same position with them."""
+
+    def rule(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
+        if not any(used):
+            return [False] * len(eqn.invars), None
+        if all(used):
+            return used, eqn
+        invars = [v for v, u in zip(eqn.invars, used, strict=True) if u]
+        outvars = [v for v, u in zip(eqn.outvars, used, strict=True) if u]
+        return used, eqn.replace(invars=invars, outvars=outvars)
+
+    _pe.dce_rules[primitive] = rule
+
+
+# --- lowering -----------------------------------------------------------------------------------
+
+
+def is_for_export(ctx: Any) -> bool:
+    return bool(ctx.module_context.lowering_parameters.for_export)
+
+
+def sharding_rule(
+    operand_factors: Sequence[Sequence[str]],
+    result_factors: Sequence[Sequence[str]],
+    operand_types: Sequence[ir.Type],
+    result_types: Sequence[ir.Type],
+    replicated: Sequence[str],
+) -> ir.Attribute:
+    """An sdy.sharding_rule: which dimensions of operands and results are sharded alike.
+
+    Args:
+      operand_factors, result_factors: one name per dimension; equal names are sharded alike.
+      replicated: the names along which nothing may be sharded.
+    """
+    rule = SdyShardingRule(
+        tuple(ArrayMapping(*factors) for factors in operand_factors),
+        tuple(ArrayMapping(*factors) for factors in result_factors),
+        need_replication_factors=tuple(replicated),
+    )
+    return sdy_sharding_rule_to_mlir(rule, list(operand_types), list(result_types))
+
+
+# --- partitioning -------------------------------------------------------------------------------
+
+
+def register_partitioner(
+    target: str,
+    partition: Callable[..., Any],
+    infer: Callable[..., Any],
+    propagate: Callable[..., Any],
+) -> None:
+    """Tells XLA's partitioner how to split custom calls to `target`.
+
+    partition(operand_shapes, operand_shardings, result_shape, result_sharding, config)
+      -> (module as bytes, operand_shardings, result_sharding);
+    infer(operand_shapes, operand_shardings, result_shape, config) -> result_sharding;
+    propagate(result_sharding, result_shape, config) -> operand sharding.
+    """
+    _xla_client.register_custom_call_partitioner(
+        target, propagate, partition, infer, can_side_effecting_have_replicated_sharding=True
+    )
+
+
+def tuple_sharding(shape: Any, shardings: Sequence[Sharding]) -> Sharding:
+    """The sharding of a result: of a tuple when `shape` is one."""
+    if shape.is_tuple():
+        return _xla_client.HloSharding.tuple_sharding(shape, list(shardings))
+    (sharding,) = shardings
+    return sharding
+
+
+def _tiles(sharding: Sharding) -> tuple[Any, list[int]] | None:
+    """The proto and tile dimensions; None for a sharding that is the same for every rank."""
+    proto = sharding.to_proto()
+    tiles = list(proto.tile_assignment_dimensions)
+    return (proto, tiles) if tiles else None
+
+
+def sharding_with_leading_dimension(sharding: Sharding) -> Sharding:
+    """The sharding of the same value with one more, unsharded, dimension in front."""
+    tiled = _tiles(sharding)
+    if tiled is None:
+        return sharding
+    proto, tiles = tiled
+    proto.tile_assignment_dimensions = [1, *tiles]
+    return _xla_client.HloSharding.from_proto(proto)
+
+
+def sharding_without_leading_dimension(sharding: Sharding) -> Sharding:
+    """The sharding of one element along an unsharded leading dimension."""
+    tiled = _tiles(sharding)
+    if tiled is None:
+        return sharding
+    proto, tiles = tiled
+    if tiles[0] != 1:
+        raise ValueError(f"the leading dimension is sharded: {sharding}")
+    proto.tile_assignment_dimensions = tiles[1:]
+    return _xla_client.HloSharding.from_proto(proto)
+
+
+def replicate_leading_dimension(sharding: Sharding) -> Sharding:
+    """The same sharding with the devices along the leading dimension holding copies instead."""
+    tiled = _tiles(sharding)
+    if tiled is None or tiled[1][0] == 1:
+        return sharding
+    proto, tiles = tiled
+    if proto.tile_assignment_devices:
+        devices = np.asarray(proto.tile_assignment_devices)
+    else:
+        devices = np.arange(int(np.prod(proto.iota_reshape_dims)))
+        devices = devices.reshape(proto.iota_reshape_dims).transpose(proto.iota_transpose_perm)
+    kinds = list(proto.last_tile_dims)
+    if proto.replicate_on_last_tile_dim:
+        kinds = [_xla_client.OpSharding.Type.REPLICATED]
+    devices = np.moveaxis(devices.reshape(tiles), 0, -1)
+    result = _xla_client.OpSharding()
+    result.type = proto.type
+    result.tile_assignment_dimensions = [1, *devices.shape]
+    result.tile_assignment_devices = [int(d) for d in devices.flat]
+    result.last_tile_dims = [*kinds, _xla_client.OpSharding.Type.REPLICATED]
+    return _xla_client.HloSharding.from_proto(result)
+
+
+def string_attribute(config: str, name: str) -> str:
+    """A string in an MLIR dictionary given as text."""
+    with mlir.make_ir_context(), ir.Location.unknown():
+        return str(ir.StringAttr(ir.DictAttr(ir.Attribute.parse(config))[name]).value)
+
+
+def custom_call_module(
+    target: str,
+    config: str,
+    operands: Sequence[tuple[Sequence[int], np.dtype]],
+    results: Sequence[tuple[Sequence[int], np.dtype]],
+) -> bytes:
+    """A serialised module whose main function is one typed-FFI custom call.
+
+    Args:
+      config: the call's attributes as XLA prints them, an MLIR dictionary.
+      operands, results: shapes and dtypes.
+    """
+
+    def tensor(shape: Sequence[int], dtype: np.dtype) -> ir.Type:
+        return ir.RankedTensorType.get(list(shape), mlir.dtype_to_ir_type(dtype))
+
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        operand_types = [tensor(*operand) for operand in operands]
+        result_types = [tensor(*result) for result in results]
+        with ir.InsertionPoint(module.body):
+            main = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
+        with ir.InsertionPoint(main.add_entry_block()):
+            attributes = {item.name: item.attr for item in ir.DictAttr(ir.Attribute.parse(config))}
+            _func.ReturnOp(custom_call(target, list(main.arguments), result_types, attributes))
+        return mlir.module_to_bytecode(module)
+
+
+def custom_call(
+    target: str,
+    operands: Sequence[ir.Value],
+    result_types: Sequence[ir.Type],
+    attributes: dict[str, ir.Attribute],
+    extra_attributes: dict[str, ir.Attribute] | None = None,
+) -> list[ir.Value]:
+    """A typed-FFI custom call on row-major buffers."""
+
+    def row_major(types: Iterable[ir.Type]) -> list[list[int]]:
+        return [list(range(ir.RankedTensorType(t).rank - 1, -1, -1)) for t in types]
+
+    call = mlir.custom_call(
+        target,
+        result_types=list(result_types),
+        operands=list(operands),
+        backend_config=attributes,
+        api_version=4,
+        operand_layouts=row_major(operand.type for operand in operands),
+        result_layouts=row_major(result_types),
+        extra_attributes=extra_attributes,
+    )
+    return list(call.results)

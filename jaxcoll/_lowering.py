@@ -1,0 +1,456 @@
+"""Primitives -> custom calls: one body for all collectives. ffi/README.md tells the call's contract.
+
+What goes into the HLO is size-free and equal on every process; in particular JAX may emit equal
+equations once, so nothing here may count calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from jaxcoll import _communicator, _select
+from jaxcoll import _jax_compat as compat
+from jaxcoll import _primitive as prim
+from jaxcoll._errors import UnsupportedError
+from jaxcoll._jax_compat import hlo, ir, mlir
+
+TARGET = "jaxcoll_collective"
+SERVED_PLATFORMS = ("cpu",)
+
+Factors = list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Who takes part in one call."""
+
+    groups: np.ndarray  # int64, (groups, ranks per group): logical ids
+    device_ids: list[int] | None  # None: known only when the program runs
+    label: str
+
+    @property
+    def size(self) -> int:
+        return int(self.groups.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One custom call, but for its operands."""
+
+    collective: str
+    group: _Group
+    algorithm: str
+    schedule: str
+    reduce_op: str = ""
+    root: int = 0
+    permutation: tuple[tuple[int, int], ...] = ()
+
+    def attributes(self) -> dict[str, ir.Attribute]:
+        choice = _select.choose(self.collective, self.algorithm, self.group.size)
+
+        def text(value: str) -> ir.Attribute:
+            return ir.StringAttr.get(value)
+
+        def integer(value: int) -> ir.Attribute:
+            return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+
+        def integers(values: Any) -> ir.Attribute:
+            return ir.DenseI64ArrayAttr.get([int(value) for value in np.ravel(values)])
+
+        return {
+            "collective": text(self.collective),
+            "algorithm": text(choice.algorithm),
+            "reduce_op": text(self.reduce_op),
+            "groups": integers(self.group.groups),
+            "group_size": integer(self.group.size),
+            "device_ids": integers(self.group.device_ids or []),
+            "root": integer(self.root),
+            "permutation": integers(self.permutation),
+            "node_size": integer(choice.node_size),
+            "channels": integer(1),
+            "schedule": text(self.schedule),
+            "label": text(self.group.label),
+        }
+
+
+def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
+    context = ctx.module_context.axis_context
+    if not isinstance(context, compat.SPMDAxisContext):
+        raise UnsupportedError(f"axes {tuple(axis_name)} are not bound by a shard_map or pmap")
+    unserved = [p for p in ctx.module_context.platforms if p not in SERVED_PLATFORMS]
+    if unserved:
+        raise UnsupportedError(
+            f"jaxcoll serves the platforms {', '.join(SERVED_PLATFORMS)}, but this program is "
+            f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
+        )
+    mesh = context.mesh
+    # An exported program runs on devices of another process.
+    device_ids = None
+    if not compat.is_for_export(ctx):
+        _communicator.check_one_process(mesh)
+        device_ids = _communicator.device_ids(mesh)
+    groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
+    label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
+    return _Group(groups, device_ids, label)
+
+
+def _is_partially_manual(ctx: Any) -> bool:
+    context = ctx.module_context.axis_context
+    return frozenset(context.manual_axes) != frozenset(context.mesh.axis_names)
+
+
+def _logical_id(ctx: Any) -> ir.Value:
+    """This device's position in the mesh, uint32[]."""
+    if not _is_partially_manual(ctx):
+        return hlo.partition_id()
+    axes = tuple(ctx.module_context.axis_context.mesh.axis_names)
+
+    def position() -> jax.Array:
+        return lax.axis_index(axes).astype(np.uint32)
+
+    # Only a fully manual region can name the axes that XLA partitions.
+    def lowered() -> list[jax.Array]:
+        return [jax.shard_map(position, in_specs=(), out_specs=P(), check_vma=False)()]
+
+    (value,) = mlir.lower_fun(lowered)(ctx.replace(primitive=None, avals_in=()))
+    while isinstance(value, (list, tuple)):
+        (value,) = value
+    return value
+
+
+# --- element types ------------------------------------------------------------------------------
+
+
+# Types below a byte cross the engine as wider ones. Narrowing back is exact for integers: they wrap,
+# so what is dropped at the end could have been dropped on the way. float4 is reduced in float32,
+# like every small float, and rounded once; every float4 is a float8.
+_CARRIERS_MOVING = {"i2": "i8", "i4": "i8", "ui2": "ui8", "ui4": "ui8", "f4E2M1FN": "f8E4M3FN"}
+_CARRIERS_REDUCING = {**_CARRIERS_MOVING, "f4E2M1FN": "f32"}
+
+
+def _carrier(element: ir.Type, reduces: bool) -> ir.Type:
+    """The engine's type for an element type: the type itself if it has a byte or more."""
+    carriers = _CARRIERS_REDUCING if reduces else _CARRIERS_MOVING
+    name = carriers.get(str(element))
+    return element if name is None else ir.Type.parse(name)
+
+
+def _with_element(tensor: ir.Type, element: ir.Type) -> ir.Type:
+    return ir.RankedTensorType.get(ir.RankedTensorType(tensor).shape, element)
+
+
+def _converted(value: ir.Value, element: ir.Type) -> ir.Value:
+    if ir.RankedTensorType(value.type).element_type == element:
+        return value
+    return hlo.convert(_with_element(value.type, element), value)
+
+
+def _shape(value: ir.Value) -> list[int]:
+    return list(ir.RankedTensorType(value.type).shape)
+
+
+# --- the call -----------------------------------------------------------------------------------
+
+
+def _emit(
+    ctx: Any, call: _Call, operands: Sequence[ir.Value], result_types: Sequence[ir.Type]
+) -> list[ir.Value]:
+    """Emits the custom call; every operand is of a type that the engine has."""
+    operands = list(operands)
+    if call.group.device_ids is None:
+        operands.append(_logical_id(ctx))
+    extra = None
+    if _is_partially_manual(ctx):
+        extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
+    return compat.custom_call(TARGET, operands, result_types, call.attributes(), extra)
+
+
+def _lower_vectors(
+    ctx: Any, call: _Call, vectors: Sequence[ir.Value], result_shapes: Sequence[Sequence[int]]
+) -> list[ir.Value]:
+    """Lowers a collective that turns each vector into one result of the same element type."""
+    elements = [ir.RankedTensorType(vector.type).element_type for vector in vectors]
+    results = [
+        ir.RankedTensorType.get(list(shape), element)
+        for shape, element in zip(result_shapes, elements, strict=True)
+    ]
+    live = [i for i, vector in enumerate(vectors) if 0 not in _shape(vector)]
+    if call.group.size == 1:
+        live = []
+    # Without peers or elements the result is the operand under another shape.
+    values = [
+        vector if i in live or vector.type == result else hlo.reshape(result, vector)
+        for i, (vector, result) in enumerate(zip(vectors, results, strict=True))
+    ]
+    if live:
+        carriers = [_carrier(elements[i], reduces=bool(call.reduce_op)) for i in live]
+        outputs = _emit(
+            ctx,
+            call,
+            [_converted(vectors[i], to) for i, to in zip(live, carriers, strict=True)],
+            [_with_element(results[i], to) for i, to in zip(live, carriers, strict=True)],
+        )
+        for i, output in zip(live, outputs, strict=True):
+            values[i] = _converted(output, elements[i])
+    return values
+
+
+def _lower_all_reduce(
+    ctx: Any,
+    *operands: ir.Value,
+    op: str,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+    invariant: bool,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("all_reduce", group, algorithm, schedule, reduce_op=op)
+    return _lower_vectors(ctx, call, operands, [_shape(x) for x in operands])
+
+
+def _lower_reduce_scatter(
+    ctx: Any,
+    operand: ir.Value,
+    *,
+    op: str,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("reduce_scatter", group, algorithm, schedule, reduce_op=op)
+    return _lower_vectors(ctx, call, [operand], [_shape(operand)[1:]])
+
+
+def _lower_all_gather(
+    ctx: Any,
+    operand: ir.Value,
+    *,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+    invariant: bool,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("all_gather", group, algorithm, schedule)
+    return _lower_vectors(ctx, call, [operand], [[group.size, *_shape(operand)]])
+
+
+def _lower_all_to_all(
+    ctx: Any,
+    operand: ir.Value,
+    *,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("all_to_all", group, algorithm, schedule)
+    return _lower_vectors(ctx, call, [operand], [_shape(operand)])
+
+
+def _lower_broadcast(
+    ctx: Any,
+    operand: ir.Value,
+    *,
+    source: int,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+    invariant: bool,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("broadcast", group, algorithm, schedule, root=source)
+    return _lower_vectors(ctx, call, [operand], [_shape(operand)])
+
+
+def _lower_ppermute(
+    ctx: Any,
+    operand: ir.Value,
+    *,
+    perm: tuple[tuple[int, int], ...],
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    if group.size == 1 and not perm:
+        (zeros,) = mlir.lower_fun(lambda x: [lax.full_like(x, 0)])(ctx, operand)
+        return [zeros]
+    call = _Call("permute", group, algorithm, schedule, permutation=perm)
+    return _lower_vectors(ctx, call, [operand], [_shape(operand)])
+
+
+_FIT_INT32 = {"i2", "i4", "i8", "i16", "i32", "ui2", "ui4", "ui8", "ui16"}
+
+
+def _lower_ragged_all_to_all(
+    ctx: Any,
+    operand: ir.Value,
+    output: ir.Value,
+    *indices: ir.Value,
+    axis_name: Any,
+    axis_index_groups: Any,
+    algorithm: str,
+    schedule: str,
+) -> list[ir.Value]:
+    group = _group(ctx, axis_name, axis_index_groups)
+    call = _Call("ragged_all_to_all", group, algorithm, schedule)
+    if 0 in _shape(operand) or 0 in _shape(output):
+        return [output]  # nothing is sent
+    # The engine takes offsets and sizes of one type, int32 or int64.
+    fits = {str(ir.RankedTensorType(x.type).element_type) for x in indices} <= _FIT_INT32
+    index_type = ir.IntegerType.get_signless(32 if fits else 64)
+    element = ir.RankedTensorType(operand.type).element_type
+    carried = [_converted(x, _carrier(element, reduces=False)) for x in (operand, output)]
+    tables = [_converted(x, index_type) for x in indices]
+    (result,) = _emit(ctx, call, [*carried, *tables], [carried[1].type])
+    return [_converted(result, element)]
+
+
+_rules: dict[compat.Primitive, Callable[..., list[ir.Value]]] = {
+    prim.all_reduce_p: _lower_all_reduce,
+    prim.reduce_scatter_p: _lower_reduce_scatter,
+    prim.all_gather_p: _lower_all_gather,
+    prim.all_to_all_p: _lower_all_to_all,
+    prim.broadcast_p: _lower_broadcast,
+    prim.ppermute_p: _lower_ppermute,
+    prim.ragged_all_to_all_p: _lower_ragged_all_to_all,
+}
+for _primitive, _rule in _rules.items():
+    mlir.register_lowering(_primitive, _rule)
+
+
+# --- partially manual meshes --------------------------------------------------------------------
+#
+# XLA partitions the axes that a shard_map leaves to it. Unless it knows that a collective over the
+# other axes may run shard by shard, it gathers the operands first.
+
+
+def _roles(collective: str, ranks: Sequence[int]) -> tuple[list[Factors], list[Factors], Factors]:
+    """Names for the dimensions of operands and results, and those that must not be sharded.
+
+    Args:
+      ranks: the number of dimensions of each operand.
+    """
+    if collective == "ragged_all_to_all":
+        inner = [f"d{j}" for j in range(1, ranks[0])]
+        operands = [["rows_in", *inner], ["rows_out", *inner]]
+        operands += [[f"i{i}"] * rank for i, rank in enumerate(ranks[2:])]
+        fixed = ["rows_in", "rows_out", *(names[0] for names in operands[2:] if names)]
+        return operands, [["rows_out", *inner]], fixed
+    dims = [[f"d{i}_{j}" for j in range(rank)] for i, rank in enumerate(ranks)]
+    if collective == "all_gather":
+        return dims, [["ranks", *dims[0]]], ["ranks"]
+    if collective == "reduce_scatter":
+        return dims, [dims[0][1:]], [dims[0][0]]
+    if collective == "all_to_all":
+        return dims, [dims[0]], [dims[0][0]]
+    return dims, dims, []
+
+
+def _sharding_rule(
+    collective: str, operands: Sequence[ir.Value], result_types: Sequence[ir.Type]
+) -> ir.Attribute:
+    factors_in, factors_out, fixed = _roles(collective, [len(_shape(x)) for x in operands])
+    return compat.sharding_rule(
+        factors_in,
+        factors_out[: len(result_types)],  # the logical id has no result
+        [x.type for x in operands],
+        result_types,
+        fixed,
+    )
+
+
+def _collective_of(config: bytes | str) -> str:
+    """The collective that a custom call's attributes, as XLA prints them, name."""
+    text = config.decode() if isinstance(config, bytes) else config
+    return compat.string_attribute(text, "collective")
+
+
+def _partitioned(
+    collective: str, operand_shardings: Sequence[compat.Sharding], result_count: int
+) -> tuple[list[compat.Sharding], list[compat.Sharding]]:
+    """Shardings of operands and results under which each shard is a call of its own."""
+    operands = list(operand_shardings)
+    if collective in ("reduce_scatter", "all_to_all"):
+        operands[0] = compat.replicate_leading_dimension(operands[0])
+    if collective == "ragged_all_to_all":
+        operands = [compat.replicate_leading_dimension(s) for s in operands]
+        operands[0] = operands[1]
+        return operands, [operands[1]]
+    if collective == "reduce_scatter":
+        return operands, [compat.sharding_without_leading_dimension(operands[0])]
+    if collective == "all_gather":
+        return operands, [compat.sharding_with_leading_dimension(operands[0])]
+    return operands, operands[:result_count]
+
+
+def _shapes(shape: Any) -> list[Any]:
+    return list(shape.tuple_shapes()) if shape.is_tuple() else [shape]
+
+
+def _partition(
+    operand_shapes: Sequence[Any],
+    operand_shardings: Sequence[compat.Sharding],
+    result_shape: Any,
+    result_sharding: compat.Sharding,
+    config: bytes | str,
+) -> tuple[bytes, list[compat.Sharding], compat.Sharding]:
+    result_shapes = _shapes(result_shape)
+    operands, results = _partitioned(_collective_of(config), operand_shardings, len(result_shapes))
+
+    def shards(shapes: Sequence[Any], shardings: Sequence[compat.Sharding]) -> list[Any]:
+        return [
+            (sharding.tile(shape).dimensions(), shape.numpy_dtype())
+            for shape, sharding in zip(shapes, shardings, strict=True)
+        ]
+
+    module = compat.custom_call_module(
+        TARGET,
+        config.decode() if isinstance(config, bytes) else config,
+        shards(operand_shapes, operands),
+        shards(result_shapes, results),
+    )
+    return module, operands, compat.tuple_sharding(result_shape, results)
+
+
+def _infer(
+    operand_shapes: Sequence[Any],
+    operand_shardings: Sequence[compat.Sharding],
+    result_shape: Any,
+    config: bytes | str,
+) -> compat.Sharding:
+    count = len(_shapes(result_shape))
+    _, results = _partitioned(_collective_of(config), operand_shardings, count)
+    return compat.tuple_sharding(result_shape, results)
+
+
+def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str) -> Any:
+    return result_sharding
+
+
+compat.register_partitioner(TARGET, _partition, _infer, _propagate)
+
+
+def export_checks() -> list[Any]:
+    """The safety checks that `jax.export.export` must skip for programs that use jaxcoll.
+
+    Example: ``jax.export.export(f, disabled_checks=jaxcoll.export_checks())``. The exported program
+    runs in any process that imports this version of jaxcoll.
+    """
+    return [compat.exported_custom_call(TARGET)]

@@ -1,0 +1,9 @@
+"""Runs before JAX is imported: every test sees eight CPU devices and no accelerator."""
+
+import os
+
+_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=8".strip()

@@ -1,0 +1,197 @@
+"""Every algorithm of every collective, for groups of 2 to 8 ranks, against lax on exact integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lax_oracle import LAX, TARGET, make_mesh, per_device, place, run, small_integers
+
+import jaxcoll
+from jaxcoll import schedule
+
+CALLS = {
+    "all_reduce": (
+        lambda x, **how: jaxcoll.all_reduce(x, "x", **how),
+        lambda x: jax.lax.psum(x, "x"),
+    ),
+    "reduce_scatter": (
+        lambda x, **how: jaxcoll.reduce_scatter(x, "x", tiled=True, **how),
+        lambda x: jax.lax.psum_scatter(x, "x", tiled=True),
+    ),
+    "all_gather": (
+        lambda x, **how: jaxcoll.all_gather(x, "x", **how),
+        lambda x: jax.lax.all_gather(x, "x"),
+    ),
+    "all_to_all": (
+        lambda x, **how: jaxcoll.all_to_all(x, "x", 0, 0, tiled=True, **how),
+        lambda x: jax.lax.all_to_all(x, "x", 0, 0, tiled=True),
+    ),
+    "broadcast": (
+        lambda x, **how: jaxcoll.broadcast(x, "x", 1, **how),
+        lambda x: jax.lax.all_gather(x, "x")[1],
+    ),
+    "permute": (
+        lambda x, **how: jaxcoll.ppermute(x, "x", [(1, 0), (0, 1)], **how),
+        lambda x: jax.lax.ppermute(x, "x", [(1, 0), (0, 1)]),
+    ),
+}
+
+ALGORITHMS = [
+    (collective, algorithm)
+    for collective in CALLS
+    for algorithm in schedule.algorithms(collective)
+]
+
+
+@pytest.mark.parametrize(("collective", "algorithm"), ALGORITHMS)
+def test_every_algorithm_matches_lax_for_every_group_size(collective, algorithm):
+    """Sizes are chosen so that ranks' chunks are of different lengths; several vectors in one call
+    keep to themselves."""
+    ours, theirs = CALLS[collective]
+    sizes_run = []
+    for size in range(2, 9):
+        mesh = make_mesh((size,), order=(5, 2, 7, 0, 3, 6, 1, 4))
+        shapes = [(size * 3, 7), (size,)]
+        if collective == "all_reduce":
+            shapes += [(), (1,), (13,), (20_001,)]
+        x = [small_integers((size, *shape), seed=i) for i, shape in enumerate(shapes)]
+
+        def body(x, ours=ours):
+            return ours(x, algorithm=algorithm)
+
+        try:
+            lowered = jax.jit(per_device(mesh, body)).lower(x)
+        except jaxcoll.WorldSizeError as error:
+            # Some algorithms only run for certain sizes; they must say for which.
+            assert "power" in str(error) or "multiple" in str(error), error
+            continue
+        sizes_run.append(size)
+        assert f'algorithm = "{algorithm}"' in lowered.as_text()
+        actual = jax.tree.map(np.asarray, lowered.compile()(x))
+        expected = run(
+            LAX, lambda c, x, m=mesh: per_device(m, lambda x: jax.tree.map(theirs, x))(x), x
+        )
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f"{size} ranks")
+    assert {2, 4, 8} <= set(sizes_run)
+
+
+@pytest.mark.parametrize("algorithm", schedule.algorithms("all_reduce"))
+@pytest.mark.parametrize("op", ["sum", "prod", "min", "max", "and", "or", "xor", "mean"])
+def test_every_reduce_op_matches_numpy_under_every_algorithm(algorithm, op):
+    mesh = make_mesh((8,))
+    x = small_integers((8, 33), np.int32, bound=3)
+    expected = {
+        "sum": x.sum(0, dtype=np.int32),
+        "prod": x.prod(0, dtype=np.int32),
+        "min": x.min(0),
+        "max": x.max(0),
+        "and": np.bitwise_and.reduce(x),
+        "or": np.bitwise_or.reduce(x),
+        "xor": np.bitwise_xor.reduce(x),
+        "mean": (x.sum(0) / 8).astype(np.float32),
+    }[op]
+
+    def body(x):
+        return jaxcoll.all_reduce(x, "x", op=op, algorithm=algorithm)
+
+    result = np.asarray(jax.jit(per_device(mesh, body))(x))
+    assert result.dtype == expected.dtype
+    for rank in range(8):
+        np.testing.assert_array_equal(result[rank], expected)
+
+
+@pytest.mark.parametrize(
+    ("collective", "algorithm"),
+    [(c, a) for c, a in ALGORITHMS if c in ("all_reduce", "reduce_scatter")],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_floats_are_bitwise_equal_on_all_ranks_and_in_all_runs(collective, algorithm, dtype):
+    """Random floats: their sum depends on the order of additions, which the schedule fixes."""
+    mesh = make_mesh((8,))
+    ours, _ = CALLS[collective]
+    x = np.random.default_rng(0).normal(size=(8, 4000)) * 10.0 ** np.arange(-4, 4)[:, None]
+    x = place(mesh, jnp.asarray(x, dtype))
+
+    def body(x):
+        y = ours(x, algorithm=algorithm)
+        return y if collective == "all_reduce" else jax.lax.all_gather(y, "x", tiled=True)
+
+    function = jax.jit(per_device(mesh, body))
+    first = np.asarray(function(x)).view(np.uint16)
+    for rank in range(1, 8):
+        np.testing.assert_array_equal(first[rank], first[0])
+    for _ in range(10):
+        np.testing.assert_array_equal(np.asarray(function(x)).view(np.uint16), first)
+
+    expected = np.asarray(x, np.float64).sum(0)
+    error = np.abs(np.asarray(function(x), np.float64)[0] - expected)
+    # Eight terms: at most 7 roundings of partial sums no larger than the sum of magnitudes.
+    bound = 8 * jnp.finfo(dtype).eps * np.abs(np.asarray(x, np.float64)).sum(0)
+    assert (error <= bound).all()
+
+
+def test_fusing_leaves_does_not_change_a_bit():
+    mesh = make_mesh((8,))
+    rng = np.random.default_rng(1)
+    leaves = [rng.normal(size=(8, n)).astype(np.float32) for n in (1, 7, 64, 1000, 12_345)]
+
+    def together(x):
+        return jaxcoll.psum(x, "x")
+
+    def apart(x):
+        return [jaxcoll.psum(leaf, "x") for leaf in x]
+
+    fused = jax.jit(per_device(mesh, together))(leaves)
+    single = jax.jit(per_device(mesh, apart))(leaves)
+    for a, b in zip(fused, single, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_requested_algorithm_really_runs():
+    """Different algorithms add in different orders, which shows in floats of mixed magnitude."""
+    mesh = make_mesh((8,))
+    rng = np.random.default_rng(2)
+    x = (rng.normal(size=(8, 4096)) * 10.0 ** rng.integers(-3, 4, (8, 4096))).astype(np.float32)
+    results = {}
+    for algorithm in ("direct", "ring"):
+
+        def body(x, algorithm=algorithm):
+            return jaxcoll.all_reduce(x, "x", algorithm=algorithm)
+
+        results[algorithm] = np.asarray(jax.jit(per_device(mesh, body))(x))[0]
+
+    # The ring's rule, from its definition: chunk c starts at one rank and collects the values of
+    # the following ranks in turn, so its sum is that of a rotation of the ranks.
+    chunks = np.array_split(x, 8, axis=1)
+    rotations = {
+        tuple(
+            np.asarray(in_order(np.roll(chunk, -start, axis=0))).tobytes() for start in range(8)
+        )
+        for chunk in chunks
+    }
+    ring = np.array_split(results["ring"], 8)
+    for c, candidates in enumerate(
+        [[in_order(np.roll(chunk, -start, axis=0)) for start in range(8)] for chunk in chunks]
+    ):
+        assert any(np.array_equal(ring[c], candidate) for candidate in candidates), c
+    assert len(rotations) == 8
+    assert not np.array_equal(results["ring"], results["direct"])
+
+
+def in_order(rows):
+    total = rows[0]
+    for row in rows[1:]:
+        total = total + row
+    return total
+
+
+def test_auto_is_resolved_while_tracing():
+    mesh = make_mesh((8,))
+    text = (
+        jax.jit(per_device(mesh, lambda x: jaxcoll.psum(x, "x")))
+        .lower(small_integers((8, 4)))
+        .as_text()
+    )
+    assert TARGET in text
+    assert '"auto"' not in text

@@ -1,0 +1,109 @@
+"""Things that need a Python of their own: many devices, the end of the interpreter, a late start."""
+
+import time
+
+import pytest
+from subprocesses import run_python
+
+
+def test_64_devices_on_few_cores_do_not_deadlock():
+    run_python(
+        """
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import Mesh, PartitionSpec as P
+        import jaxcoll
+
+        mesh = Mesh(np.array(jax.devices()).reshape(8, 8), ("x", "y"))
+        assert mesh.size == 64
+
+        def body(x):
+            rows = [jaxcoll.psum(x + i, ("x", "y")) for i in range(4)]
+            rows += [jaxcoll.psum(x * i, "x") for i in range(4)]
+            rows += [jaxcoll.all_gather(x, "y").sum(0) for i in range(4)]
+            return jnp.stack(rows)[None]
+
+        f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P(("x", "y")),
+                                  out_specs=P(("x", "y")), check_vma=False))
+        x = np.arange(64 * 1024.0, dtype=np.float32).reshape(64, 1024) % 7
+        grid = x.reshape(8, 8, 1024)
+        expected = np.stack(
+            [np.broadcast_to((x + i).sum(0), (64, 1024)) for i in range(4)]
+            + [np.broadcast_to((grid * i).sum(0), grid.shape).reshape(x.shape) for i in range(4)]
+            + [np.broadcast_to(grid.sum(1, keepdims=True), grid.shape).reshape(x.shape)] * 4,
+            axis=1,
+        )
+        pending = [f(x) for _ in range(20)]
+        for result in pending:
+            np.testing.assert_array_equal(np.asarray(result).reshape(64, 12, 1024), expected)
+        """,
+        device_count=64,
+    )
+
+
+@pytest.mark.parametrize("size", [16, 4_000_000], ids=["small", "large"])
+def test_the_interpreter_exits_with_calls_in_flight(size):
+    """No hang, no crash, exit status 0, whatever is still running."""
+    start = time.monotonic()
+    run_python(
+        f"""
+        import jax, numpy as np
+        from jax.sharding import Mesh, PartitionSpec as P
+        import jaxcoll
+
+        mesh = Mesh(np.array(jax.devices()), ("x",))
+
+        def body(x):
+            return jax.lax.fori_loop(0, 50, lambda _, x: jaxcoll.psum(x, "x") / 8, x)
+
+        f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"),
+                                  check_vma=False))
+        x = jax.device_put(np.ones({size}, np.float32), jax.NamedSharding(mesh, P("x")))
+        f(x).block_until_ready()
+        pending = [f(x) for _ in range(20)]
+        """,
+        timeout_s=90,
+    )
+    assert time.monotonic() - start < 60
+
+
+def test_the_interpreter_exits_while_a_call_waits_for_a_device_that_never_comes():
+    """The call's deadline is far away; leaving must not wait for it."""
+    start = time.monotonic()
+    run_python(
+        """
+        import jax, numpy as np
+        from jax.sharding import Mesh, PartitionSpec as P
+        import jaxcoll
+
+        mesh = Mesh(np.array(jax.devices()), ("x",))
+
+        def body(x):
+            return jax.lax.cond(
+                jax.lax.axis_index("x") > 0, lambda x: jaxcoll.psum(x, "x"), lambda x: x, x
+            )
+
+        f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"),
+                                  check_vma=False))
+        pending = f(np.ones(8, np.float32))
+        """,
+        environment={"JAXCOLL_TIMEOUT_S": "600"},
+        timeout_s=90,
+    )
+    assert time.monotonic() - start < 60
+
+
+def test_importing_starts_no_back_end():
+    """jax.distributed.initialize must still be possible afterwards."""
+    run_python(
+        """
+        import jax, jaxcoll
+        from jax._src import xla_bridge
+
+        assert not xla_bridge._backends, "a back end was started"
+        with jaxcoll.installed():
+            pass
+        assert not xla_bridge._backends, "a back end was started"
+        jax.distributed.initialize("localhost:0", num_processes=1, process_id=0)
+        jax.distributed.shutdown()
+        """
+    )
