@@ -54,7 +54,7 @@ class _Call:
     permutation: tuple[tuple[int, int], ...] = ()
 
     def attributes(self) -> dict[str, ir.Attribute]:
-        choice = _select.choose(self.collective, self.algorithm, self.group.size)
+        algorithm = _select.choose(self.collective, self.algorithm, self.group.size)
 
         def text(value: str) -> ir.Attribute:
             return ir.StringAttr.get(value)
@@ -67,14 +67,14 @@ class _Call:
 
         return {
             "collective": text(self.collective),
-            "algorithm": text(choice.algorithm),
+            "algorithm": text("custom" if self.schedule else algorithm),
             "reduce_op": text(self.reduce_op),
             "groups": integers(self.group.groups),
             "group_size": integer(self.group.size),
             "device_ids": integers(self.group.device_ids or []),
             "root": integer(self.root),
             "permutation": integers(self.permutation),
-            "node_size": integer(choice.node_size),
+            "node_size": integer(0),  # the divisor nearest to the square root
             "channels": integer(1),
             "schedule": text(self.schedule),
             "label": text(self.group.label),
