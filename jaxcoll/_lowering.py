@@ -81,22 +81,26 @@ class _Call:
         }
 
 
-def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
+def check_served(ctx: Any) -> None:
+    """Raises UnsupportedError where no collective of a program can be served."""
     context = ctx.module_context.axis_context
     if not isinstance(context, compat.SPMDAxisContext):
-        raise UnsupportedError(f"axes {tuple(axis_name)} are not bound by a shard_map or pmap")
+        raise UnsupportedError("no axes are bound by a shard_map or pmap")
     unserved = [p for p in ctx.module_context.platforms if p not in SERVED_PLATFORMS]
     if unserved:
         raise UnsupportedError(
             f"jaxcoll serves the platforms {', '.join(SERVED_PLATFORMS)}, but this program is "
             f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
         )
-    mesh = context.mesh
-    # An exported program runs on devices of another process.
-    device_ids = None
     if not compat.is_for_export(ctx):
-        _communicator.check_one_process(mesh)
-        device_ids = _communicator.device_ids(mesh)
+        _communicator.check_one_process(context.mesh)
+
+
+def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
+    check_served(ctx)
+    mesh = ctx.module_context.axis_context.mesh
+    # An exported program runs on devices of another process.
+    device_ids = None if compat.is_for_export(ctx) else _communicator.device_ids(mesh)
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(groups, device_ids, label)
