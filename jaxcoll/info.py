@@ -10,6 +10,7 @@ from importlib import metadata
 
 import jax
 
+import jaxcoll
 from jaxcoll import _environment, _install, _select
 from jaxcoll._native import native
 
@@ -43,7 +44,8 @@ def report() -> str:
 
 
 def _versions() -> Iterator[str]:
-    for name in ("jaxcoll", "jax", "jaxlib", "numpy"):
+    yield f"jaxcoll  {jaxcoll.__version__}"
+    for name in ("jax", "jaxlib", "numpy"):
         yield f"{name:9}{metadata.version(name)}"
     yield f"python   {platform.python_version()}"
 
@@ -77,8 +79,8 @@ def _reduce_ops() -> Iterator[str]:
     together: dict[tuple[str, ...], list[str]] = {}
     for op, dtypes in dtypes_of.items():
         together.setdefault(tuple(dtypes), []).append(op)
-    for dtypes, ops in together.items():
-        yield f"{', '.join(ops)}: {', '.join(dtypes)}"
+    for names, ops in together.items():
+        yield f"{', '.join(ops)}: {', '.join(names)}"
     yield "mean: as sum"
 
 
