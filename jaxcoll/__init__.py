@@ -35,6 +35,7 @@ from jaxcoll._errors import (
     UnsupportedError,
     WorldSizeError,
 )
+from jaxcoll._install import install, install_report, installed, uninstall
 from jaxcoll._lowering import export_checks
 
 __version__ = "0.1.0"
@@ -54,6 +55,9 @@ __all__ = [
     "all_to_all",
     "broadcast",
     "export_checks",
+    "install",
+    "install_report",
+    "installed",
     "pbroadcast",
     "pmax",
     "pmean",
@@ -65,4 +69,5 @@ __all__ = [
     "pswapaxes",
     "ragged_all_to_all",
     "reduce_scatter",
+    "uninstall",
 ]

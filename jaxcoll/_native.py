@@ -1,5 +1,13 @@
 """The only importer of the extension module, so that a missing build is explained in one place."""
 
+import pkgutil
+
+import jaxcoll
+
+# `python -m ...` inside a checkout imports the checkout's jaxcoll, while `pip install .` has put
+# the extension module into site-packages: look in every jaxcoll on the path, the first one first.
+jaxcoll.__path__ = pkgutil.extend_path(jaxcoll.__path__, "jaxcoll")
+
 try:
     from jaxcoll import _jaxcoll as native
 except ImportError as error:  # pragma: no cover - only in a broken installation

@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.run` for one collective, `benchmarks.compare` against lax."""

@@ -1,0 +1,116 @@
+"""Every environment variable that jaxcoll reads, in one table; README and `info` show the same.
+
+The C++ side reads the same variables when its engine starts. `import jaxcoll` calls `check`, so a
+value that cannot be used stops a job before it has begun.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: what it takes, what stands for it when unset, what it does."""
+
+    name: str
+    default: str
+    takes: str
+    meaning: str
+    parse: Callable[[str], object]  # raises ValueError on a value it does not take
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
+def _integer_from(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return parse
+
+
+VARIABLES = (
+    Variable(
+        "JAXCOLL_LOG",
+        default="warning",
+        takes="warning, info, debug",
+        meaning="how much to tell on stderr",
+        parse=_one_of("warning", "info", "debug"),
+    ),
+    Variable(
+        "JAXCOLL_TIMEOUT_S",
+        default="300",
+        takes="seconds above 0",
+        meaning="how long a collective waits for the other devices before it fails, naming those "
+        "that did not arrive",
+        parse=_positive_number,
+    ),
+    Variable(
+        "JAXCOLL_THREADS",
+        default="one per core",
+        takes="1 to 1024",
+        meaning="worker threads that large collectives are split over",
+        parse=_integer_from(1, 1024),
+    ),
+    Variable(
+        "JAXCOLL_ISA",
+        default="the best this CPU has",
+        takes="portable, avx2, avx512",
+        meaning="instruction set of the reduction kernels; results do not depend on it",
+        parse=_one_of("portable", "avx2", "avx512"),
+    ),
+)
+
+
+def values(environ: Mapping[str, str] = os.environ) -> dict[str, object | None]:
+    """The parsed value of every variable in `VARIABLES`, None where it is unset or empty.
+
+    Raises: ValueError naming the variable, its value and what it takes.
+    """
+    parsed: dict[str, object | None] = {}
+    for variable in VARIABLES:
+        text = environ.get(variable.name, "")
+        try:
+            parsed[variable.name] = variable.parse(text) if text else None
+        except ValueError:
+            raise ValueError(
+                f"{variable.name}={text!r} cannot be used; it takes: {variable.takes}"
+            ) from None
+    return parsed
+
+
+def check(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses values that cannot be used and warns of JAXCOLL_ variables that do not exist.
+
+    Raises: ValueError naming the variable, its value and what it takes.
+    """
+    values(environ)
+    known = [variable.name for variable in VARIABLES]
+    for name in sorted(environ):
+        if name.startswith("JAXCOLL_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            warnings.warn(
+                f"environment variable {name} is unknown to jaxcoll; {hint}", stacklevel=2
+            )

@@ -1,0 +1,102 @@
+"""``jaxcoll info``: versions, devices, and what this build can do here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+import jax
+
+from jaxcoll import _environment, _install, _select
+from jaxcoll._native import native
+
+# As the API names them -> as schedules name them.
+_COLLECTIVES = {
+    "all_reduce": "all_reduce",
+    "reduce_scatter": "reduce_scatter",
+    "all_gather": "all_gather",
+    "all_to_all": "all_to_all",
+    "ragged_all_to_all": "ragged_all_to_all",
+    "ppermute": "permute",
+    "broadcast": "broadcast",
+}
+
+
+def report() -> str:
+    """Everything ``jaxcoll info`` prints, as text. Starts JAX's back ends."""
+    sections = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "built in": _built_in(),
+        "collectives and their algorithms": _collectives(),
+        "transports": iter(["local    devices of one process read each other's buffers"]),
+        "reduce ops and the dtypes that have them": _reduce_ops(),
+        "lax's collectives under install()": _installed(),
+        "environment": _variables(),
+    }
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()
+    )
+
+
+def _versions() -> Iterator[str]:
+    for name in ("jaxcoll", "jax", "jaxlib", "numpy"):
+        yield f"{name:9}{metadata.version(name)}"
+    yield f"python   {platform.python_version()}"
+
+
+def _devices() -> Iterator[str]:
+    for platform_name in sorted({device.platform for device in jax.devices()} | {"cpu"}):
+        count = len(jax.devices(platform_name))
+        served = "" if platform_name == "cpu" else ", not served by this version"
+        yield f"{count} {platform_name}{served}"
+
+
+def _built_in() -> Iterator[str]:
+    major, minor = native.ffi_api_version()
+    engine = native.engine_info()
+    yield f"XLA FFI API {major}.{minor}"
+    yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
+    yield f"threads  {engine['threads']} running, started by the first large collective"
+    yield f"timeout  {engine['timeout_s']:g} s"
+
+
+def _collectives() -> Iterator[str]:
+    for name, schedule_name in _COLLECTIVES.items():
+        yield f"{name:19}{', '.join(_select.algorithms(schedule_name))}"
+
+
+def _reduce_ops() -> Iterator[str]:
+    dtypes_of: dict[str, list[str]] = {}
+    for dtype in native.dtype_names():
+        for op in native.reduce_ops(dtype):
+            dtypes_of.setdefault(op, []).append(dtype)
+    together: dict[tuple[str, ...], list[str]] = {}
+    for op, dtypes in dtypes_of.items():
+        together.setdefault(tuple(dtypes), []).append(op)
+    for dtypes, ops in together.items():
+        yield f"{', '.join(ops)}: {', '.join(dtypes)}"
+    yield "mean: as sum"
+
+
+def _installed() -> Iterator[str]:
+    for name, treatment, reason in _install.install_report():
+        yield f"{name:31}{treatment}{f': {reason}' if reason else ''}"
+
+
+def _variables() -> Iterator[str]:
+    for variable in _environment.VARIABLES:
+        value = os.environ.get(variable.name)
+        shown = f"not set: {variable.default}" if value is None else value
+        yield f"{variable.name:19}{shown}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints `report`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="jaxcoll info", description=__doc__)
+    parser.parse_args(argv)
+    print(report())
+    return 0

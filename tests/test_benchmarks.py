@@ -1,0 +1,164 @@
+"""The benchmarks measure what they say, and notice wrong results."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import compare, measure, run
+from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_run_prints_nccl_tests_columns_and_writes_json(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "out.json"
+    arguments = f"--mesh dp=2,tp=4 --axis tp --collective {name} -b 1K -e 4K -f 4 -n 2 -w 1"
+    assert run.main([*arguments.split(), "--compare", "lax", "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = "size count type redop root time p95 algbw busbw #wrong lax ratio"
+    assert lines[1].removeprefix("#").split() == heads.split()
+    assert [line.split()[0] for line in lines[3:5]] == ["1024", "4096"]
+    assert [line.split()[9] for line in lines[3:5]] == ["0", "0"]
+    assert lines[5] == "# Out of bounds values : 0 OK"
+    assert lines[6].startswith("# Avg bus bandwidth    : ")
+    written = json.loads(path.read_text())
+    assert written["mesh"] == {"dp": 2, "tp": 4}
+    assert written["versions"]["jax"] == jax.__version__
+    assert {"commit", "machine", "date"} <= set(written)
+    for row in written["rows"]:
+        assert 0 < row["time_s"] <= row["p95_s"]
+        assert row["calls"] == 2
+        assert row["algbw_GBps"] == pytest.approx(row["size_bytes"] / row["time_s"] / 1e9)
+
+
+def test_sizes_and_bus_factors_are_those_of_nccl_tests() -> None:
+    factors = {name: c.bus_factor(4) for name, c in COLLECTIVES.items()}
+    assert factors == {
+        "all_reduce": 1.5,
+        "all_gather": 0.75,
+        "reduce_scatter": 0.75,
+        "all_to_all": 0.75,
+        "ppermute": 1,
+        "broadcast": 1,
+    }
+    per_rank = {name for name, c in COLLECTIVES.items() if c.count_divisor(4) == 1}
+    assert per_rank == {"all_reduce", "ppermute", "broadcast"}
+    assert [name for name, c in COLLECTIVES.items() if c.input_divisor(4) == 4] == ["all_gather"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_inputs_sum_exactly(dtype: str, ranks: int) -> None:
+    rows = exact_input(ranks, 130, DTYPES[dtype], ranks)
+    wide = rows.astype(np.complex128).sum(0)
+    assert (wide.astype(DTYPES[dtype]).astype(np.complex128) == wide).all()
+    assert len({row.tobytes() for row in rows}) > 1
+    assert wide.any()
+
+
+def test_a_wrong_element_is_counted() -> None:
+    mesh = measure.make_mesh({"dp": 2, "tp": 4})
+    sent = exact_input(8, 64, np.dtype("float32"), 4)
+    right = np.concatenate(
+        [np.tile(sent[rows].sum(0), (4, 1)) for rows in ([0, 1, 2, 3], [4, 5, 6, 7])]
+    )
+    assert count_wrong(COLLECTIVES["all_reduce"], mesh, "tp", sent, place(mesh, right)) == 0
+    right[5, 7] += 1
+    right[0, 0] = np.nan
+    assert count_wrong(COLLECTIVES["all_reduce"], mesh, "tp", sent, place(mesh, right)) == 2
+
+
+def test_groups_follow_the_axis() -> None:
+    mesh = measure.make_mesh({"dp": 2, "tp": 4})
+    assert group_rows(mesh, "tp").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert group_rows(mesh, "dp").tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_sizes_are_multiples_that_ranks_can_share() -> None:
+    assert list(run.sizes(1000, 5000, 2, 24)) == [984, 1992, 3984]
+    assert list(run.sizes(1, 64, 4, 32)) == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("4K", 4096), ("4k", 4096), ("64M", 64 << 20), ("1G", 1 << 30)]
+)
+def test_sizes_are_read_as_nccl_tests_reads_them(text: str, size: int) -> None:
+    assert run.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "0", "-1", "1T", "1.5K"])
+def test_bad_sizes_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
+        run.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--mesh dp", "write the mesh as"),
+        ("--mesh dp=2,dp=4", "write the mesh as"),
+        ("--axis pp", "--axis pp: the mesh has dp"),
+        ("-f 1", "-f: at least 2"),
+        ("-b 8K -e 4K", "is larger than"),
+        ("--collective psum", "all_reduce"),
+        ("--dtype float31", "float32"),
+    ],
+)
+def test_run_explains_bad_arguments(
+    arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(arguments.split())
+    assert caught.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_calls_are_timed_alternately() -> None:
+    order: list[str] = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = measure.measure(calls, budget_s=0, warmup=0, least=3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert [len(times[name].calls_s) for name in calls] == [3, 3]
+
+
+def test_medians_and_percentiles() -> None:
+    times = measure.Times([float(i) for i in range(101)])
+    assert (times.median_s, times.p95_s) == (50, 95)
+
+
+def small_rows() -> list[int]:
+    return [i for i, row in enumerate(compare.ROWS) if sum(row.elements) <= 64 << 10]
+
+
+@pytest.mark.parametrize("index", small_rows(), ids=lambda i: compare.ROWS[i].name)
+def test_a_row_of_the_comparison_agrees_with_lax(index: int) -> None:
+    row = compare.ROWS[index]
+    measured = compare.measure_apart if row.devices != 8 else None
+    result = measured(index, 0.02) if measured else compare.measure_row(row, 0.02)
+    assert result["right"]
+    assert result["ratio"] == result["lax"]["median_s"] / result["jaxcoll"]["median_s"]
+
+
+@pytest.mark.parametrize("name", [row.name for row in compare.ROWS if len(row.elements) == 100])
+def test_both_gradients_agree_with_lax(name: str) -> None:
+    row = next(row for row in compare.ROWS if row.name == name)
+    assert compare.measure_row(row, 0.02)["right"]
+
+
+def test_a_row_that_is_wrong_is_never_a_pass() -> None:
+    result = {"right": True, "floor": 1.5, "ratio": 2.0}
+    assert compare.verdict(result) == "PASS"
+    assert compare.verdict(result | {"ratio": 1.4}) == "BELOW"
+    assert compare.verdict(result | {"right": False}) == "WRONG"
+    assert compare.verdict(result | {"floor": None}) == "-"
+    constant = {"lax": lambda: np.ones(3), "jaxcoll": lambda: np.array([1, 1, 1.01])}
+    assert not compare.agree(constant)
+
+
+def test_copy_bandwidth_is_plausible() -> None:
+    assert 1e8 < measure.copy_bandwidth_Bps(repeats=1) < 1e13

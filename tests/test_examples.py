@@ -1,0 +1,60 @@
+"""The training example and the README's program, run as a user runs them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+
+
+def digits(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("-m", "jaxcoll.examples.digits", *arguments)
+
+
+@pytest.mark.parametrize("mesh", ["dp=4,tp=2", "tp=8"])
+def test_digits_learns_with_lax_and_jaxcoll_alike(mesh: str) -> None:
+    finished = digits("--mesh", mesh, "--epochs", "10")
+    assert finished.returncode == 0, finished.stderr
+    accuracies = re.findall(r"^  (lax|jaxcoll) +([\d.]+)%$", finished.stdout, re.MULTILINE)
+    assert [name for name, _ in accuracies] == ["lax", "jaxcoll"]
+    assert all(float(percent) >= 95 for _, percent in accuracies)
+    difference = re.search(r"^largest parameter difference +(\S+)$", finished.stdout, re.MULTILINE)
+    assert difference is not None
+    assert float(difference[1]) < 1e-3
+
+
+def test_digits_fails_below_the_wanted_accuracy() -> None:
+    finished = digits("--mesh", "dp=2", "--epochs", "1")
+    assert finished.returncode == 1
+    assert "below the 95% wanted" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("mesh", "complaint"),
+    [
+        ("dp=4,pp=2", "'pp=2': write the mesh as dp=N,tp=M"),
+        ("dp=0", "'dp=0': write the mesh as dp=N,tp=M"),
+        ("dp=5", "dp must divide the batch of 96"),
+        ("tp=3", "tp must divide the hidden layer of 128"),
+    ],
+)
+def test_digits_explains_a_bad_mesh(mesh: str, complaint: str) -> None:
+    finished = digits("--mesh", mesh)
+    assert finished.returncode == 2
+    assert complaint in finished.stderr
+
+
+def test_the_program_in_the_readme_prints_what_it_says() -> None:
+    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert program is not None
+    finished = run("-c", program[1])
+    assert finished.stdout == re.search(r"# (.*)\n", program[1])[1] + "\n", finished.stderr  # type: ignore[index]

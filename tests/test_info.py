@@ -1,0 +1,139 @@
+"""The command line, and the environment variables it shows."""
+
+import subprocess
+import sys
+import warnings
+
+import jax
+import pytest
+
+import jaxcoll
+from jaxcoll import __main__ as command_line
+from jaxcoll import _environment, info
+
+
+def test_info_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    sections = dict(part.split("\n", 1) for part in printed.rstrip("\n").split("\n\n"))
+    assert list(sections) == [
+        "versions",
+        "devices",
+        "built in",
+        "collectives and their algorithms",
+        "transports",
+        "reduce ops and the dtypes that have them",
+        "lax's collectives under install()",
+        "environment",
+    ]
+    assert jax.__version__ in sections["versions"]
+    assert jaxcoll.__version__ in sections["versions"]
+    assert f"{jax.device_count()} cpu" in sections["devices"]
+    assert "XLA FFI API 0." in sections["built in"]
+    assert "ring" in line_of(sections["collectives and their algorithms"], "all_reduce")
+    assert "bruck" in line_of(sections["collectives and their algorithms"], "all_gather")
+    assert "float8_e4m3fn" in line_of(sections["reduce ops and the dtypes that have them"], "sum")
+    assert "served" in line_of(sections["lax's collectives under install()"], "psum")
+    for variable in _environment.VARIABLES:
+        assert line_of(sections["environment"], variable.name)
+
+
+def line_of(section: str, word: str) -> str:
+    """The line that starts with a word."""
+    return next(line for line in section.splitlines() if line.replace(",", " ").split()[0] == word)
+
+
+def test_the_installed_command_is_the_module() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "jaxcoll", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert finished.returncode == 0
+    assert "info" in finished.stdout
+    assert "verify" in finished.stdout
+
+
+def test_an_unknown_command_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["inform"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "info" in error
+    assert "verify" in error
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"jaxcoll {command}" in capsys.readouterr().out
+
+
+def test_info_shows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JAXCOLL_LOG", "debug")
+    monkeypatch.delenv("JAXCOLL_ISA", raising=False)
+    assert info.main([]) == 0
+    environment = capsys.readouterr().out.split("\nenvironment\n")[1]
+    assert line_of(environment, "JAXCOLL_LOG").split() == ["JAXCOLL_LOG", "debug"]
+    assert "not set" in line_of(environment, "JAXCOLL_ISA")
+
+
+# --- environment variables ----------------------------------------------------------------------
+
+
+def test_values_are_parsed() -> None:
+    unset = dict.fromkeys(("JAXCOLL_LOG", "JAXCOLL_TIMEOUT_S", "JAXCOLL_THREADS", "JAXCOLL_ISA"))
+    assert _environment.values({}) == unset
+    assert _environment.values({"JAXCOLL_LOG": ""}) == unset
+    assert _environment.values({"JAXCOLL_LOG": "debug", "JAXCOLL_TIMEOUT_S": "0.5"}) == unset | {
+        "JAXCOLL_LOG": "debug",
+        "JAXCOLL_TIMEOUT_S": 0.5,
+    }
+    assert _environment.values({"JAXCOLL_THREADS": "3", "JAXCOLL_ISA": "avx2"}) == unset | {
+        "JAXCOLL_THREADS": 3,
+        "JAXCOLL_ISA": "avx2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAXCOLL_LOG", "verbose"),
+        ("JAXCOLL_TIMEOUT_S", "0"),
+        ("JAXCOLL_TIMEOUT_S", "-3"),
+        ("JAXCOLL_TIMEOUT_S", "nan"),
+        ("JAXCOLL_TIMEOUT_S", "inf"),
+        ("JAXCOLL_TIMEOUT_S", "5 min"),
+        ("JAXCOLL_THREADS", "0"),
+        ("JAXCOLL_THREADS", "1.5"),
+        ("JAXCOLL_THREADS", "4096"),
+        ("JAXCOLL_ISA", "neon"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}' cannot be used; it takes: "):
+        _environment.check({name: value})
+
+
+def test_importing_jaxcoll_checks_the_environment() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", "import jaxcoll"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"JAXCOLL_ISA": "sse"} | {"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert finished.returncode == 1
+    assert "JAXCOLL_ISA='sse' cannot be used; it takes: portable, avx2, avx512" in finished.stderr
+
+
+def test_a_misspelt_variable_is_noticed() -> None:
+    with pytest.warns(UserWarning, match="did you mean JAXCOLL_TIMEOUT_S?"):
+        _environment.check({"JAXCOLL_TIMOUT_S": "3"})
+    with pytest.warns(UserWarning, match="there are JAXCOLL_LOG, "):
+        _environment.check({"JAXCOLL_BLUE": "3"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _environment.check({"JAXCOLL_THREADS": "2", "JAX_PLATFORMS": "cpu", "JAXCOLLECT": "x"})

@@ -1,0 +1,239 @@
+"""The rules of the house that neither compiler nor linter checks."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcoll import _environment
+
+ROOT = Path(__file__).parent.parent
+CPP_LAYERS = ["base", "schedule", "executor", "xla", "bindings"]
+# A module imports from its own layer or lower ones. What stands here is every module there is.
+PYTHON_LAYERS = [
+    {"_environment", "_errors", "_native", "_version"},
+    {"schedule", "verify"},
+    {"_jax_compat"},
+    {"_primitive", "_select"},
+    {"_communicator", "_autodiff", "_lowering"},
+    {"_api"},
+    {"_install"},
+    {"info"},
+    {"__init__", "__main__", "examples.__init__", "examples.digits"},
+]
+WITHOUT_JAX = {"_environment", "_errors", "_native", "_version", "schedule", "verify"}
+TOP_LEVEL = {
+    *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
+    *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
+    *("jaxcoll", "ffi", "tests", "benchmarks"),
+}
+LONGEST_FILE_LINES = 600
+
+
+def files(pattern: str, *folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob(pattern))]
+    assert found, f"no {pattern} in {folders}"
+    return found
+
+
+def module_name(path: Path) -> str:
+    """jaxcoll/examples/digits.py -> examples.digits"""
+    return ".".join(path.relative_to(ROOT / "jaxcoll").with_suffix("").parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text()) for path in files("*.py", "jaxcoll")}
+
+
+def imported(tree: ast.Module, package: str = "jaxcoll") -> set[str]:
+    """Dotted names of everything a module imports, wherever in it; `from a import b` gives a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {package}, line {node.lineno}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules_imported(tree: ast.Module) -> set[str]:
+    """Those of our own modules that a module imports."""
+    ours = set()
+    for name in imported(tree):
+        parts = name.split(".")
+        if parts[0] == "jaxcoll" and len(parts) > 1:
+            ours |= {known for known in (parts[1], ".".join(parts[1:3])) if known in MODULES}
+    return ours
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+# --- C++ ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", CPP_LAYERS)
+def test_cpp_includes_only_from_its_own_and_lower_layers(layer: str) -> None:
+    allowed = CPP_LAYERS[: CPP_LAYERS.index(layer) + 1]
+    for path in (ROOT / "ffi" / layer).rglob("*.[chi]*"):
+        for line in path.read_text().splitlines():
+            match = re.match(r'\s*#\s*include\s*([<"])([^>"]+)[>"]', line)
+            if not match:
+                continue
+            quote, header = match.groups()
+            if header.startswith("xla/ffi/api/"):
+                assert layer == "xla", f"{path}: XLA's {header} outside of xla/"
+            elif header.startswith("nanobind/") or header == "Python.h":
+                assert layer == "bindings", f"{path}: {header} outside of bindings/"
+            elif quote == '"':
+                assert header.split("/")[0] in allowed, f"{path}: {header} is of a higher layer"
+                assert (ROOT / "ffi" / header).exists(), f"{path}: {header} is not in ffi/"
+
+
+def test_every_cpp_folder_is_a_layer() -> None:
+    assert {path.name for path in (ROOT / "ffi").iterdir() if path.is_dir()} == set(CPP_LAYERS)
+
+
+# --- Python -------------------------------------------------------------------------------------
+
+
+def test_every_python_module_has_a_layer() -> None:
+    layered = set().union(*PYTHON_LAYERS)
+    assert set(MODULES) <= layered, "give the new module a layer in PYTHON_LAYERS"
+
+
+def test_python_imports_only_from_its_own_and_lower_layers() -> None:
+    rank = {name: i for i, layer in enumerate(PYTHON_LAYERS) for name in layer}
+    for name, tree in MODULES.items():
+        for other in modules_imported(tree):
+            assert rank[other] <= rank[name], f"jaxcoll/{name} imports {other}, of a higher layer"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_JAX & set(MODULES)))
+def test_modules_below_jax_do_not_import_it(name: str) -> None:
+    for other in imported(MODULES[name]):
+        assert other.split(".")[0] not in ("jax", "jaxlib"), f"{name} imports {other}"
+    assert modules_imported(MODULES[name]) <= WITHOUT_JAX
+
+
+def test_only_jax_compat_touches_private_jax() -> None:
+    for name, tree in MODULES.items():
+        if name == "_jax_compat":
+            continue
+        private = [n for n in imported(tree) if below(n, "jax._src") or below(n, "jaxlib")]
+        assert not private, f"jaxcoll/{name} imports {private}"
+        for node in ast.walk(tree):
+            attribute = isinstance(node, ast.Attribute) and node.attr
+            assert attribute != "_src", f"jaxcoll/{name}, line {node.lineno}"
+            assert attribute != "__version_info__", f"jaxcoll/{name}, line {node.lineno}"
+
+
+def test_only_native_imports_the_extension_module() -> None:
+    importers = {
+        name
+        for name, tree in MODULES.items()
+        if any(below(other, "jaxcoll._jaxcoll") for other in imported(tree))
+    }
+    assert importers == {"_native"}
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    """Functions and classes of public modules, and the private definitions they re-export."""
+    import jaxcoll
+
+    missing = [
+        f"jaxcoll.{name}"
+        for name in jaxcoll.__all__
+        if callable(getattr(jaxcoll, name)) and not getattr(jaxcoll, name).__doc__
+    ]
+    for name, tree in MODULES.items():
+        assert ast.get_docstring(tree), f"jaxcoll/{name} has no docstring"
+        if name.startswith("_"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node in tree.body:
+                public = not node.name.startswith("_")
+                if public and not ast.get_docstring(node):
+                    missing.append(f"jaxcoll.{name}.{node.name}")
+    assert not missing
+
+
+def test_import_starts_no_back_end() -> None:
+    """jax.distributed.initialize must still be possible after `import jaxcoll`."""
+    program = (
+        "import jaxcoll, jax; from jax._src import xla_bridge; "
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# --- environment variables ----------------------------------------------------------------------
+
+
+def variables_read() -> set[str]:
+    """Every JAXCOLL_ name that is a string of its own in the C++ or Python source."""
+    names = set()
+    for path in files("*.cc", "ffi") + files("*.h", "ffi"):
+        names |= set(re.findall(r'"(JAXCOLL_[A-Z_]+)"', path.read_text()))
+    for name, tree in MODULES.items():
+        if name != "_environment":
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    names |= {node.value} if re.fullmatch("JAXCOLL_[A-Z_]+", node.value) else set()
+    return names
+
+
+def test_the_table_of_environment_variables_is_complete() -> None:
+    assert variables_read() == {variable.name for variable in _environment.VARIABLES}
+
+
+def test_readme_shows_the_table_of_environment_variables() -> None:
+    rows = [
+        f"| `{v.name}` | {v.default} | {v.takes} | {v.meaning} |" for v in _environment.VARIABLES
+    ]
+    head = ["| variable | default | takes | what it does |", "|---|---|---|---|"]
+    section = re.search(
+        r"<!-- environment: begin.*?-->\n(.*?)<!-- environment: end", readme(), re.DOTALL
+    )
+    assert section is not None
+    assert section[1].splitlines() == head + rows
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_top_level_holds_what_it_should_and_nothing_else() -> None:
+    """What git tracks, or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert {name.split("/")[0] for name in listed} == TOP_LEVEL
+
+
+def test_no_source_file_is_too_long() -> None:
+    for pattern in ("*.py", "*.cc", "*.h", "*.inc"):
+        for path in (
+            p for f in ("jaxcoll", "ffi", "tests", "benchmarks") for p in (ROOT / f).rglob(pattern)
+        ):
+            lines = len(path.read_text().splitlines())
+            assert lines <= LONGEST_FILE_LINES, f"{path}: {lines} lines; give each idea a file"
+
+
+def test_readme_has_one_line_for_each_command() -> None:
+    """.ci/run takes the test command from here."""
+    commands = [line for line in readme().splitlines() if line.startswith("python3 -m venv .venv")]
+    assert len(commands) == 2
+    assert sum("pytest" in command for command in commands) == 1
+    assert sum("jaxcoll.examples.digits" in command for command in commands) == 1
