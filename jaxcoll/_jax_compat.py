@@ -15,6 +15,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
+from jax._src import xla_bridge as _xla_bridge
 from jax._src.custom_partitioning_sharding_rule import (
     ArrayMapping,
     SdyShardingRule,
@@ -38,8 +39,8 @@ Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
 __all__ = [
     "AxisName",
     "Primitive",
-    "Sharding",
     "SPMDAxisContext",
+    "Sharding",
     "ad",
     "batching",
     "canonicalize_axis",
@@ -62,6 +63,7 @@ __all__ = [
     "manual_mesh_axes",
     "mlir",
     "named_axis_effects",
+    "num_cpu_devices",
     "pvary",
     "register_ffi",
     "register_partitioner",
@@ -95,6 +97,11 @@ def register_ffi(
         jax.ffi.register_ffi_type(name, dict(registration), platform="cpu")  # type: ignore[arg-type]
     for name, stages in targets.items():
         jax.ffi.register_ffi_target(name, dict(stages), platform="cpu")
+
+
+def num_cpu_devices() -> int:
+    """What jax_num_cpu_devices asks for; -1 if it was not set."""
+    return int(_xla_bridge.num_cpu_devices.value)
 
 
 def exported_custom_call(target: str) -> Any:

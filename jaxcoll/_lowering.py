@@ -20,7 +20,6 @@ from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
 from jaxcoll._jax_compat import hlo, ir, mlir
-from jaxcoll._native import native
 
 TARGET = "jaxcoll_collective"
 SERVED_PLATFORMS = ("cpu",)
@@ -417,9 +416,7 @@ def _partition(
     config: bytes | str,
 ) -> tuple[bytes, list[compat.Sharding], compat.Sharding]:
     result_shapes = _shapes(result_shape)
-    operands, results = _partitioned(
-        _collective_of(config), operand_shardings, len(result_shapes)
-    )
+    operands, results = _partitioned(_collective_of(config), operand_shardings, len(result_shapes))
 
     def shards(shapes: Sequence[Any], shardings: Sequence[compat.Sharding]) -> list[Any]:
         return [
@@ -451,7 +448,6 @@ def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str
     return result_sharding
 
 
-compat.register_ffi(**native.ffi_registrations())
 compat.register_partitioner(TARGET, _partition, _infer, _propagate)
 
 

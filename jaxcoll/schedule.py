@@ -70,6 +70,10 @@ COLLECTIVES: Final[tuple[Collective, ...]] = (
 # What fits into an FFI attribute without bloating every executable that carries it.
 MAX_SERIALIZED_BYTES: Final = 1 << 20
 
+# Op.channel is below this; equal to kMaxChannels in ffi/schedule/text.cc.
+MAX_CHANNELS: Final = 1 << 12
+_MAX_INT32: Final = (1 << 31) - 1
+
 # In the order of the C++ enums.
 _BUFFERS: Final[tuple[Buffer, ...]] = ("input", "output", "scratch")
 _KINDS: Final[tuple[Kind, ...]] = ("send", "recv", "recv_reduce", "copy", "reduce")
@@ -129,15 +133,14 @@ class _BufferName:
         for item in key if isinstance(key, tuple) else (key,):
             if isinstance(item, slice):
                 begin, end = item.start or 0, item.stop
-                if end is None or item.step is not None or not 0 <= begin < end:
+                if end is None or item.step is not None or begin >= end:
                     raise ValueError(
-                        f"{self._buffer}: write chunks as [begin:end] with 0 <= begin < end, "
-                        f"not {item}"
+                        f"{self._buffer}: write chunks as [begin:end] with begin < end, not {item}"
                     )
             else:
                 begin, end = item, item + 1
-                if begin < 0:
-                    raise ValueError(f"{self._buffer}: chunk {begin} is negative")
+            if not 0 <= begin < end <= _MAX_INT32:
+                raise ValueError(f"{self._buffer}: there is no chunk {end - 1}")
             intervals.append((int(begin), int(end - begin)))
         return Operand(self._buffer, tuple(intervals))
 
@@ -282,7 +285,7 @@ class Cost:
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """One collective: all ranks' programs. Immutable; compare with ``==``.
+    """One collective: all ranks' programs. Immutable, comparable and cheap to hash.
 
     Attributes:
       collective: one of `COLLECTIVES`.
@@ -332,8 +335,8 @@ class Schedule:
           The schedule, not verified yet: see `jaxcoll.verify.verify`.
 
         Raises:
-          ValueError: unknown collective, a rank outside the world, or an `after` that names an op
-            of another rank or none of `ops`.
+          ValueError: unknown collective, a rank outside the world, or a channel or step out of
+            range, or an `after` that names an op of another rank or none of `ops`.
         """
         if collective not in COLLECTIVES:
             raise ValueError(f"unknown collective {collective!r}; there are {list(COLLECTIVES)}")
@@ -343,12 +346,18 @@ class Schedule:
             )
         ops = list(ops)
         for number, item in enumerate(ops):
-            for rank in (item.rank, item.op.peer):
-                if rank >= world_size or (rank < 0 and (rank != -1 or item.op.is_transfer)):
+            op = item.op
+            for rank in (item.rank, op.peer) if op.is_transfer else (item.rank,):
+                if not 0 <= rank < world_size:
                     raise ValueError(
-                        f"op {number} of the list ({item.op}) names rank {rank}, but there are "
-                        f"ranks 0 to {world_size - 1}"
+                        f"op {number} of the list ({op}) names rank {rank}, but there are ranks "
+                        f"0 to {world_size - 1}"
                     )
+            if not 0 <= op.channel < MAX_CHANNELS or not 0 <= op.step <= _MAX_INT32:
+                raise ValueError(
+                    f"op {number} of the list ({op}) is on channel {op.channel} in step {op.step}, "
+                    f"but there are channels 0 to {MAX_CHANNELS - 1} and steps from 0"
+                )
         if scratch_blocks is None:
             scratch_blocks = _scratch_blocks(ops, chunks_per_block)
         programs = []
@@ -401,8 +410,11 @@ class Schedule:
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of everything that has a meaning (not of the algorithm's name)."""
-        head = f"{self.collective} {self.root} {list(self.permutation)}\n"
-        return hashlib.sha256((head + self._text).encode()).hexdigest()
+        return self._digest
+
+    def __hash__(self) -> int:
+        # Computed once: JAX hashes an equation's parameters again and again.
+        return hash(self._digest)
 
     @property
     def world_size(self) -> int:
@@ -468,6 +480,11 @@ class Schedule:
 
     def _ops(self) -> Iterator[tuple[int, Op]]:
         return ((program.rank, op) for program in self.programs for op in program.ops)
+
+    @cached_property
+    def _digest(self) -> str:
+        head = f"{self.collective} {self.root} {list(self.permutation)}\n"
+        return hashlib.sha256((head + self._text).encode()).hexdigest()
 
     @cached_property
     def _text(self) -> str:
@@ -688,9 +705,13 @@ def _program_from_tuple(value: _ProgramTuple) -> Program:
     def operand(item: _OperandTuple) -> Operand:
         return Operand(_BUFFERS[item[0]], tuple(item[1]))
 
-    *layout, ops = value
+    rank, chunks_per_block, inputs, outputs, scratch, ops = value
     return Program(
-        *layout,
+        rank,
+        chunks_per_block,
+        inputs,
+        outputs,
+        scratch,
         tuple(
             Op(
                 _KINDS[kind],

@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from jaxcoll.schedule import (
     COLLECTIVES,
+    MAX_CHANNELS,
     Buffer,
     Collective,
     Kind,
@@ -59,8 +60,12 @@ Association: TypeAlias = "int | tuple[Association, ...]"
 
 # A chunk that has not been written; values are numbered from 1.
 _UNWRITTEN: Final = 0
-# What the proof's tables may hold, in chunks; an honest schedule for thousands of ranks fits.
-_MAX_ACCESSES: Final = 1 << 26
+# Chunks of one buffer; what Parse in ffi/schedule/text.cc accepts.
+_MAX_CHUNKS: Final = 1 << 24
+# Chunks of all ranks, and chunks that ops name, in all: what keeps a proof within about 1 GiB.
+_MAX_ACCESSES: Final = 1 << 24
+# Ops of a deadlock's cycle that its message describes.
+_CYCLE_SHOWN: Final = 8
 # Columns of the reachability table in memory at once.
 _CHAINS_AT_ONCE: Final = 256
 
@@ -173,6 +178,7 @@ class _Flat:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self._check_schedule()
         self.layout = schedule.programs[0]
         self.ops: list[Op] = []
         self.rank: list[int] = []
@@ -182,16 +188,19 @@ class _Flat:
             self.first.append(len(self.ops))
             self.ops += program.ops
             self.rank += [program.rank] * len(program.ops)
-        if self.chunk_count * schedule.world_size > _MAX_ACCESSES:
-            raise ScheduleError(
-                "malformed", f"more than {_MAX_ACCESSES} chunks on all ranks together", rank=0
-            )
-        self._accesses = 0
-        # Chunks of operands, by op: those of every source, and of the destination.
-        self.sources: list[list[list[int]]] = []
-        self.destination: list[list[int]] = []
-        for g in range(len(self.ops)):
+        accesses = 0
+        for g, op in enumerate(self.ops):
             self._check_op(g)
+            accesses += len(op.destination) * (1 + len(op.sources))
+            if accesses > _MAX_ACCESSES:
+                raise self.error(
+                    "malformed", g, f"more than {_MAX_ACCESSES} chunks are named in all"
+                )
+        # Chunks of operands, by op: those of every source, and of the destination.
+        self.sources = [[source.indices() for source in op.sources] for op in self.ops]
+        self.destination = [op.destination.indices() for op in self.ops]
+        for g in range(len(self.ops)):
+            self._check_chunks(g)
         self.peer = self._match()  # by op: the op at the other end, or the op itself
 
     def chunks(self, buffer: Buffer) -> int:
@@ -201,11 +210,6 @@ class _Flat:
             "scratch": self.layout.scratch_blocks,
         }[buffer]
         return blocks * self.layout.chunks_per_block
-
-    @property
-    def chunk_count(self) -> int:
-        """Of all buffers of one rank."""
-        return sum(self.chunks(buffer) for buffer in get_args(Buffer))
 
     def describe(self, g: int) -> str:
         return f"op {self.index(g)} of rank {self.rank[g]} (step {self.ops[g].step}, {self.ops[g]})"
@@ -225,10 +229,49 @@ class _Flat:
             chunk=None if chunk is None else f"{chunk[0]}[{chunk[1]}]",
         )
 
+    def _check_schedule(self) -> None:
+        """What belongs to no op."""
+        schedule, ranks = self.schedule, range(self.schedule.world_size)
+        if schedule.collective not in COLLECTIVES or not ranks:
+            raise ScheduleError(
+                "malformed",
+                f"{schedule.collective!r} of {len(ranks)} ranks; there are "
+                f"{', '.join(COLLECTIVES)}, of one rank or more",
+                rank=0,
+            )
+        if schedule.root not in ranks:
+            raise ScheduleError(
+                "malformed", f"the root is not among the {len(ranks)} ranks", rank=schedule.root
+            )
+        for side, name in enumerate(("source", "destination")):
+            named = [pair[side] for pair in schedule.permutation]
+            for rank in named:
+                if rank not in ranks or named.count(rank) > 1:
+                    raise ScheduleError(
+                        "malformed",
+                        f"is {named.count(rank)} times a {name} of the permutation of "
+                        f"{len(ranks)} ranks",
+                        rank=rank,
+                    )
+
     def _check_layout(self, rank: int, program: Program) -> None:
         schedule, world_size = self.schedule, self.schedule.world_size
         if program.rank != rank:
-            raise ScheduleError("malformed", f"its program is that of rank {program.rank}", rank=rank)
+            raise ScheduleError(
+                "malformed", f"its program is that of rank {program.rank}", rank=rank
+            )
+        buffers = [self.chunks(buffer) for buffer in get_args(Buffer)]
+        if self.layout.chunks_per_block < 1 or not 0 <= min(buffers) <= max(buffers) <= _MAX_CHUNKS:
+            raise ScheduleError(
+                "malformed",
+                f"input, output and scratch of {buffers} chunks, {self.layout.chunks_per_block} "
+                f"per block: a block has one at least, a buffer {_MAX_CHUNKS} at most",
+                rank=rank,
+            )
+        if sum(buffers) * schedule.world_size > _MAX_ACCESSES:
+            raise ScheduleError(
+                "malformed", f"more than {_MAX_ACCESSES} chunks on all ranks together", rank=rank
+            )
         expected = (
             self.layout.chunks_per_block,
             input_blocks(schedule.collective, world_size),
@@ -253,6 +296,8 @@ class _Flat:
         op, world_size = self.ops[g], self.schedule.world_size
         if op.kind not in get_args(Kind):
             raise self.error("malformed", g, f"there is no op {op.kind!r}")
+        if not 0 <= op.channel < MAX_CHANNELS or op.step < 0:
+            raise self.error("malformed", g, f"is on channel {op.channel} of {MAX_CHANNELS}")
         arity = {"recv_reduce": 2, "reduce": max(1, len(op.sources))}.get(op.kind, 1)
         if len(op.sources) != arity:
             raise self.error("malformed", g, f"{op.kind} has {len(op.sources)} sources")
@@ -265,17 +310,33 @@ class _Flat:
                 f"peer {op.peer}, message {op.sequence}: the peer must be another of "
                 f"{world_size} ranks",
             )
+        if not op.is_transfer and (op.peer, op.sequence) != (-1, -1):
+            raise self.error("malformed", g, "is local: its peer and sequence must be -1")
         ops_of_rank = len(self.schedule.programs[self.rank[g]].ops)
         for dependency in op.depends_on:
             if not 0 <= dependency < ops_of_rank:
                 raise self.error("malformed", g, f"depends on op {dependency}, which is not there")
-        self.destination.append(self._expand(g, op.destination))
-        self.sources.append([self._expand(g, source) for source in op.sources])
-        self._check_operands(g)
+        for operand in (op.destination, *op.sources):
+            self._check_operand(g, operand)
+            if len(operand) != len(op.destination):
+                raise self.error(
+                    "malformed",
+                    g,
+                    f"{operand} has {len(operand)} chunks, {op.destination} {len(op.destination)}",
+                )
+        if op.destination.buffer == "input":
+            raise self.error(
+                "malformed",
+                g,
+                "writes to the input, which is read-only",
+                ("input", op.destination.chunks[0][0]),
+            )
 
-    def _expand(self, g: int, operand: Operand) -> list[int]:
+    def _check_operand(self, g: int, operand: Operand) -> None:
         if operand.buffer not in get_args(Buffer):
             raise self.error("malformed", g, f"there is no buffer {operand.buffer!r}")
+        if not operand.chunks:
+            raise self.error("malformed", g, f"{operand} names no chunk")
         end = self.chunks(operand.buffer)
         for begin, count in operand.chunks:
             if begin < 0 or count < 1 or begin + count > end:
@@ -285,26 +346,12 @@ class _Flat:
                     f"{operand} is out of range: {operand.buffer} has {end} chunks",
                     (operand.buffer, max(begin, end)),
                 )
-        self._accesses += len(operand)
-        if self._accesses > _MAX_ACCESSES:
-            raise self.error("malformed", g, f"more than {_MAX_ACCESSES} chunks are named in all")
-        return operand.indices()
 
-    def _check_operands(self, g: int) -> None:
+    def _check_chunks(self, g: int) -> None:
         op, destination, per_block = self.ops[g], self.destination[g], self.layout.chunks_per_block
-        if op.destination.buffer == "input":
-            raise self.error(
-                "malformed", g, "writes to the input, which is read-only", ("input", destination[0])
-            )
         if len(set(destination)) != len(destination):
             raise self.error("malformed", g, f"{op.destination} names a chunk twice")
         for operand, chunks in zip(op.sources, self.sources[g], strict=True):
-            if len(chunks) != len(destination):
-                raise self.error(
-                    "malformed",
-                    g,
-                    f"{operand} has {len(chunks)} chunks, {op.destination} {len(destination)}",
-                )
             for source, target in zip(chunks, destination, strict=True):
                 if (source - target) % per_block:
                     raise self.error(
@@ -321,9 +368,9 @@ class _Flat:
         for g, op in enumerate(self.ops):
             if not op.is_transfer:
                 continue
-            sends = op.kind == "send"
-            key = (self.rank[g], op.peer) if sends else (op.peer, self.rank[g])
-            ends.setdefault((*key, op.channel), ([], []))[0 if sends else 1].append(g)
+            is_send = op.kind == "send"
+            key = (self.rank[g], op.peer) if is_send else (op.peer, self.rank[g])
+            ends.setdefault((*key, op.channel), ([], []))[0 if is_send else 1].append(g)
 
         peer = list(range(len(self.ops)))
         for (source, destination, channel), (sends, recvs) in ends.items():
@@ -397,6 +444,7 @@ class _Order:
             for dependency in self._dependencies[-1]:
                 self._dependents[dependency].append(g)
         self.starts = self._sort()
+        self._tables: dict[int, NDArray[np.int32]] = {}  # of _earliest_starts, by its argument
 
     def _sort(self) -> list[int]:
         """Ops in an order in which they could start; an op's move follows the later of two."""
@@ -452,8 +500,12 @@ class _Order:
             path.append((g, why))
             g = blocker
         cycle = path[seen[g] :]
-        why = "; ".join(f"{flat.describe(g)} {reason}" for g, reason in cycle)
-        return flat.error("deadlock", cycle[0][0], f"a cycle of {len(cycle)} ops: {why}")
+        reasons = [f"{flat.describe(g)} {reason}" for g, reason in cycle[:_CYCLE_SHOWN]]
+        if len(cycle) > _CYCLE_SHOWN:
+            reasons.append(f"and {len(cycle) - _CYCLE_SHOWN} more, back to the first")
+        return flat.error(
+            "deadlock", cycle[0][0], f"a cycle of {len(cycle)} ops: {'; '.join(reasons)}"
+        )
 
     def before(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Element by element: whether op a completes before the data of op b moves."""
@@ -504,10 +556,6 @@ class _Order:
                 row[column] = min(row[column], self._position[g])
         self._tables[first_chain] = completion
         return completion
-
-    @cached_property
-    def _tables(self) -> dict[int, NDArray[np.int32]]:
-        return {}
 
 
 class _Values:
@@ -625,9 +673,7 @@ def _replay(flat: _Flat, order: _Order, *, in_place: bool) -> _Values:
         local_sources.append(
             [
                 values.locations(rank, operand.buffer, chunks)
-                for operand, chunks in zip(
-                    op.local_sources, flat.sources[g][skipped:], strict=True
-                )
+                for operand, chunks in zip(op.local_sources, flat.sources[g][skipped:], strict=True)
             ]
         )
         destinations.append(
@@ -690,8 +736,8 @@ def _check_races(
     Accesses are visited in one possible order. Order being transitive, neighbours suffice: a read
     and the write before it, a write and the reads since the write before it (or that write).
     """
-    last_write = [-1] * len(values.held)
-    reads: list[list[int]] = [[] for _ in values.held]
+    last_write: dict[int, int] = {}  # by location
+    reads: defaultdict[int, list[int]] = defaultdict(list)  # since that write
     pairs: dict[tuple[int, int], int] = {}  # (earlier, later): a location
     for g in moves:
         destination = destinations[g]
@@ -705,7 +751,7 @@ def _check_races(
                             "race", g, "reads a chunk that it writes as another", values.name(read)
                         )
             for location in source:
-                if last_write[location] >= 0:
+                if location in last_write:
                     pairs.setdefault((last_write[location], g), location)
                 reads[location].append(g)
         for location in destination:
@@ -713,7 +759,7 @@ def _check_races(
             for reader in readers:
                 if reader != g:
                     pairs.setdefault((reader, g), location)
-            if not readers and last_write[location] >= 0:
+            if not readers and location in last_write:
                 pairs.setdefault((last_write[location], g), location)
             last_write[location] = g
             reads[location] = []
@@ -775,16 +821,11 @@ def _check_chunk(
         return
     writer = values.writer[values.location(rank, "output", chunk)]
     if value == _UNWRITTEN or writer < 0:
-        raise ScheduleError(
-            "result", "is never written", rank=rank, chunk=f"output[{chunk}]"
-        )
+        raise ScheduleError("result", "is never written", rank=rank, chunk=f"output[{chunk}]")
     if doubled >= 0:
         why = f"holds a contribution twice; {flat.describe(doubled)} took it again"
     else:
-        why = (
-            f"ends with {values.describe(value)}, but should hold "
-            f"{values.describe_set(wanted)}"
-        )
+        why = f"ends with {values.describe(value)}, but should hold {values.describe_set(wanted)}"
     raise flat.error("result", writer, why, ("output", chunk))
 
 
@@ -829,7 +870,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = sorted({name for collective in collectives for name in algorithms(collective)})
         parser.error(f"no algorithm {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
 
-    print(f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict")
+    print(
+        f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict"
+    )
     failures = 0
     for collective, algorithm in chosen:
         for world_size in arguments.world_size:
@@ -881,11 +924,12 @@ def _world_sizes(text: str) -> list[int]:
     for item in text.split(","):
         begin, _, end = item.partition(":")
         try:
-            sizes += range(int(begin), int(end or begin) + 1)
+            item_sizes = range(int(begin), int(end or begin) + 1)
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{item!r} is no world size: write 8, 1:17 or 1:17,32"
-            ) from None
+            item_sizes = range(0)
+        if not item_sizes:
+            raise argparse.ArgumentTypeError(f"{item!r} is no world size: write 8, 1:17 or 1:17,32")
+        sizes += item_sizes
     return sizes
 
 

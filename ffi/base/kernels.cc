@@ -16,8 +16,8 @@
 namespace jaxcoll {
 namespace {
 
-// XLA's threads flush subnormals to zero and ours do not: without this, a result would depend on the
-// thread that happened to compute it. Sets round-to-nearest and no flushing while it lives.
+// XLA's threads flush subnormals to zero and ours do not: without this, a result would depend on
+// the thread that happened to compute it. Sets round-to-nearest and no flushing while it lives.
 class DefaultFloatControl {
  public:
   DefaultFloatControl(const DefaultFloatControl&) = delete;
@@ -57,8 +57,8 @@ Isa ChosenIsa() {
   for (int i = 0; i < kIsaCount; ++i) {
     if (Name(static_cast<Isa>(i)) == wanted) return std::min(static_cast<Isa>(i), BestIsa());
   }
-  std::fprintf(stderr,
-               "jaxcoll: JAXCOLL_ISA=%s is ignored; it takes portable, avx2 or avx512.\n", wanted);
+  std::fprintf(stderr, "jaxcoll: JAXCOLL_ISA=%s is ignored; it takes portable, avx2 or avx512.\n",
+               wanted);
   return BestIsa();
 }
 
