@@ -36,6 +36,7 @@ from jaxcoll._errors import (
     UnsupportedError,
     WorldSizeError,
 )
+from jaxcoll._install import install, install_report, installed, uninstall
 from jaxcoll._lowering import export_checks
 
 __version__ = "0.1.0"
@@ -55,6 +56,9 @@ __all__ = [
     "all_to_all",
     "broadcast",
     "export_checks",
+    "install",
+    "install_report",
+    "installed",
     "pbroadcast",
     "pmax",
     "pmean",
@@ -66,4 +70,5 @@ __all__ = [
     "pswapaxes",
     "ragged_all_to_all",
     "reduce_scatter",
+    "uninstall",
 ]

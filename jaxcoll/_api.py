@@ -291,8 +291,8 @@ def ppermute(
     Raises: as `all_reduce`; PermutationError for a repeated source or destination.
     """
     axes = _axes(axis_name)
-    group = _group("permute", axes, None, algorithm, schedule)
-    pairs = _pairs(perm, group.size)
+    pairs = _pairs(perm, prim.group_size(axes, None))
+    group = _group("permute", axes, None, algorithm, schedule, permutation=pairs)
 
     def permute(leaf: Any) -> jax.Array:
         return prim.ppermute_p.bind(_varying(leaf, axes), perm=pairs, **group.params)
@@ -335,8 +335,8 @@ def broadcast(
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, source, 0, keepdims=False), gathered
         )
-    group = _group("broadcast", axes, axis_index_groups, algorithm, schedule)
     root = operator.index(source)
+    group = _group("broadcast", axes, axis_index_groups, algorithm, schedule, root=root)
     if not 0 <= root < group.size:
         raise ValueError(f"broadcast source {root} is not one of the {group.size} ranks")
 
@@ -456,8 +456,13 @@ def _group(
     axis_index_groups: Groups | None,
     algorithm: str,
     schedule: Schedule | None,
+    **asked: Any,
 ) -> _Group:
-    """Checks what can be checked while tracing."""
+    """Checks what can be checked while tracing.
+
+    Args:
+      asked: root or permutation, which a schedule must agree with.
+    """
     groups = _canonical_groups(axis_index_groups)
     whole = prim.group_size(axes, None)  # NameError for an unbound axis
     _check_groups(groups, axes, whole)
@@ -470,7 +475,7 @@ def _group(
         "axis_name": axes,
         "axis_index_groups": groups,
         "algorithm": algorithm,
-        "schedule": _select.verified_text(schedule, collective, ranks),
+        "schedule": _select.verified_text(schedule, collective, ranks, **asked),
     }
     return _Group(axes, prim.group_size(axes, groups), params)
 

@@ -239,13 +239,14 @@ def _switched(body: Callable[..., Any], lax_rule: Callable[..., Any]) -> Callabl
     ours = compat.mlir.lower_fun(body, multiple_results=False)
 
     def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
-        if not _routed.value or _lowering.refusal(ctx) is not None:
+        if not _routed.value:
             return lax_rule(ctx, *operands, **params)
         try:
+            _lowering.check_served(ctx)
             # How a result varies was settled when lax's primitive was traced.
             with compat.unchecked_vma():
                 return ours(compat.without_manual_axis_types(ctx), *operands, **params)
-        except JaxcollError:  # e.g. a dtype without the op, ragged groups
+        except JaxcollError:  # another platform, several processes, a dtype without the op, ...
             return lax_rule(ctx, *operands, **params)
 
     return rule

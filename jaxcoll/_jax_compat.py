@@ -378,3 +378,53 @@ def custom_call(
         extra_attributes=extra_attributes,
     )
     return list(call.results)
+
+
+# --- install ------------------------------------------------------------------------------------
+
+
+def parallel_primitives() -> dict[str, Primitive]:
+    """Every primitive in lax's module of collectives, by name."""
+    return {
+        value.name: value for value in vars(_parallel).values() if isinstance(value, Primitive)
+    }
+
+
+def common_lowering_rule(primitive: Primitive) -> Callable[..., Any]:
+    """The rule of every platform that has none of its own; raises as JAX does where none exists."""
+    entry = mlir._lowerings.get(primitive)
+    if entry is not None:
+        return entry.rule
+
+    def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
+        platforms = ", ".join(ctx.module_context.platforms)
+        raise NotImplementedError(
+            f"MLIR translation rule for primitive '{primitive}' not found for platform {platforms}"
+        )
+
+    return rule
+
+
+def without_manual_axis_types(ctx: Any) -> Any:
+    """A lowering context whose operands are typed as under check_vma=False."""
+    plain = [
+        aval.update(manual_axis_type=_core.ManualAxisType()) if hasattr(aval, "mat") else aval
+        for aval in ctx.avals_in
+    ]
+    return ctx.replace(avals_in=plain)
+
+
+def unchecked_vma() -> Any:
+    """A context manager: what is traced inside is traced as under check_vma=False."""
+    return _config._check_vma(False)
+
+
+def in_mesh_order(axis_name: AxisName | Sequence[AxisName]) -> tuple[AxisName, ...]:
+    """Axes in the order of the mesh that they belong to."""
+    axes = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    names = list(jax.sharding.get_abstract_mesh().axis_names)
+    return tuple(sorted(axes, key=names.index))
+
+
+def is_tracing() -> bool:
+    return not _core.trace_state_clean()

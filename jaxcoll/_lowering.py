@@ -53,7 +53,7 @@ class _Call:
     permutation: tuple[tuple[int, int], ...] = ()
 
     def attributes(self) -> dict[str, ir.Attribute]:
-        choice = _select.choose(self.collective, self.algorithm, self.group.size)
+        algorithm = _select.choose(self.collective, self.algorithm, self.group.size)
 
         def text(value: str) -> ir.Attribute:
             return ir.StringAttr.get(value)
@@ -66,36 +66,40 @@ class _Call:
 
         return {
             "collective": text(self.collective),
-            "algorithm": text(choice.algorithm),
+            "algorithm": text("custom" if self.schedule else algorithm),
             "reduce_op": text(self.reduce_op),
             "groups": integers(self.group.groups),
             "group_size": integer(self.group.size),
             "device_ids": integers(self.group.device_ids or []),
             "root": integer(self.root),
             "permutation": integers(self.permutation),
-            "node_size": integer(choice.node_size),
+            "node_size": integer(0),  # the divisor nearest to the square root
             "channels": integer(1),
             "schedule": text(self.schedule),
             "label": text(self.group.label),
         }
 
 
-def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
+def check_served(ctx: Any) -> None:
+    """Raises UnsupportedError where no collective of a program can be served."""
     context = ctx.module_context.axis_context
     if not isinstance(context, compat.SPMDAxisContext):
-        raise UnsupportedError(f"axes {tuple(axis_name)} are not bound by a shard_map or pmap")
+        raise UnsupportedError("no axes are bound by a shard_map or pmap")
     unserved = [p for p in ctx.module_context.platforms if p not in SERVED_PLATFORMS]
     if unserved:
         raise UnsupportedError(
             f"jaxcoll serves the platforms {', '.join(SERVED_PLATFORMS)}, but this program is "
             f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
         )
-    mesh = context.mesh
-    # An exported program runs on devices of another process.
-    device_ids = None
     if not compat.is_for_export(ctx):
-        _communicator.check_one_process(mesh)
-        device_ids = _communicator.device_ids(mesh)
+        _communicator.check_one_process(context.mesh)
+
+
+def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
+    check_served(ctx)
+    mesh = ctx.module_context.axis_context.mesh
+    # An exported program runs on devices of another process.
+    device_ids = None if compat.is_for_export(ctx) else _communicator.device_ids(mesh)
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(groups, device_ids, label)

@@ -6,33 +6,28 @@ The choice depends on nothing but its arguments, so that every process compiles 
 from __future__ import annotations
 
 import functools
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, cast
 
 from jaxcoll import schedule as _schedule
 from jaxcoll import verify as _verify
 from jaxcoll._errors import UnknownAlgorithmError, WorldSizeError
 
 # Ranks of one process read each other's buffers: one pass over all of them beats every algorithm
-# that forwards partial results. ragged_all_to_all has no schedule, its sizes are data.
+# that forwards partial results.
 _AUTO = "direct"
-_UNSCHEDULED = {"ragged_all_to_all": [_AUTO]}
+
+# Its sizes are data: there is nothing to schedule before it runs.
+_UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
 
 
-class Choice(NamedTuple):
-    """What the FFI attributes say about how a collective runs."""
-
-    algorithm: str
-    node_size: int  # hierarchical: ranks per node; else 0
-
-
-def algorithms(collective: str) -> list[str]:
-    """The algorithms of a collective, without "auto"."""
+def algorithms(collective: str) -> tuple[str, ...]:
+    """The algorithms of a collective, by the engine's name for it, without "auto"."""
     return _UNSCHEDULED.get(collective) or _schedule.algorithms(collective)
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(collective: str, algorithm: str, world_size: int) -> Choice:
+def choose(collective: str, algorithm: str, world_size: int) -> str:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
     Args:
@@ -42,56 +37,56 @@ def choose(collective: str, algorithm: str, world_size: int) -> Choice:
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
-    check_algorithm(collective, algorithm)
-    if algorithm == "auto":
-        algorithm = _AUTO
-    node_size = _node_size(world_size) if algorithm == "hierarchical" else 0
-    if collective not in _UNSCHEDULED:
-        spec = _schedule.ScheduleSpec(
-            collective=collective,
-            algorithm=algorithm,
-            world_size=world_size,
-            node_size=node_size,
-        )
-        try:
-            _schedule.build_rank(spec, 0)
-        except ValueError as error:  # names the sizes it takes
-            raise WorldSizeError(str(error)) from error
-    return Choice(algorithm, node_size)
-
-
-def check_algorithm(collective: str, algorithm: str) -> None:
-    """Raises UnknownAlgorithmError unless `algorithm` is "auto" or one of the collective's."""
-    choices = ["auto", *algorithms(collective)]
+    choices = ("auto", *algorithms(collective))
     if algorithm not in choices:
         raise UnknownAlgorithmError(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
+    if algorithm == "auto":
+        algorithm = _AUTO
+    if collective not in _UNSCHEDULED:
+        spec = _schedule.ScheduleSpec(
+            cast(_schedule.Collective, collective), world_size, algorithm
+        )
+        try:
+            _schedule.build_rank(spec, 0)
+        except ValueError as error:  # names the sizes it takes
+            raise WorldSizeError(f"{collective}: {error}") from error
+    return algorithm
 
 
-def _node_size(world_size: int) -> int:
-    """The most balanced two levels: the smallest divisor that is at least the square root."""
-    return next(d for d in range(math.isqrt(world_size - 1) + 1, world_size + 1)
-                if world_size % d == 0)
+def verified_text(
+    schedule: _schedule.Schedule | None,
+    collective: str,
+    world_size: int,
+    *,
+    root: int = 0,
+    permutation: Sequence[tuple[int, int]] = (),
+) -> str:
+    """The text of a schedule written in Python, once it is proved correct; "" for None.
 
-
-def verified_text(schedule: _schedule.Schedule | None, collective: str, world_size: int) -> str:
-    """The serialised form of a schedule written in Python, once it is proved correct; "" for None.
-
-    Raises: WorldSizeError for another number of ranks; ValueError for another collective;
-      whatever `jaxcoll.verify.verify` raises, naming step, rank and chunk, for a wrong schedule.
+    Raises: WorldSizeError for another number of ranks; ValueError for another collective, root or
+      permutation; jaxcoll.verify.ScheduleError, naming step, rank and chunk, for a wrong schedule.
     """
     if schedule is None:
         return ""
-    return _verified_text(schedule, collective, world_size)
-
-
-def _verified_text(schedule: _schedule.Schedule, collective: str, world_size: int) -> str:
-    if schedule.spec.collective != collective:
-        raise ValueError(f"the schedule is for {schedule.spec.collective}, not for {collective}")
-    if schedule.spec.world_size != world_size:
+    asked: dict[str, Any] = {"collective": collective}
+    if collective == "broadcast":
+        asked["root"] = root
+    if collective == "permute":
+        asked["permutation"] = tuple(sorted(permutation))
+    for name, wanted in asked.items():
+        given = getattr(schedule, name)
+        if (tuple(sorted(given)) if name == "permutation" else given) != wanted:
+            raise ValueError(f"the schedule's {name} is {given}, but the call's is {wanted}")
+    if len(schedule.programs) != world_size:
         raise WorldSizeError(
-            f"the schedule is for {schedule.spec.world_size} ranks, but the group has {world_size}"
+            f"the schedule is for {len(schedule.programs)} ranks, but the group has {world_size}"
         )
+    return _verified(schedule)
+
+
+@functools.lru_cache(maxsize=64)
+def _verified(schedule: _schedule.Schedule) -> str:
     _verify.verify(schedule)
     return schedule.serialize()
