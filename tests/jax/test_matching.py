@@ -102,7 +102,8 @@ def test_different_collectives_over_different_groups_interleave():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.name)
 def test_thousands_of_calls_are_in_flight_from_concurrent_executables(implementation):
     """Threads dispatch different executables on the same devices and on disjoint ones."""
-    thread_count, launches, calls = 4, 6, 16
+    # XLA itself blocks for good when threads put more than 32 runs in flight on one device.
+    thread_count, launches, calls = 4, 6, 100
     meshes = [
         make_mesh((8,)),
         make_mesh((8,), order=(7, 6, 5, 4, 3, 2, 1, 0)),
@@ -179,7 +180,7 @@ def test_equal_programs_from_two_jits_do_not_meet():
 
     functions = [make() for _ in range(4)]
     inputs = [x + i for i in range(4)]
-    results = [f(y) for _ in range(20) for f, y in zip(functions, inputs, strict=True)]
+    results = [f(y) for _ in range(6) for f, y in zip(functions, inputs, strict=True)]
     for i, result in enumerate(results):
         np.testing.assert_array_equal(np.asarray(result)[3], np.asarray(inputs[i % 4]).sum(0))
 

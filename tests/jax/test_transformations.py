@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from lax_oracle import (
@@ -86,7 +86,7 @@ def test_values_and_vjps_of_every_linear_collective_match_lax(mesh_and_axes, dty
     check(program, x, weights)
 
 
-@few
+@settings(few, max_examples=4)
 @given(meshes, differentiable, st.booleans())
 def test_jvps_of_every_linear_collective_match_lax(mesh_and_axes, dtype, check_vma):
     mesh_shape, order, axes = mesh_and_axes
@@ -126,7 +126,7 @@ def test_second_derivatives_match_lax(mesh_and_axes, check_vma):
 
         return per_device(mesh, body, check_vma=check_vma)(x, direction)
 
-    check(program, x, direction)
+    check(program, x, direction, expect_served="in part")
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -145,7 +145,7 @@ def test_gradient_of_a_sharded_function_matches_lax(check_vma):
         )
         return jax.value_and_grad(mapped, argnums=(0, 1))(w, x)
 
-    check(program, w, x)
+    check(program, w, x, expect_served="in part")
 
 
 def test_all_to_all_transposes_where_lax_cannot():
@@ -288,7 +288,11 @@ def test_control_flow_matches_lax(mesh_shape, order, check_vma):
         gradient = jax.grad(lambda x: jnp.sum(scanned(x)[0] ** 2))(x)
         return scanned(x), looped, branched, switched, gradient
 
-    check(lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x), x)
+    check(
+        lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x),
+        x,
+        expect_served="in part",
+    )
 
 
 @pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.nothing_saveable])
@@ -304,7 +308,11 @@ def test_remat_matches_lax(check_vma, policy):
 
         return jax.value_and_grad(lambda x: jnp.sum(layer(x)))(x)
 
-    check(lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x), x)
+    check(
+        lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x),
+        x,
+        expect_served="in part",
+    )
 
 
 def test_custom_vjp_matches_lax():
