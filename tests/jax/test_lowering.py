@@ -136,9 +136,9 @@ def test_gradients_through_partially_manual_meshes_match_lax():
 
     expected = jax.jit(jax.value_and_grad(lambda w: loss(jax.lax, w, x)))(w)
     for implementation in IMPLEMENTATIONS:
+        c = implementation.namespace
         with implementation.context():
-            function = jax.jit(jax.value_and_grad(lambda w, c=implementation: loss(c.namespace, w, x)))
-            actual = function(w)
+            actual = jax.jit(jax.value_and_grad(lambda w, c=c: loss(c, w, x)))(w)
         assert_same(actual, expected, implementation.name)
 
 
@@ -167,7 +167,7 @@ def test_results_that_nobody_uses_cost_no_call():
 
     def body(x):
         jaxcoll.psum(x, "x")
-        unused, used = jaxcoll.psum([x, x * 2], "x")
+        _unused, used = jaxcoll.psum([x, x * 2], "x")
         return used
 
     text = lowered_text(per_device(mesh, body), small_integers((8, 3)))

@@ -9,7 +9,6 @@ from lax_oracle import API, INSTALLED, LAX, check, make_mesh, per_device, run
 from strategies import FLOAT8, FLOATS
 
 
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: np.dtype(d).name)
 def test_nans_and_infinities_propagate_as_in_lax(dtype):
     """One column per pair of special values, on ranks 2 and 6; the others hold ones."""
@@ -65,9 +64,7 @@ def test_sixteen_bit_sums_do_not_lose_what_single_roundings_would(dtype):
     x = x.astype(dtype)
     mesh = make_mesh((8,))
     for implementation in (API, INSTALLED):
-        result = run(
-            implementation, lambda c, x: per_device(mesh, lambda x: c.psum(x, "x"))(x), x
-        )
+        result = run(implementation, lambda c, x: per_device(mesh, lambda x: c.psum(x, "x"))(x), x)
         np.testing.assert_array_equal(result.astype(np.float64), 1 + eps)
 
 

@@ -1,4 +1,4 @@
-"""Things that need a Python of their own: many devices, the end of the interpreter, a late start."""
+"""What needs a Python of its own: many devices, the end of the interpreter, a late start."""
 
 import socket
 import time

@@ -66,9 +66,7 @@ def training():
         prediction = jax.lax.psum(hidden @ params["down"], "tp")
         return jax.lax.pmean(jnp.mean((prediction - y) ** 2), "dp")
 
-    mapped = jax.shard_map(
-        loss, mesh=mesh, in_specs=(specs, P("dp"), P("dp")), out_specs=P()
-    )
+    mapped = jax.shard_map(loss, mesh=mesh, in_specs=(specs, P("dp"), P("dp")), out_specs=P())
 
     def train(params, x, y):
         def step(carry, _):

@@ -45,9 +45,7 @@ LINEAR = {
     ),
     "all_to_all": lambda c, axes, n, x: c.all_to_all(x, axes, 1, 1),
     "all_to_all_tiled": lambda c, axes, n, x: c.all_to_all(x, axes, 1, 0, tiled=True),
-    "ppermute": lambda c, axes, n, x: c.ppermute(
-        x, axes, [(i, (i + 1) % n) for i in range(n - 1)]
-    ),
+    "ppermute": lambda c, axes, n, x: c.ppermute(x, axes, [(i, (i + 1) % n) for i in range(n - 1)]),
     "pshuffle": lambda c, axes, n, x: c.pshuffle(x, axes, list(range(n))[::-1]),
 }
 
@@ -265,7 +263,7 @@ def test_control_flow_matches_lax(mesh_shape, order, check_vma):
             return jax.lax.scan(step, x, None, length=3)
 
         def condition(state):
-            count, value = state
+            count, _ = state
             return c.pmax(count, mesh.axis_names) < 4
 
         def advance(state):
@@ -460,6 +458,4 @@ def test_pbroadcast_and_ragged_all_to_all_batch(check_vma):
 
     exchanged = operand.transpose(2, 1, 0)
     broadcast = np.broadcast_to(operand[1], operand.shape)
-    check(
-        program, operand, offsets, received_at, sizes, expected=(exchanged, np.array(broadcast))
-    )
+    check(program, operand, offsets, received_at, sizes, expected=(exchanged, np.array(broadcast)))
