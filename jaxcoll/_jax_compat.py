@@ -385,9 +385,7 @@ def custom_call(
 
 def parallel_primitives() -> dict[str, Primitive]:
     """Every primitive in lax's module of collectives, by name."""
-    return {
-        value.name: value for value in vars(_parallel).values() if isinstance(value, Primitive)
-    }
+    return {value.name: value for value in vars(_parallel).values() if isinstance(value, Primitive)}
 
 
 def common_lowering_rule(primitive: Primitive) -> Callable[..., Any]:

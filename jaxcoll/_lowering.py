@@ -1,4 +1,4 @@
-"""Primitives -> custom calls: one body for all collectives. ffi/README.md tells the call's contract.
+"""Primitives -> custom calls: one body for all collectives. See ffi/README.md for the contract.
 
 What goes into the HLO is size-free and equal on every process; in particular JAX may emit equal
 equations once, so nothing here may count calls.
@@ -132,9 +132,9 @@ def _logical_id(ctx: Any) -> ir.Value:
 # --- element types ------------------------------------------------------------------------------
 
 
-# Types below a byte cross the engine as wider ones. Narrowing back is exact for integers: they wrap,
-# so what is dropped at the end could have been dropped on the way. float4 is reduced in float32,
-# like every small float, and rounded once; every float4 is a float8.
+# Types below a byte cross the engine as wider ones. Narrowing back is exact for integers: they
+# wrap, so what is dropped at the end could have been dropped on the way. float4 is reduced in
+# float32, like every small float, and rounded once; every float4 is a float8.
 _CARRIERS_MOVING = {"i2": "i8", "i4": "i8", "ui2": "ui8", "ui4": "ui8", "f4E2M1FN": "f8E4M3FN"}
 _CARRIERS_REDUCING = {**_CARRIERS_MOVING, "f4E2M1FN": "f32"}
 

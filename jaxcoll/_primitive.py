@@ -97,9 +97,7 @@ reduce_ops: dict[str, ReduceOp] = {
     "max": ReduceOp(lax.reduce_max, _same, _is_ordered),
     "and": ReduceOp(lax.reduce_and, _same, _is_integral),
     "or": ReduceOp(lax.reduce_or, _same, _is_integral),
-    "xor": ReduceOp(
-        lax.reduce_xor, lambda x, n: x if n % 2 else lax.full_like(x, 0), _is_integral
-    ),
+    "xor": ReduceOp(lax.reduce_xor, lambda x, n: x if n % 2 else lax.full_like(x, 0), _is_integral),
 }
 
 
@@ -367,9 +365,7 @@ def _all_gather_batcher(
 ) -> tuple[jax.Array, int | None]:
     (x,), (d,) = vals, dims
     if axis_data.name not in axis_name:
-        y = all_gather_p.bind(
-            x, axis_name=axis_name, axis_index_groups=axis_index_groups, **params
-        )
+        y = all_gather_p.bind(x, axis_name=axis_name, axis_index_groups=axis_index_groups, **params)
         return y, None if d is None else d + 1
     _refuse_groups("all_gather", axis_data, axis_index_groups)
     split = _split_at(axis_data, axis_name)
@@ -393,9 +389,7 @@ def _all_to_all_batcher(
     (x,), (d,) = vals, dims
     if axis_data.name not in axis_name:
         x, d = _behind_chunks(x, d)
-        y = all_to_all_p.bind(
-            x, axis_name=axis_name, axis_index_groups=axis_index_groups, **params
-        )
+        y = all_to_all_p.bind(x, axis_name=axis_name, axis_index_groups=axis_index_groups, **params)
         return y, d
     _refuse_groups("all_to_all", axis_data, axis_index_groups)
     split = _split_at(axis_data, axis_name)
@@ -561,9 +555,7 @@ compat.batching.fancy_primitive_batchers.update(
 )
 
 
-def rank_in_group(
-    axis_name: Sequence[AxisName], axis_index_groups: AxisIndexGroups
-) -> jax.Array:
+def rank_in_group(axis_name: Sequence[AxisName], axis_index_groups: AxisIndexGroups) -> jax.Array:
     """This device's position in its group: int32, scalar."""
     index = lax.axis_index(tuple(axis_name))
     if axis_index_groups is None:
