@@ -1,5 +1,6 @@
 # Fails if the objects of an instruction set define more functions than their one entry point: see
-# ffi/base/kernels_isa.h for what would happen. Data is harmless (sanitizers add some). Run with -DNM=... -DLIBRARY=...
+# ffi/base/kernels_isa.h for what would happen. Data is harmless (sanitizers add some).
+# Run with -DNM=... -DLIBRARY=...
 execute_process(COMMAND ${NM} --defined-only --extern-only ${LIBRARY}
   OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
 foreach(isa avx2 avx512)
