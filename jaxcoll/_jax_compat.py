@@ -200,7 +200,8 @@ def define_impl(primitive: Primitive) -> None:
 def define_dce(primitive: Primitive) -> None:
     """Dead results of a variadic primitive take the operands in the same position with them."""
 
-    def rule(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
+    def rule(used: list[bool], *live_and_eqn: Any) -> tuple[list[bool], Any]:
+        eqn = live_and_eqn[-1]  # from JAX 0.12 on, which inputs are live comes before it
         if not any(used):
             return [False] * len(eqn.invars), None
         if all(used):

@@ -22,6 +22,9 @@ from jaxcoll._errors import UnsupportedError
 from jaxcoll._jax_compat import hlo, ir, mlir
 
 TARGET = "jaxcoll_collective"
+# The same handlers for calls beside axes that XLA partitions. Only these have a partitioner, because
+# XLA runs it, in Python, for every call that has one: 7 ms of each call's compilation.
+PARTITIONED_TARGET = "jaxcoll_collective_partitioned"
 SERVED_PLATFORMS = ("cpu",)
 
 Factors = list[str]
@@ -170,10 +173,11 @@ def _emit(
     operands = list(operands)
     if call.group.device_ids is None:
         operands.append(_logical_id(ctx))
-    extra = None
+    target, extra = TARGET, None
     if _is_partially_manual(ctx):
+        target = PARTITIONED_TARGET
         extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
-    return compat.custom_call(TARGET, operands, result_types, call.attributes(), extra)
+    return compat.custom_call(target, operands, result_types, call.attributes(), extra)
 
 
 def _lower_vectors(
@@ -448,7 +452,7 @@ def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str
     return result_sharding
 
 
-compat.register_partitioner(TARGET, _partition, _infer, _propagate)
+compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
 
 
 def export_checks() -> list[Any]:
@@ -457,4 +461,4 @@ def export_checks() -> list[Any]:
     Example: ``jax.export.export(f, disabled_checks=jaxcoll.export_checks())``. The exported program
     runs in any process that imports this version of jaxcoll.
     """
-    return [compat.exported_custom_call(TARGET)]
+    return [compat.exported_custom_call(target) for target in (TARGET, PARTITIONED_TARGET)]

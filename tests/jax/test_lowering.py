@@ -60,6 +60,18 @@ def test_the_program_is_the_same_whenever_it_is_lowered():
     assert text() == first
 
 
+def test_only_calls_beside_automatic_axes_pay_for_a_partitioner():
+    x = small_integers((32, 6))
+    manual = lowered_text(per_device(make_mesh((8,)), lambda x: jaxcoll.psum(x, "x")), x[:8])
+    assert f"@{TARGET}(" in manual
+    assert "sharding_rule" not in manual
+    mesh = partially_manual_mesh()
+    x = jax.device_put(x, NamedSharding(mesh, P("dp", "tp")))
+    beside = lowered_text(partially_manual(mesh, jaxcoll), x)
+    assert f"@{TARGET}_partitioned(" in beside
+    assert f"@{TARGET}(" not in beside
+
+
 def partially_manual_mesh(order=range(8)):
     devices = [jax.devices("cpu")[i] for i in order]
     return Mesh(np.array(devices, dtype=object).reshape(4, 2), ("dp", "tp"))
