@@ -231,12 +231,6 @@ def test_environment_lowers_the_isa(wanted: str) -> None:
     assert isa_of_a_new_process(wanted) == (wanted, "")
 
 
-def test_unknown_isa_is_ignored_with_a_message() -> None:
-    isa, stderr = isa_of_a_new_process("mmx")
-    assert isa == ISAS[-1]
-    assert "JAXCOLL_ISA=mmx is ignored" in stderr
-
-
 def isa_of_a_new_process(wanted: str) -> tuple[str, str]:
     """Returns the ISA that a process with JAXCOLL_ISA=`wanted` picks, and what it says."""
     command = "from jaxcoll._native import native; print(native.kernel_isa())"
