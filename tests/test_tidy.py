@@ -231,6 +231,13 @@ def test_no_source_file_is_too_long() -> None:
             assert lines <= LONGEST_FILE_LINES, f"{path}: {lines} lines; give each idea a file"
 
 
+def test_no_cpp_line_is_too_long() -> None:
+    """clang-format leaves comments alone, since some are tables."""
+    for path in files("*.cc", "ffi", "tests") + files("*.h", "ffi") + files("*.inc", "ffi"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 100, f"{path}:{number}: {len(line)} columns"
+
+
 def test_readme_has_one_line_for_each_command() -> None:
     """.ci/run takes the test command from here."""
     commands = [line for line in readme().splitlines() if line.startswith("python3 -m venv .venv")]
