@@ -15,7 +15,7 @@ CPP_LAYERS = ["base", "schedule", "executor", "xla", "bindings"]
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
     {"_environment", "_errors", "_native", "_version"},
-    {"schedule", "verify"},
+    {"_ir", "schedule", "_happens_before", "verify"},
     {"_jax_compat"},
     {"_primitive", "_select", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
@@ -24,7 +24,7 @@ PYTHON_LAYERS = [
     {"info"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
-WITHOUT_JAX = {"_environment", "_errors", "_native", "_version", "schedule", "verify"}
+WITHOUT_JAX = PYTHON_LAYERS[0] | PYTHON_LAYERS[1]
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
