@@ -108,7 +108,7 @@ COLLECTIVES = {
             "broadcast", "none", 0, _one, _one, lambda n: 1,
             lax=_lax_broadcast,
             jaxcoll=lambda x, axis, n, algorithm: jaxcoll.broadcast(
-                x, axis, root=0, algorithm=algorithm
+                x, axis, 0, algorithm=algorithm
             ),
             expected=lambda rows: np.broadcast_to(rows[0], rows.shape),
         ),

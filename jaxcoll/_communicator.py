@@ -1,4 +1,4 @@
-"""Who takes part: mesh axes -> groups of logical device ids -> device ids; and shutdown.
+"""Who takes part: mesh axes -> groups of logical device ids -> device ids.
 
 A logical id is a device's position in its mesh, in row-major order. It is what an executable calls
 its devices, and it stays meaningful when the executable is exported and runs elsewhere.
@@ -6,7 +6,6 @@ its devices, and it stays meaningful when the executable is exported and runs el
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxcoll._errors import UnsupportedError
-from jaxcoll._native import native
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
 
@@ -73,8 +71,3 @@ def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: i
     ranks = math.prod(mesh_shape[axis] for axis in axis_name)
     grouped = f", in groups of {group_size}" if group_size != ranks else ""
     return f"{noun} {axes} ({ranks} ranks{grouped})"
-
-
-# Exit handlers run in reverse order of registration, and JAX registered its own on import: calls
-# in flight are cancelled while the back end that waits for them still exists.
-atexit.register(native.shutdown)

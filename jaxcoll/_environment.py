@@ -106,11 +106,13 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     Raises: ValueError naming the variable, its value and what it takes.
     """
     values(environ)
-    known = [variable.name for variable in VARIABLES]
+    prefix = "JAXCOLL_"
+    known = [variable.name.removeprefix(prefix) for variable in VARIABLES]
     for name in sorted(environ):
-        if name.startswith("JAXCOLL_") and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        if name.startswith(prefix) and name.removeprefix(prefix) not in known:
+            close = difflib.get_close_matches(name.removeprefix(prefix), known, n=1)
+            choices = [prefix + word for word in close or known]
+            hint = f"did you mean {choices[0]}?" if close else f"there are {', '.join(choices)}"
             warnings.warn(
                 f"environment variable {name} is unknown to jaxcoll; {hint}", stacklevel=2
             )

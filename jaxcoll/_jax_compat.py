@@ -15,6 +15,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
+from jax._src import xla_bridge as _xla_bridge
 from jax._src.custom_partitioning_sharding_rule import (
     ArrayMapping,
     SdyShardingRule,
@@ -67,6 +68,7 @@ __all__ = [
     "manual_mesh_axes",
     "mlir",
     "named_axis_effects",
+    "num_cpu_devices",
     "register_ffi",
     "register_partitioner",
     "replicate_leading_dimension",
@@ -99,6 +101,11 @@ def register_ffi(
         jax.ffi.register_ffi_type(name, dict(registration), platform="cpu")  # type: ignore[arg-type]
     for name, stages in targets.items():
         jax.ffi.register_ffi_target(name, dict(stages), platform="cpu")
+
+
+def num_cpu_devices() -> int:
+    """What jax_num_cpu_devices asks for; -1 if it was not set."""
+    return int(_xla_bridge.num_cpu_devices.value)
 
 
 def exported_custom_call(target: str) -> Any:
@@ -190,7 +197,8 @@ def define_impl(primitive: Primitive) -> None:
 def define_dce(primitive: Primitive) -> None:
     """Dead results of a variadic primitive take the operands in the same position with them."""
 
-    def rule(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
+    def rule(used: list[bool], *live_and_eqn: Any) -> tuple[list[bool], Any]:
+        eqn = live_and_eqn[-1]  # from JAX 0.12 on, which inputs are live comes before it
         if not any(used):
             return [False] * len(eqn.invars), None
         if all(used):

@@ -1,6 +1,4 @@
-"""Primitives -> custom calls: one body for all collectives.
-
-The custom call's contract is in ffi/README.md.
+"""Primitives -> custom calls: one body for all collectives. See ffi/README.md for the contract.
 
 What goes into the HLO is size-free and equal on every process; in particular JAX may emit equal
 equations once, so nothing here may count calls.
@@ -22,9 +20,11 @@ from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
 from jaxcoll._jax_compat import Value, hlo, ir, mlir
-from jaxcoll._native import native
 
 TARGET = "jaxcoll_collective"
+# The same handlers for calls beside axes that XLA partitions. Only these have a partitioner:
+# XLA runs it, in Python, for every call that has one, 7 ms of each call's compilation.
+PARTITIONED_TARGET = "jaxcoll_collective_partitioned"
 SERVED_PLATFORMS = ("cpu",)
 
 Factors = list[str]
@@ -173,10 +173,11 @@ def _emit(
     operands = list(operands)
     if call.group.device_ids is None:
         operands.append(_logical_id(ctx))
-    extra = None
+    target, extra = TARGET, None
     if _is_partially_manual(ctx):
+        target = PARTITIONED_TARGET
         extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
-    return compat.custom_call(TARGET, operands, result_types, call.attributes(), extra)
+    return compat.custom_call(target, operands, result_types, call.attributes(), extra)
 
 
 def _lower_vectors(
@@ -452,8 +453,7 @@ def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str
     return result_sharding
 
 
-compat.register_ffi(**native.ffi_registrations())
-compat.register_partitioner(TARGET, _partition, _infer, _propagate)
+compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
 
 
 def export_checks() -> list[Any]:
@@ -462,4 +462,4 @@ def export_checks() -> list[Any]:
     Example: ``jax.export.export(f, disabled_checks=jaxcoll.export_checks())``. The exported program
     runs in any process that imports this version of jaxcoll.
     """
-    return [compat.exported_custom_call(TARGET)]
+    return [compat.exported_custom_call(target) for target in (TARGET, PARTITIONED_TARGET)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import textwrap
 from collections.abc import Iterator
 from importlib import metadata
 
 import jax
 
+import jaxcoll
 from jaxcoll import _environment, _install, _select
 from jaxcoll._native import native
 
@@ -38,12 +40,17 @@ def report() -> str:
         "environment": _variables(),
     }
     return "\n\n".join(
-        "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()
+        "\n".join([title, *(_wrapped(line) for line in lines)]) for title, lines in sections.items()
     )
 
 
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="      ")
+
+
 def _versions() -> Iterator[str]:
-    for name in ("jaxcoll", "jax", "jaxlib", "numpy"):
+    yield f"jaxcoll  {jaxcoll.__version__}"
+    for name in ("jax", "jaxlib", "numpy"):
         yield f"{name:9}{metadata.version(name)}"
     yield f"python   {platform.python_version()}"
 
@@ -60,7 +67,7 @@ def _built_in() -> Iterator[str]:
     engine = native.engine_info()
     yield f"XLA FFI API {major}.{minor}"
     yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
-    yield f"threads  {engine['threads']} running, started by the first large collective"
+    yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
 
 
@@ -77,14 +84,17 @@ def _reduce_ops() -> Iterator[str]:
     together: dict[tuple[str, ...], list[str]] = {}
     for op, dtypes in dtypes_of.items():
         together.setdefault(tuple(dtypes), []).append(op)
-    for dtypes, ops in together.items():
-        yield f"{', '.join(ops)}: {', '.join(dtypes)}"
+    for names, ops in together.items():
+        yield f"{', '.join(ops)}: {', '.join(names)}"
     yield "mean: as sum"
 
 
 def _installed() -> Iterator[str]:
+    together: dict[tuple[str, str], list[str]] = {}
     for name, treatment, reason in _install.install_report():
-        yield f"{name:31}{treatment}{f': {reason}' if reason else ''}"
+        together.setdefault((treatment, reason), []).append(name)
+    for (treatment, reason), names in sorted(together.items(), reverse=True):
+        yield f"{treatment}: {', '.join(names)}{f' ({reason})' if reason else ''}"
 
 
 def _variables() -> Iterator[str]:

@@ -17,7 +17,7 @@ PYTHON_LAYERS = [
     {"_environment", "_errors", "_native", "_version"},
     {"schedule", "verify"},
     {"_jax_compat"},
-    {"_primitive", "_select"},
+    {"_primitive", "_select", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
@@ -30,7 +30,7 @@ TOP_LEVEL = {
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
     *("jaxcoll", "ffi", "tests", "benchmarks"),
 }
-LONGEST_FILE_LINES = 600
+LONGEST_FILE_LINES = 650
 
 
 def files(pattern: str, *folders: str) -> list[Path]:

@@ -10,14 +10,15 @@
 #include "base/status.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include <cpuid.h>
+#include <xmmintrin.h>
 #endif
 
 namespace jaxcoll {
 namespace {
 
-// XLA's threads flush subnormals to zero and ours do not: without this, a result would depend on the
-// thread that happened to compute it. Sets round-to-nearest and no flushing while it lives.
+// XLA's threads flush subnormals to zero and ours do not: without this, a result would depend on
+// the thread that happened to compute it. Sets round-to-nearest and no flushing while it lives.
 class DefaultFloatControl {
  public:
   DefaultFloatControl(const DefaultFloatControl&) = delete;
@@ -51,14 +52,28 @@ class DefaultFloatControl {
 #endif
 };
 
+Isa DetectIsa() {
+#if defined(__x86_64__)
+  unsigned eax, ebx, ecx, edx;  // f16c by hand: clang's builtin learnt that name late
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  const bool avx2 = f16c && __builtin_cpu_supports("avx2");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return Isa::kAvx512;
+  }
+  if (avx2) return Isa::kAvx2;
+#endif
+  return Isa::kPortable;
+}
+
 Isa ChosenIsa() {
   const char* wanted = std::getenv("JAXCOLL_ISA");
   if (wanted == nullptr || *wanted == '\0') return BestIsa();
   for (int i = 0; i < kIsaCount; ++i) {
     if (Name(static_cast<Isa>(i)) == wanted) return std::min(static_cast<Isa>(i), BestIsa());
   }
-  std::fprintf(stderr,
-               "jaxcoll: JAXCOLL_ISA=%s is ignored; it takes portable, avx2 or avx512.\n", wanted);
+  std::fprintf(stderr, "jaxcoll: JAXCOLL_ISA=%s is ignored; it takes portable, avx2 or avx512.\n",
+               wanted);
   return BestIsa();
 }
 
@@ -89,15 +104,8 @@ std::string_view Name(Isa isa) {
 }
 
 Isa BestIsa() {
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
-  }
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kPortable;
+  static const Isa isa = DetectIsa();  // once: in a virtual machine CPUID takes microseconds
+  return isa;
 }
 
 Isa KernelIsa() {

@@ -1,10 +1,15 @@
 // Memory kernels: N-ary reduction and copy, from N sources to M destinations in one pass.
 //
 // One source file is compiled per instruction set (portable, AVX2, AVX-512) and picked once at run
-// time; JAXCOLL_ISA=portable|avx2|avx512 lowers the choice for tests. All of them give bitwise equal
-// results: sources are combined in the order given, ((s0 + s1) + s2) ..., floats of 16 bits and less
-// are widened to float32, combined there, and rounded once (to nearest even) when stored. NaN in any
-// source gives NaN, in min and max too, as in lax.
+// time; JAXCOLL_ISA=portable|avx2|avx512 lowers the choice for tests. All of them give bitwise
+// equal results on every thread:
+//  - Sources are combined in the order given, ((s0 + s1) + s2) ....
+//  - Floats of 16 bits and less are widened to float32, combined there, and rounded once when
+//    stored, as XLA and ml_dtypes convert from float32: to nearest even, past the largest number to
+//    infinity or, where there is none, NaN. (float8_e8m0fnu rounds halves up and has no zero.)
+//  - A NaN in any source gives NaN, in min and max too, as in lax, and always the same one.
+//  - In min and max, -0 < +0.
+//  - Subnormals are kept, whatever the calling thread's floating-point control says.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +25,10 @@ enum class Store : bool {
   kStreaming,  // bypass the cache: saves the read-for-ownership of large destinations
 };
 
-// destinations[j][i] = sources[0][i] op sources[1][i] op ... for every j and 0 <= i < count elements.
-// A destination may be identical to a source (in place); they must not overlap otherwise.
-// Any alignment of element size is accepted; 64-byte aligned destinations are fastest.
+// destinations[j][i] = sources[0][i] op sources[1][i] op ... for every j and 0 <= i < count
+// elements. A destination may be identical to a source (in place); they must not overlap otherwise.
+// Any alignment is accepted. kStreaming takes effect where all destinations are equally far from a
+// 64-byte boundary, by whole elements.
 // One source is a copy. Requires Supports(dtype, op) when there are two sources or more.
 // Thread rule: pure, callable from any thread.
 void Reduce(std::span<void* const> destinations, std::span<const void* const> sources, size_t count,
@@ -36,7 +42,7 @@ inline constexpr int kIsaCount = static_cast<int>(Isa::kAvx512) + 1;
 
 std::string_view Name(Isa isa);  // "portable", "avx2", "avx512"
 Isa BestIsa();                   // what this machine could run
-Isa KernelIsa();                 // what Reduce and Copy run: BestIsa, or less if JAXCOLL_ISA says so
+Isa KernelIsa();  // what Reduce and Copy run: BestIsa, or less if JAXCOLL_ISA says so
 
 // Reduce by a chosen instruction set, not above BestIsa(). For tests.
 void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const void* const> sources,

@@ -1,9 +1,9 @@
 // Private to base/kernels*: what each instruction set's translation unit gives to the dispatcher.
 //
 // Those units must emit no inline function that another unit also emits: the linker would keep one
-// copy, perhaps the AVX-512 one, for the whole program, and a lesser machine would die of an illegal
-// instruction. So this header declares plain structs only, and kernels_impl.inc keeps everything in
-// an unnamed namespace and calls nothing from the standard library but memcpy.
+// copy, perhaps the AVX-512 one, for the whole program, and a lesser machine would die of an
+// illegal instruction. So this header declares plain structs only, and kernels_impl.inc keeps
+// everything in an unnamed namespace and calls nothing from the standard library but memcpy.
 #pragma once
 
 #include <cstddef>

@@ -18,6 +18,7 @@ void BindEngine(nb::module_& m) {
         type["type_id"] = nb::capsule(registration.type_id);
         type["type_info"] = nb::capsule(registration.type_info);
         targets["jaxcoll_collective"] = target;
+        targets["jaxcoll_collective_partitioned"] = target;  // jaxcoll/_lowering.py tells why
         types["jaxcoll_instruction"] = type;
         all["targets"] = targets;
         all["types"] = types;

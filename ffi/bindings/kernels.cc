@@ -1,3 +1,5 @@
+#include "base/kernels.h"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -9,7 +11,6 @@
 #include <string_view>
 #include <vector>
 
-#include "base/kernels.h"
 #include "bindings/bindings.h"
 
 namespace nb = nanobind;
@@ -75,12 +76,14 @@ void KernelReduce(std::vector<ByteArray> destinations, std::vector<ConstByteArra
 void BindKernels(nb::module_& m) {
   // noconvert: a converted destination would be a copy that nobody sees.
   m.def("kernel_reduce", &KernelReduce, nb::arg("destinations").noconvert(),
-        nb::arg("sources").noconvert(), nb::arg("dtype"), nb::arg("op"), nb::arg("streaming") = false, nb::arg("isa") = nb::none(),
+        nb::arg("sources").noconvert(), nb::arg("dtype"), nb::arg("op"),
+        nb::arg("streaming") = false, nb::arg("isa") = nb::none(),
         "Sets every destination to sources[0] op sources[1] op ..., elementwise.\n\n"
         "All are one-dimensional uint8 arrays of one size, views of arrays of `dtype`. A\n"
         "destination may be a source. Raises ValueError for what the kernels do not serve.");
-  m.def("kernel_isa", [] { return Name(KernelIsa()); },
-        "The instruction set that the kernels use: portable, avx2 or avx512.");
+  m.def(
+      "kernel_isa", [] { return Name(KernelIsa()); },
+      "The instruction set that the kernels use: portable, avx2 or avx512.");
   m.def(
       "kernel_isas",
       [] {

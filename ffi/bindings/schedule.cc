@@ -26,8 +26,7 @@ using OperandTuple = std::tuple<int, std::vector<std::pair<int32_t, int32_t>>>;
 using OpTuple = std::tuple<int, int32_t, int32_t, int32_t, int32_t, std::vector<OperandTuple>,
                            OperandTuple, std::vector<int32_t>>;
 // (rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops)
-using ProgramTuple =
-    std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
+using ProgramTuple = std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
 
 template <typename T>
 T ValueOrThrow(StatusOr<T> result) {
@@ -81,8 +80,14 @@ Program FromTuple(const ProgramTuple& tuple) {
   const auto& [rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops] = tuple;
   Program program{rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, {}};
   for (const auto& [kind, channel, peer, sequence, step, sources, destination, depends_on] : ops) {
-    Op op{EnumOrThrow(kind, OpKind::kReduce), channel, peer, sequence, step, {},
-          FromTuple(destination), depends_on};
+    Op op{EnumOrThrow(kind, OpKind::kReduce),
+          channel,
+          peer,
+          sequence,
+          step,
+          {},
+          FromTuple(destination),
+          depends_on};
     for (const OperandTuple& source : sources) op.sources.push_back(FromTuple(source));
     program.ops.push_back(std::move(op));
   }
@@ -92,8 +97,9 @@ Program FromTuple(const ProgramTuple& tuple) {
 ProgramTuple Build(std::string_view collective, std::string algorithm, int32_t world_size,
                    int32_t channels, int32_t node_size, int32_t root,
                    std::vector<std::pair<int32_t, int32_t>> permutation, int32_t rank) {
-  const ScheduleSpec spec{CollectiveOrThrow(collective), std::move(algorithm), world_size, channels,
-                          node_size, root, std::move(permutation)};
+  const ScheduleSpec spec{
+      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, node_size, root,
+      std::move(permutation)};
   return ToTuple(ValueOrThrow(BuildSchedule(spec, rank)));
 }
 

@@ -26,7 +26,7 @@ int32_t InputBlocks(Collective collective, int32_t world_size) {
 
 int32_t OutputBlocks(Collective collective, int32_t world_size) {
   return collective == Collective::kAllGather || collective == Collective::kAllToAll ? world_size
-                                                                                      : 1;
+                                                                                     : 1;
 }
 
 ProgramBuilder::ProgramBuilder(const ScheduleSpec& spec, int32_t rank, const Layout& layout)
@@ -118,9 +118,12 @@ void ProgramBuilder::Add(OpKind kind, int32_t peer, std::vector<Operand> sources
 
 int32_t ProgramBuilder::BlockCount(BufferKind buffer) const {
   switch (buffer) {
-    case BufferKind::kInput: return program_.input_blocks;
-    case BufferKind::kOutput: return program_.output_blocks;
-    case BufferKind::kScratch: return program_.scratch_blocks;
+    case BufferKind::kInput:
+      return program_.input_blocks;
+    case BufferKind::kOutput:
+      return program_.output_blocks;
+    case BufferKind::kScratch:
+      return program_.scratch_blocks;
   }
   return 0;
 }

@@ -18,7 +18,7 @@ namespace jaxcoll {
 struct Layout {
   int64_t chunks = 1;  // per block and channel
   int64_t scratch_blocks = 0;
-  int64_t lanes = 1;   // channels of ops that one copy of the pattern uses
+  int64_t lanes = 1;  // channels of ops that one copy of the pattern uses
 };
 
 int32_t InputBlocks(Collective collective, int32_t world_size);

@@ -36,8 +36,7 @@ constexpr std::array kAlgorithms = {
               DoubleTreeAllReduce},
     Algorithm{Collective::kAllReduce, "hierarchical", HierarchicalAllReduceLayout,
               HierarchicalAllReduce},
-    Algorithm{Collective::kReduceScatter, "direct", DirectReduceScatterLayout,
-              DirectReduceScatter},
+    Algorithm{Collective::kReduceScatter, "direct", DirectReduceScatterLayout, DirectReduceScatter},
     Algorithm{Collective::kReduceScatter, "ring", RingReduceScatterLayout, RingReduceScatter},
     Algorithm{Collective::kReduceScatter, "recursive_halving", RecursiveHalvingReduceScatterLayout,
               RecursiveHalvingReduceScatter},
@@ -95,8 +94,7 @@ Status CheckSpec(const ScheduleSpec& spec) {
   if (Status s = Check("world_size", spec.world_size, 1, kMaxWorldSize); !s.ok()) return s;
   if (Status s = Check("channels", spec.channels, 1, kMaxChannels); !s.ok()) return s;
   if (Status s = Check("root", spec.root, 0, spec.world_size - 1); !s.ok()) return s;
-  if (spec.node_size != 0 &&
-      (spec.node_size < 0 || spec.world_size % spec.node_size != 0)) {
+  if (spec.node_size != 0 && (spec.node_size < 0 || spec.world_size % spec.node_size != 0)) {
     return InvalidArgument("node_size is " + std::to_string(spec.node_size) +
                            ", but must be 0 (choose) or divide the world size " +
                            std::to_string(spec.world_size) + ": " + Divisors(spec.world_size));
@@ -117,18 +115,18 @@ StatusOr<Algorithm> Find(const ScheduleSpec& spec) {
 
 // Chunk indices are 32 bits wide, and so are the largest buffers of real schedules.
 Status CheckLayout(const ScheduleSpec& spec, const Layout& layout) {
-  const int64_t blocks = std::max<int64_t>(
-      {layout.scratch_blocks, InputBlocks(spec.collective, spec.world_size),
-       OutputBlocks(spec.collective, spec.world_size)});
+  const int64_t blocks =
+      std::max<int64_t>({layout.scratch_blocks, InputBlocks(spec.collective, spec.world_size),
+                         OutputBlocks(spec.collective, spec.world_size)});
   const int64_t chunks_per_block = layout.chunks * spec.channels;
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   if (blocks <= kMax / chunks_per_block) return {};
   return InvalidArgument(std::string(Name(spec.collective)) + " " + spec.algorithm + " for " +
                          std::to_string(spec.world_size) + " ranks and " +
                          std::to_string(spec.channels) + " channels has a buffer of " +
-                         std::to_string(blocks) + " blocks of " +
-                         std::to_string(chunks_per_block) + " chunks, but at most " +
-                         std::to_string(kMax) + " chunks can be named; use another algorithm");
+                         std::to_string(blocks) + " blocks of " + std::to_string(chunks_per_block) +
+                         " chunks, but at most " + std::to_string(kMax) +
+                         " chunks can be named; use another algorithm");
 }
 
 }  // namespace

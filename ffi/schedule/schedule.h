@@ -68,7 +68,7 @@ struct Operand {
 // The interval lists of an op's operands cover equally many chunks, in corresponding positions.
 struct Op {
   OpKind kind = OpKind::kCopy;
-  int32_t channel = 0;
+  int32_t channel = 0;    // an algorithm may use several for one of ScheduleSpec's channels
   int32_t peer = -1;
   int32_t sequence = -1;  // per (source rank, destination rank, channel); -1 for local ops
   int32_t step = 0;       // the algorithm's round, for printing and for counting steps; no semantics
@@ -77,9 +77,10 @@ struct Op {
   std::vector<int32_t> depends_on;  // indices of earlier or later ops of this rank
 };
 
+// The layout, all but `ops`, is equal on all ranks.
 struct Program {
   int32_t rank = 0;
-  int32_t chunks_per_block = 1;  // equal on all ranks
+  int32_t chunks_per_block = 1;
   int32_t input_blocks = 1;
   int32_t output_blocks = 1;
   int32_t scratch_blocks = 0;
@@ -106,8 +107,14 @@ std::vector<std::string> Algorithms(Collective collective);
 std::string_view Name(Collective collective);  // "all_reduce", ...
 std::optional<Collective> ParseCollective(std::string_view name);
 
-// Text form: stable, human readable, and what carries Python-written schedules in FFI attributes.
+// Text form (text.cc): stable, human readable, and what carries Python-written schedules in FFI
+// attributes. It holds all ranks' programs in rank order, of one layout.
 std::string Serialize(const std::vector<Program>& programs);
+
+// Accepts what Serialize writes, 1 MiB at most, and from any other text returns an error that names
+// the line. What it accepts is safe to index with: chunks lie inside their buffers, peers and
+// dependencies exist, an op's operands correspond, inputs are not written. Whether messages match
+// and the result is right, only verification knows.
 StatusOr<std::vector<Program>> Parse(std::string_view text);
 
 }  // namespace jaxcoll

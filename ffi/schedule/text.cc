@@ -116,8 +116,8 @@ class Cursor {
 
   // The longest run of lower-case letters and underscores.
   std::string_view Word() {
-    const size_t end = std::min(
-        text_.find_first_not_of("abcdefghijklmnopqrstuvwxyz_"), text_.size());
+    const size_t end =
+        std::min(text_.find_first_not_of("abcdefghijklmnopqrstuvwxyz_"), text_.size());
     const std::string_view word = text_.substr(0, end);
     text_.remove_prefix(end);
     return word;
@@ -249,8 +249,8 @@ class Parser {
     do {
       Interval interval{0, 1};
       if (!cursor_.Number(0, chunks - 1, interval.begin) ||
-          (cursor_.Skip("+") && (!cursor_.Number(0, chunks - interval.begin, interval.count) ||
-                                 interval.count < 2))) {
+          (cursor_.Skip("+") &&
+           (!cursor_.Number(0, chunks - interval.begin, interval.count) || interval.count < 2))) {
         return Error("expected '<first chunk>' or '<first chunk>+<count, at least 2>' within the " +
                      std::to_string(chunks) + " chunks of the buffer");
       }
@@ -319,8 +319,8 @@ std::string Serialize(const std::vector<Program>& programs) {
 
 StatusOr<std::vector<Program>> Parse(std::string_view text) {
   if (text.size() > kMaxTextBytes) {
-    return InvalidArgument("schedule text has " + std::to_string(text.size()) +
-                           " bytes; at most " + std::to_string(kMaxTextBytes) + " are accepted");
+    return InvalidArgument("schedule text has " + std::to_string(text.size()) + " bytes; at most " +
+                           std::to_string(kMaxTextBytes) + " are accepted");
   }
   return Parser(text).Run();
 }

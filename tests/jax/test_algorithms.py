@@ -1,4 +1,4 @@
-"""Every algorithm of every collective, for groups of 2 to 8 ranks, against lax on exact integers."""
+"""Every algorithm of every collective, for groups of 2 to 8 ranks, against lax on integers."""
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,7 @@ CALLS = {
 }
 
 ALGORITHMS = [
-    (collective, algorithm)
-    for collective in CALLS
-    for algorithm in schedule.algorithms(collective)
+    (collective, algorithm) for collective in CALLS for algorithm in schedule.algorithms(collective)
 ]
 
 
@@ -48,7 +46,6 @@ def test_every_algorithm_matches_lax_for_every_group_size(collective, algorithm)
     """Sizes are chosen so that ranks' chunks are of different lengths; several vectors in one call
     keep to themselves."""
     ours, theirs = CALLS[collective]
-    sizes_run = []
     for size in range(2, 9):
         mesh = make_mesh((size,), order=(5, 2, 7, 0, 3, 6, 1, 4))
         shapes = [(size * 3, 7), (size,)]
@@ -59,13 +56,7 @@ def test_every_algorithm_matches_lax_for_every_group_size(collective, algorithm)
         def body(x, ours=ours):
             return ours(x, algorithm=algorithm)
 
-        try:
-            lowered = jax.jit(per_device(mesh, body)).lower(x)
-        except jaxcoll.WorldSizeError as error:
-            # Some algorithms only run for certain sizes; they must say for which.
-            assert "power" in str(error) or "multiple" in str(error), error
-            continue
-        sizes_run.append(size)
+        lowered = jax.jit(per_device(mesh, body)).lower(x)
         assert f'algorithm = "{algorithm}"' in lowered.as_text()
         actual = jax.tree.map(np.asarray, lowered.compile()(x))
         expected = run(
@@ -73,7 +64,6 @@ def test_every_algorithm_matches_lax_for_every_group_size(collective, algorithm)
         )
         for a, b in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{size} ranks")
-    assert {2, 4, 8} <= set(sizes_run)
 
 
 @pytest.mark.parametrize("algorithm", schedule.algorithms("all_reduce"))
@@ -161,21 +151,12 @@ def test_a_requested_algorithm_really_runs():
 
         results[algorithm] = np.asarray(jax.jit(per_device(mesh, body))(x))[0]
 
-    # The ring's rule, from its definition: chunk c starts at one rank and collects the values of
-    # the following ranks in turn, so its sum is that of a rotation of the ranks.
-    chunks = np.array_split(x, 8, axis=1)
-    rotations = {
-        tuple(
-            np.asarray(in_order(np.roll(chunk, -start, axis=0))).tobytes() for start in range(8)
-        )
-        for chunk in chunks
-    }
-    ring = np.array_split(results["ring"], 8)
-    for c, candidates in enumerate(
-        [[in_order(np.roll(chunk, -start, axis=0)) for start in range(8)] for chunk in chunks]
-    ):
-        assert any(np.array_equal(ring[c], candidate) for candidate in candidates), c
-    assert len(rotations) == 8
+    # A ring's chunk starts at one rank and collects the values of the following ranks in turn.
+    for c, chunk in enumerate(np.array_split(x, 8, axis=1)):
+        rotations = [in_order(np.roll(chunk, -start, axis=0)) for start in range(8)]
+        assert len({rotation.tobytes() for rotation in rotations}) == 8, "the order must show"
+        ran = np.array_split(results["ring"], 8)[c]
+        assert any(np.array_equal(ran, rotation) for rotation in rotations), f"chunk {c}"
     assert not np.array_equal(results["ring"], results["direct"])
 
 

@@ -239,9 +239,7 @@ def test_pmean_over_groups_divides_by_the_size_of_the_group():
 
 
 @few
-@given(
-    st.sampled_from([((8,), "x"), ((4, 2), ("x", "y")), ((2, 3), "y")]), block_shapes, st.data()
-)
+@given(st.sampled_from([((8,), "x"), ((4, 2), ("x", "y")), ((2, 3), "y")]), block_shapes, st.data())
 def test_positional_axes_are_reduced_too(mesh_and_axes, shape, data):
     mesh_shape, axes = mesh_and_axes
     mesh = make_mesh(mesh_shape)
@@ -371,9 +369,9 @@ def test_pbroadcast_matches_its_model(mesh_and_axes, dtype, shape, check_vma, da
     source = data.draw(st.integers(0, world_size(mesh_shape, axis) - 1), label="source")
     x = small_integers((mesh.size, *shape), dtype, bound=exact_bound(dtype))
     check(
-        lambda c, x: per_device(
-            mesh, lambda x: c.pbroadcast(x, axis, source), check_vma=check_vma
-        )(x),
+        lambda c, x: per_device(mesh, lambda x: c.pbroadcast(x, axis, source), check_vma=check_vma)(
+            x
+        ),
         x,
         expected=pbroadcast_model(x, mesh_shape, axis, source),
         expect_served=served(world_size(mesh_shape, axis)),

@@ -83,9 +83,7 @@ def test_exported_programs_run_in_a_fresh_process(tmp_path, implementation, orde
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
 @pytest.mark.parametrize("order", ["01234567", "52741603"], ids=["", "permuted"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.name)
-def test_exported_partially_manual_programs_run_in_a_fresh_process(
-    tmp_path, implementation, order
-):
+def test_exported_partially_manual_programs_run_in_a_fresh_process(tmp_path, implementation, order):
     mesh = partially_manual_mesh()
     values = small_integers((32, 6))
     x = jax.device_put(values, NamedSharding(mesh, P("dp", "tp")))

@@ -60,6 +60,18 @@ def test_the_program_is_the_same_whenever_it_is_lowered():
     assert text() == first
 
 
+def test_only_calls_beside_automatic_axes_pay_for_a_partitioner():
+    x = small_integers((32, 6))
+    manual = lowered_text(per_device(make_mesh((8,)), lambda x: jaxcoll.psum(x, "x")), x[:8])
+    assert f"@{TARGET}(" in manual
+    assert "sharding_rule" not in manual
+    mesh = partially_manual_mesh()
+    x = jax.device_put(x, NamedSharding(mesh, P("dp", "tp")))
+    beside = lowered_text(partially_manual(mesh, jaxcoll), x)
+    assert f"@{TARGET}_partitioned(" in beside
+    assert f"@{TARGET}(" not in beside
+
+
 def partially_manual_mesh(order=range(8)):
     devices = [jax.devices("cpu")[i] for i in order]
     return Mesh(np.array(devices, dtype=object).reshape(4, 2), ("dp", "tp"))
@@ -136,9 +148,9 @@ def test_gradients_through_partially_manual_meshes_match_lax():
 
     expected = jax.jit(jax.value_and_grad(lambda w: loss(jax.lax, w, x)))(w)
     for implementation in IMPLEMENTATIONS:
+        c = implementation.namespace
         with implementation.context():
-            function = jax.jit(jax.value_and_grad(lambda w, c=implementation: loss(c.namespace, w, x)))
-            actual = function(w)
+            actual = jax.jit(jax.value_and_grad(lambda w, c=c: loss(c, w, x)))(w)
         assert_same(actual, expected, implementation.name)
 
 
@@ -167,7 +179,7 @@ def test_results_that_nobody_uses_cost_no_call():
 
     def body(x):
         jaxcoll.psum(x, "x")
-        unused, used = jaxcoll.psum([x, x * 2], "x")
+        _unused, used = jaxcoll.psum([x, x * 2], "x")
         return used
 
     text = lowered_text(per_device(mesh, body), small_integers((8, 3)))

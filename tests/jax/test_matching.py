@@ -5,13 +5,23 @@ program may carry equal attributes. Devices are delayed by loops whose length is
 compiled program runs under many schedules.
 """
 
+import functools
 import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lax_oracle import API, IMPLEMENTATIONS, LAX, make_mesh, per_device, place, run, small_integers
+from lax_oracle import (
+    IMPLEMENTATIONS,
+    LAX,
+    assert_same,
+    make_mesh,
+    per_device,
+    place,
+    run,
+    small_integers,
+)
 
 import jaxcoll
 
@@ -30,16 +40,14 @@ def delayed(x, turns):
 
 
 def run_seeds(program, mesh, shape, call_count):
-    """Compares `program(x, turns)` with lax on SEEDS inputs and delays; one compilation each."""
+    """Compares `program(c, x, turns)` with lax on SEEDS inputs and delays, compiled once each."""
+    x = place(mesh, np.zeros((mesh.size, *shape), np.float32))
+    turns = place(mesh, np.zeros((mesh.size, call_count), np.int32))
     compiled = []
-    for implementation in (LAX, API):
-        function = jax.jit(per_device(mesh, lambda x, t, c=implementation.namespace: program(c, x, t)))
-        compiled.append(function)
-    with jaxcoll.installed():
-        x = place(mesh, np.zeros((mesh.size, *shape), np.float32))
-        turns = place(mesh, np.zeros((mesh.size, call_count), np.int32))
-        function = per_device(mesh, lambda x, t: program(jax.lax, x, t))
-        compiled.append(jax.jit(function).lower(x, turns).compile())
+    for implementation in (LAX, *IMPLEMENTATIONS):
+        body = functools.partial(program, implementation.namespace)
+        with implementation.context():
+            compiled.append(jax.jit(per_device(mesh, body)).lower(x, turns).compile())
 
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
@@ -50,13 +58,7 @@ def run_seeds(program, mesh, shape, call_count):
         turns = place(mesh, turns)
         expected, *actual = (jax.tree.map(np.asarray, function(x, turns)) for function in compiled)
         for result, implementation in zip(actual, IMPLEMENTATIONS, strict=True):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_array_equal(  # noqa: B023
-                    a, b, err_msg=f"{implementation.name}, seed {seed}"  # noqa: B023
-                ),
-                result,
-                expected,
-            )
+            assert_same(result, expected, f"{implementation.name}, seed {seed}")
 
 
 def test_an_inner_jit_called_on_eight_values_of_one_shape_is_exact():
@@ -102,7 +104,8 @@ def test_different_collectives_over_different_groups_interleave():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.name)
 def test_thousands_of_calls_are_in_flight_from_concurrent_executables(implementation):
     """Threads dispatch different executables on the same devices and on disjoint ones."""
-    thread_count, launches, calls = 4, 25, 16
+    # XLA itself blocks for good when threads put more than 32 runs in flight on one device.
+    thread_count, launches, calls = 4, 6, 100
     meshes = [
         make_mesh((8,)),
         make_mesh((8,), order=(7, 6, 5, 4, 3, 2, 1, 0)),
@@ -179,7 +182,7 @@ def test_equal_programs_from_two_jits_do_not_meet():
 
     functions = [make() for _ in range(4)]
     inputs = [x + i for i in range(4)]
-    results = [f(y) for _ in range(20) for f, y in zip(functions, inputs, strict=True)]
+    results = [f(y) for _ in range(6) for f, y in zip(functions, inputs, strict=True)]
     for i, result in enumerate(results):
         np.testing.assert_array_equal(np.asarray(result)[3], np.asarray(inputs[i % 4]).sum(0))
 
@@ -196,7 +199,7 @@ def test_clearing_the_caches_between_calls_changes_nothing():
 
 
 def test_meshes_of_equal_shape_over_permuted_devices_do_not_mix():
-    """Two meshes over the same devices in another order: equal attributes but for the device ids."""
+    """Their calls carry equal attributes but for the device ids."""
     first, second = make_mesh((8,)), make_mesh((8,), order=(1, 0, 3, 2, 5, 4, 7, 6))
     x = small_integers((8, 3))
 

@@ -1,9 +1,16 @@
-"""Things that need a Python of their own: many devices, the end of the interpreter, a late start."""
+"""What needs a Python of its own: many devices, the end of the interpreter, a late start."""
 
+import socket
 import time
 
 import pytest
 from subprocesses import run_python
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def test_64_devices_on_few_cores_do_not_deadlock():
@@ -96,6 +103,7 @@ def test_importing_starts_no_back_end():
     """jax.distributed.initialize must still be possible afterwards."""
     run_python(
         """
+        import sys
         import jax, jaxcoll
         from jax._src import xla_bridge
 
@@ -103,7 +111,8 @@ def test_importing_starts_no_back_end():
         with jaxcoll.installed():
             pass
         assert not xla_bridge._backends, "a back end was started"
-        jax.distributed.initialize("localhost:0", num_processes=1, process_id=0)
+        jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=1, process_id=0)
         jax.distributed.shutdown()
-        """
+        """,
+        str(free_port()),
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from lax_oracle import (
@@ -45,9 +45,7 @@ LINEAR = {
     ),
     "all_to_all": lambda c, axes, n, x: c.all_to_all(x, axes, 1, 1),
     "all_to_all_tiled": lambda c, axes, n, x: c.all_to_all(x, axes, 1, 0, tiled=True),
-    "ppermute": lambda c, axes, n, x: c.ppermute(
-        x, axes, [(i, (i + 1) % n) for i in range(n - 1)]
-    ),
+    "ppermute": lambda c, axes, n, x: c.ppermute(x, axes, [(i, (i + 1) % n) for i in range(n - 1)]),
     "pshuffle": lambda c, axes, n, x: c.pshuffle(x, axes, list(range(n))[::-1]),
 }
 
@@ -86,7 +84,7 @@ def test_values_and_vjps_of_every_linear_collective_match_lax(mesh_and_axes, dty
     check(program, x, weights)
 
 
-@few
+@settings(few, max_examples=4)
 @given(meshes, differentiable, st.booleans())
 def test_jvps_of_every_linear_collective_match_lax(mesh_and_axes, dtype, check_vma):
     mesh_shape, order, axes = mesh_and_axes
@@ -126,7 +124,7 @@ def test_second_derivatives_match_lax(mesh_and_axes, check_vma):
 
         return per_device(mesh, body, check_vma=check_vma)(x, direction)
 
-    check(program, x, direction)
+    check(program, x, direction, expect_served="in part")
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -145,7 +143,7 @@ def test_gradient_of_a_sharded_function_matches_lax(check_vma):
         )
         return jax.value_and_grad(mapped, argnums=(0, 1))(w, x)
 
-    check(program, w, x)
+    check(program, w, x, expect_served="in part")
 
 
 def test_all_to_all_transposes_where_lax_cannot():
@@ -265,7 +263,7 @@ def test_control_flow_matches_lax(mesh_shape, order, check_vma):
             return jax.lax.scan(step, x, None, length=3)
 
         def condition(state):
-            count, value = state
+            count, _ = state
             return c.pmax(count, mesh.axis_names) < 4
 
         def advance(state):
@@ -288,7 +286,11 @@ def test_control_flow_matches_lax(mesh_shape, order, check_vma):
         gradient = jax.grad(lambda x: jnp.sum(scanned(x)[0] ** 2))(x)
         return scanned(x), looped, branched, switched, gradient
 
-    check(lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x), x)
+    check(
+        lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x),
+        x,
+        expect_served="in part",
+    )
 
 
 @pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.nothing_saveable])
@@ -304,7 +306,11 @@ def test_remat_matches_lax(check_vma, policy):
 
         return jax.value_and_grad(lambda x: jnp.sum(layer(x)))(x)
 
-    check(lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x), x)
+    check(
+        lambda c, x: per_device(mesh, lambda x: body(c, x), check_vma=check_vma)(x),
+        x,
+        expect_served="in part",
+    )
 
 
 def test_custom_vjp_matches_lax():
@@ -452,6 +458,4 @@ def test_pbroadcast_and_ragged_all_to_all_batch(check_vma):
 
     exchanged = operand.transpose(2, 1, 0)
     broadcast = np.broadcast_to(operand[1], operand.shape)
-    check(
-        program, operand, offsets, received_at, sizes, expected=(exchanged, np.array(broadcast))
-    )
+    check(program, operand, offsets, received_at, sizes, expected=(exchanged, np.array(broadcast)))

@@ -43,7 +43,9 @@ void BinomialReduce(ProgramBuilder& b) {
   const int32_t v = b.Neighbour(-b.spec().root);
   const Operand input = b.Blocks(kIn, 0);
   // Only the root's output has a meaning, so the others sum in scratch.
-  auto sum = [&](int32_t relative) { return relative == 0 ? b.Blocks(kOut, 0) : b.Blocks(kTmp, 0); };
+  auto sum = [&](int32_t relative) {
+    return relative == 0 ? b.Blocks(kOut, 0) : b.Blocks(kTmp, 0);
+  };
   auto value = [&](int32_t relative, int32_t bit) {  // a rank without children sends its input
     return bit == 1 || relative + 1 >= b.size() ? input : sum(relative);
   };

@@ -71,8 +71,7 @@ void Direct2AllReduce(ProgramBuilder& b) {
     b.Send(to, b.Chunks(kIn, to), slot(to, b.rank()));
     b.Recv(from, b.Chunks(kIn, b.rank()), slot(b.rank(), from));
   }
-  b.Reduce(InRankOrder(b, b.Chunks(kIn, b.rank()),
-                       [&](int32_t q) { return slot(b.rank(), q); }),
+  b.Reduce(InRankOrder(b, b.Chunks(kIn, b.rank()), [&](int32_t q) { return slot(b.rank(), q); }),
            b.Chunks(kOut, b.rank()));
   b.NextStep();
   for (int32_t d = 1; d < b.size(); ++d) {
@@ -111,9 +110,9 @@ void DirectReduce(ProgramBuilder& b) {
     const int32_t from = b.Neighbour(d);
     b.Recv(from, b.Blocks(kIn, 0), b.Blocks(kTmp, Slot(root, from)));
   }
-  b.Reduce(InRankOrder(b, b.Blocks(kIn, 0),
-                       [&](int32_t q) { return b.Blocks(kTmp, Slot(root, q)); }),
-           b.Blocks(kOut, 0));
+  b.Reduce(
+      InRankOrder(b, b.Blocks(kIn, 0), [&](int32_t q) { return b.Blocks(kTmp, Slot(root, q)); }),
+      b.Blocks(kOut, 0));
 }
 
 void DirectAllGather(ProgramBuilder& b) {

@@ -6,9 +6,10 @@
 // P ranks, trees of height h = floor(log2 P), m chunks per tree:
 //   2h + m - 1 steps; together the ranks send 2(P-1) n, one rank 2 n at most
 //
-// Tree 0 numbers an infinite binary tree in order, so that rank r, as r + 1 = odd * 2^l, is on level
-// l; the parent is the nearest ancestor that exists. Its inner nodes have odd ranks. Tree 1 is its
-// mirror image for even P and shifted by one rank for odd P, which makes the inner nodes even.
+// Tree 0 numbers an infinite binary tree in order, so that rank r, as r + 1 = odd * 2^l, is on
+// level l; the parent is the nearest ancestor that exists. Its inner nodes have odd ranks. Tree 1
+// is its mirror image for even P and shifted by one rank for odd P, which makes the inner nodes
+// even.
 //
 // Invariant: a node at depth d sends chunk j up in step h - d + j, having reduced its children's,
 // and down in step h + d + j. The root sums each chunk once, so all ranks end bitwise equal.
@@ -43,7 +44,9 @@ TreeNode InOrderNode(int32_t i, int32_t n) {
   auto nearest = [&](int64_t node) {  // the nearest ancestor that exists, or kNone
     const int64_t top = int64_t{std::bit_floor(static_cast<uint32_t>(n))};
     if (node == top) return kNone;
-    do node = ancestor(node); while (node > n);
+    do {
+      node = ancestor(node);
+    } while (node > n);
     return static_cast<int32_t>(node);
   };
   TreeNode result;

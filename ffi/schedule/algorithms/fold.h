@@ -1,5 +1,5 @@
-// Worlds that are no power of two, for the recursive algorithms: Rabenseifner and Traeff, "More
-// efficient reduction algorithms for non-power-of-two number of processors", 2004.
+// Worlds that are no power of two, for the recursive algorithms, as in Thakur, Rabenseifner and
+// Gropp, "Optimization of Collective Communication Operations in MPICH", 2005.
 //
 // The first 2R of P = 2^K + R ranks form R pairs. The even one hands its contribution to the odd
 // one and waits; 2^K ranks are left, and get folded ranks 0 ... 2^K - 1 in the order of the ranks,
@@ -24,9 +24,7 @@ struct Fold {
 
   // The ranks that `folded` stands for are FirstRank(folded), ..., Rank(folded); therefore folded
   // ranks [a, b) stand for ranks [FirstRank(a), FirstRank(b)).
-  int32_t FirstRank(int32_t folded) const {
-    return folded < pairs ? 2 * folded : folded + pairs;
-  }
+  int32_t FirstRank(int32_t folded) const { return folded < pairs ? 2 * folded : folded + pairs; }
 
   int32_t size;    // 2^K
   int32_t pairs;   // R

@@ -49,14 +49,12 @@ void HalvingDoublingAllReduce(ProgramBuilder& b) {
     }
     return b.Chunks(buffer, begin, count);
   };
-  auto value = [&](int32_t k, int32_t rank) {
-    return k == 0 && !fold.InPair(rank) ? kIn : kOut;
-  };
+  auto value = [&](int32_t k, int32_t rank) { return k == 0 && !fold.InPair(rank) ? kIn : kOut; };
   for (int32_t k = 0; k < fold.rounds; ++k, b.NextStep()) {
     const int32_t partner = folded ^ (1 << k), peer = fold.Rank(partner);
     b.Send(peer, part(value(k, b.rank()), partner, k + 1), part(kOut, partner, k + 1));
-    b.RecvReduce(peer, part(value(k, peer), folded, k + 1),
-                 part(value(k, b.rank()), folded, k + 1), part(kOut, folded, k + 1));
+    b.RecvReduce(peer, part(value(k, peer), folded, k + 1), part(value(k, b.rank()), folded, k + 1),
+                 part(kOut, folded, k + 1));
   }
   for (int32_t k = fold.rounds - 1; k >= 0; --k, b.NextStep()) {
     const int32_t partner = folded ^ (1 << k), peer = fold.Rank(partner);
@@ -88,9 +86,7 @@ void RecursiveHalvingReduceScatter(ProgramBuilder& b) {
   if (fold.pairs > 0) b.NextStep();
 
   const int32_t folded = fold.Folded(b.rank());
-  auto value = [&](int32_t k, int32_t rank) {
-    return k == 0 && !fold.InPair(rank) ? kIn : kTmp;
-  };
+  auto value = [&](int32_t k, int32_t rank) { return k == 0 && !fold.InPair(rank) ? kIn : kTmp; };
   auto blocks = [&](BufferKind buffer, int32_t member, int32_t bit) {
     const int32_t begin = member >> bit << bit;  // the aligned group of 2^bit folded ranks
     const int32_t first = fold.FirstRank(begin);
@@ -105,8 +101,8 @@ void RecursiveHalvingReduceScatter(ProgramBuilder& b) {
       return final ? b.Blocks(kOut, 0) : blocks(kTmp, member, bit);
     };
     b.Send(peer, blocks(value(k, b.rank()), partner, bit), sum(peer, partner));
-    b.RecvReduce(peer, blocks(value(k, peer), folded, bit),
-                 blocks(value(k, b.rank()), folded, bit), sum(b.rank(), folded));
+    b.RecvReduce(peer, blocks(value(k, peer), folded, bit), blocks(value(k, b.rank()), folded, bit),
+                 sum(b.rank(), folded));
   }
   if (fold.InPair(b.rank())) {
     b.Copy(b.Blocks(kTmp, b.rank()), b.Blocks(kOut, 0));

@@ -5,9 +5,9 @@
 //   reduce_scatter    (P-1) steps,   (P-1)/P n sent
 //   all_gather        (P-1) steps,   (P-1)/P n sent
 //
-// Invariant: after s reduce-scatter steps rank r holds s+1 contributions of piece (r-s) mod P, those
-// of ranks r-s, ..., r in that order; every rank later receives that one sum, so all end bitwise
-// equal. After s all-gather steps rank r holds the pieces r+1, r, ..., r+1-s.
+// Invariant: after s reduce-scatter steps rank r holds s+1 contributions of piece (r-s) mod P,
+// those of ranks r-s, ..., r in that order; every rank later receives that one sum, so all end
+// bitwise equal. After s all-gather steps rank r holds the pieces r+1, r, ..., r+1-s.
 #include "schedule/algorithms/ring.h"
 
 #include <algorithm>

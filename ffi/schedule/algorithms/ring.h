@@ -9,9 +9,9 @@
 namespace jaxcoll {
 
 struct Ring {
-  int32_t size = 1;   // members, and pieces of the vector
-  int32_t index = 0;  // this rank among the members
-  int32_t next = 0, previous = 0;  // ranks
+  int32_t size = 1;                                         // members, and pieces of the vector
+  int32_t index = 0;                                        // this rank among the members
+  int32_t next = 0, previous = 0;                           // ranks
   std::function<Operand(BufferKind, int32_t piece)> piece;  // named modulo `size`
 };
 

@@ -1,0 +1,65 @@
+"""``jaxcoll verify``."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxcoll import verify
+
+
+def test_prints_a_line_per_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--collective", "all_reduce", "--algorithm", "ring", "--world-size", "1:4,8"]
+    assert verify.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:5] for line in lines[1:]] == [
+        ["all_reduce", "ring", "1", "0", "0.000"],
+        ["all_reduce", "ring", "2", "2", "1.000"],
+        ["all_reduce", "ring", "3", "4", "1.333"],
+        ["all_reduce", "ring", "4", "6", "1.500"],
+        ["all_reduce", "ring", "8", "14", "1.750"],
+    ]
+    assert all("correct" in line for line in lines[1:])
+
+
+def test_everything_is_verified_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main(["--world-size", "3", "--channels", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 21
+
+
+def test_schedules_that_cannot_be_built_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--algorithm", "hierarchical", "--node-size", "4", "--world-size", "6"]
+    assert verify.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "refused: node_size is 4" in captured.out
+    assert "1 schedules were refused" in captured.err
+
+
+def test_wrong_schedules_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    def broken(spec: verify.ScheduleSpec) -> verify.Schedule:
+        return replace(build(spec), root=1)
+
+    build = verify.build
+    monkeypatch.setattr(verify, "build", broken)
+    assert verify.main(["--collective", "broadcast", "--world-size", "2"]) == 1
+    assert "should hold the contributions of ranks 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algorithm", "rign"], "no algorithm rign; choose from binomial"),
+        (["--collective", "gather"], "invalid choice"),
+        (["--world-size", "many"], "'many' is no world size"),
+        (["--world-size", "4:2"], "is no world size"),
+    ],
+)
+def test_bad_arguments_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        verify.main(arguments)
+    assert message in capsys.readouterr().err
