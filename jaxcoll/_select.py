@@ -45,9 +45,7 @@ def choose(collective: str, algorithm: str, world_size: int) -> str:
     if algorithm == "auto":
         algorithm = _AUTO
     if collective not in _UNSCHEDULED:
-        spec = _schedule.ScheduleSpec(
-            cast(_schedule.Collective, collective), world_size, algorithm
-        )
+        spec = _schedule.ScheduleSpec(cast(_schedule.Collective, collective), world_size, algorithm)
         try:
             _schedule.build_rank(spec, 0)
         except ValueError as error:  # names the sizes it takes

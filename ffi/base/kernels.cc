@@ -52,6 +52,20 @@ class DefaultFloatControl {
 #endif
 };
 
+Isa DetectIsa() {
+#if defined(__x86_64__)
+  unsigned eax, ebx, ecx, edx;  // f16c by hand: clang's builtin learnt that name late
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  const bool avx2 = f16c && __builtin_cpu_supports("avx2");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return Isa::kAvx512;
+  }
+  if (avx2) return Isa::kAvx2;
+#endif
+  return Isa::kPortable;
+}
+
 Isa ChosenIsa() {
   const char* wanted = std::getenv("JAXCOLL_ISA");
   if (wanted == nullptr || *wanted == '\0') return BestIsa();
@@ -90,17 +104,8 @@ std::string_view Name(Isa isa) {
 }
 
 Isa BestIsa() {
-#if defined(__x86_64__)
-  unsigned eax, ebx, ecx, edx;  // f16c by hand: clang's builtin learnt that name late
-  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
-  const bool avx2 = f16c && __builtin_cpu_supports("avx2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
-  }
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kPortable;
+  static const Isa isa = DetectIsa();  // once: in a virtual machine CPUID takes microseconds
+  return isa;
 }
 
 Isa KernelIsa() {
