@@ -231,15 +231,12 @@ def test_environment_lowers_the_isa(wanted: str) -> None:
     assert isa_of_a_new_process(wanted) == (wanted, "")
 
 
-<<<<<<< HEAD
-=======
 def test_unknown_isa_is_refused_on_import() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failure:
         isa_of_a_new_process("mmx")
     assert "JAXCOLL_ISA='mmx' cannot be used; it takes: portable, avx2" in failure.value.stderr
 
 
->>>>>>> f3c2b42390e18adcbd01e4a9e27c0953bf0e166c
 def isa_of_a_new_process(wanted: str) -> tuple[str, str]:
     """Returns the ISA that a process with JAXCOLL_ISA=`wanted` picks, and what it says."""
     command = "from jaxcoll._native import native; print(native.kernel_isa())"
