@@ -131,7 +131,7 @@ def reduce_scatter(
     def scatter(leaf: Any) -> jax.Array:
         if op == "sum" and compat.in_unreduced_state(leaf, axes):
             return lax.psum_scatter(leaf, axes, scatter_dimension=scatter_dimension, tiled=tiled)
-        leaf = _varying(leaf, axes)
+        leaf = _varying(leaf, group)
         dimension = compat.canonicalize_axis(scatter_dimension, leaf.ndim)
         chunks = _chunks_in_front("reduce_scatter", leaf, dimension, group.size, tiled)
         return prim.reduce_scatter_p.bind(chunks, op=op, **group.params)
@@ -179,7 +179,7 @@ def all_gather(
     group = _group("all_gather", axes, axis_index_groups, algorithm, schedule)
 
     def gather(leaf: Any) -> jax.Array:
-        leaf = _varying(leaf, axes)
+        leaf = _varying(leaf, group)
         position = compat.canonicalize_axis(axis, leaf.ndim if tiled else leaf.ndim + 1)
         chunks = prim.all_gather_p.bind(leaf, invariant=to == "invarying", **group.params)
         return _chunks_to(chunks, position, tiled)
@@ -216,7 +216,7 @@ def all_to_all(
     group = _group("all_to_all", axes, axis_index_groups, algorithm, schedule)
 
     def exchange(leaf: Any) -> jax.Array:
-        leaf = _varying(leaf, axes)
+        leaf = _varying(leaf, group)
         split = compat.canonicalize_axis(split_axis, leaf.ndim)
         concat = compat.canonicalize_axis(concat_axis, leaf.ndim)
         chunks = _chunks_in_front("all_to_all", leaf, split, group.size, tiled)
@@ -261,9 +261,12 @@ def ragged_all_to_all(
     values = [_array(value) for value in (operand, output)]
     values += [_array(v) for v in (input_offsets, send_sizes, output_offsets, recv_sizes)]
     if compat.inserts_pvary():
-        varying = set(compat.manual_mesh_axes(axes))
-        varying.update(*(compat.varying_axes(jax.typeof(value)) for value in values))
-        values = [compat.pvary(value, tuple(varying)) for value in values]
+        have = [compat.varying_axes(jax.typeof(value)) for value in values]
+        varying = frozenset(compat.manual_mesh_axes(axes)).union(*have)
+        values = [
+            prim.cast_varying(value, tuple(varying - mine))
+            for value, mine in zip(values, have, strict=True)
+        ]
     return prim.ragged_all_to_all_p.bind(*values, **group.params)
 
 
@@ -295,7 +298,7 @@ def ppermute(
     group = _group("permute", axes, None, algorithm, schedule, permutation=pairs)
 
     def permute(leaf: Any) -> jax.Array:
-        return prim.ppermute_p.bind(_varying(leaf, axes), perm=pairs, **group.params)
+        return prim.ppermute_p.bind(_varying(leaf, group), perm=pairs, **group.params)
 
     return jax.tree.map(permute, x)
 
@@ -303,25 +306,25 @@ def ppermute(
 def broadcast(
     x: Any,
     axis_name: AxisNames,
-    source: int | jax.Array = 0,
+    root: int | jax.Array = 0,
     *,
     axis_index_groups: Groups | None = None,
     to: str = "varying",
     algorithm: str = "auto",
     schedule: Schedule | None = None,
 ) -> Any:
-    """Copies `x` of rank `source` to all ranks.
+    """Copies `x` of rank `root` to all ranks.
 
     Args:
       x: pytree of arrays of any shape and dtype.
-      source: index along `axis_name` (within a group of `axis_index_groups`); may be traced, int32
+      root: index along `axis_name` (within a group of `axis_index_groups`); may be traced, int32
         scalar and equal on all ranks, which costs an all_gather.
       to: "varying", or "invarying": typed as equal on all ranks; its gradient is local.
       axis_name, axis_index_groups, algorithm, schedule: as for `all_reduce`.
 
     Returns: pytree, same shapes and dtypes.
 
-    Raises: as `all_reduce`; ValueError for a source that is not in the group.
+    Raises: as `all_reduce`; ValueError for a root that is not in the group.
     """
     if to not in ("varying", "invarying"):
         raise ValueError(
@@ -330,19 +333,19 @@ def broadcast(
     if to != "varying" and axis_index_groups is not None:
         raise NotImplementedError(f"broadcast with axis_index_groups cannot be typed {to}")
     axes = _axes(axis_name)
-    if isinstance(source, jax.Array) and not compat.is_constant(source):
+    if isinstance(root, jax.Array) and not compat.is_constant(root):
         gathered = all_gather(x, axes, axis_index_groups=axis_index_groups, to=to)
         return jax.tree.map(
-            lambda leaf: lax.dynamic_index_in_dim(leaf, source, 0, keepdims=False), gathered
+            lambda leaf: lax.dynamic_index_in_dim(leaf, root, 0, keepdims=False), gathered
         )
-    root = operator.index(source)
+    root = operator.index(root)
     group = _group("broadcast", axes, axis_index_groups, algorithm, schedule, root=root)
     if not 0 <= root < group.size:
-        raise ValueError(f"broadcast source {root} is not one of the {group.size} ranks")
+        raise ValueError(f"broadcast root {root} is not one of the {group.size} ranks")
 
     def send(leaf: Any) -> jax.Array:
         return prim.broadcast_p.bind(
-            _varying(leaf, axes), source=root, invariant=to == "invarying", **group.params
+            _varying(leaf, group), root=root, invariant=to == "invarying", **group.params
         )
 
     return jax.tree.map(send, x)
@@ -502,10 +505,14 @@ def _array(value: Any) -> jax.Array:
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
-def _varying(leaf: Any, axes: Sequence[Hashable]) -> jax.Array:
+def _varying(leaf: Any, group: _Group) -> jax.Array:
     """The leaf as an array, cast to varying over the mesh axes it is communicated over."""
     leaf = _array(leaf)
-    return compat.pvary(leaf, compat.manual_mesh_axes(axes)) if compat.inserts_pvary() else leaf
+    if not compat.inserts_pvary():
+        return leaf
+    have = compat.varying_axes(jax.typeof(leaf))
+    missing = tuple(a for a in compat.manual_mesh_axes(group.axes) if a not in have)
+    return prim.cast_varying(leaf, missing)
 
 
 def _elements(leaf: Any, dimensions: Sequence[int]) -> int:
@@ -523,14 +530,14 @@ def _all_reduce(
         if all(compat.is_constant(leaf) for leaf in leaves):
             return [_times(group.size, _reduced(op, leaf, dimensions)) for leaf in leaves]
     results: list[Any] = [None] * len(leaves)
-    batches: dict[Any, list[int]] = {}
-    operands = []
+    operands: list[jax.Array | None] = []
+    batches: dict[Any, list[int]] = {}  # indices of the leaves that share a call
     for i, leaf in enumerate(leaves):
         if op == "sum" and compat.in_unreduced_state(leaf, group.axes):
             results[i] = lax.psum(leaf, group.axes)
             operands.append(None)
             continue
-        operand = _varying(_reduced(op, leaf, dimensions), group.axes)
+        operand = _varying(_reduced(op, leaf, dimensions), group)
         operands.append(operand)
         aval = jax.typeof(operand)
         batches.setdefault((aval.dtype, compat.varying_axes(aval)), []).append(i)

@@ -23,8 +23,10 @@ from jaxcoll._primitive import (
     all_reduce_p,
     all_to_all_p,
     broadcast_p,
+    cast_varying,
     group_size,
     ppermute_p,
+    pvary_p,
     ragged_all_to_all_p,
     rank_in_group,
     reduce_ops,
@@ -44,6 +46,12 @@ def _zero_tangent(primal: jax.Array) -> Any:
 
 def _zero_cotangent(operand: Any) -> Any:
     return ad.Zero(operand.aval.to_ct_aval()) if ad.is_undefined_primal(operand) else None
+
+
+def _varying_like(x: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, typed as varying over the axes that `x` varies over too."""
+    axes = compat.varying_axes(jax.typeof(x)) - compat.varying_axes(jax.typeof(value))
+    return cast_varying(value, tuple(axes))
 
 
 def _differentiable(x: jax.Array) -> bool:
@@ -89,9 +97,8 @@ def _all_reduce_tangents(
         return [_product_tangent(x, t, params) for x, t in zip(primals, tangents, strict=True)]
 
     # min, max: the mean of the tangents of the ranks that attain the result, as lax.reduce_max.
-    axes = compat.manual_mesh_axes(params["axis_name"])
     attains = [
-        lax.eq(x, compat.pvary(result, axes) if compat.inserts_pvary() else result).astype(x.dtype)
+        lax.eq(x, _varying_like(x, result)).astype(x.dtype)
         for x, result in zip(primals, results, strict=True)
     ]
     # Two calls: in one, the counts would depend on tangents and could not be transposed around.
@@ -128,7 +135,9 @@ def _all_reduce_transpose(
         return results
     arrived = [cotangents[i] for i in live]
     if invariant:
-        moved = [compat.pvary(ct, axis_name) for ct in arrived]
+        moved = [
+            cast_varying(ct, axis_name, params["algorithm"], params["schedule"]) for ct in arrived
+        ]
     else:
         moved = all_reduce_p.bind(
             *arrived, op="sum", axis_name=axis_name, invariant=False, **params
@@ -184,6 +193,7 @@ def _all_gather_transpose(
 ) -> list[jax.Array]:
     if invariant:
         rank = rank_in_group(params["axis_name"], params["axis_index_groups"])
+        cotangent = _varying_like(rank, cotangent)
         return [lax.dynamic_index_in_dim(cotangent, rank, 0, keepdims=False)]
     return [reduce_scatter_p.bind(cotangent, op="sum", **{**params, **_AUTO})]
 
@@ -193,14 +203,15 @@ def _all_to_all_transpose(cotangent: jax.Array, operand: Any, **params: Any) -> 
 
 
 def _broadcast_transpose(
-    cotangent: jax.Array, operand: Any, *, source: int, invariant: bool, **params: Any
+    cotangent: jax.Array, operand: Any, *, root: int, invariant: bool, **params: Any
 ) -> list[jax.Array]:
     if not invariant:
         (cotangent,) = all_reduce_p.bind(
             cotangent, op="sum", **{**params, **_AUTO}, invariant=False
         )
-    is_source = rank_in_group(params["axis_name"], params["axis_index_groups"]) == source
-    return [jnp.where(is_source, cotangent, lax.full_like(cotangent, 0))]
+    is_root = rank_in_group(params["axis_name"], params["axis_index_groups"]) == root
+    cotangent = _varying_like(is_root, cotangent)
+    return [jnp.where(is_root, cotangent, lax.full_like(cotangent, 0))]
 
 
 def _ppermute_transpose(
@@ -211,6 +222,20 @@ def _ppermute_transpose(
     return [ppermute_p.bind(cotangent, perm=backwards, **{**params, "schedule": ""})]
 
 
+def _pvary_transpose(
+    cotangent: jax.Array, operand: Any, *, axis_name: tuple[Any, ...], **params: Any
+) -> list[jax.Array]:
+    return all_reduce_p.bind(
+        cotangent,
+        op="sum",
+        axis_name=axis_name,
+        axis_index_groups=None,
+        invariant=True,
+        **params,
+    )
+
+
+ad.deflinear2(pvary_p, _pvary_transpose)
 ad.deflinear2(all_gather_p, _all_gather_transpose)
 ad.deflinear2(all_to_all_p, _all_to_all_transpose)
 ad.deflinear2(broadcast_p, _broadcast_transpose)
@@ -254,7 +279,7 @@ def _ragged_all_to_all_transpose(
     if ad.is_undefined_primal(operand):
         nothing = jnp.zeros(operand.aval.shape, cotangent.dtype)
         if compat.inserts_pvary():
-            nothing = compat.pvary(nothing, sorted(compat.varying_axes(jax.typeof(cotangent))))
+            nothing = cast_varying(nothing, tuple(compat.varying_axes(jax.typeof(cotangent))))
         operand_ct = ragged_all_to_all_p.bind(
             cotangent,
             nothing,

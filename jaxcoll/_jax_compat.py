@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -34,6 +34,10 @@ from jax.interpreters import ad, batching
 from jax.sharding import PartitionSpec as P
 
 AxisName = Hashable
+if TYPE_CHECKING:
+    Value: TypeAlias = ir.Value[Any]
+else:
+    Value = ir.Value  # not a generic class when it runs
 Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "Primitive",
     "SPMDAxisContext",
     "Sharding",
+    "Value",
     "ad",
     "batching",
     "canonicalize_axis",
@@ -64,7 +69,6 @@ __all__ = [
     "mlir",
     "named_axis_effects",
     "num_cpu_devices",
-    "pvary",
     "register_ffi",
     "register_partitioner",
     "replicate_leading_dimension",
@@ -170,13 +174,6 @@ def in_unreduced_state(x: Any, axes: Sequence[AxisName]) -> bool:
 
 def check_not_unreduced(aval: Any, axes: Sequence[AxisName], api_name: str) -> None:
     _core.check_unreduced_args([aval], tuple(axes), api_name)
-
-
-def pvary(x: jax.Array, axes: Sequence[AxisName]) -> jax.Array:
-    """Casts `x` to varying over those of `axes` over which it is invariant."""
-    have = varying_axes(jax.typeof(x))
-    missing = tuple(axis for axis in axes if axis not in have)
-    return _core.pvary(x, missing) if missing else x
 
 
 def is_constant(x: Any) -> bool:
@@ -349,20 +346,21 @@ def custom_call_module(
         operand_types = [tensor(*operand) for operand in operands]
         result_types = [tensor(*result) for result in results]
         with ir.InsertionPoint(module.body):
-            main = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
+            main: Any = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
         with ir.InsertionPoint(main.add_entry_block()):
-            attributes = {item.name: item.attr for item in ir.DictAttr(ir.Attribute.parse(config))}
+            parsed: Any = ir.DictAttr(ir.Attribute.parse(config))
+            attributes = {item.name: item.attr for item in parsed}
             _func.ReturnOp(custom_call(target, list(main.arguments), result_types, attributes))
         return mlir.module_to_bytecode(module)
 
 
 def custom_call(
     target: str,
-    operands: Sequence[ir.Value],
+    operands: Sequence[Value],
     result_types: Sequence[ir.Type],
     attributes: dict[str, ir.Attribute],
     extra_attributes: dict[str, ir.Attribute] | None = None,
-) -> list[ir.Value]:
+) -> list[Value]:
     """A typed-FFI custom call on row-major buffers."""
 
     def row_major(types: Iterable[ir.Type]) -> list[list[int]]:

@@ -19,11 +19,11 @@ from jaxcoll import _communicator, _select
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
-from jaxcoll._jax_compat import hlo, ir, mlir
+from jaxcoll._jax_compat import Value, hlo, ir, mlir
 
 TARGET = "jaxcoll_collective"
-# The same handlers for calls beside axes that XLA partitions. Only these have a partitioner, because
-# XLA runs it, in Python, for every call that has one: 7 ms of each call's compilation.
+# The same handlers for calls beside axes that XLA partitions. Only these have a partitioner:
+# XLA runs it, in Python, for every call that has one, 7 ms of each call's compilation.
 PARTITIONED_TARGET = "jaxcoll_collective_partitioned"
 SERVED_PLATFORMS = ("cpu",)
 
@@ -113,7 +113,7 @@ def _is_partially_manual(ctx: Any) -> bool:
     return frozenset(context.manual_axes) != frozenset(context.mesh.axis_names)
 
 
-def _logical_id(ctx: Any) -> ir.Value:
+def _logical_id(ctx: Any) -> Value:
     """This device's position in the mesh, uint32[]."""
     if not _is_partially_manual(ctx):
         return hlo.partition_id()
@@ -153,13 +153,13 @@ def _with_element(tensor: ir.Type, element: ir.Type) -> ir.Type:
     return ir.RankedTensorType.get(ir.RankedTensorType(tensor).shape, element)
 
 
-def _converted(value: ir.Value, element: ir.Type) -> ir.Value:
+def _converted(value: Value, element: ir.Type) -> Value:
     if ir.RankedTensorType(value.type).element_type == element:
         return value
     return hlo.convert(_with_element(value.type, element), value)
 
 
-def _shape(value: ir.Value) -> list[int]:
+def _shape(value: Value) -> list[int]:
     return list(ir.RankedTensorType(value.type).shape)
 
 
@@ -167,8 +167,8 @@ def _shape(value: ir.Value) -> list[int]:
 
 
 def _emit(
-    ctx: Any, call: _Call, operands: Sequence[ir.Value], result_types: Sequence[ir.Type]
-) -> list[ir.Value]:
+    ctx: Any, call: _Call, operands: Sequence[Value], result_types: Sequence[ir.Type]
+) -> list[Value]:
     """Emits the custom call; every operand is of a type that the engine has."""
     operands = list(operands)
     if call.group.device_ids is None:
@@ -181,8 +181,8 @@ def _emit(
 
 
 def _lower_vectors(
-    ctx: Any, call: _Call, vectors: Sequence[ir.Value], result_shapes: Sequence[Sequence[int]]
-) -> list[ir.Value]:
+    ctx: Any, call: _Call, vectors: Sequence[Value], result_shapes: Sequence[Sequence[int]]
+) -> list[Value]:
     """Lowers a collective that turns each vector into one result of the same element type."""
     elements = [ir.RankedTensorType(vector.type).element_type for vector in vectors]
     results = [
@@ -212,14 +212,14 @@ def _lower_vectors(
 
 def _lower_all_reduce(
     ctx: Any,
-    *operands: ir.Value,
+    *operands: Value,
     op: str,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
     invariant: bool,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     call = _Call("all_reduce", group, algorithm, schedule, reduce_op=op)
     return _lower_vectors(ctx, call, operands, [_shape(x) for x in operands])
@@ -227,14 +227,14 @@ def _lower_all_reduce(
 
 def _lower_reduce_scatter(
     ctx: Any,
-    operand: ir.Value,
+    operand: Value,
     *,
     op: str,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     call = _Call("reduce_scatter", group, algorithm, schedule, reduce_op=op)
     return _lower_vectors(ctx, call, [operand], [_shape(operand)[1:]])
@@ -242,14 +242,14 @@ def _lower_reduce_scatter(
 
 def _lower_all_gather(
     ctx: Any,
-    operand: ir.Value,
+    operand: Value,
     *,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
     invariant: bool,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     call = _Call("all_gather", group, algorithm, schedule)
     return _lower_vectors(ctx, call, [operand], [[group.size, *_shape(operand)]])
@@ -257,13 +257,13 @@ def _lower_all_gather(
 
 def _lower_all_to_all(
     ctx: Any,
-    operand: ir.Value,
+    operand: Value,
     *,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     call = _Call("all_to_all", group, algorithm, schedule)
     return _lower_vectors(ctx, call, [operand], [_shape(operand)])
@@ -271,30 +271,30 @@ def _lower_all_to_all(
 
 def _lower_broadcast(
     ctx: Any,
-    operand: ir.Value,
+    operand: Value,
     *,
-    source: int,
+    root: int,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
     invariant: bool,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
-    call = _Call("broadcast", group, algorithm, schedule, root=source)
+    call = _Call("broadcast", group, algorithm, schedule, root=root)
     return _lower_vectors(ctx, call, [operand], [_shape(operand)])
 
 
 def _lower_ppermute(
     ctx: Any,
-    operand: ir.Value,
+    operand: Value,
     *,
     perm: tuple[tuple[int, int], ...],
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     if group.size == 1 and not perm:
         (zeros,) = mlir.lower_fun(lambda x: [lax.full_like(x, 0)])(ctx, operand)
@@ -308,14 +308,14 @@ _FIT_INT32 = {"i2", "i4", "i8", "i16", "i32", "ui2", "ui4", "ui8", "ui16"}
 
 def _lower_ragged_all_to_all(
     ctx: Any,
-    operand: ir.Value,
-    output: ir.Value,
-    *indices: ir.Value,
+    operand: Value,
+    output: Value,
+    *indices: Value,
     axis_name: Any,
     axis_index_groups: Any,
     algorithm: str,
     schedule: str,
-) -> list[ir.Value]:
+) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
     call = _Call("ragged_all_to_all", group, algorithm, schedule)
     if 0 in _shape(operand) or 0 in _shape(output):
@@ -330,7 +330,7 @@ def _lower_ragged_all_to_all(
     return [_converted(result, element)]
 
 
-_rules: dict[compat.Primitive, Callable[..., list[ir.Value]]] = {
+_rules: dict[compat.Primitive, Callable[..., list[Value]]] = {
     prim.all_reduce_p: _lower_all_reduce,
     prim.reduce_scatter_p: _lower_reduce_scatter,
     prim.all_gather_p: _lower_all_gather,
@@ -338,6 +338,7 @@ _rules: dict[compat.Primitive, Callable[..., list[ir.Value]]] = {
     prim.broadcast_p: _lower_broadcast,
     prim.ppermute_p: _lower_ppermute,
     prim.ragged_all_to_all_p: _lower_ragged_all_to_all,
+    prim.pvary_p: lambda ctx, x, **_: [x],
 }
 for _primitive, _rule in _rules.items():
     mlir.register_lowering(_primitive, _rule)
@@ -372,7 +373,7 @@ def _roles(collective: str, ranks: Sequence[int]) -> tuple[list[Factors], list[F
 
 
 def _sharding_rule(
-    collective: str, operands: Sequence[ir.Value], result_types: Sequence[ir.Type]
+    collective: str, operands: Sequence[Value], result_types: Sequence[ir.Type]
 ) -> ir.Attribute:
     factors_in, factors_out, fixed = _roles(collective, [len(_shape(x)) for x in operands])
     return compat.sharding_rule(

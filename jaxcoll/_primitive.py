@@ -46,6 +46,8 @@ all_to_all_p = Primitive("jaxcoll_all_to_all")
 ragged_all_to_all_p = Primitive("jaxcoll_ragged_all_to_all")
 broadcast_p = Primitive("jaxcoll_broadcast")
 ppermute_p = Primitive("jaxcoll_ppermute")
+# Not a collective: jax.lax.pcast(x, axes, to="varying"), whose transpose is a sum through jaxcoll.
+pvary_p = Primitive("jaxcoll_pvary")
 
 primitives = (
     all_reduce_p,
@@ -55,6 +57,7 @@ primitives = (
     ragged_all_to_all_p,
     broadcast_p,
     ppermute_p,
+    pvary_p,
 )
 for _primitive in primitives:
     compat.define_impl(_primitive)
@@ -252,6 +255,25 @@ def _ragged_all_to_all_abstract_eval(
     return result.update(weak_type=False), effects
 
 
+@pvary_p.def_abstract_eval
+def _pvary_abstract_eval(aval: Any, *, axis_name: tuple[AxisName, ...], **_: Any) -> Any:
+    compat.check_not_unreduced(aval, axis_name, "pvary")
+    return compat.with_varying(aval, compat.varying_axes(aval) | frozenset(axis_name))
+
+
+def cast_varying(
+    x: jax.Array, axes: tuple[AxisName, ...], algorithm: str = "auto", schedule: str = ""
+) -> jax.Array:
+    """Types `x` as varying over `axes`, mesh axes over which it is invariant.
+
+    Args:
+      algorithm, schedule: how its transpose, a sum over `axes`, runs.
+    """
+    if not axes:
+        return x
+    return pvary_p.bind(x, axis_name=axes, algorithm=algorithm, schedule=schedule)
+
+
 def _check_chunks(
     name: str, aval: Any, axis_name: Sequence[AxisName], axis_index_groups: AxisIndexGroups
 ) -> None:
@@ -408,7 +430,7 @@ def _broadcast_batcher(
     vals: Sequence[jax.Array],
     dims: Dims,
     *,
-    source: int,
+    root: int,
     axis_name: tuple[AxisName, ...],
     axis_index_groups: AxisIndexGroups,
     **params: Any,
@@ -416,15 +438,15 @@ def _broadcast_batcher(
     (x,), (d,) = vals, dims
     if axis_data.name not in axis_name:
         return broadcast_p.bind(
-            x, source=source, axis_name=axis_name, axis_index_groups=axis_index_groups, **params
+            x, root=root, axis_name=axis_name, axis_index_groups=axis_index_groups, **params
         ), d
     _refuse_groups("broadcast", axis_data, axis_index_groups)
     split = _split_at(axis_data, axis_name)
-    index, rest_source = _split_rank(split, source)
+    index, rest_root = _split_rank(split, root)
     y = x if d is None else lax.index_in_dim(x, index, d, keepdims=False)
     if split.rest:
         y = broadcast_p.bind(
-            y, source=rest_source, axis_name=split.rest, axis_index_groups=None, **params
+            y, root=rest_root, axis_name=split.rest, axis_index_groups=None, **params
         )
     return y, None
 
@@ -494,10 +516,10 @@ def _ragged_all_to_all_batcher(
     operand, output = fronted[:2]
     # The batch becomes part of the ragged rows: element b's rows start at b * (rows per element).
     # The slices for one rank must stay together, so the batch is the inner index of the sizes.
-    row = lax.broadcasted_iota(np.int64 if jax.config.jax_enable_x64 else np.int32, (size, 1), 0)
+    element = jnp.arange(size)[:, None]
     input_offsets, send_sizes, output_offsets, recv_sizes = fronted[2:]
-    input_offsets += (row * operand.shape[1]).astype(input_offsets.dtype)
-    output_offsets += (row * output.shape[1]).astype(output_offsets.dtype)
+    input_offsets = input_offsets + element * operand.shape[1]
+    output_offsets = output_offsets + element * output.shape[1]
     indices = [input_offsets, send_sizes, output_offsets, recv_sizes]
     y = ragged_all_to_all_p.bind(
         operand.reshape(-1, *operand.shape[2:]),
@@ -508,6 +530,13 @@ def _ragged_all_to_all_batcher(
         **params,
     )
     return y.reshape(output.shape), 0
+
+
+def _pvary_batcher(
+    axis_data: Any, vals: Sequence[jax.Array], dims: Dims, **params: Any
+) -> tuple[jax.Array, int | None]:
+    (x,), (d,) = vals, dims
+    return pvary_p.bind(x, **params), d
 
 
 def _behind_chunks(x: jax.Array, d: int | None) -> tuple[jax.Array, int | None]:
@@ -551,6 +580,7 @@ compat.batching.fancy_primitive_batchers.update(
         ragged_all_to_all_p: _ragged_all_to_all_batcher,
         broadcast_p: _broadcast_batcher,
         ppermute_p: _ppermute_batcher,
+        pvary_p: _pvary_batcher,
     }
 )
 
@@ -573,10 +603,12 @@ __all__ = [
     "all_reduce_p",
     "all_to_all_p",
     "broadcast_p",
+    "cast_varying",
     "check_reduce_op",
     "group_size",
     "ppermute_p",
     "primitives",
+    "pvary_p",
     "ragged_all_to_all_p",
     "rank_in_group",
     "reduce_ops",

@@ -40,7 +40,13 @@
 namespace jaxcoll {
 
 enum class Collective : uint8_t {
-  kAllReduce, kReduceScatter, kAllGather, kAllToAll, kBroadcast, kReduce, kPermute,
+  kAllReduce,
+  kReduceScatter,
+  kAllGather,
+  kAllToAll,
+  kBroadcast,
+  kReduce,
+  kPermute,
 };
 
 enum class OpKind : uint8_t { kSend, kRecv, kRecvReduce, kCopy, kReduce };
@@ -68,10 +74,10 @@ struct Operand {
 // The interval lists of an op's operands cover equally many chunks, in corresponding positions.
 struct Op {
   OpKind kind = OpKind::kCopy;
-  int32_t channel = 0;    // an algorithm may use several for one of ScheduleSpec's channels
+  int32_t channel = 0;  // an algorithm may use several for one of ScheduleSpec's channels
   int32_t peer = -1;
   int32_t sequence = -1;  // per (source rank, destination rank, channel); -1 for local ops
-  int32_t step = 0;       // the algorithm's round, for printing and for counting steps; no semantics
+  int32_t step = 0;  // the algorithm's round, for printing and for counting steps; no semantics
   std::vector<Operand> sources;
   Operand destination;
   std::vector<int32_t> depends_on;  // indices of earlier or later ops of this rank
