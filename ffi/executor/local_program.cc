@@ -216,8 +216,8 @@ class Compiler {
     return Status();
   }
 
-  // See the header. Only chunks written once, by a plain copy from an input, are seen through: inputs
-  // never change, so the time of the read does not matter.
+  // See the header. Only chunks written once, by a plain copy from an input, are seen through:
+  // inputs never change, so the time of the read does not matter.
   void Forward() {
     struct Writer {
       int32_t piece = -1;

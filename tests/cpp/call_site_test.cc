@@ -89,7 +89,8 @@ std::shared_ptr<Outcome> Arrive(CallSite& site, int64_t run, int64_t rank, const
   return outcome;
 }
 
-// Two call sites in a scan, several runs in flight, every rank in an order and at a pace of its own.
+// Two call sites in a scan, several runs in flight, every rank in an order and at a pace of its
+// own.
 TEST(CallSite, MatchesByKeyWhateverTheOrder) {
   constexpr int kRanks = 4, kSites = 2, kCalls = 6, kRuns = 3;
   for (int seed = 0; seed < 200; ++seed) {
