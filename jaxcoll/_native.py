@@ -9,7 +9,7 @@ import jaxcoll
 jaxcoll.__path__ = pkgutil.extend_path(jaxcoll.__path__, "jaxcoll")
 
 try:
-    from jaxcoll import _jaxcoll as native
+    import jaxcoll._jaxcoll as native
 except ImportError as error:  # pragma: no cover - only in a broken installation
     raise ImportError(
         "jaxcoll's extension module is missing or was built for another Python; "
