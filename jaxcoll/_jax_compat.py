@@ -15,6 +15,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
+from jax._src import mesh as _mesh
 from jax._src import xla_bridge as _xla_bridge
 from jax._src.custom_partitioning_sharding_rule import (
     ArrayMapping,
@@ -65,6 +66,7 @@ __all__ = [
     "is_constant",
     "is_extended_dtype",
     "is_for_export",
+    "is_mesh_of_context",
     "manual_mesh_axes",
     "mlir",
     "named_axis_effects",
@@ -215,6 +217,14 @@ def define_dce(primitive: Primitive) -> None:
 
 def is_for_export(ctx: Any) -> bool:
     return bool(ctx.module_context.lowering_parameters.for_export)
+
+
+def is_mesh_of_context(mesh: Any) -> bool:
+    """Whether `mesh` may have come from `jax.set_mesh` rather than from the program.
+
+    JAX lowers such a program once and runs it on every mesh of that shape.
+    """
+    return mesh == _mesh.get_concrete_mesh()
 
 
 def sharding_rule(

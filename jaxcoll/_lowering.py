@@ -101,8 +101,9 @@ def check_served(ctx: Any) -> None:
 def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
     check_served(ctx)
     mesh = ctx.module_context.axis_context.mesh
-    # An exported program runs on devices of another process.
-    device_ids = None if compat.is_for_export(ctx) else _communicator.device_ids(mesh)
+    # Exported programs, and those whose mesh comes from the context, run on other devices too.
+    runs_elsewhere = compat.is_for_export(ctx) or compat.is_mesh_of_context(mesh)
+    device_ids = None if runs_elsewhere else _communicator.device_ids(mesh)
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(groups, device_ids, label)
