@@ -19,7 +19,7 @@ import jax
 
 from jaxcoll import _api, _lowering
 from jaxcoll import _jax_compat as compat
-from jaxcoll._errors import JaxcollError
+from jaxcoll._errors import JaxcollError, UnsupportedError
 
 # True: lower lax's collectives through jaxcoll. The global value is install()'s, a thread's own
 # value is installed()'s and wins.
@@ -154,9 +154,10 @@ def _all_to_all(
 
 
 def _ppermute(x: Any, *, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any:
-    # lax numbers the ranks in the mesh's order, whatever the order of the names, and counts
-    # negative ranks from the end.
     axes = compat.in_mesh_order(axis_name)
+    if axes != tuple(axis_name):
+        raise UnsupportedError(f"lax has rules of its own for ranks along {axis_name}")
+    # lax counts ranks modulo their number.
     size = jax.lax.axis_size(axes)
     return _api.ppermute(x, axes, [(source % size, target % size) for source, target in perm])
 
@@ -192,7 +193,12 @@ _BODIES: dict[str, Callable[..., Any]] = {
 
 _ORDERED = "complex numbers, which have no order, are left to XLA"
 _GROUPS = "ragged axis_index_groups are left to XLA"
-_EXCEPTIONS = {"psum": _GROUPS, "pmax": f"{_ORDERED}; {_GROUPS}", "pmin": f"{_ORDERED}; {_GROUPS}"}
+_EXCEPTIONS = {
+    "psum": _GROUPS,
+    "pmax": f"{_ORDERED}; {_GROUPS}",
+    "pmin": f"{_ORDERED}; {_GROUPS}",
+    "ppermute": "axes in another order than the mesh's are left to XLA",
+}
 
 _ASYNCHRONOUS = "XLA's own asynchronous form; jaxcoll's calls never block, so psum & co overlap too"
 _ONE_SIDED = "needs GPUs: one process sends, another receives"

@@ -93,8 +93,8 @@ def _installed() -> Iterator[str]:
     together: dict[tuple[str, str], list[str]] = {}
     for name, treatment, reason in _install.install_report():
         together.setdefault((treatment, reason), []).append(name)
-    for (treatment, reason), names in sorted(together.items(), reverse=True):
-        yield f"{treatment}: {', '.join(names)}{f' ({reason})' if reason else ''}"
+    for (how, why), names in sorted(together.items(), reverse=True):
+        yield f"{how}: {', '.join(names)}{f' ({why})' if why else ''}"
 
 
 def _variables() -> Iterator[str]:

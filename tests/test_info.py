@@ -32,7 +32,7 @@ def test_info_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "XLA FFI API 0." in sections["built in"]
     assert "ring" in line_of(sections["collectives and their algorithms"], "all_reduce")
     assert "bruck" in line_of(sections["collectives and their algorithms"], "all_gather")
-    assert "float8_e4m3fn" in line_of(sections["reduce ops and the dtypes that have them"], "sum")
+    assert "float8_e4m3fn" in sections["reduce ops and the dtypes that have them"]
     installed = " ".join(sections["lax's collectives under install()"].split())
     assert all(name in installed for name in ("served: ", "psum_invariant", "left to XLA: "))
     for variable in _environment.VARIABLES:

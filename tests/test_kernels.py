@@ -231,10 +231,10 @@ def test_environment_lowers_the_isa(wanted: str) -> None:
     assert isa_of_a_new_process(wanted) == (wanted, "")
 
 
-def test_unknown_isa_is_ignored_with_a_message() -> None:
-    isa, stderr = isa_of_a_new_process("mmx")
-    assert isa == ISAS[-1]
-    assert "JAXCOLL_ISA=mmx is ignored" in stderr
+def test_unknown_isa_is_refused_on_import() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        isa_of_a_new_process("mmx")
+    assert "JAXCOLL_ISA='mmx' cannot be used; it takes: portable, avx2" in failure.value.stderr
 
 
 def isa_of_a_new_process(wanted: str) -> tuple[str, str]:

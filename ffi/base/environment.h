@@ -4,8 +4,8 @@
 
 namespace jaxcoll {
 
-double TimeoutS();     // JAXCOLL_TIMEOUT_S: how long a call waits for its peers, 300
-int WorkerThreads();   // JAXCOLL_THREADS: threads that reduce and copy, as many as cores
+double TimeoutS();    // JAXCOLL_TIMEOUT_S: how long a call waits for its peers, 300
+int WorkerThreads();  // JAXCOLL_THREADS: threads that reduce and copy, as many as cores
 
 enum class LogLevel { kWarning, kInfo, kDebug };
 LogLevel CurrentLogLevel();  // JAXCOLL_LOG: info or debug

@@ -12,11 +12,11 @@ namespace jaxcoll {
 
 enum class StatusCode {
   kOk,
-  kInvalidArgument,    // the caller asked for something we do not serve
-  kDeadlineExceeded,   // a peer did not arrive in time
-  kCancelled,          // the process is shutting down
-  kFailedPrecondition, // a communicator was poisoned earlier
-  kInternal,           // a bug of ours
+  kInvalidArgument,     // the caller asked for something we do not serve
+  kDeadlineExceeded,    // a peer did not arrive in time
+  kCancelled,           // the process is shutting down
+  kFailedPrecondition,  // a communicator was poisoned earlier
+  kInternal,            // a bug of ours
 };
 
 class [[nodiscard]] Status {
@@ -41,8 +41,8 @@ inline Status InvalidArgument(std::string message) {
 template <typename T>
 class [[nodiscard]] StatusOr {
  public:
-  StatusOr(T value) : value_(std::move(value)) {}               // NOLINT: implicit by design
-  StatusOr(Status status) : status_(std::move(status)) {}       // NOLINT: implicit by design
+  StatusOr(T value) : value_(std::move(value)) {}          // NOLINT: implicit by design
+  StatusOr(Status status) : status_(std::move(status)) {}  // NOLINT: implicit by design
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
@@ -59,12 +59,12 @@ class [[nodiscard]] StatusOr {
 }  // namespace jaxcoll
 
 // A programmer's error: prints the values and aborts. Never used for input.
-#define JAXCOLL_CHECK(condition, ...)                                                   \
-  do {                                                                                  \
-    if (!(condition)) {                                                                 \
+#define JAXCOLL_CHECK(condition, ...)                                                    \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
       std::fprintf(stderr, "%s:%d: check failed: %s: ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, __VA_ARGS__);                                                \
-      std::fputc('\n', stderr);                                                         \
-      std::abort();                                                                     \
-    }                                                                                   \
+      std::fprintf(stderr, __VA_ARGS__);                                                 \
+      std::fputc('\n', stderr);                                                          \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (false)

@@ -299,8 +299,8 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     const RunBuffers& buffers = meeting->buffers;
     for (int64_t rank = 0; rank < world_size; ++rank) {
       const auto input = [&](int64_t v) { return buffers.inputs[v * world_size + rank]; };
-      call->ranks.push_back({input(0), input(1), input(2), input(3), input(4), input(5),
-                             buffers.outputs[rank]});
+      call->ranks.push_back(
+          {input(0), input(1), input(2), input(3), input(4), input(5), buffers.outputs[rank]});
     }
     const CallShape::Array& output = shape_.outputs[0];
     call->operand_rows = shape_.inputs[0].dimensions[0];
@@ -310,14 +310,14 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     call->row_bytes = ItemBytes(output.dtype);
     for (size_t i = 1; i < output.dimensions.size(); ++i) call->row_bytes *= output.dimensions[i];
     if (Status status = CheckRagged(*call); !status.ok()) {
-      finish(std::move(meeting), std::make_shared<const Status>(
-                                     status.code(), Describe() + ": " + status.message()));
+      finish(std::move(meeting),
+             std::make_shared<const Status>(status.code(), Describe() + ": " + status.message()));
       return Entry::kPending;
     }
     auto shared = std::make_shared<std::unique_ptr<Meeting>>(std::move(meeting));
-    pool.Run(MakeWork({static_cast<int>(world_size)},
-                      [call](int, int batch) { RunRagged(*call, batch); },
-                      [finish, shared] { finish(std::move(*shared), OkStatus()); }));
+    pool.Run(MakeWork(
+        {static_cast<int>(world_size)}, [call](int, int batch) { RunRagged(*call, batch); },
+        [finish, shared] { finish(std::move(*shared), OkStatus()); }));
     return Entry::kPending;
   }
 
@@ -327,9 +327,9 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     meeting->scratch.reset(static_cast<std::byte*>(std::aligned_alloc(64, bytes)));
     if (meeting->scratch == nullptr) {
       finish(std::move(meeting),
-             std::make_shared<const Status>(
-                 StatusCode::kInternal, Describe() + ": out of memory for " +
-                                            std::to_string(bytes) + " bytes of scratch"));
+             std::make_shared<const Status>(StatusCode::kInternal,
+                                            Describe() + ": out of memory for " +
+                                                std::to_string(bytes) + " bytes of scratch"));
       return Entry::kPending;
     }
     AskForHugePages(meeting->scratch.get(), bytes);
@@ -357,11 +357,10 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     }
   }
   auto shared = std::make_shared<std::unique_ptr<Meeting>>(std::move(meeting));
-  pool.Run(MakeWork(std::move(batches),
-                    [plan = plan_, &buffers](int level, int batch) {
-                      plan->RunBatch(level, batch, buffers);
-                    },
-                    [finish, shared] { finish(std::move(*shared), OkStatus()); }));
+  pool.Run(MakeWork(
+      std::move(batches),
+      [plan = plan_, &buffers](int level, int batch) { plan->RunBatch(level, batch, buffers); },
+      [finish, shared] { finish(std::move(*shared), OkStatus()); }));
   return Entry::kPending;
 }
 
@@ -417,7 +416,8 @@ std::string CallSite::OverdueMessage(const Meeting& meeting, int64_t run_id, int
   size_t here_count = 0, missing_count = 0;
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     const int64_t logical = groups_.LogicalId({group, rank});
-    const std::string name = "rank " + std::to_string(rank) + " (" + groups_.Describe(logical) + ")";
+    const std::string name =
+        "rank " + std::to_string(rank) + " (" + groups_.Describe(logical) + ")";
     if (meeting.arrived[rank]) {
       if (++here_count <= kNamedRanks) here += (here.empty() ? "" : ", ") + name;
       continue;
@@ -427,13 +427,13 @@ std::string CallSite::OverdueMessage(const Meeting& meeting, int64_t run_id, int
     const auto elsewhere = waiting.find({run_id, logical});
     if (elsewhere != waiting.end()) missing += ", which waits in " + elsewhere->second;
   }
-  if (here_count > kNamedRanks) here += " and " + std::to_string(here_count - kNamedRanks) + " more";
+  if (here_count > kNamedRanks)
+    here += " and " + std::to_string(here_count - kNamedRanks) + " more";
   if (missing_count > kNamedRanks) {
     missing += " and " + std::to_string(missing_count - kNamedRanks) + " more";
   }
-  return Describe() + ": waited " +
-         Seconds(SecondsBetween(meeting.first_arrival, Clock::now())) + "; arrived: " + here +
-         "; missing: " + missing;
+  return Describe() + ": waited " + Seconds(SecondsBetween(meeting.first_arrival, Clock::now())) +
+         "; arrived: " + here + "; missing: " + missing;
 }
 
 void CallSite::FailOverdue(Clock::time_point now, const WaitingTable& waiting) {
@@ -442,8 +442,7 @@ void CallSite::FailOverdue(Clock::time_point now, const WaitingTable& waiting) {
     Line& line = it->second;
     bool forget = true;
     for (std::unique_ptr<Meeting>& meeting : line.meetings) {
-      if (meeting->failure == nullptr &&
-          SecondsBetween(meeting->first_arrival, now) > TimeoutS()) {
+      if (meeting->failure == nullptr && SecondsBetween(meeting->first_arrival, now) > TimeoutS()) {
         const std::string message =
             OverdueMessage(*meeting, it->first.first, it->first.second, waiting) +
             ". Every device of a group must make the same calls; look for a collective inside a "

@@ -1,11 +1,11 @@
 // One custom-call instruction of one executable, shared by the process's devices; the place where
 // the ranks of its groups meet.
 //
-// Matching. A call is known by (call site, run id, group, n-th call of that run on that rank), never
-// by its time of arrival: XLA runs independent calls in a different order on every device, and a
-// scan repeats one instruction within a run. The counts of a run live exactly as long as they differ
-// between ranks: when all ranks of a group have made equally many calls they start again from zero,
-// so nothing is left to clean up when a run ends.
+// Matching. A call is known by (call site, run id, group, n-th call of that run on that rank),
+// never by its time of arrival: XLA runs independent calls in a different order on every device,
+// and a scan repeats one instruction within a run. The counts of a run live exactly as long as they
+// differ between ranks: when all ranks of a group have made equally many calls they start again
+// from zero, so nothing is left to clean up when a run ends.
 //
 // The last rank to arrive starts the work. A rank that does not arrive within JAXCOLL_TIMEOUT_S
 // fails the call on every rank of the group, those that come later included; the next call is a

@@ -17,9 +17,10 @@ struct CallSpec {
   std::string collective;
   std::string algorithm;
   std::string reduce_op;
-  std::vector<int64_t> groups;      // logical ids, group after group
+  std::vector<int64_t> groups;  // logical ids, group after group
   int64_t group_size = 0;
-  std::vector<int64_t> device_ids;  // global device id by logical id; empty: logical id is an operand
+  std::vector<int64_t>
+      device_ids;  // global device id by logical id; empty: logical id is an operand
   int64_t root = 0;
   std::vector<int64_t> permutation;
   int64_t node_size = 0;

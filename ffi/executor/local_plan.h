@@ -1,8 +1,8 @@
 // A LocalProgram bound to sizes: which bytes each batch of each level moves.
 #pragma once
 
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -29,7 +29,9 @@ class LocalPlan {
             DType dtype, ReduceOp reduce_op);
 
   int LevelCount() const { return static_cast<int>(levels_.size()); }
-  int BatchCount(int level) const { return static_cast<int>(levels_[level].batch_first.size()) - 1; }
+  int BatchCount(int level) const {
+    return static_cast<int>(levels_[level].batch_first.size()) - 1;
+  }
   void RunBatch(int level, int batch, const RunBuffers& buffers) const;
 
   size_t scratch_bytes() const { return scratch_bytes_; }

@@ -20,9 +20,12 @@ int32_t ChunkTotal(const Operand& operand) {
 
 int32_t BlockCount(const Program& program, BufferKind buffer) {
   switch (buffer) {
-    case BufferKind::kInput: return program.input_blocks;
-    case BufferKind::kOutput: return program.output_blocks;
-    case BufferKind::kScratch: return program.scratch_blocks;
+    case BufferKind::kInput:
+      return program.input_blocks;
+    case BufferKind::kOutput:
+      return program.output_blocks;
+    case BufferKind::kScratch:
+      return program.scratch_blocks;
   }
   return 0;
 }
@@ -82,8 +85,7 @@ class Compiler {
       return InvalidArgument(Where(rank, op) + ": peer out of range");
     }
     const Program& program = programs_[rank];
-    const int64_t limit =
-        int64_t{BlockCount(program, operand.buffer)} * program.chunks_per_block;
+    const int64_t limit = int64_t{BlockCount(program, operand.buffer)} * program.chunks_per_block;
     for (const Interval& interval : operand.chunks) {
       if (interval.begin < 0 || interval.count < 1 ||
           int64_t{interval.begin} + interval.count > limit) {
@@ -214,8 +216,8 @@ class Compiler {
     return Status();
   }
 
-  // See the header. Only chunks written once, by a plain copy from an input, are seen through: inputs
-  // never change, so the time of the read does not matter.
+  // See the header. Only chunks written once, by a plain copy from an input, are seen through:
+  // inputs never change, so the time of the read does not matter.
   void Forward() {
     struct Writer {
       int32_t piece = -1;
@@ -379,8 +381,8 @@ class Compiler {
   static void NoteScratch(const ChunkRange& range, const Action& action, LocalProgram& out) {
     if (range.buffer != BufferKind::kScratch) return;
     const int32_t end = range.first_chunk + action.chunk_count;
-    out.scratch_blocks = std::max(
-        out.scratch_blocks, (end + out.chunks_per_block - 1) / out.chunks_per_block);
+    out.scratch_blocks =
+        std::max(out.scratch_blocks, (end + out.chunks_per_block - 1) / out.chunks_per_block);
   }
 
   void ClearUnwrittenOutput(LocalProgram& out) {
@@ -390,7 +392,8 @@ class Compiler {
       for (const Action& action : row) {
         for (const ChunkRange& to : action.destinations) {
           if (to.buffer != BufferKind::kOutput) continue;
-          for (int32_t c = 0; c < action.chunk_count; ++c) written[to.rank][to.first_chunk + c] = true;
+          for (int32_t c = 0; c < action.chunk_count; ++c)
+            written[to.rank][to.first_chunk + c] = true;
         }
       }
     }
@@ -408,12 +411,12 @@ class Compiler {
 
   const std::vector<Program>& programs_;
   const Collective collective_;
-  std::vector<int32_t> op_base_;     // first op id of each rank
+  std::vector<int32_t> op_base_;  // first op id of each rank
   int32_t op_count_ = 0;
   std::vector<int32_t> completion_;  // op id -> completion node
   std::vector<Move> moves_;
   std::vector<Piece> pieces_;
-  std::vector<int32_t> level_;       // per node
+  std::vector<int32_t> level_;  // per node
 };
 
 }  // namespace

@@ -1,9 +1,9 @@
 // The programs of all ranks of one address space, compiled to memory actions.
 //
 // Where every rank's memory can be addressed, a matched send and recv are one copy, and waiting for
-// a peer is an order between two actions. Compile() turns the Programs into actions sorted by level:
-// actions of one level are independent of each other, a level starts when the one before has ended.
-// Three passes, none of which changes what is added to what or where a value rounds:
+// a peer is an order between two actions. Compile() turns the Programs into actions sorted by
+// level: actions of one level are independent of each other, a level starts when the one before has
+// ended. Three passes, none of which changes what is added to what or where a value rounds:
 //
 //   forward   a source in scratch that is nothing but a copy of somebody's input is read from that
 //             input; copies that nobody reads any more are dropped

@@ -224,8 +224,8 @@ void WorkerPool::Tick() {
   std::lock_guard lock(mutex_);
   if (continuations_.empty()) return;
   if (Clock::now() - continuations_.front().queued < kStuckAfter) return;
-  const int wanted = std::min<int>(static_cast<int>(continuations_.size()),
-                                   kMaxThreads - thread_count_);
+  const int wanted =
+      std::min<int>(static_cast<int>(continuations_.size()), kMaxThreads - thread_count_);
   // Sleepers first: a notification may have been saved too much.
   for (int i = 0; i < sleeping_; ++i) work_available_.notify_one();
   for (int i = sleeping_; i < wanted; ++i) AddThread(/*permanent=*/false);

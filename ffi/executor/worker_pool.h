@@ -72,10 +72,10 @@ class WorkerPool {
 
   mutable std::mutex mutex_;
   std::condition_variable work_available_;
-  std::deque<Continuation> continuations_;     // guarded by mutex_
-  std::deque<std::shared_ptr<Job>> jobs_;      // guarded by mutex_; those with batches to claim
-  int thread_count_ = 0;                       // guarded by mutex_
-  int sleeping_ = 0;                           // guarded by mutex_
+  std::deque<Continuation> continuations_;  // guarded by mutex_
+  std::deque<std::shared_ptr<Job>> jobs_;   // guarded by mutex_; those with batches to claim
+  int thread_count_ = 0;                    // guarded by mutex_
+  int sleeping_ = 0;                        // guarded by mutex_
   std::atomic<int> queued_{0};   // continuations and jobs; lets idle workers look without the lock
   std::atomic<int> running_{0};  // works and continuations not finished
 };

@@ -1,7 +1,7 @@
 // The intermediate representation: what each rank does in one collective, free of sizes.
 //
-// An algorithm is a pure function from a ScheduleSpec to one Program per rank. The same Programs are
-// verified (jaxcoll/verify.py), executed (executor/) and simulated.
+// An algorithm is a pure function from a ScheduleSpec to one Program per rank. The same Programs
+// are verified (jaxcoll/verify.py), executed (executor/) and simulated.
 //
 // Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into the same
 // `chunks_per_block` chunks; a chunk is named by its index, block * chunks_per_block + position.
@@ -21,12 +21,12 @@
 // (reduce leaves the output of the other ranks unspecified; engines fill it with zeros.)
 //
 // Order. Ops of one channel start in program order. `send` completes when its source may be reused,
-// `recv` and `recv_reduce` when their data is visible. A recv that has started tells the sender that
-// its destination may be overwritten; data moves once both sides have started. Every other order is
-// an explicit dependency: an op starts after all ops in `depends_on` have completed, and between
-// operands of the same interval shape an engine may apply that slice by slice.
-// The n-th send from a to b on a channel meets the n-th recv from a on b on that channel; `sequence`
-// says so explicitly. Inputs are read-only.
+// `recv` and `recv_reduce` when their data is visible. A recv that has started tells the sender
+// that its destination may be overwritten; data moves once both sides have started. Every other
+// order is an explicit dependency: an op starts after all ops in `depends_on` have completed, and
+// between operands of the same interval shape an engine may apply that slice by slice.
+// The n-th send from a to b on a channel meets the n-th recv from a on b on that channel;
+// `sequence` says so explicitly. Inputs are read-only.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,13 @@
 namespace jaxcoll {
 
 enum class Collective : uint8_t {
-  kAllReduce, kReduceScatter, kAllGather, kAllToAll, kBroadcast, kReduce, kPermute,
+  kAllReduce,
+  kReduceScatter,
+  kAllGather,
+  kAllToAll,
+  kBroadcast,
+  kReduce,
+  kPermute,
 };
 
 enum class OpKind : uint8_t { kSend, kRecv, kRecvReduce, kCopy, kReduce };
@@ -64,14 +70,14 @@ struct Operand {
 //   recv         {on the peer}        local                 sender
 //   recv_reduce  {on the peer, local} local                 sender; destination = incoming op local
 //   copy         {local}              local                 -1
-//   reduce       {s0, s1, ...} local  local                 -1; ((s0 op s1) op s2) ..., rounded once
+//   reduce       {s0, s1, ...} local  local       -1; ((s0 op s1) op s2) ..., rounded once
 // The interval lists of an op's operands cover equally many chunks, in corresponding positions.
 struct Op {
   OpKind kind = OpKind::kCopy;
-  int32_t channel = 0;    // an algorithm may use several for one of ScheduleSpec's channels
+  int32_t channel = 0;  // an algorithm may use several for one of ScheduleSpec's channels
   int32_t peer = -1;
   int32_t sequence = -1;  // per (source rank, destination rank, channel); -1 for local ops
-  int32_t step = 0;       // the algorithm's round, for printing and for counting steps; no semantics
+  int32_t step = 0;  // the algorithm's round, for printing and for counting steps; no semantics
   std::vector<Operand> sources;
   Operand destination;
   std::vector<int32_t> depends_on;  // indices of earlier or later ops of this rank

@@ -19,12 +19,18 @@ namespace ffi = ::xla::ffi;
 ffi::Error ToFfiError(const Status& status) {
   const auto code = [&] {
     switch (status.code()) {
-      case StatusCode::kOk: return ffi::ErrorCode::kOk;
-      case StatusCode::kInvalidArgument: return ffi::ErrorCode::kInvalidArgument;
-      case StatusCode::kDeadlineExceeded: return ffi::ErrorCode::kDeadlineExceeded;
-      case StatusCode::kCancelled: return ffi::ErrorCode::kCancelled;
-      case StatusCode::kFailedPrecondition: return ffi::ErrorCode::kFailedPrecondition;
-      case StatusCode::kInternal: return ffi::ErrorCode::kInternal;
+      case StatusCode::kOk:
+        return ffi::ErrorCode::kOk;
+      case StatusCode::kInvalidArgument:
+        return ffi::ErrorCode::kInvalidArgument;
+      case StatusCode::kDeadlineExceeded:
+        return ffi::ErrorCode::kDeadlineExceeded;
+      case StatusCode::kCancelled:
+        return ffi::ErrorCode::kCancelled;
+      case StatusCode::kFailedPrecondition:
+        return ffi::ErrorCode::kFailedPrecondition;
+      case StatusCode::kInternal:
+        return ffi::ErrorCode::kInternal;
     }
     return ffi::ErrorCode::kInternal;
   }();
@@ -33,30 +39,54 @@ ffi::Error ToFfiError(const Status& status) {
 
 std::optional<DType> ToDType(ffi::DataType type) {
   switch (type) {
-    case ffi::DataType::PRED: return DType::kBool;
-    case ffi::DataType::S8: return DType::kInt8;
-    case ffi::DataType::S16: return DType::kInt16;
-    case ffi::DataType::S32: return DType::kInt32;
-    case ffi::DataType::S64: return DType::kInt64;
-    case ffi::DataType::U8: return DType::kUint8;
-    case ffi::DataType::U16: return DType::kUint16;
-    case ffi::DataType::U32: return DType::kUint32;
-    case ffi::DataType::U64: return DType::kUint64;
-    case ffi::DataType::F8E3M4: return DType::kFloat8E3M4;
-    case ffi::DataType::F8E4M3: return DType::kFloat8E4M3;
-    case ffi::DataType::F8E4M3B11FNUZ: return DType::kFloat8E4M3B11Fnuz;
-    case ffi::DataType::F8E4M3FN: return DType::kFloat8E4M3Fn;
-    case ffi::DataType::F8E4M3FNUZ: return DType::kFloat8E4M3Fnuz;
-    case ffi::DataType::F8E5M2: return DType::kFloat8E5M2;
-    case ffi::DataType::F8E5M2FNUZ: return DType::kFloat8E5M2Fnuz;
-    case ffi::DataType::F8E8M0FNU: return DType::kFloat8E8M0Fnu;
-    case ffi::DataType::F16: return DType::kFloat16;
-    case ffi::DataType::BF16: return DType::kBFloat16;
-    case ffi::DataType::F32: return DType::kFloat32;
-    case ffi::DataType::F64: return DType::kFloat64;
-    case ffi::DataType::C64: return DType::kComplex64;
-    case ffi::DataType::C128: return DType::kComplex128;
-    default: return std::nullopt;  // sub-byte types: the lowering widens them
+    case ffi::DataType::PRED:
+      return DType::kBool;
+    case ffi::DataType::S8:
+      return DType::kInt8;
+    case ffi::DataType::S16:
+      return DType::kInt16;
+    case ffi::DataType::S32:
+      return DType::kInt32;
+    case ffi::DataType::S64:
+      return DType::kInt64;
+    case ffi::DataType::U8:
+      return DType::kUint8;
+    case ffi::DataType::U16:
+      return DType::kUint16;
+    case ffi::DataType::U32:
+      return DType::kUint32;
+    case ffi::DataType::U64:
+      return DType::kUint64;
+    case ffi::DataType::F8E3M4:
+      return DType::kFloat8E3M4;
+    case ffi::DataType::F8E4M3:
+      return DType::kFloat8E4M3;
+    case ffi::DataType::F8E4M3B11FNUZ:
+      return DType::kFloat8E4M3B11Fnuz;
+    case ffi::DataType::F8E4M3FN:
+      return DType::kFloat8E4M3Fn;
+    case ffi::DataType::F8E4M3FNUZ:
+      return DType::kFloat8E4M3Fnuz;
+    case ffi::DataType::F8E5M2:
+      return DType::kFloat8E5M2;
+    case ffi::DataType::F8E5M2FNUZ:
+      return DType::kFloat8E5M2Fnuz;
+    case ffi::DataType::F8E8M0FNU:
+      return DType::kFloat8E8M0Fnu;
+    case ffi::DataType::F16:
+      return DType::kFloat16;
+    case ffi::DataType::BF16:
+      return DType::kBFloat16;
+    case ffi::DataType::F32:
+      return DType::kFloat32;
+    case ffi::DataType::F64:
+      return DType::kFloat64;
+    case ffi::DataType::C64:
+      return DType::kComplex64;
+    case ffi::DataType::C128:
+      return DType::kComplex128;
+    default:
+      return std::nullopt;  // sub-byte types: the lowering widens them
   }
 }
 

@@ -1,5 +1,5 @@
-// The XLA FFI entry points of the custom call "jaxcoll_collective". This folder is the only one that
-// includes XLA's headers.
+// The XLA FFI entry points of the custom call "jaxcoll_collective". This folder is the only one
+// that includes XLA's headers.
 #pragma once
 
 namespace jaxcoll {

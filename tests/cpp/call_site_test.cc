@@ -79,8 +79,8 @@ std::shared_ptr<Outcome> Arrive(CallSite& site, int64_t run, int64_t rank, const
   const void* inputs[] = {input};
   void* outputs[] = {output};
   auto outcome = std::make_shared<Outcome>();
-  StatusOr<CallSite::Entry> entry = site.Arrive(
-      {run, rank, inputs, outputs}, std::make_unique<OutcomeCompletion>(outcome));
+  StatusOr<CallSite::Entry> entry =
+      site.Arrive({run, rank, inputs, outputs}, std::make_unique<OutcomeCompletion>(outcome));
   if (!entry.ok()) {
     outcome->Set(entry.status());
   } else if (*entry == CallSite::Entry::kDone) {
@@ -89,7 +89,8 @@ std::shared_ptr<Outcome> Arrive(CallSite& site, int64_t run, int64_t rank, const
   return outcome;
 }
 
-// Two call sites in a scan, several runs in flight, every rank in an order and at a pace of its own.
+// Two call sites in a scan, several runs in flight, every rank in an order and at a pace of its
+// own.
 TEST(CallSite, MatchesByKeyWhateverTheOrder) {
   constexpr int kRanks = 4, kSites = 2, kCalls = 6, kRuns = 3;
   for (int seed = 0; seed < 200; ++seed) {
@@ -114,12 +115,12 @@ TEST(CallSite, MatchesByKeyWhateverTheOrder) {
         std::vector<std::shared_ptr<Outcome>> outcomes;
         for (size_t i = 0; i < lines.size(); ++i) {
           const int call = count[lines[i]]++;
-          const float value = static_cast<float>(lines[i].first * 1000 + lines[i].second * 100 +
-                                                 call * 10 + rank);
+          const float value =
+              static_cast<float>(lines[i].first * 1000 + lines[i].second * 100 + call * 10 + rank);
           in[i] = {value, value, value};
           expected.push_back((value - rank) * kRanks + kRanks * (kRanks - 1) / 2);
-          outcomes.push_back(Arrive(*sites[lines[i].first], lines[i].second, rank, in[i].data(),
-                                    out[i].data()));
+          outcomes.push_back(
+              Arrive(*sites[lines[i].first], lines[i].second, rank, in[i].data(), out[i].data()));
           if (random() % 4 == 0) std::this_thread::yield();
         }
         for (size_t i = 0; i < lines.size(); ++i) {
@@ -172,7 +173,8 @@ TEST(CallSite, MissingRankFailsEveryRankLateOnesIncludedAndTheNextCallWorks) {
   EXPECT_EQ(failure.code(), StatusCode::kDeadlineExceeded);
   EXPECT_EQ(second->Wait().code(), StatusCode::kDeadlineExceeded);
   EXPECT_NE(failure.message().find("arrived: rank 0 (device 0), rank 2 (device 2)"),
-            std::string::npos) << failure.message();
+            std::string::npos)
+      << failure.message();
   EXPECT_NE(failure.message().find("missing: rank 1 (device 1)"), std::string::npos);
   EXPECT_NE(failure.message().find("all_reduce(sum) of float32[1] over axis 'i'"),
             std::string::npos);
@@ -250,8 +252,8 @@ TEST(CallSite, BlockingContinuationsGetThreadsOfTheirOwn) {
     const void* inputs[] = {&in};
     void* outputs[] = {&out[rank]};
     outcomes.push_back(std::make_shared<Outcome>());
-    auto entry = site->Arrive({1, rank, inputs, outputs},
-                              std::make_unique<Blocking>(outcomes.back()));
+    auto entry =
+        site->Arrive({1, rank, inputs, outputs}, std::make_unique<Blocking>(outcomes.back()));
     ASSERT_TRUE(entry.ok());
     if (*entry == CallSite::Entry::kDone) {
       everybody.count_down();
@@ -284,8 +286,8 @@ TEST(Ragged, MovesRowsAndRefusesDisagreement) {
   const auto call = [&](int64_t run) {
     std::vector<std::shared_ptr<Outcome>> outcomes;
     for (int rank = 0; rank < 2; ++rank) {
-      const void* inputs[] = {operand[rank],    base,
-                              input_offsets[rank], send_sizes[rank],
+      const void* inputs[] = {operand[rank],        base,
+                              input_offsets[rank],  send_sizes[rank],
                               output_offsets[rank], recv_sizes[rank]};
       void* outputs[] = {out[rank]};
       outcomes.push_back(std::make_shared<Outcome>());

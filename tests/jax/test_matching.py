@@ -105,7 +105,7 @@ def test_different_collectives_over_different_groups_interleave():
 def test_thousands_of_calls_are_in_flight_from_concurrent_executables(implementation):
     """Threads dispatch different executables on the same devices and on disjoint ones."""
     # XLA itself blocks for good when threads put more than 32 runs in flight on one device.
-    thread_count, launches, calls = 4, 6, 100
+    thread_count, launches, turns, calls = 4, 6, 16, 8  # 3072 calls in all
     meshes = [
         make_mesh((8,)),
         make_mesh((8,), order=(7, 6, 5, 4, 3, 2, 1, 0)),
@@ -116,12 +116,21 @@ def test_thousands_of_calls_are_in_flight_from_concurrent_executables(implementa
     for i, mesh in enumerate(meshes):
 
         def body(x, c=implementation.namespace, i=i):
-            return jnp.stack([c.psum(x[j] + i, "x") for j in range(calls)])
+            def turn(_, rows):
+                summed = [c.psum(row, "x") for row in rows]
+                rank = jax.lax.axis_index("x").astype(x.dtype)
+                return [(total * (j + 1) + rank + i) % 11 for j, total in enumerate(summed)]
+
+            return jax.lax.fori_loop(0, turns, turn, list(x))
 
         x = place(mesh, small_integers((mesh.size, calls, 64), seed=i))
         with implementation.context():
             compiled = jax.jit(per_device(mesh, body)).lower(x).compile()
-        expected = np.asarray(x).sum(0) + i * mesh.size
+        expected = np.asarray(x)
+        for _ in range(turns):
+            factor = np.arange(1, calls + 1)[:, None]
+            ranks = np.arange(mesh.size)[:, None, None]
+            expected = (expected.sum(0) * factor + ranks + i) % 11
         functions.append((compiled, x, expected))
     failures = []
     start = threading.Barrier(thread_count)
@@ -132,7 +141,7 @@ def test_thousands_of_calls_are_in_flight_from_concurrent_executables(implementa
         try:
             results = [compiled(x) for _ in range(launches)]  # dispatched before any is awaited
             for result in results:
-                np.testing.assert_array_equal(np.asarray(result)[0], expected)
+                np.testing.assert_array_equal(np.stack(result, axis=1), expected)
         except Exception as error:
             failures.append((i, error))
 

@@ -76,7 +76,7 @@ def test_integers_wrap_as_in_lax(dtype):
     check(lambda c, x: per_device(mesh, lambda x: c.psum(x, "x"))(x), x)
 
 
-@pytest.mark.parametrize("elements", [1, 3, 63, 64, 65, 1000, 16_385, 1_000_003])
+@pytest.mark.parametrize("elements", [1, 3, 63, 64, 65, 1000, 16_385, 300_007])
 def test_sizes_around_vectors_slices_and_pages(elements):
     """Odd lengths leave tails in every vectorised loop and every split over threads."""
     mesh = make_mesh((8,))
