@@ -13,8 +13,8 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 // An idle worker looks for this long before it sleeps: waking a sleeper costs more than a small
-// collective takes.
-constexpr microseconds kSpin{30};
+// collective takes. Between looks it yields, for XLA's threads need the core more.
+constexpr microseconds kSpin{50};
 // A continuation queued for longer than this while no thread is free is stuck behind a blocked one.
 constexpr milliseconds kStuckAfter{15};
 constexpr seconds kIdleThreadLeavesAfter{30};
@@ -200,6 +200,7 @@ void WorkerPool::Loop(bool permanent) {
     bool found = false;
     while (!found && Clock::now() < spin_until) {
       found = queued_.load(std::memory_order_acquire) > 0;
+      if (!found) std::this_thread::yield();
     }
     lock.lock();
     if (found || !continuations_.empty() || !jobs_.empty()) continue;
