@@ -15,6 +15,8 @@ using std::chrono::seconds;
 // An idle worker looks for this long before it sleeps: waking a sleeper costs more than a small
 // collective takes. Between looks it yields, for XLA's threads need the core more.
 constexpr microseconds kSpin{50};
+// A worker is woken for so many light continuations: waking it costs as much as running about ten.
+constexpr int kLightPerWorker = 24;
 // A continuation queued for longer than this while no thread is free is stuck behind a blocked one.
 constexpr milliseconds kStuckAfter{15};
 constexpr seconds kIdleThreadLeavesAfter{30};
@@ -150,8 +152,9 @@ void WorkerPool::Complete(std::vector<std::unique_ptr<Completion>> completions,
   if (completions.empty()) return;
   const int count = static_cast<int>(completions.size());
   running_.fetch_add(count, std::memory_order_relaxed);
-  // A worker comes back to the queue by itself, so light ones need nobody else.
-  int wanted = cost->heavy() ? count : (on_worker ? 0 : 1);
+  // A worker comes back to the queue by itself, so a few light ones need nobody else.
+  int wanted =
+      cost->heavy() ? count : (count + kLightPerWorker - 1) / kLightPerWorker - (on_worker ? 1 : 0);
   const Clock::time_point now = Clock::now();
   {
     std::lock_guard lock(mutex_);
