@@ -47,6 +47,45 @@ def test_64_devices_on_few_cores_do_not_deadlock():
     )
 
 
+def test_a_thousand_launches_of_three_threads_are_in_flight_at_once():
+    """With XLA's default pool of threads this hangs, with lax's collectives as well."""
+    run_python(
+        """
+        import threading
+        import jax, numpy as np
+        from jax.sharding import Mesh, PartitionSpec as P
+        import jaxcoll
+
+        mesh = Mesh(np.array(jax.devices()), ("x",))
+
+        def body(x):
+            for _ in range(3):
+                x = jaxcoll.psum(x, "x") % 5 + jax.lax.axis_index("x")
+            return x
+
+        f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("x"), out_specs=P("x"),
+                                  check_vma=False))
+        start = jax.device_put(np.arange(8 * 64.0, dtype=np.float32).reshape(8, 64) % 7,
+                               jax.NamedSharding(mesh, P("x")))
+        expected = np.asarray(start)
+        for _ in range(3 * 333):
+            expected = np.broadcast_to(expected.sum(0) % 5, (8, 64)) + np.arange(8)[:, None]
+        f(start).block_until_ready()
+        results = [start] * 3
+
+        def train(i):
+            for _ in range(333):  # each step takes the last one's result; nothing is awaited
+                results[i] = f(results[i])
+
+        threads = [threading.Thread(target=train, args=(i,)) for i in range(3)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        for result in results:
+            np.testing.assert_array_equal(np.asarray(result), expected)
+        """
+    )
+
+
 @pytest.mark.parametrize("size", [16, 4_000_000], ids=["small", "large"])
 def test_the_interpreter_exits_with_calls_in_flight(size):
     """No hang, no crash, exit status 0, whatever is still running."""
