@@ -1,0 +1,89 @@
+// The seam between the engine and everything that carries bytes to another process.
+//
+// A link joins this process to one peer. It is one-sided, as RDMA is: each side owns a window, a
+// fixed piece of memory into which only the other writes. What is free in a window, and what a
+// notice means, is the engine's business; a transport moves bytes and delivers notices.
+//
+//   Put     bytes into the peer's window, then a notice. Delivered exactly once, after its own
+//           bytes are visible. No order between two puts may be assumed.
+//   Tell    a message of up to 64 KiB, in order among themselves; rare: errors, states.
+//
+// Thread rule: all calls on a link, and all calls of its sink, come from the reactor's thread.
+// Nothing blocks: what cannot go now is queued, and Poll sends it on.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+
+namespace jaxcoll {
+
+// Opaque to transports.
+using Notice = std::array<uint64_t, 6>;
+
+class LinkSink {
+ public:
+  virtual ~LinkSink() = default;
+  virtual void OnNotice(int peer, const Notice& notice) = 0;
+  virtual void OnTold(int peer, std::string_view message) = 0;
+  // The source of the put with this token may be reused.
+  virtual void OnSent(int peer, uint64_t token) = 0;
+};
+
+class Link {
+ public:
+  virtual ~Link() = default;  // closes; the peer's Poll then fails
+
+  virtual std::string_view transport() const = 0;  // "shm", "tcp"
+  virtual std::string Describe() const = 0;        // for people: addresses, pids
+  virtual std::span<std::byte> window() = 0;       // what the peer puts into
+  virtual size_t remote_window_bytes() const = 0;
+  // The peer's window if this process can address it: bytes written there need no copy by Put.
+  virtual std::byte* remote_window() { return nullptr; }
+
+  // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
+  // `notice`. A source that already lies in remote_window() at `offset` is not copied. Returns true
+  // if the source may be reused at once, else OnSent(token) will say so. An empty source is a
+  // notice alone.
+  virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
+                   uint64_t token) = 0;
+  virtual void Tell(std::string_view message) = 0;
+
+  // Receives what has come and sends what was queued; at most `budget` notices. Returns whether it
+  // did anything, or the error that ended the link: the peer is gone, or broke the protocol.
+  virtual StatusOr<bool> Poll(LinkSink& sink, int budget) = 0;
+
+  // Before the reactor sleeps. Announces to the peer that this side must be woken, and returns
+  // false if something has come in the meantime. `Awake` takes that back.
+  virtual bool PrepareToSleep() = 0;
+  virtual void Awake() = 0;
+  // Descriptors whose readability means that Poll has something to do, and those for which it
+  // waits to write.
+  virtual std::vector<int> readable_fds() const = 0;
+  virtual std::vector<int> writable_fds() const { return {}; }
+};
+
+// Shared memory between two processes of one host. Takes over all descriptors.
+//   socket       SOCK_SEQPACKET, connected to the peer: Tell, and its end tells that the peer died
+//   own_segment  memfd that this process made (MakeShmSegment) and the peer has mapped
+//   peer_segment the peer's
+//   own_bell     eventfd that wakes this process's reactor; shared by all its links, not closed
+//   peer_bell    the peer's
+StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segment, int peer_segment,
+                                            int own_bell, int peer_bell, std::string description);
+// A sealed memfd (no shrinking) of the right size, its rings initialised; the descriptor.
+StatusOr<int> MakeShmSegment(size_t window_bytes);
+
+// Connected, authenticated stream sockets to one peer; both sides list them in the same order. The
+// first also carries Tell. Takes over the descriptors.
+StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, std::vector<int> sockets, size_t window_bytes,
+                                            std::string description);
+
+}  // namespace jaxcoll
