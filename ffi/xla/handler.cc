@@ -29,6 +29,8 @@ ffi::Error ToFfiError(const Status& status) {
         return ffi::ErrorCode::kCancelled;
       case StatusCode::kFailedPrecondition:
         return ffi::ErrorCode::kFailedPrecondition;
+      case StatusCode::kUnavailable:
+        return ffi::ErrorCode::kUnavailable;
       case StatusCode::kInternal:
         return ffi::ErrorCode::kInternal;
     }
