@@ -6,6 +6,7 @@ before `jax.distributed.initialize` works.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -49,6 +50,7 @@ __all__ = [
     "Value",
     "ad",
     "batching",
+    "byte_count",
     "canonicalize_axis",
     "check_axis_names",
     "check_not_unreduced",
@@ -225,6 +227,18 @@ def is_mesh_of_context(mesh: Any) -> bool:
     JAX lowers such a program once and runs it on every mesh of that shape.
     """
     return mesh == _mesh.get_concrete_mesh()
+
+
+def byte_count(value: Value) -> int:
+    """Bytes of a tensor; those of a type below a byte count as one each."""
+    tensor = ir.RankedTensorType(value.type)
+    return math.prod(tensor.shape) * max(1, _bits(tensor.element_type) // 8)
+
+
+def _bits(element: ir.Type) -> int:
+    if isinstance(element, ir.ComplexType):
+        return 2 * _bits(element.element_type)
+    return int(element.width)
 
 
 def sharding_rule(

@@ -68,6 +68,10 @@ class CallSite {
   CallSite& operator=(const CallSite&) = delete;
 
   const GroupTable& groups() const { return groups_; }
+  // Operands of a call with so many results, without the logical id.
+  size_t vector_operands(size_t results) const {
+    return spec_.collective == "ragged_all_to_all" ? 6 : results;
+  }
 
   // Must have succeeded once, in any thread, before the first Arrive.
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
