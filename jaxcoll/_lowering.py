@@ -123,12 +123,12 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(
-        groups,
-        device_ids,
-        label,
-        movable,
-        _communicator.ranks_per_process(groups, processes),
-        _communicator.processes_per_group(groups, processes),
+        groups=groups,
+        device_ids=device_ids,
+        movable=movable,
+        ranks_per_process=_communicator.ranks_per_process(groups, processes),
+        processes=_communicator.processes_per_group(groups, processes),
+        label=label,
     )
 
 

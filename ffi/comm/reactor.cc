@@ -268,7 +268,7 @@ void Reactor::Begin(Submission submission) {
       if (e.fields.kind == NoticeKind::kReady) {
         begun.run->OnReady(e.fields.message());
       } else {
-        begun.run->OnData(e.fields.message(), e.message.data(), e.message.size(), 0);
+        begun.run->OnData(e.fields.message(), e.message.data(), e.message.size(), std::nullopt);
       }
     }
   }

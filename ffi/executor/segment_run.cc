@@ -177,7 +177,7 @@ bool SegmentRun::OnReady(const MessageId& id) {
 }
 
 SegmentRun::Taken SegmentRun::OnData(const MessageId& id, const std::byte* message, size_t bytes,
-                                     uint64_t handle) {
+                                     std::optional<uint64_t> handle) {
   const auto it = plan_->program().messages.find(id.key);
   if (it == plan_->program().messages.end() || id.segment < 0 ||
       id.segment >= plan_->segment_count()) {
@@ -196,9 +196,9 @@ SegmentRun::Taken SegmentRun::OnData(const MessageId& id, const std::byte* messa
   }
   if (instance->state[index] & kCompleted) return Taken::kUnknown;
   Taken taken = Taken::kAtOnce;
-  if (op.kind == SegmentOp::Kind::kInPlace && wire_.MayKeep(op.peer)) {
+  if (op.kind == SegmentOp::Kind::kInPlace && handle && wire_.MayKeep(op.peer)) {
     instance->landed[index] = message;
-    instance->kept.push_back({op.peer, handle});
+    instance->kept.push_back({op.peer, *handle});
     Complete(*instance, index);
     taken = Taken::kKept;
   } else {

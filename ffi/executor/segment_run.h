@@ -12,6 +12,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -53,9 +54,11 @@ class SegmentRun {
 
   // From the wire. Ids that the program does not have are the peer's error: they return false.
   bool OnReady(const MessageId& id);
-  // `message` is valid until the call returns, or until Release(handle) if it was kept.
+  // `message` is valid until the call returns, or until Release(*handle) if it was kept; without a
+  // handle it cannot be.
   enum class Taken { kAtOnce, kKept, kUnknown };
-  Taken OnData(const MessageId& id, const std::byte* message, size_t bytes, uint64_t handle);
+  Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
+               std::optional<uint64_t> handle);
   void OnSent(int32_t segment, int32_t op);
 
   // For SendData.
