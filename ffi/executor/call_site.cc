@@ -124,8 +124,10 @@ Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_ele
   if (members.here || members.ranks.empty()) return Status();
   StatusOr<std::vector<Program>> programs = ProgramsOf(spec_, members.ranks);
   if (!programs.ok()) return programs.status();
+  const StatusOr<int32_t> largest = LargestMessage(spec_);
+  if (!largest.ok()) return largest.status();
   StatusOr<SegmentProgram> program =
-      CompileSegments(*programs, static_cast<int32_t>(spec_.group_size));
+      CompileSegments(*programs, static_cast<int32_t>(spec_.group_size), *largest);
   if (!program.ok()) return program.status();
   StatusOr<std::shared_ptr<const SegmentPlan>> plan =
       SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),

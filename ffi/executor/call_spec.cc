@@ -1,5 +1,6 @@
 #include "executor/call_spec.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -112,6 +113,31 @@ StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vecto
     programs.push_back(std::move(*program));
   }
   return programs;
+}
+
+StatusOr<int32_t> LargestMessage(const CallSpec& spec) {
+  // One message is never more than a whole buffer. In a group too large to look at every rank that
+  // will do: pieces are smaller than they might be.
+  constexpr int64_t kLookAtRanks = 256;
+  std::vector<int32_t> ranks(std::min(spec.group_size, kLookAtRanks));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const Program& first = programs->front();
+  if (spec.group_size > kLookAtRanks) {
+    return std::max({first.input_blocks, first.output_blocks, first.scratch_blocks}) *
+           first.chunks_per_block;
+  }
+  int32_t largest = 1;
+  for (const Program& program : *programs) {
+    for (const Op& op : program.ops) {
+      if (op.kind != OpKind::kSend) continue;
+      int32_t chunks = 0;
+      for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
+      largest = std::max(largest, chunks);
+    }
+  }
+  return largest;
 }
 
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {

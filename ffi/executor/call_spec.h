@@ -64,6 +64,9 @@ class GroupTable {
 // The programs of some ranks of a group.
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 
+// Chunks in the largest message that any rank of the group sends: equal on every process.
+StatusOr<int32_t> LargestMessage(const CallSpec& spec);
+
 // The memory program of a spec's groups; shared by all call sites with the same schedule.
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec);
 

@@ -15,8 +15,11 @@ std::string Where(int32_t rank, size_t op) {
 
 class SegmentCompiler {
  public:
-  SegmentCompiler(const std::vector<Program>& programs, int32_t world_size)
-      : programs_(programs), world_size_(world_size) {}
+  SegmentCompiler(const std::vector<Program>& programs, int32_t world_size,
+                  int32_t largest_message)
+      : programs_(programs), world_size_(world_size) {
+    result_.largest_message = largest_message;
+  }
 
   StatusOr<SegmentProgram> Run() {
     if (programs_.empty()) return InvalidArgument("a process without ranks takes no part");
@@ -219,7 +222,6 @@ class SegmentCompiler {
     for (size_t id = 0; id < result_.ops.size(); ++id) {
       const SegmentOp& op = result_.ops[id];
       if (op.kind == SegmentOp::Kind::kNothing || op.kind == SegmentOp::Kind::kMove) continue;
-      result_.largest_message = std::max(result_.largest_message, op.chunk_count);
       result_.messages[jaxcoll::KeyOf(op)] = static_cast<int32_t>(id);
     }
   }
@@ -240,8 +242,8 @@ MessageKey KeyOf(const SegmentOp& op) {
 }
 
 StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs,
-                                         int32_t world_size) {
-  return SegmentCompiler(programs, world_size).Run();
+                                         int32_t world_size, int32_t largest_message) {
+  return SegmentCompiler(programs, world_size, largest_message).Run();
 }
 
 }  // namespace jaxcoll

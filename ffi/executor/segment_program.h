@@ -73,14 +73,15 @@ struct SegmentProgram {
   std::vector<SegmentOp> ops;
   std::vector<LocalChunk> zeros;  // output that nobody writes
   std::map<MessageKey, int32_t> messages;  // between processes -> the op of this side
-  int32_t largest_message = 0;             // chunks
+  int32_t largest_message = 0;             // chunks; equal on every process, as the cuts must be
 };
 
 // The key of a message to or from another process.
 MessageKey KeyOf(const SegmentOp& op);
 
-// `programs`: those of this process's ranks. Fails on what does not fit together.
-StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs,
-                                         int32_t world_size);
+// `programs`: those of this process's ranks. `largest_message`: chunks in the largest message of any
+// rank. Fails on what does not fit together.
+StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs, int32_t world_size,
+                                         int32_t largest_message);
 
 }  // namespace jaxcoll
