@@ -206,6 +206,11 @@ void TcpSocket::StopSending() {
   queued_bytes_ = 0;
 }
 
-void TcpSocket::Shutdown() { ::shutdown(fd_.get(), SHUT_RDWR); }
+void TcpSocket::Shutdown() {
+  ::shutdown(fd_.get(), SHUT_WR);
+  for (int i = 0; i < 64; ++i) {
+    if (::recv(fd_.get(), nullptr, size_t{1} << 20, MSG_DONTWAIT | MSG_TRUNC) <= 0) break;
+  }
+}
 
 }  // namespace jaxcoll

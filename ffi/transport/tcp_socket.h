@@ -48,6 +48,8 @@ class TcpSocket {
   int end_errno() const { return end_errno_; }  // 0: closed in order
   const std::string& violation() const { return violation_; }  // empty: none so far
   void StopSending();                                          // what is queued is dropped
+  // Sends the end. Discards what has come: a socket closed with unread bytes resets the connection,
+  // and what the kernel has yet to send would be lost.
   void Shutdown();
 
  private:
