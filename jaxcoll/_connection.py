@@ -16,6 +16,7 @@ from jaxcoll._handshake import Hello, ProtocolError, Purpose
 SHM_DESCRIPTORS = 2  # segment and bell
 
 _LENGTH = struct.Struct("!H")
+_DESCRIPTOR = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _BACKLOG_FULL_PAUSE_S = 0.01
 
@@ -131,10 +132,16 @@ class Connection:
         def receive() -> bytes:
             if not descriptor_count:
                 return self.socket.recv(room)  # the kernel drops descriptors that nobody expects
-            packet, descriptors, flags, _ = socket.recv_fds(
-                self.socket, room, descriptor_count, socket.MSG_CMSG_CLOEXEC
+            # Not socket.recv_fds: it ignores its flags, and the descriptors would survive exec.
+            packet, ancillary, flags, _ = self.socket.recvmsg(
+                room,
+                socket.CMSG_SPACE(descriptor_count * _DESCRIPTOR.size),
+                socket.MSG_CMSG_CLOEXEC,
             )
-            self._descriptors += descriptors
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size]
+                    self._descriptors += [fd for (fd,) in _DESCRIPTOR.iter_unpack(whole)]
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolError("too many descriptors")
             return packet
