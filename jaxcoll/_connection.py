@@ -92,9 +92,9 @@ class Connection:
         return taken
 
     def close(self) -> None:
-        self.socket.close()
         for descriptor in self.take_descriptors():
             os.close(descriptor)
+        self.socket.close()
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Sends at once: a handshake is far smaller than any socket's buffer. Raises: OSError."""
