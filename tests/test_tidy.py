@@ -23,17 +23,20 @@ CPP_LAYERS = {
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
-    {"_environment", "_errors", "_native", "_version"},
+    {"_environment", "_errors", "_handshake", "_host", "_native", "_version"},
+    {"_connection", "_store_thread"},
+    {"_dial", "_listener"},
     {"_ir", "schedule", "_happens_before", "verify"},
     {"_jax_compat"},
-    {"_primitive", "_select", "_startup"},
+    {"_bootstrap", "_primitive", "_select"},
+    {"_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
     {"info"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
-WITHOUT_JAX = PYTHON_LAYERS[0] | PYTHON_LAYERS[1]
+WITHOUT_JAX = set().union(*PYTHON_LAYERS[:4])
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
