@@ -8,6 +8,7 @@ import sys
 
 # command -> (module whose main(argv) runs it, what it does)
 _COMMANDS = {
+    "launch": ("jaxcoll.launch", "start the processes of a job on this machine"),
     "info": ("jaxcoll.info", "print versions, devices, and what this build can do"),
     "verify": ("jaxcoll.verify", "prove that schedules are right"),
 }

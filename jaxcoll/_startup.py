@@ -27,19 +27,26 @@ def _requested_devices() -> int:
     return max(compat.num_cpu_devices(), int(flag[-1]) if flag else 1)
 
 
-def _widen_dispatch_pool() -> None:
+def added_environment() -> tuple[str, ...]:
+    """Variables that `import jaxcoll` has set in this process and that suit no other."""
+    return ("PJRT_NPROC",) if _pool_is_ours else ()
+
+
+def _widen_dispatch_pool() -> bool:
+    """Whether the width is of our choice."""
     if "PJRT_NPROC" in os.environ or "NPROC" in os.environ:
-        return  # XLA reads both; whoever set one knows better
+        return False  # XLA reads both; whoever set one knows better
     threads = max(
         os.cpu_count() or 1,
         _DISPATCH_THREADS_MIN,
         _DISPATCH_THREADS_PER_DEVICE * _requested_devices(),
     )
     os.environ["PJRT_NPROC"] = str(threads)
+    return True
 
 
 _environment.check()
-_widen_dispatch_pool()
+_pool_is_ours = _widen_dispatch_pool()
 compat.register_ffi(**native.ffi_registrations())
 # Exit handlers run in reverse order of registration, and JAX registered its own on import: calls
 # in flight are cancelled while the back end that waits for them still exists.

@@ -1,0 +1,342 @@
+"""When a process is lost, late or runs something else, the others learn why and live on.
+
+Random cases print their seed; `--seeds 100` runs a hundred of them.
+"""
+
+import random
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+from processes import Job, needs_engine, run
+
+pytestmark = needs_engine
+
+TIMEOUT_S = 5
+# Above the deadline: a busy machine, and what the watchdog takes to look.
+SLACK_S = 10
+
+COLLECTIVES = ["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute"]
+
+COMMON = """
+import re, threading, signal
+from spmd import *
+import jaxcoll
+import jax.numpy as jnp
+
+AXIS = "rows"
+mesh = Mesh(make_mesh((jax.device_count(),)).devices, (AXIS,))
+n = mesh.size
+local = [device for device in mesh.devices.flat if device.process_index == rank]
+CALLS = {
+    "all_reduce": lambda x: jaxcoll.psum(x, AXIS),
+    "all_gather": lambda x: jaxcoll.all_gather(x, AXIS, tiled=True),
+    "reduce_scatter": lambda x: jaxcoll.psum_scatter(x, AXIS, tiled=True),
+    "all_to_all": lambda x: jaxcoll.all_to_all(x, AXIS, 0, 0, tiled=True),
+    "broadcast": lambda x: jaxcoll.broadcast(x, AXIS, 0),
+    "permute": lambda x: jaxcoll.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)]),
+}
+
+def expected_of(name, x):
+    return {
+        "all_reduce": lambda: np.broadcast_to(x.sum(0), x.shape),
+        "all_gather": lambda: np.broadcast_to(x.reshape(-1), (n, x.size)),
+        "reduce_scatter": lambda: x.sum(0).reshape(n, -1),
+        "all_to_all": lambda: x.reshape(n, n, -1).swapaxes(0, 1).reshape(x.shape),
+        "broadcast": lambda: np.broadcast_to(x[0], x.shape),
+        "permute": lambda: np.roll(x, 1, axis=0),
+    }[name]()
+
+def loop(name, elements, on_call=lambda i: None):
+    "Calls until one fails; returns the error's text and the seconds that call took."
+    x = small_integers((n, elements))
+    placed, f = place(mesh, x), per_device(mesh, CALLS[name], check_vma=False)
+    wanted = expected_of(name, x)
+    i = 0
+    while True:
+        on_call(i)
+        start = time.monotonic()
+        try:
+            result = f(placed)
+            jax.block_until_ready(result)
+        except jax.errors.JaxRuntimeError as error:
+            return str(error), time.monotonic() - start
+        compare(result, wanted, f"call {i}")  # never a wrong result
+        i += 1
+
+def names_the_lost(text, name, lost, dtype="(float32|f32)"):
+    "Rank, process, collective, dtype, shape and axis stand in the error."
+    ranks = "|".join(str(i) for i, d in enumerate(mesh.devices.flat) if d.process_index in lost)
+    for pattern in (rf"rank\\w* ({ranks})\\b", rf"process\\w* ({'|'.join(map(str, lost))})\\b",
+                    "permute" if name == "permute" else name, dtype, r"\\[\\d+", AXIS):
+        assert re.search(pattern, text), f"{pattern!r} is not in: {text}"
+
+def stays_poisoned(name, lost):
+    "Later calls on that mesh fail at once and tell the first cause."
+    x = place(mesh, small_integers((n, 8 * n)))
+    for later in (name, "all_reduce"):
+        start = time.monotonic()
+        try:
+            jax.block_until_ready(per_device(mesh, CALLS[later], check_vma=False)(x))
+        except jax.errors.JaxRuntimeError as error:
+            ranks = "|".join(str(i) for i, d in enumerate(mesh.devices.flat)
+                             if d.process_index in lost)
+            assert re.search(rf"rank\\w* ({ranks})\\b", str(error)), error
+            assert time.monotonic() - start < 3, "a poisoned communicator waits for nobody"
+        else:
+            raise AssertionError("a call on a poisoned communicator succeeded")
+
+def works_alone():
+    "What needs no other process goes on."
+    assert float(jax.jit(lambda x: (x * x).sum())(jnp.arange(4.0))) == 14
+    own = Mesh(np.array(local), (AXIS,))
+    x = jax.device_put(np.ones((len(local), 5), np.float32), jax.NamedSharding(own, P(AXIS)))
+    total = per_device(own, lambda x: jaxcoll.psum(x, AXIS))(x)
+    assert np.asarray(total).tolist() == [[len(local)] * 5] * len(local)
+"""
+
+LOST = """
+name, elements, lost = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+limit_s = float(sys.argv[4])
+text, took_s = loop(name, elements, lambda i: i == 20 and print("looping"))
+print("error after", round(took_s, 2), "s:", text)
+assert took_s < limit_s, f"after {took_s} s"
+names_the_lost(text, name, [lost])
+stays_poisoned(name, [lost])
+works_alone()
+print("lived on")
+"""
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "elements"), [("all_reduce", 6), ("all_reduce", 600_000), ("all_to_all", 6000)]
+)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_the_others_raise_and_live_on(how: int, name: str, elements: int, lost: int) -> None:
+    with Job(
+        COMMON + LOST,
+        *(name, str(elements), str(lost), str(TIMEOUT_S + SLACK_S)),
+        processes=3,
+        devices=2,
+        environment={"JAXCOLL_TIMEOUT_S": str(TIMEOUT_S)},
+        survives=True,
+    ) as job:
+        job.wait_for(lost, "looping")
+        job.send(lost, how)
+        killed = -signal.SIGKILL if how == signal.SIGKILL else None
+        printed = job.finish(exit_codes={lost: killed})  # type: ignore[dict-item]
+        assert all("lived on" in printed[rank] for rank in range(3) if rank != lost)
+
+
+RESUMED = """
+lost, done = 1, sys.argv[1]
+text, took_s = loop("all_reduce", 600_000, lambda i: i == 20 and print("looping"))
+print("error:", text)
+if rank == lost:
+    stays_poisoned("all_reduce", [0, 1, 2])
+    print("found itself excluded")
+else:
+    names_the_lost(text, "all_reduce", [lost])
+    # Take over the memory that the failed call had, and watch it while the other one resumes.
+    fill = jax.jit(lambda i: jnp.full((600_000,), i, jnp.int32) + 0)
+    held = [(i, fill(i)) for i in range(40)]
+    heap = [np.full(600_000, i, np.int32) for i in range(40)]
+    print("guarding")
+    while not os.path.exists(done):
+        for i, array in held:
+            assert (np.asarray(array) == i).all(), f"buffer {i} was written to"
+        for i, array in enumerate(heap):
+            assert (array == i).all(), f"heap array {i} was written to"
+        held = [(i, fill(i)) for i in range(40)]
+    print("unharmed")
+works_alone()
+"""
+
+
+def test_a_resumed_process_finds_itself_excluded_and_has_touched_nothing(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with Job(
+        COMMON + RESUMED,
+        str(done),
+        processes=3,
+        devices=2,
+        environment={"JAXCOLL_TIMEOUT_S": str(TIMEOUT_S)},
+        survives=True,
+        heartbeat_timeout_s=600,  # the resumed one shall live, to see what it does
+    ) as job:
+        job.wait_for(1, "looping")
+        job.send(1, signal.SIGSTOP)
+        for rank in (0, 2):
+            job.wait_for(rank, "guarding")
+        job.send(1, signal.SIGCONT)
+        job.wait_for(1, "found itself excluded")
+        done.touch()
+        printed = job.finish()
+    assert "unharmed" in printed[0]
+    assert "unharmed" in printed[2]
+
+
+def test_a_rank_that_starts_20_seconds_late_is_waited_for() -> None:
+    script = """
+    if rank == 1:
+        time.sleep(8)  # late for the first call as well
+    x = small_integers((n, 1000))
+    compare(per_device(mesh, CALLS["all_reduce"])(place(mesh, x)), expected_of("all_reduce", x), "")
+    print("works")
+    """
+    with Job(
+        COMMON + textwrap.dedent(script),
+        processes=3,
+        start_late_s={2: 20},
+        environment={"JAXCOLL_TIMEOUT_S": "60"},
+    ) as job:
+        assert all("works" in text for text in job.finish())
+
+
+DIFFERENT = """
+body = eval(sys.argv[2 if rank == 1 else 1])
+x = place(mesh, small_integers((n, 24)))
+works = per_device(mesh, CALLS["all_reduce"])
+jax.block_until_ready(works(x))
+start = time.monotonic()
+try:
+    jax.block_until_ready(per_device(mesh, body, check_vma=False)(x))
+except jax.errors.JaxRuntimeError as error:
+    text, took_s = str(error), time.monotonic() - start
+else:
+    raise AssertionError("no error")
+print(text)
+assert took_s < float(sys.argv[3]), took_s
+for pattern in sys.argv[4:]:
+    assert re.search(pattern, text), f"{pattern!r} is not in: {text}"
+works_alone()
+print("told")
+"""
+PSUM = "lambda x: jaxcoll.psum(x, AXIS)"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "patterns"),
+    [
+        pytest.param(PSUM, "lambda x: jaxcoll.psum(x[:5], AXIS)", ["24", "5"], id="shape"),
+        pytest.param(
+            PSUM,
+            "lambda x: jaxcoll.psum(x.astype(jnp.int32), AXIS)",
+            ["float32|f32", "int32|s32"],
+            id="dtype",
+        ),
+        pytest.param(PSUM, "lambda x: jaxcoll.pmax(x, AXIS)", ["sum", "max"], id="op"),
+        pytest.param(
+            'lambda x: jaxcoll.all_reduce(x, AXIS, algorithm="ring")',
+            'lambda x: jaxcoll.all_reduce(x, AXIS, algorithm="recursive_doubling")',
+            ["ring", "recursive_doubling"],
+            id="algorithm",
+        ),
+        pytest.param(
+            PSUM,
+            "lambda x: jaxcoll.all_to_all(x, AXIS, 0, 0, tiled=True)",
+            ["all_reduce", "all_to_all"],
+            id="collective",
+        ),
+        pytest.param(PSUM, "lambda x: x", ["all_reduce"], id="nothing"),
+    ],
+)
+def test_a_different_call_on_one_process_is_told_to_all(
+    theirs: str, ours: str, patterns: list[str]
+) -> None:
+    script = COMMON + DIFFERENT
+    if (
+        ours == "lambda x: x"
+    ):  # the odd one out gets its own result; the others learn who is missing
+        script = script.replace(
+            'raise AssertionError("no error")',
+            'assert rank == 1; text, took_s = "all_reduce", 0.0; time.sleep(float(sys.argv[3]))',
+        )
+    with Job(
+        script,
+        *(theirs, ours, str(TIMEOUT_S + SLACK_S), *patterns),
+        processes=4,
+        environment={"JAXCOLL_TIMEOUT_S": str(TIMEOUT_S)},
+        survives=True,
+    ) as job:
+        assert all("told" in text for text in job.finish())
+
+
+RANDOM = """
+name, elements, lost, how, first = sys.argv[1], *map(int, sys.argv[2:6])
+delay_s, limit_s = float(sys.argv[6]), float(sys.argv[7])
+
+def strike():  # not from outside: the moment shall be the seed's
+    end = time.perf_counter() + delay_s
+    while time.perf_counter() < end:
+        pass
+    os.kill(os.getpid(), how)
+
+def on_call(i):
+    if rank == lost and i == first:
+        threading.Thread(target=strike).start()
+
+text, took_s = loop(name, n * elements, on_call)
+print("error after", round(took_s, 2), "s:", text)
+assert took_s < limit_s
+names_the_lost(text, name, [lost])
+stays_poisoned(name, [lost])
+works_alone()
+print("lived on")
+"""
+
+
+def test_random_points_of_death(request: pytest.FixtureRequest) -> None:
+    timeout_s = 3
+    for seed in range(request.config.getoption("--seeds") or 4):
+        draw = random.Random(seed)
+        processes, devices = draw.choice([2, 3, 4]), draw.choice([1, 2])
+        lost = draw.randrange(processes)
+        how = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
+        name = draw.choice(COLLECTIVES)
+        elements = draw.choice([1, 7, 1000, 30_000, 200_000])
+        first, delay_s = draw.randrange(3, 40), draw.random() ** 3 * 0.02
+        print(
+            f"seed {seed}: {how.name} to process {lost} of {processes} x {devices} devices, "
+            f"{delay_s:.6f} s after call {first} of {name} of {elements} elements per rank"
+        )
+        with Job(
+            COMMON + RANDOM,
+            *(name, str(elements), str(lost), str(int(how)), str(first)),
+            *(str(delay_s), str(timeout_s + SLACK_S)),
+            processes=processes,
+            devices=devices,
+            environment={"JAXCOLL_TIMEOUT_S": str(timeout_s)},
+            survives=True,
+        ) as job:
+            killed = -signal.SIGKILL if how == signal.SIGKILL else None
+            printed = job.finish(exit_codes={lost: killed})  # type: ignore[dict-item]
+            assert all("lived on" in printed[rank] for rank in range(processes) if rank != lost)
+
+
+def test_leaving_with_calls_in_flight_does_not_hang() -> None:
+    script = """
+    x = place(mesh, small_integers((n, 100_000)))
+    f = per_device(mesh, CALLS["all_reduce"])
+    jax.block_until_ready(f(x))
+    pending = [f(x) for _ in range(20)]
+    """
+    run(COMMON + textwrap.dedent(script), processes=3, timeout_s=60)
+
+
+def test_leaving_while_a_peer_never_comes_does_not_hang() -> None:
+    script = """
+    x = place(mesh, small_integers((n, 1000)))
+    f = per_device(mesh, CALLS["all_reduce"])
+    jax.block_until_ready(f(x))
+    if rank == 0:
+        pending = f(x)
+    """
+    run(
+        COMMON + textwrap.dedent(script),
+        processes=2,
+        environment={"JAXCOLL_TIMEOUT_S": "600"},
+        timeout_s=60,
+    )
