@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import gc
 import json
 import os
 import random
@@ -37,7 +36,6 @@ TRANSPORTS = ["shm", "tcp"]
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    gc.collect()
     before = descriptors()
     yield
     assert bootstrap_threads() == []
