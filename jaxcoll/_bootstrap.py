@@ -142,6 +142,7 @@ class Bootstrap:
         self._peers: dict[int, _Peer] = {}
         self._arrivals = Arrivals(handshake_s)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._listeners: list[socket.socket] = []
         self._listened_addresses: frozenset[str] = frozenset()
 
     @classmethod
@@ -222,6 +223,8 @@ class Bootstrap:
                 task.cancel()
             loop.run_until_complete(asyncio.wait(tasks))
         self._arrivals.close()
+        for listener in self._listeners:
+            listener.close()
         self._store.thread.join(_CLOSE_S)
         loop.close()
 
@@ -267,15 +270,16 @@ class Bootstrap:
         unix_name, addresses = "", []
         if "shm" in self._transports:
             listener, unix_name = _listener.listen_unix()
-            self._spawn(_listener.accept_forever(listener, self._serve))
+            self._listeners.append(listener)
         if "tcp" in self._transports:
             chosen = host.choose_addresses(host.interfaces(), self._ifname)
             self._listened_addresses = frozenset(chosen)
-            ports: dict[int, int] = {}
-            for listener in _listener.listen_tcp(chosen):
-                ports[listener.family] = listener.getsockname()[1]
-                self._spawn(_listener.accept_forever(listener, self._serve))
+            opened = _listener.listen_tcp(chosen)
+            self._listeners += opened
+            ports: dict[int, int] = {o.family: o.getsockname()[1] for o in opened}
             addresses = [(address, ports[host.family_of(address)]) for address in chosen]
+        for listener in self._listeners:
+            self._spawn(_listener.accept_forever(listener, self._serve))
         machine, hostname = host.machine_identity(), socket.gethostname()
         return Record(
             version=self._version,

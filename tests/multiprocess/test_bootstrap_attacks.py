@@ -401,6 +401,26 @@ def test_slow_strangers_keep_no_good_peer_out(transport: str) -> None:
         assert time.monotonic() - began < 5
 
 
+def test_those_who_were_admitted_are_not_strangers() -> None:
+    """Processes that ask and wait take nobody's place, and are not dropped when it gets crowded."""
+    count = _listener.STRANGERS_MAX + 20
+    with processes(count, present=1, transports=("shm",)) as job, ExitStack() as stack:
+        job.start(0)
+        secret = job.secret()
+        asking = []
+        for index in range(2, count):
+            asking.append(stack.enter_context(closing(connect(job, 0, "shm"))))
+            talk(asking[-1], secret, Hello(Purpose.ASK, index, 0, bytes(16)))
+        for _ in range(2 * _listener.STRANGERS_MAX):
+            stack.enter_context(closing(connect(job, 0, "shm")))
+        job.add(1).want(0)
+        check_connected(job, 0, 1, "shm")
+        for sock in asking:  # they are waiting still
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_handshake_that_never_ends_is_dropped(transport: str) -> None:
     """Before a hello; within one; after the challenge; and with a socket of the link missing."""
