@@ -30,7 +30,7 @@ from jaxcoll import _host
 from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._host import Interface, LinkError, Record
 
-SEED = int(os.environ.get("JAXCOLL_TEST_SEED") or random.SystemRandom().randrange(2**32))
+SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +313,7 @@ def test_close_is_quick_and_final_while_peers_are_missing() -> None:
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_close_at_any_moment_leaves_nothing(transport: str) -> None:
     """Whatever is under way: listening, publishing, a handshake, a link with one end."""
-    print(f"JAXCOLL_TEST_SEED={SEED}")
+    print(f"BOOTSTRAP_TEST_SEED={SEED}")
     random_ = random.Random(SEED)
     for _ in range(40):
         with processes(3, transports=(transport,)) as job:

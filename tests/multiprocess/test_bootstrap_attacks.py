@@ -30,7 +30,7 @@ from jaxcoll import _handshake as handshake
 from jaxcoll import _listener
 from jaxcoll._handshake import Hello, ProtocolError, Purpose
 
-SEED = int(os.environ.get("JAXCOLL_TEST_SEED") or random.SystemRandom().randrange(2**32))
+SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 TRANSPORTS = ["shm", "tcp"]
 
 
@@ -361,7 +361,7 @@ def attack(job: Job, transport: str, seed: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_garbage_on_a_listener_keeps_no_good_peer_out(transport: str) -> None:
-    print(f"JAXCOLL_TEST_SEED={SEED}")
+    print(f"BOOTSTRAP_TEST_SEED={SEED}")
     with processes(4, transports=(transport,)) as job:
         job.start(0)
         job.start(1)
