@@ -75,9 +75,14 @@ class Native(Protocol):
 class _Peer:
     """A peer that a link is wanted to, or that wants one."""
 
+    who: str  # for people
     outcome: asyncio.Future[str]  # "" once linked, else why not; final
     task: asyncio.Task[None] | None = None
     trouble: str = "publishing this process"  # what to say if time runs out now
+
+
+def _new_peer(index: int) -> _Peer:
+    return _Peer(f"process {index}", asyncio.get_running_loop().create_future())
 
 
 class Bootstrap:
@@ -129,7 +134,7 @@ class Bootstrap:
         self._lock = threading.Lock()  # over starting and closing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="jaxcoll-bootstrap", daemon=True)
+        self._thread: threading.Thread
         self._store: StoreThread
 
         # The rest belongs to the loop's thread.
@@ -137,6 +142,7 @@ class Bootstrap:
         self._peers: dict[int, _Peer] = {}
         self._arrivals = Arrivals(handshake_s)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._listeners: list[socket.socket] = []
         self._listened_addresses: frozenset[str] = frozenset()
 
     @classmethod
@@ -171,8 +177,9 @@ class Bootstrap:
     def want(self, peer: int) -> None:
         """Asks for a link to process `peer`; returns at once.
 
-        The engine is told once per link, by comm_add_shm_link, comm_add_tcp_link or
-        comm_link_failed, and nothing any more after `close`.
+        The engine is told once, by comm_add_shm_link, comm_add_tcp_link or comm_link_failed;
+        nothing for a link that it has, and nothing at all after `close`. A link may also come
+        that only the peer wanted, or just before this call.
         """
         self._call_soon(self._want, peer)
 
@@ -191,17 +198,22 @@ class Bootstrap:
             if self._closed:
                 return
             if self._loop is None:
-                self._loop = asyncio.SelectorEventLoop()
-                self._store = StoreThread(self._store_client, self._loop)
-                self._thread.start()
+                loop = asyncio.SelectorEventLoop()
+                self._store = StoreThread(self._store_client, loop)
+                self._thread = threading.Thread(
+                    target=self._run, args=[loop], name="jaxcoll-bootstrap", daemon=True
+                )
+                try:
+                    self._thread.start()
+                except BaseException:  # e.g. the interpreter is shutting down
+                    loop.close()
+                    raise
+                self._loop = loop
             self._loop.call_soon_threadsafe(function, *arguments)
 
     # --- the thread -----------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        loop = self._loop
-        assert loop is not None
-        asyncio.set_event_loop(loop)
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(lambda _, context: _log.debug("%s", context))
         self._store.thread.start()
         loop.run_forever()
@@ -211,8 +223,9 @@ class Bootstrap:
                 task.cancel()
             loop.run_until_complete(asyncio.wait(tasks))
         self._arrivals.close()
+        for listener in self._listeners:
+            listener.close()
         self._store.thread.join(_CLOSE_S)
-        asyncio.set_event_loop(None)
         loop.close()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -257,15 +270,16 @@ class Bootstrap:
         unix_name, addresses = "", []
         if "shm" in self._transports:
             listener, unix_name = _listener.listen_unix()
-            self._spawn(_listener.accept_forever(listener, self._serve))
+            self._listeners.append(listener)
         if "tcp" in self._transports:
             chosen = host.choose_addresses(host.interfaces(), self._ifname)
             self._listened_addresses = frozenset(chosen)
-            ports: dict[int, int] = {}
-            for listener in _listener.listen_tcp(chosen):
-                ports[listener.family] = listener.getsockname()[1]
-                self._spawn(_listener.accept_forever(listener, self._serve))
+            opened = _listener.listen_tcp(chosen)
+            self._listeners += opened
+            ports: dict[int, int] = {o.family: o.getsockname()[1] for o in opened}
             addresses = [(address, ports[host.family_of(address)]) for address in chosen]
+        for listener in self._listeners:
+            self._spawn(_listener.accept_forever(listener, self._serve))
         machine, hostname = host.machine_identity(), socket.gethostname()
         return Record(
             version=self._version,
@@ -291,7 +305,7 @@ class Bootstrap:
         """Starts making a link unless somebody did before."""
         peer = self._peers.get(index)
         if peer is None:
-            peer = self._peers[index] = _Peer(asyncio.get_running_loop().create_future())
+            peer = self._peers[index] = _new_peer(index)
             peer.task = self._spawn(self._link(index, peer))
         return peer
 
@@ -305,6 +319,7 @@ class Bootstrap:
                 secret = await self._secret()
                 peer.trouble = "it has not started, or has run no collective across processes yet"
                 record = await self._record(index)
+                peer.who = str(record)
                 transport = host.choose_transport(own, record)
                 call = Call(own, record, secret, self._handshake_s)
                 peer.trouble = "it does not complete the handshake"
@@ -317,7 +332,8 @@ class Bootstrap:
                 else:
                     await self._persist(peer, lambda: self._connect_tcp(call, peer))
         except TimeoutError:
-            self._fail(index, peer, f"no link within {self._timeout_s:g} s: {peer.trouble}")
+            reason = f"no link to {peer.who} within {self._timeout_s:g} s: {peer.trouble}"
+            self._fail(index, peer, reason)
         except LinkError as error:
             self._fail(index, peer, str(error))
         except Exception as error:
@@ -325,8 +341,13 @@ class Bootstrap:
 
     def _fail(self, index: int, peer: _Peer, reason: str) -> None:
         if not peer.outcome.done():
-            peer.outcome.set_result(reason)
+            self._settle(peer, reason)
             self._native.comm_link_failed(index, reason)
+
+    def _settle(self, peer: _Peer, reason: str = "") -> None:
+        peer.outcome.set_result(reason)
+        if peer.task is not None and peer.task is not asyncio.current_task():
+            peer.task.cancel()
 
     async def _persist(self, peer: _Peer, attempt: Callable[[], Awaitable[None]]) -> None:
         """Until it succeeds, it is refused for good, time runs out, or nobody is there."""
@@ -338,7 +359,9 @@ class Bootstrap:
                 peer.trouble = str(error)
                 refused = refused + 1 if error.gone else 0
             if refused == _GONE_AFTER:
-                raise LinkError(f"nobody listens any more, it must have ended: {peer.trouble}")
+                raise LinkError(
+                    f"{peer.who} has ended, or a firewall rejects this process: {peer.trouble}"
+                )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
@@ -347,11 +370,11 @@ class Bootstrap:
             call, lambda: (self._native.comm_make_segment(), self._native.comm_bell())
         )
         self._add_shm_link(call.peer, connection, segment)
-        peer.outcome.set_result("")
+        self._settle(peer)
 
     async def _connect_tcp(self, call: Call, peer: _Peer) -> None:
         self._add_tcp_link(call.peer, await dial_tcp(call, self._tcp_sockets))
-        peer.outcome.set_result("")
+        self._settle(peer)
 
     def _add_shm_link(self, peer: Record, connection: Connection, segment: int) -> None:
         peer_segment, peer_bell = connection.take_descriptors()
@@ -397,7 +420,7 @@ class Bootstrap:
         async with asyncio.timeout(self._handshake_s):
             record = await self._record(index)  # it is there: the peer published before it came
         # Nothing below waits: either both ends see a link or neither.
-        peer = self._peers.setdefault(index, _Peer(asyncio.get_running_loop().create_future()))
+        peer = self._peers.setdefault(index, _new_peer(index))
         connections = [arrival.connections[i] for i in range(arrival.hello.socket_count)]
         if peer.outcome.done():
             reason = peer.outcome.result() or "it has a link to this process already"
@@ -421,6 +444,4 @@ class Bootstrap:
         except Exception as error:
             self._fail(index, peer, f"{type(error).__name__}: {error}")
             raise
-        peer.outcome.set_result("")
-        if peer.task is not None:
-            peer.task.cancel()
+        self._settle(peer)

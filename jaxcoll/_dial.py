@@ -123,7 +123,10 @@ async def _accepted(
 
 async def _meet_unix(call: Call, hello: Hello) -> tuple[Connection, bytes]:
     address = "\0" + call.peer.unix_name
-    return await _meet(call, hello, socket.AF_UNIX, address, "shm")
+    where = "shm"
+    if call.own.machine != call.peer.machine:
+        where += " (JAXCOLL_HOST_ID puts both on one host)"
+    return await _meet(call, hello, socket.AF_UNIX, address, where)
 
 
 async def _meet_tcp(call: Call, hello: Hello, address: tuple[str, int]) -> tuple[Connection, bytes]:
@@ -143,7 +146,7 @@ async def _meet_tcp_somewhere(
         else:
             return connection, address, transcript
     raise Unreachable(
-        "; ".join(map(str, failures)) or "it can be reached at loopback addresses only",
+        "; ".join(map(str, failures)) or "it has no address but loopback",
         gone=all(failure.gone for failure in failures),
     )
 

@@ -111,11 +111,11 @@ def choose_addresses(
     Args:
       chosen: JAXCOLL_IFNAME: whether its names are excluded, and prefixes of interface names.
 
-    Raises: LinkError if no interface is left.
+    Raises: LinkError if `chosen` leaves no interface.
     """
-    excluded, prefixes = chosen if chosen is not None else (True, ())
+    excluded, prefixes = chosen or (True, ())
     kept = [i for i in listed if i.name.startswith(tuple(prefixes)) != excluded]
-    if not kept:
+    if chosen and not kept:
         there = ", ".join(f"{i.name} ({', '.join(i.addresses)})" for i in listed) or "none"
         asked = f"JAXCOLL_IFNAME={'^' if excluded else ''}{','.join(prefixes)}"
         raise LinkError(f"{asked} leaves no network interface; those that are up: {there}")

@@ -60,67 +60,75 @@ def _listening(family: int, kind: int, address: str | tuple[str, int]) -> socket
     return listener
 
 
-async def accept_forever(
-    listener: socket.socket,
-    serve: Callable[[Connection, Callable[[], None]], Awaitable[None]],
-) -> None:
+Serve = Callable[[Connection, Callable[[], None]], Awaitable[None]]
+
+
+class _Strangers:
+    """Tasks that serve somebody who has not proved himself, and when he came; the oldest first."""
+
+    def __init__(self) -> None:
+        self._since: dict[asyncio.Task[None], float] = {}
+        self._left = asyncio.Event()
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        self._since[task] = asyncio.get_running_loop().time()
+
+    def remove(self, task: asyncio.Task[None]) -> None:
+        self._since.pop(task, None)
+        self._left.set()
+
+    async def make_room(self) -> None:
+        """Waits until one leaves, or the oldest has had its time and is dropped."""
+        while len(self._since) >= STRANGERS_MAX:
+            oldest, came = next(iter(self._since.items()))
+            self._left.clear()
+            try:
+                async with asyncio.timeout_at(came + CROWDED_S):
+                    await self._left.wait()
+            except TimeoutError:
+                if oldest in self._since:  # not admitted meanwhile
+                    self.remove(oldest)
+                    oldest.cancel()
+
+
+async def accept_forever(listener: socket.socket, serve: Serve) -> None:
     """Serves every connection by a task of its own, and closes what the task leaves.
 
     A connection is a stranger until its task calls the second argument. There are at most
     STRANGERS_MAX; when others wait, the oldest ones are dropped after CROWDED_S, so that neither
     many connections nor slow ones keep a peer out.
     """
-    loop = asyncio.get_running_loop()
-    strangers: dict[asyncio.Task[None], float] = {}  # when they came; the oldest first
+    strangers = _Strangers()
     tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references
-    try:
-        while True:
-            await readable(listener)
-            if len(strangers) >= STRANGERS_MAX:
-                oldest, came = next(iter(strangers.items()))
-                wait_s = max(0.0, came + CROWDED_S - loop.time())
-                done, _ = await asyncio.wait([oldest], timeout=wait_s)
-                if not done:
-                    oldest.cancel()
-                strangers.pop(oldest, None)
-            try:
-                connection = Connection(listener.accept()[0])
-            except BlockingIOError:
-                continue  # it left while it waited
-            except OSError as error:  # out of descriptors, or it left
-                _log.debug("accept: %s", error)
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            task = loop.create_task(_serve(connection, serve, strangers))
-            strangers[task] = loop.time()
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            task.add_done_callback(partial(_leave, connection, strangers))
-    finally:
-        listener.close()
+    while True:
+        await readable(listener)
+        await strangers.make_room()
+        try:
+            connection = Connection(listener.accept()[0])
+        except BlockingIOError:
+            continue  # it left while it waited
+        except OSError as error:  # out of descriptors, or it left
+            _log.debug("accept: %s", error)
+            await asyncio.sleep(_ACCEPT_PAUSE_S)
+            continue
+        task = asyncio.get_running_loop().create_task(_serve(connection, serve, strangers))
+        strangers.add(task)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(strangers.remove)
+        # Not in the task, which may be cancelled before it starts.
+        task.add_done_callback(partial(_close, connection))
 
 
-def _leave(
-    connection: Connection, strangers: dict[asyncio.Task[None], float], task: asyncio.Task[None]
-) -> None:
-    """Runs also for a task that was cancelled before it started."""
-    strangers.pop(task, None)
+def _close(connection: Connection, _: asyncio.Task[None]) -> None:
     connection.close()
 
 
-async def _serve(
-    connection: Connection,
-    serve: Callable[[Connection, Callable[[], None]], Awaitable[None]],
-    strangers: dict[asyncio.Task[None], float],
-) -> None:
+async def _serve(connection: Connection, serve: Serve, strangers: _Strangers) -> None:
     task = asyncio.current_task()
     assert task is not None
-
-    def admitted() -> None:
-        strangers.pop(task, None)
-
     try:
-        await serve(connection, admitted)
+        await serve(connection, partial(strangers.remove, task))
     except Exception as error:  # of the one who connected, not ours
         _log.debug("a connection was dropped: %s: %s", type(error).__name__, error)
 

@@ -62,8 +62,12 @@ class StoreThread:
     async def get(self, key: str) -> bytes:
         """Waits until the key is set. Raises: LinkError if the store fails."""
         if key not in self._values:
-            self._values[key] = await self._call(lambda: self._store.wait(key, _SLICE_S))
+            await self._call(lambda: self._fetch(key))
         return self._values[key]
+
+    def _fetch(self, key: str) -> None:
+        if key not in self._values:  # many may have asked for it at once
+            self._values[key] = self._store.wait(key, _SLICE_S)
 
     def close(self) -> None:
         """Lets the thread end after the call that it is making."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import gc
 import json
 import os
 import random
@@ -31,13 +30,12 @@ from jaxcoll import _handshake as handshake
 from jaxcoll import _listener
 from jaxcoll._handshake import Hello, ProtocolError, Purpose
 
-SEED = int(os.environ.get("JAXCOLL_TEST_SEED") or random.SystemRandom().randrange(2**32))
+SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 TRANSPORTS = ["shm", "tcp"]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    gc.collect()
     before = descriptors()
     yield
     assert bootstrap_threads() == []
@@ -363,7 +361,7 @@ def attack(job: Job, transport: str, seed: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_garbage_on_a_listener_keeps_no_good_peer_out(transport: str) -> None:
-    print(f"JAXCOLL_TEST_SEED={SEED}")
+    print(f"BOOTSTRAP_TEST_SEED={SEED}")
     with processes(4, transports=(transport,)) as job:
         job.start(0)
         job.start(1)
@@ -401,6 +399,26 @@ def test_slow_strangers_keep_no_good_peer_out(transport: str) -> None:
         job.bootstraps[0].want(1)
         check_connected(job, 0, 1, transport)
         assert time.monotonic() - began < 5
+
+
+def test_those_who_were_admitted_are_not_strangers() -> None:
+    """Processes that ask and wait take nobody's place, and are not dropped when it gets crowded."""
+    count = _listener.STRANGERS_MAX + 20
+    with processes(count, present=1, transports=("shm",)) as job, ExitStack() as stack:
+        job.start(0)
+        secret = job.secret()
+        asking = []
+        for index in range(2, count):
+            asking.append(stack.enter_context(closing(connect(job, 0, "shm"))))
+            talk(asking[-1], secret, Hello(Purpose.ASK, index, 0, bytes(16)))
+        for _ in range(2 * _listener.STRANGERS_MAX):
+            stack.enter_context(closing(connect(job, 0, "shm")))
+        job.add(1).want(0)
+        check_connected(job, 0, 1, "shm")
+        for sock in asking:  # they are waiting still
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
