@@ -6,6 +6,8 @@ its devices, and it stays meaningful when the executable is exported and runs el
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from jaxcoll import _bootstrap
 from jaxcoll._errors import UnsupportedError
+from jaxcoll._native import native
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
 
@@ -51,17 +55,64 @@ def device_ids(mesh: Mesh | AbstractMesh) -> list[int] | None:
     return [device.id for device in mesh.devices.flat]
 
 
-def check_one_process(mesh: Mesh | AbstractMesh) -> None:
-    """Raises UnsupportedError for a mesh that reaches into another process."""
+def processes(mesh: Mesh | AbstractMesh) -> list[int]:
+    """The process of each logical id; empty for a mesh that is not bound to devices yet."""
     if isinstance(mesh, AbstractMesh):
-        processes = set(range(jax.process_count()))
-    else:
-        processes = {device.process_index for device in mesh.devices.flat}
-    if len(processes) > 1:
+        return []
+    return [device.process_index for device in mesh.devices.flat]
+
+
+def processes_per_group(groups: np.ndarray, process_of_logical: Sequence[int]) -> int:
+    """How many processes a group reaches into, at most; 1 if processes are not known."""
+    if len(process_of_logical) == 0:
+        return 1
+    return max(len(np.unique(row)) for row in np.asarray(process_of_logical)[groups])
+
+
+def ranks_per_process(groups: np.ndarray, process_of_logical: Sequence[int]) -> int:
+    """How many ranks of a group each of its processes has.
+
+    1 for groups within one process. 0 unless it is the same number for every process and group and
+    each process's ranks follow each other.
+    """
+    if len(process_of_logical) == 0:
+        return 1
+    by_rank = np.asarray(process_of_logical)[groups]
+    if all((row == row[0]).all() for row in by_rank):
+        return 1
+    runs = set()
+    for row in by_rank:
+        ends = np.flatnonzero(np.diff(row)) + 1
+        runs |= set(np.diff([0, *ends, len(row)]).tolist())
+        if len(ends) + 1 != len(np.unique(row)):
+            return 0
+    return runs.pop() if len(runs) == 1 else 0
+
+
+@functools.cache
+def _start_engine() -> None:
+    bootstrap = _bootstrap.Bootstrap.from_environment(native)
+    process_of_device = {device.id: device.process_index for device in jax.devices()}
+    native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
+    bootstrap.start()
+    atexit.register(bootstrap.close)
+
+
+def start(mesh: Mesh | AbstractMesh) -> None:
+    """Makes the engine know the other processes, once, when a mesh reaches into one of them.
+
+    Raises: UnsupportedError for a mesh without devices in a job of several processes: which process
+      a rank lives in would not be known.
+    """
+    if jax.process_count() == 1:
+        return
+    if isinstance(mesh, AbstractMesh):
         raise UnsupportedError(
-            f"jaxcoll serves the devices of one process, but this mesh spans {len(processes)} "
-            f"processes: {sorted(processes)}. Use jax.lax's collectives over axes between processes"
+            "in a job of several processes jaxcoll needs a mesh with devices; pass jax.shard_map a "
+            "jax.sharding.Mesh, or set one with jax.set_mesh"
         )
+    if len(set(processes(mesh))) > 1:
+        _start_engine()
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:

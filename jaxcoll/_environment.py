@@ -50,6 +50,32 @@ def _integer_from(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _list_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in text.split(","))
+        if not set(words) <= set(choices):
+            raise ValueError
+        return words
+
+    return parse
+
+
+def _interface_prefixes(text: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether they are excluded, and the prefixes."""
+    prefixes = tuple(word.strip() for word in text.removeprefix("^").split(","))
+    if not all(prefix.isascii() and prefix.isprintable() and prefix for prefix in prefixes):
+        raise ValueError
+    if any("^" in prefix for prefix in prefixes):
+        raise ValueError
+    return text.startswith("^"), prefixes
+
+
+def _short_text(text: str) -> str:
+    if len(text) > 255:
+        raise ValueError
+    return text
+
+
 VARIABLES = (
     Variable(
         "JAXCOLL_LOG",
@@ -79,6 +105,35 @@ VARIABLES = (
         takes="portable, avx2, avx512",
         meaning="instruction set of the reduction kernels; results do not depend on it",
         parse=_one_of("portable", "avx2", "avx512"),
+    ),
+    Variable(
+        "JAXCOLL_TRANSPORT",
+        default="both",
+        takes="shm, tcp, comma separated",
+        meaning="what may carry data between processes; the best that both of a pair allow is used",
+        parse=_list_of("shm", "tcp"),
+    ),
+    Variable(
+        "JAXCOLL_TCP_SOCKETS",
+        default="4",
+        takes="1 to 64",
+        meaning="sockets between two processes that use tcp",
+        parse=_integer_from(1, 64),
+    ),
+    Variable(
+        "JAXCOLL_IFNAME",
+        default="all that are up",
+        takes="prefixes of interface names, comma separated; `^` first excludes them",
+        meaning="network interfaces that tcp may be reached at, e.g. `eth,ib0` or `^docker,lo`; "
+        "loopback is tried last",
+        parse=_interface_prefixes,
+    ),
+    Variable(
+        "JAXCOLL_HOST_ID",
+        default="boot id, network namespace, host name",
+        takes="text of at most 255 characters",
+        meaning="processes with equal ids count as being on one host and may use shm",
+        parse=_short_text,
     ),
 )
 

@@ -6,6 +6,7 @@ before `jax.distributed.initialize` works.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +16,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
+from jax._src import distributed as _distributed
 from jax._src import mesh as _mesh
 from jax._src import xla_bridge as _xla_bridge
 from jax._src.custom_partitioning_sharding_rule import (
@@ -43,12 +45,14 @@ Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
 
 __all__ = [
     "AxisName",
+    "DistributedStore",
     "Primitive",
     "SPMDAxisContext",
     "Sharding",
     "Value",
     "ad",
     "batching",
+    "byte_count",
     "canonicalize_axis",
     "check_axis_names",
     "check_not_unreduced",
@@ -57,6 +61,7 @@ __all__ = [
     "custom_call_module",
     "define_dce",
     "define_impl",
+    "distributed_store",
     "drop_one_sized_axes",
     "exported_custom_call",
     "hlo",
@@ -112,6 +117,42 @@ def num_cpu_devices() -> int:
 
 def exported_custom_call(target: str) -> Any:
     return jax.export.DisabledSafetyCheck.custom_call(target)
+
+
+# --- jax.distributed -----------------------------------------------------------------------------
+
+
+class DistributedStore:
+    """The key-value store of `jax.distributed`, which its coordinator keeps. Any thread."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def set(self, key: str, value: bytes) -> None:
+        """Sets a key for good; if it was set before, that value stands."""
+        try:
+            self._client.key_value_set_bytes(key, value)
+        except jax.errors.JaxRuntimeError as error:
+            if "ALREADY_EXISTS" not in str(error):
+                raise
+
+    def wait(self, key: str, deadline_s: float) -> bytes:
+        """Raises: TimeoutError if nobody has set the key within `deadline_s` from now."""
+        try:
+            return bytes(self._client.blocking_key_value_get_bytes(key, round(deadline_s * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise TimeoutError(key) from None
+
+
+def distributed_store() -> tuple[DistributedStore, int, int] | None:
+    """The job's store, this process's index and the number of processes; None before
+    `jax.distributed.initialize`. Starts no back end."""
+    state = _distributed.global_state
+    if state.client is None:
+        return None
+    return DistributedStore(state.client), state.process_id, state.num_processes
 
 
 # --- tracing ------------------------------------------------------------------------------------
@@ -225,6 +266,18 @@ def is_mesh_of_context(mesh: Any) -> bool:
     JAX lowers such a program once and runs it on every mesh of that shape.
     """
     return mesh == _mesh.get_concrete_mesh()
+
+
+def byte_count(value: Value) -> int:
+    """Bytes of a tensor; those of a type below a byte count as one each."""
+    tensor = ir.RankedTensorType(value.type)
+    return math.prod(tensor.shape) * max(1, _bits(tensor.element_type) // 8)
+
+
+def _bits(element: ir.Type) -> int:
+    if isinstance(element, ir.ComplexType):
+        return 2 * _bits(element.element_type)
+    return int(element.width)
 
 
 def sharding_rule(

@@ -36,6 +36,11 @@ class _Group:
 
     groups: np.ndarray  # int64, (groups, ranks per group): logical ids
     device_ids: list[int] | None  # None: known only when the program runs
+    # Whether the program may run on other devices than those of its mesh: each of its calls then
+    # says where it runs, and device_ids, if there are any, are checked against that.
+    movable: bool
+    ranks_per_process: int  # as _communicator.ranks_per_process
+    processes: int  # that a group reaches into, at most
     label: str
 
     @property
@@ -55,8 +60,15 @@ class _Call:
     root: int = 0
     permutation: tuple[tuple[int, int], ...] = ()
 
-    def attributes(self) -> dict[str, ir.Attribute]:
-        algorithm = _select.choose(self.collective, self.algorithm, self.group.size)
+    def attributes(self, byte_count: int) -> dict[str, ir.Attribute]:
+        algorithm = _select.choose(
+            self.collective,
+            self.algorithm,
+            self.group.size,
+            byte_count=byte_count,
+            ranks_per_process=self.group.ranks_per_process,
+            processes=self.group.processes,
+        )
 
         def text(value: str) -> ir.Attribute:
             return ir.StringAttr.get(value)
@@ -76,7 +88,7 @@ class _Call:
             "device_ids": integers(self.group.device_ids or []),
             "root": integer(self.root),
             "permutation": integers(self.permutation),
-            "node_size": integer(0),  # the divisor nearest to the square root
+            "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_process)),
             "channels": integer(1),
             "schedule": text(self.schedule),
             "label": text(self.group.label),
@@ -95,18 +107,29 @@ def check_served(ctx: Any) -> None:
             f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
         )
     if not compat.is_for_export(ctx):
-        _communicator.check_one_process(context.mesh)
+        _communicator.start(context.mesh)
 
 
 def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
     check_served(ctx)
     mesh = ctx.module_context.axis_context.mesh
     # Exported programs, and those whose mesh comes from the context, run on other devices too.
-    runs_elsewhere = compat.is_for_export(ctx) or compat.is_mesh_of_context(mesh)
-    device_ids = None if runs_elsewhere else _communicator.device_ids(mesh)
+    movable = compat.is_for_export(ctx) or compat.is_mesh_of_context(mesh)
+    # Where groups reach into other processes, one must know which: there a program that has moved
+    # to another order of the devices is refused when it runs.
+    processes = [] if compat.is_for_export(ctx) else _communicator.processes(mesh)
+    one_process = len(set(processes)) <= 1
+    device_ids = None if movable and one_process else _communicator.device_ids(mesh)
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
-    return _Group(groups, device_ids, label)
+    return _Group(
+        groups=groups,
+        device_ids=device_ids,
+        movable=movable,
+        ranks_per_process=_communicator.ranks_per_process(groups, processes),
+        processes=_communicator.processes_per_group(groups, processes),
+        label=label,
+    )
 
 
 def _is_partially_manual(ctx: Any) -> bool:
@@ -171,14 +194,15 @@ def _emit(
     ctx: Any, call: _Call, operands: Sequence[Value], result_types: Sequence[ir.Type]
 ) -> list[Value]:
     """Emits the custom call; every operand is of a type that the engine has."""
+    byte_count = sum(compat.byte_count(operand) for operand in operands)
     operands = list(operands)
-    if call.group.device_ids is None:
+    if call.group.movable:
         operands.append(_logical_id(ctx))
     target, extra = TARGET, None
     if _is_partially_manual(ctx):
         target = PARTITIONED_TARGET
         extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
-    return compat.custom_call(target, operands, result_types, call.attributes(), extra)
+    return compat.custom_call(target, operands, result_types, call.attributes(byte_count), extra)
 
 
 def _lower_vectors(

@@ -17,6 +17,11 @@ from jaxcoll._errors import UnknownAlgorithmError, WorldSizeError
 # that forwards partial results.
 _AUTO = "direct"
 
+# Between processes every message costs: up to this many bytes one exchange of everything is
+# fastest, above it each rank adds up its own share.
+_ONE_STEP_BYTES = 16 << 10
+_ONE_STEP_RANKS = 8
+
 # Its sizes are data: there is nothing to schedule before it runs.
 _UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
 
@@ -26,14 +31,42 @@ def algorithms(collective: str) -> tuple[str, ...]:
     return _UNSCHEDULED.get(collective) or _schedule.algorithms(collective)
 
 
+def _auto(
+    collective: str, world_size: int, byte_count: int, ranks_per_process: int, processes: int
+) -> str:
+    if processes <= 1 or collective != "all_reduce":
+        return _AUTO
+    if 1 < ranks_per_process < world_size:
+        return "hierarchical"
+    if byte_count > _ONE_STEP_BYTES:
+        return "direct2"
+    return _AUTO if world_size <= _ONE_STEP_RANKS else "recursive_doubling"
+
+
+def node_size(algorithm: str, ranks_per_process: int) -> int:
+    """Ranks per node of a hierarchical algorithm; 0: the divisor nearest to the square root."""
+    return ranks_per_process if algorithm == "hierarchical" and ranks_per_process > 1 else 0
+
+
 @functools.lru_cache(maxsize=4096)
-def choose(collective: str, algorithm: str, world_size: int) -> str:
+def choose(
+    collective: str,
+    algorithm: str,
+    world_size: int,
+    *,
+    byte_count: int = 0,
+    ranks_per_process: int = 1,
+    processes: int = 1,
+) -> str:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
     Args:
       collective: the engine's name: "all_reduce", ..., "permute".
       algorithm: "auto" or one of `algorithms(collective)`.
       world_size: ranks per group.
+      byte_count: bytes of one rank's operands.
+      ranks_per_process: ranks that a process has in a group, 0 if they differ.
+      processes: processes that the mesh reaches into.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
@@ -43,7 +76,7 @@ def choose(collective: str, algorithm: str, world_size: int) -> str:
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if algorithm == "auto":
-        algorithm = _AUTO
+        algorithm = _auto(collective, world_size, byte_count, ranks_per_process, processes)
     if collective not in _UNSCHEDULED:
         spec = _schedule.ScheduleSpec(cast(_schedule.Collective, collective), world_size, algorithm)
         try:

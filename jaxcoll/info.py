@@ -101,7 +101,7 @@ def _variables() -> Iterator[str]:
     for variable in _environment.VARIABLES:
         value = os.environ.get(variable.name)
         shown = f"not set: {variable.default}" if value is None else value
-        yield f"{variable.name:19}{shown}"
+        yield f"{variable.name:21}{shown}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ enum class StatusCode {
   kDeadlineExceeded,    // a peer did not arrive in time
   kCancelled,           // the process is shutting down
   kFailedPrecondition,  // a communicator was poisoned earlier
+  kUnavailable,         // a peer is gone
   kInternal,            // a bug of ours
 };
 

@@ -8,5 +8,6 @@ namespace jaxcoll {
 void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, programs, BuildSchedule
 void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays, for tests
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
+void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
 
 }  // namespace jaxcoll

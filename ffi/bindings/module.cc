@@ -5,4 +5,5 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindSchedule(m);
   jaxcoll::BindKernels(m);
   jaxcoll::BindEngine(m);
+  jaxcoll::BindComm(m);
 }

@@ -89,8 +89,65 @@ StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec) {
     if (!built.ok()) return built.status();
     program = *built;
   }
-  return std::unique_ptr<CallSite>(
+  std::unique_ptr<CallSite> site(
       new CallSite(std::move(spec), std::move(*groups), std::move(program)));
+  if (Status status = site->FindMembers(); !status.ok()) return status;
+  return site;
+}
+
+Status CallSite::FindMembers() {
+  const Interprocess* const processes = Interprocess::Get();
+  members_.resize(groups_.group_count());
+  for (int32_t group = 0; group < groups_.group_count(); ++group) {
+    Members& members = members_[group];
+    for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+      if (processes != nullptr && groups_.ranks_by_device()) {
+        const int64_t device = groups_.DeviceId({group, rank});
+        const std::optional<int> process = processes->ProcessOfDevice(device);
+        if (!process) {
+          return InvalidArgument("device " + std::to_string(device) + " is unknown to this job");
+        }
+        if (*process != processes->process()) {
+          members.here = false;
+          continue;
+        }
+      }
+      members.ranks.push_back(rank);
+    }
+  }
+  return Status();
+}
+
+Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_elements, DType dtype,
+                            ReduceOp op) {
+  Members& members = members_[group];
+  if (members.here || members.ranks.empty()) return Status();
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec_, members.ranks);
+  if (!programs.ok()) return programs.status();
+  const StatusOr<int32_t> largest = LargestMessage(spec_);
+  if (!largest.ok()) return largest.status();
+  StatusOr<SegmentProgram> program =
+      CompileSegments(*programs, static_cast<int32_t>(spec_.group_size), *largest);
+  if (!program.ok()) return program.status();
+  StatusOr<std::shared_ptr<const SegmentPlan>> plan =
+      SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
+                          block_elements, dtype, op, kSlotBytes);
+  if (!plan.ok()) return plan.status();
+  Interprocess::GroupSpec spec;
+  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+    spec.device_ids.push_back(groups_.DeviceId({group, rank}));
+  }
+  // All that the other processes must agree on.
+  spec.operation = spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op + ' ' +
+                   std::to_string(spec_.root) + ' ' + std::to_string(spec_.node_size) + ' ' +
+                   std::to_string(spec_.channels) + ' ' + std::string(Name(dtype));
+  for (const int64_t rank : spec_.permutation) spec.operation += ' ' + std::to_string(rank);
+  for (const int64_t elements : block_elements) spec.operation += ' ' + std::to_string(elements);
+  spec.operation += '\n' + spec_.schedule;
+  spec.description = Describe();
+  spec.plan = std::move(*plan);
+  members.remote = Interprocess::Get()->Open(std::move(spec));
+  return Status();
 }
 
 CallSite::CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program)
@@ -120,7 +177,11 @@ Status CallSite::Prepare(const CallShape& shape) {
   std::lock_guard lock(mutex_);
   if (prepared()) return Status();
   const int64_t world_size = spec_.group_size;
+  shape_ = shape;
   if (program_ == nullptr) {
+    if (std::any_of(members_.begin(), members_.end(), [](const Members& m) { return !m.here; })) {
+      return InvalidArgument("ragged_all_to_all serves the devices of one process");
+    }
     if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
       return InvalidArgument("ragged_all_to_all takes six operands and returns one");
     }
@@ -165,9 +226,12 @@ Status CallSite::Prepare(const CallShape& shape) {
       }
       block_elements.push_back(block);
     }
+    for (int32_t group = 0; group < groups_.group_count(); ++group) {
+      Status status = OpenRemote(group, block_elements, dtype, op);
+      if (!status.ok()) return status;
+    }
     plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
   }
-  shape_ = shape;
   Log(LogLevel::kDebug, "%s: prepared", Describe().c_str());
   prepared_.store(true, std::memory_order_release);
   return Status();
@@ -229,7 +293,7 @@ StatusOr<CallSite::Entry> CallSite::Arrive(const Arrival& arrival,
     }
     const std::shared_ptr<const Status> failure = meeting.failure;
     if (failure == nullptr) meeting.completions[rank] = std::move(completion);
-    if (meeting.arrived_count == spec_.group_size) {
+    if (meeting.arrived_count == static_cast<int32_t>(members_[place->group].ranks.size())) {
       // Ranks make their calls in order, so the front meeting is always the first to be full.
       complete = std::move(line.meetings.front());
       line.meetings.pop_front();
@@ -239,6 +303,8 @@ StatusOr<CallSite::Entry> CallSite::Arrive(const Arrival& arrival,
     if (failure != nullptr) return *failure;
   }
   if (complete == nullptr) return Entry::kPending;
+  Members& members = members_[place->group];
+  if (members.remote != nullptr) return StartRemote(std::move(complete), members);
   return Start(std::move(complete), rank);
 }
 
@@ -364,6 +430,25 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
   return Entry::kPending;
 }
 
+CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members) {
+  MemberBuffers buffers;
+  std::vector<std::unique_ptr<Completion>> completions;
+  const size_t vectors = shape_.inputs.size();
+  for (size_t v = 0; v < vectors; ++v) {
+    for (const int32_t rank : members.ranks) {
+      buffers.inputs.push_back(meeting->buffers.inputs[v * spec_.group_size + rank]);
+      buffers.outputs.push_back(meeting->buffers.outputs[v * spec_.group_size + rank]);
+      AskForHugePages(buffers.outputs.back(), plan_->output_bytes(v));
+    }
+  }
+  for (const int32_t rank : members.ranks) {
+    completions.push_back(std::move(meeting->completions[rank]));
+  }
+  Recycle(std::move(meeting));
+  members.remote->Start(std::move(buffers), std::move(completions), cost_);
+  return Entry::kPending;
+}
+
 void CallSite::Fail(Meeting& meeting, Status status) {
   meeting.failure = std::make_shared<const Status>(std::move(status));
   meeting.failed_at = Clock::now();
@@ -414,7 +499,7 @@ std::string CallSite::OverdueMessage(const Meeting& meeting, int64_t run_id, int
                                      const WaitingTable& waiting) const {
   std::string here, missing;
   size_t here_count = 0, missing_count = 0;
-  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+  for (const int32_t rank : members_[group].ranks) {
     const int64_t logical = groups_.LogicalId({group, rank});
     const std::string name =
         "rank " + std::to_string(rank) + " (" + groups_.Describe(logical) + ")";
@@ -448,7 +533,10 @@ void CallSite::FailOverdue(Clock::time_point now, const WaitingTable& waiting) {
             ". Every device of a group must make the same calls; look for a collective inside a "
             "lax.cond or while_loop that not every device takes, or raise JAXCOLL_TIMEOUT_S";
         Log(LogLevel::kInfo, "%s", message.c_str());
-        Fail(*meeting, Status(StatusCode::kDeadlineExceeded, message));
+        const Status status(StatusCode::kDeadlineExceeded, message);
+        Fail(*meeting, status);
+        Members& members = members_[it->first.second];
+        if (members.remote != nullptr) members.remote->Fail(status);
       }
       forget &= meeting->failure != nullptr &&
                 SecondsBetween(meeting->failed_at, now) > kForgetFailureAfterS;

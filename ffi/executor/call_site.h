@@ -7,6 +7,9 @@
 // differ between ranks: when all ranks of a group have made equally many calls they start again
 // from zero, so nothing is left to clean up when a run ends.
 //
+// In a group that other processes share, only this process's ranks meet here; what they do then with
+// the others is the RemoteGroup's business.
+//
 // The last rank to arrive starts the work. A rank that does not arrive within JAXCOLL_TIMEOUT_S
 // fails the call on every rank of the group, those that come later included; the next call is a
 // call of its own.
@@ -27,6 +30,7 @@
 
 #include "executor/call_spec.h"
 #include "executor/completion.h"
+#include "executor/interprocess.h"
 #include "executor/local_plan.h"
 #include "executor/worker_pool.h"
 
@@ -64,6 +68,10 @@ class CallSite {
   CallSite& operator=(const CallSite&) = delete;
 
   const GroupTable& groups() const { return groups_; }
+  // Operands of a call with so many results, without the logical id.
+  size_t vector_operands(size_t results) const {
+    return spec_.collective == "ragged_all_to_all" ? 6 : results;
+  }
 
   // Must have succeeded once, in any thread, before the first Arrive.
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
@@ -92,7 +100,17 @@ class CallSite {
   using LineKey = std::pair<int64_t, int32_t>;  // (run id, group)
 
   CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program);
+  // This process's ranks of a group, and the rest of the group.
+  struct Members {
+    std::vector<int32_t> ranks;
+    bool here = true;  // all of them
+    std::unique_ptr<RemoteGroup> remote;
+  };
+  Status FindMembers();
+  Status OpenRemote(int32_t group, const std::vector<int64_t>& block_elements, DType dtype,
+                    ReduceOp op);
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
+  Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members);
   std::string Describe() const;
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
@@ -102,12 +120,14 @@ class CallSite {
 
   const CallSpec spec_;
   const GroupTable groups_;
-  const std::shared_ptr<const LocalProgram> program_;  // null for ragged_all_to_all
+  // Null for ragged_all_to_all, and where no group is all of this process.
+  const std::shared_ptr<const LocalProgram> program_;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
   std::atomic<bool> prepared_{false};      // publishes plan_ and shape_, constant from then on
   std::shared_ptr<const LocalPlan> plan_;  // null for ragged_all_to_all
   CallShape shape_;
+  std::vector<Members> members_;  // by group
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

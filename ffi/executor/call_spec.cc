@@ -1,8 +1,10 @@
 #include "executor/call_spec.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <sstream>
 
 #include "executor/local_program.h"
@@ -20,6 +22,10 @@ StatusOr<GroupTable> GroupTable::Create(const CallSpec& spec) {
   for (size_t i = 0; i < spec.groups.size(); ++i) {
     const Place place{static_cast<int32_t>(i / spec.group_size),
                       static_cast<int32_t>(i % spec.group_size)};
+    if (!spec.device_ids.empty() && (spec.groups[i] < 0 ||
+                                     spec.groups[i] >= static_cast<int64_t>(spec.device_ids.size()))) {
+      return InvalidArgument("logical id " + std::to_string(spec.groups[i]) + " has no device");
+    }
     if (!table.place_of_logical_.emplace(spec.groups[i], place).second) {
       return InvalidArgument("logical id " + std::to_string(spec.groups[i]) +
                              " stands in two groups");
@@ -54,17 +60,39 @@ std::string GroupTable::Describe(int64_t logical_id) const {
 namespace {
 
 StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
+  std::vector<int32_t> ranks(spec.group_size);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  return Compile(*programs, *ParseCollective(spec.collective));
+}
+
+// Everything that the memory program depends on.
+std::string CacheKey(const CallSpec& spec) {
+  std::ostringstream key;
+  key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
+      << ' ' << spec.node_size << ' ' << spec.channels;
+  for (const int64_t rank : spec.permutation) key << ' ' << rank;
+  key << '\n' << spec.schedule;
+  return key.str();
+}
+
+}  // namespace
+
+StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
   // A ragged all_to_all's sizes are only known at run time: ragged.cc.
   const std::optional<Collective> collective = ParseCollective(spec.collective);
   if (!collective) return InvalidArgument("unknown collective '" + spec.collective + "'");
+  std::vector<Program> programs;
   if (!spec.schedule.empty()) {
-    StatusOr<std::vector<Program>> programs = Parse(spec.schedule);
-    if (!programs.ok()) return programs.status();
-    if (static_cast<int64_t>(programs->size()) != spec.group_size) {
-      return InvalidArgument("the schedule is for " + std::to_string(programs->size()) +
+    StatusOr<std::vector<Program>> parsed = Parse(spec.schedule);
+    if (!parsed.ok()) return parsed.status();
+    if (static_cast<int64_t>(parsed->size()) != spec.group_size) {
+      return InvalidArgument("the schedule is for " + std::to_string(parsed->size()) +
                              " ranks, the group has " + std::to_string(spec.group_size));
     }
-    return Compile(*programs, *collective);
+    for (const int32_t rank : ranks) programs.push_back(std::move((*parsed)[rank]));
+    return programs;
   }
   ScheduleSpec schedule;
   schedule.collective = *collective;
@@ -79,26 +107,38 @@ StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
   for (size_t i = 0; i < spec.permutation.size(); i += 2) {
     schedule.permutation.emplace_back(spec.permutation[i], spec.permutation[i + 1]);
   }
-  std::vector<Program> programs;
-  for (int32_t rank = 0; rank < schedule.world_size; ++rank) {
+  for (const int32_t rank : ranks) {
     StatusOr<Program> program = BuildSchedule(schedule, rank);
     if (!program.ok()) return program.status();
     programs.push_back(std::move(*program));
   }
-  return Compile(programs, *collective);
+  return programs;
 }
 
-// Everything that the memory program depends on.
-std::string CacheKey(const CallSpec& spec) {
-  std::ostringstream key;
-  key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
-      << ' ' << spec.node_size << ' ' << spec.channels;
-  for (const int64_t rank : spec.permutation) key << ' ' << rank;
-  key << '\n' << spec.schedule;
-  return key.str();
+StatusOr<int32_t> LargestMessage(const CallSpec& spec) {
+  // One message is never more than a whole buffer. In a group too large to look at every rank that
+  // will do: pieces are smaller than they might be.
+  constexpr int64_t kLookAtRanks = 256;
+  std::vector<int32_t> ranks(std::min(spec.group_size, kLookAtRanks));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const Program& first = programs->front();
+  if (spec.group_size > kLookAtRanks) {
+    return std::max({first.input_blocks, first.output_blocks, first.scratch_blocks}) *
+           first.chunks_per_block;
+  }
+  int32_t largest = 1;
+  for (const Program& program : *programs) {
+    for (const Op& op : program.ops) {
+      if (op.kind != OpKind::kSend) continue;
+      int32_t chunks = 0;
+      for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
+      largest = std::max(largest, chunks);
+    }
+  }
+  return largest;
 }
-
-}  // namespace
 
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
   // Weak: the call sites own the programs, so a program goes with the last executable that uses it.

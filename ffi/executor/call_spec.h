@@ -44,6 +44,11 @@ class GroupTable {
   const Place* FindLogical(int64_t logical_id) const;
   StatusOr<int64_t> LogicalOfDevice(int64_t device_id) const;
   bool ranks_by_device() const { return !logical_of_device_.empty(); }
+  int32_t group_count() const { return static_cast<int32_t>(groups_.size() / group_size_); }
+  // -1 where device ids are not known.
+  int64_t DeviceId(Place place) const {
+    return device_ids_.empty() ? -1 : device_ids_[LogicalId(place)];
+  }
   int64_t LogicalId(Place place) const { return groups_[place.group * group_size_ + place.rank]; }
   // "device 5", or "partition 5" where device ids are not known.
   std::string Describe(int64_t logical_id) const;
@@ -55,6 +60,12 @@ class GroupTable {
   std::unordered_map<int64_t, Place> place_of_logical_;
   std::unordered_map<int64_t, int64_t> logical_of_device_;
 };
+
+// The programs of some ranks of a group.
+StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
+
+// Chunks in the largest message that any rank of the group sends: equal on every process.
+StatusOr<int32_t> LargestMessage(const CallSpec& spec);
 
 // The memory program of a spec's groups; shared by all call sites with the same schedule.
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec);

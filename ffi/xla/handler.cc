@@ -29,6 +29,8 @@ ffi::Error ToFfiError(const Status& status) {
         return ffi::ErrorCode::kCancelled;
       case StatusCode::kFailedPrecondition:
         return ffi::ErrorCode::kFailedPrecondition;
+      case StatusCode::kUnavailable:
+        return ffi::ErrorCode::kUnavailable;
       case StatusCode::kInternal:
         return ffi::ErrorCode::kInternal;
     }
@@ -229,18 +231,28 @@ ffi::Future Execute(ffi::RunId run_id, int32_t device_id, Instruction* instructi
   Arrival arrival;
   arrival.run_id = run_id.run_id;
   size_t argument_count = arguments.size();
-  if (site.groups().ranks_by_device()) {
-    StatusOr<int64_t> logical = site.groups().LogicalOfDevice(device_id);
-    if (!logical.ok()) return Completed(logical.status());
-    arrival.logical_id = *logical;
-  } else {
-    if (argument_count == 0) return Completed(InvalidArgument("the logical id operand is missing"));
+  std::optional<int64_t> operand_id;
+  if (argument_count > site.vector_operands(results.size())) {
     --argument_count;
     const auto logical = arguments.get<ffi::AnyBuffer>(argument_count);
     if (logical->element_type() != ffi::DataType::U32 || logical->element_count() != 1) {
       return Completed(InvalidArgument("the logical id operand must be one uint32"));
     }
-    arrival.logical_id = *logical->reinterpret_data<uint32_t>();
+    operand_id = *logical->reinterpret_data<uint32_t>();
+  }
+  if (site.groups().ranks_by_device()) {
+    StatusOr<int64_t> logical = site.groups().LogicalOfDevice(device_id);
+    if (!logical.ok()) return Completed(logical.status());
+    if (operand_id && *operand_id != *logical) {
+      return Completed(InvalidArgument(
+          "this program was lowered for a mesh of the same shape with its devices in another "
+          "order; call jax.clear_caches(), or pass jax.shard_map its mesh"));
+    }
+    arrival.logical_id = *logical;
+  } else if (operand_id) {
+    arrival.logical_id = *operand_id;
+  } else {
+    return Completed(InvalidArgument("the logical id operand is missing"));
   }
   if (!site.prepared()) {
     StatusOr<CallShape> shape = ShapeOf(arguments, argument_count, results);

@@ -1,0 +1,110 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unordered_map.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "comm/peer.h"
+#include "comm/reactor.h"
+#include "transport/link.h"
+
+namespace nb = nanobind;
+
+namespace jaxcoll {
+namespace {
+
+Reactor& Started() {
+  Reactor* const reactor = Reactor::Get();
+  if (reactor == nullptr) throw nb::value_error("comm_start has not been called");
+  return *reactor;
+}
+
+void Add(int peer, StatusOr<std::unique_ptr<Link>> link) {
+  if (link.ok()) {
+    Started().AddLink(peer, std::move(*link));
+  } else {
+    Started().LinkFailed(peer, link.status().message());
+  }
+}
+
+}  // namespace
+
+// The reactor's mutex is never taken with the interpreter's lock held: its thread calls Python.
+void BindComm(nb::module_& m) {
+  m.def(
+      "comm_start",
+      [](int process, std::unordered_map<int64_t, int> process_of_device, nb::callable want) {
+        if (Reactor::Get() != nullptr) throw nb::value_error("comm_start was called before");
+        // Never destroyed: the reactor may outlive the interpreter.
+        auto* const callable = new nb::callable(std::move(want));
+        nb::gil_scoped_release release;
+        Reactor::Start(process, std::move(process_of_device), [callable](int peer) {
+          nb::gil_scoped_acquire acquire;
+          (*callable)(peer);
+        });
+      },
+      nb::arg("process"), nb::arg("process_of_device"), nb::arg("want"),
+      "Starts the engine between processes, once. `want(peer)` is called when it needs a link; it\n"
+      "must return at once, and comm_add_*_link or comm_link_failed must follow.");
+  m.def(
+      "comm_started", [] { return Reactor::Get() != nullptr; },
+      "Whether comm_start has been called.");
+  m.def(
+      "comm_bell", [] { return Started().bell(); },
+      "The eventfd that wakes this process's engine; it stays the engine's.");
+  m.def(
+      "comm_make_segment",
+      [] {
+        StatusOr<int> segment = MakeShmSegment(kWindowBytes);
+        if (!segment.ok()) throw nb::value_error(segment.status().message().c_str());
+        return *segment;
+      },
+      "A memfd for one link: what the peer writes for this process.");
+  m.def(
+      "comm_add_shm_link",
+      [](int peer, int socket, int own_segment, int peer_segment, int peer_bell,
+         std::string description) {
+        nb::gil_scoped_release release;
+        Add(peer, MakeShmLink(peer, socket, own_segment, peer_segment, Started().bell(), peer_bell,
+                              std::move(description)));
+      },
+      nb::arg("peer"), nb::arg("socket"), nb::arg("own_segment"), nb::arg("peer_segment"),
+      nb::arg("peer_bell"), nb::arg("description"), "Takes over the descriptors.");
+  m.def(
+      "comm_add_tcp_link",
+      [](int peer, std::vector<int> sockets, std::string description) {
+        nb::gil_scoped_release release;
+        Add(peer, MakeTcpLink(peer, std::move(sockets), kWindowBytes, std::move(description)));
+      },
+      nb::arg("peer"), nb::arg("sockets"), nb::arg("description"), "Takes over the descriptors.");
+  m.def(
+      "comm_link_failed",
+      [](int peer, const std::string& reason) {
+        nb::gil_scoped_release release;
+        Started().LinkFailed(peer, reason);
+      },
+      nb::arg("peer"), nb::arg("reason"), "No link will come: fails what waits for the peer.");
+  m.def(
+      "comm_dump",
+      [] {
+        Reactor* const reactor = Reactor::Get();
+        return reactor == nullptr ? std::string() : reactor->Dump();
+      },
+      nb::call_guard<nb::gil_scoped_release>(),
+      "What this process has been doing with others, for people; empty before comm_start.");
+  m.def(
+      "comm_stop",
+      [] {
+        if (Reactor* const reactor = Reactor::Get()) reactor->Stop();
+      },
+      nb::call_guard<nb::gil_scoped_release>(),
+      "Fails what is pending, sends what is queued (3 s at most) and ends the thread.");
+  m.attr("comm_window_bytes") = kWindowBytes;
+}
+
+}  // namespace jaxcoll

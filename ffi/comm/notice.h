@@ -1,0 +1,65 @@
+// What the engines of two processes say to each other, in a transport's notice.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "executor/segment_run.h"
+#include "transport/link.h"
+
+namespace jaxcoll {
+
+// Names one call in every process: `key` hashes what the call is and which of several equal call
+// sites makes it, `number` counts that call site's calls.
+struct CallId {
+  uint64_t key = 0;
+  uint32_t number = 0;
+  friend auto operator<=>(const CallId&, const CallId&) = default;
+};
+
+enum class NoticeKind : uint8_t {
+  kReady = 1,  // the receiver of a message waits for it
+  kData = 2,   // a message lies at `offset`
+  kCredit = 3  // what lies at `offset` is not needed any more
+};
+
+struct NoticeFields {
+  NoticeKind kind = NoticeKind::kReady;
+  uint8_t unused = 0;
+  uint16_t channel = 0;
+  uint32_t sequence = 0;
+  uint64_t key = 0;
+  uint32_t number = 0;
+  uint32_t segment = 0;
+  uint32_t source = 0;
+  uint32_t destination = 0;
+  uint32_t offset = 0;
+  uint32_t bytes = 0;
+  uint64_t unused2 = 0;
+
+  CallId call() const { return {key, number}; }
+  MessageId message() const {
+    return {static_cast<int32_t>(segment),
+            {static_cast<int32_t>(source), static_cast<int32_t>(destination),
+             static_cast<int32_t>(channel), static_cast<int32_t>(sequence)}};
+  }
+};
+static_assert(sizeof(NoticeFields) == sizeof(Notice));
+
+inline Notice Encode(const NoticeFields& fields) { return std::bit_cast<Notice>(fields); }
+inline NoticeFields Decode(const Notice& notice) { return std::bit_cast<NoticeFields>(notice); }
+
+inline NoticeFields About(NoticeKind kind, const CallId& call, const MessageId& id) {
+  NoticeFields fields;
+  fields.kind = kind;
+  fields.key = call.key;
+  fields.number = call.number;
+  fields.segment = static_cast<uint32_t>(id.segment);
+  fields.source = static_cast<uint32_t>(id.key.source);
+  fields.destination = static_cast<uint32_t>(id.key.destination);
+  fields.channel = static_cast<uint16_t>(id.key.channel);
+  fields.sequence = static_cast<uint32_t>(id.key.sequence);
+  return fields;
+}
+
+}  // namespace jaxcoll

@@ -1,0 +1,84 @@
+// Another process: the link to it, and who may write where in the windows.
+//
+// A window is cut into small slots for eager messages and large ones for the rest. The sender
+// hands out the slots of the peer's window and gets them back as credits.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "comm/notice.h"
+#include "executor/interprocess.h"
+#include "transport/link.h"
+
+namespace jaxcoll {
+
+inline constexpr size_t kSmallSlots = 64;
+inline constexpr size_t kLargeSlots = 16;
+inline constexpr size_t kWindowBytes = kSmallSlots * kEagerBytes + kLargeSlots * kSlotBytes;
+
+class Peer {
+ public:
+  enum class State { kUnknown, kWanted, kUp, kDown };
+
+  explicit Peer(int process) : process_(process) {}
+
+  int process() const { return process_; }
+  State state() const { return state_; }
+  void SetWanted() { state_ = State::kWanted; }
+  const std::string& down_reason() const { return down_reason_; }
+  Link* link() { return link_.get(); }
+  const std::string& description() const { return description_; }
+
+  void Connect(std::unique_ptr<Link> link);
+  void Disconnect(std::string reason);
+
+  void Send(const NoticeFields& fields);
+  void Tell(std::string_view message);
+
+  // A message that needs a slot. The reactor writes it when there is one.
+  struct Waiting {
+    CallId call;
+    int32_t segment;
+    int32_t op;
+  };
+  std::deque<Waiting>& waiting(bool small) { return small ? waiting_small_ : waiting_large_; }
+  bool HasSlot(bool small) const { return !(small ? free_small_ : free_large_).empty(); }
+  uint32_t TakeSlot(bool small);
+  // False if the peer returns what it does not hold.
+  bool ReturnSlot(uint32_t offset);
+
+  // Messages of this peer that stay in our window for a while.
+  bool MayKeep() const { return kept_ < kLargeSlots / 2; }
+  void Kept() { ++kept_; }
+  void Unkept() { --kept_; }
+
+  // Where a message is put together that cannot be written to the peer's memory directly.
+  std::byte* mirror();
+
+  // The peer's last answer to "what are you doing?".
+  std::string last_state;
+  std::chrono::steady_clock::time_point last_state_at;
+  std::chrono::steady_clock::time_point asked_at;
+
+ private:
+  const int process_;
+  State state_ = State::kUnknown;
+  std::unique_ptr<Link> link_;
+  std::string description_ = "not connected";
+  std::string down_reason_;
+  std::vector<NoticeFields> unsent_;
+  std::vector<std::string> untold_;
+  std::vector<uint32_t> free_small_, free_large_;  // last in, first out: what is in cache
+  std::set<uint32_t> taken_;
+  std::deque<Waiting> waiting_small_, waiting_large_;
+  size_t kept_ = 0;
+  std::vector<std::byte> mirror_;
+};
+
+}  // namespace jaxcoll

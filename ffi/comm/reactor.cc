@@ -1,0 +1,710 @@
+#include "comm/reactor.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+#include <utility>
+
+#include "base/environment.h"
+
+namespace jaxcoll {
+namespace {
+
+using std::chrono::duration;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+// The thread looks for this long before it sleeps, yielding in between: a peer that shares the core
+// gets it.
+constexpr microseconds kSpin{60};
+constexpr milliseconds kTick{20};
+constexpr int kNoticesPerPoll = 64;
+constexpr size_t kRecords = 256;
+constexpr double kWarnAfterS = 10;
+
+std::atomic<Interprocess*> the_instance{nullptr};
+std::atomic<Reactor*> the_reactor{nullptr};
+
+// FNV-1a: equal on every process, whatever its compiler.
+uint64_t Hash(std::string_view text, uint64_t seed = 14695981039346656037ull) {
+  for (const char c : text) seed = (seed ^ static_cast<unsigned char>(c)) * 1099511628211ull;
+  return seed;
+}
+
+double SecondsSince(Reactor::Clock::time_point from) {
+  return duration<double>(Reactor::Clock::now() - from).count();
+}
+
+std::string Seconds(double s) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.3g s", s);
+  return text;
+}
+
+}  // namespace
+
+Interprocess* Interprocess::Get() { return the_instance.load(std::memory_order_acquire); }
+void Interprocess::Set(Interprocess* instance) {
+  the_instance.store(instance, std::memory_order_release);
+}
+
+// A call site's group. The reactor's calls keep it alive.
+class Reactor::Group {
+ public:
+  uint64_t communicator = 0;
+  uint64_t operation = 0;
+  int slot = 0;
+  uint64_t key = 0;
+  std::vector<int> process_of_rank;
+  std::vector<int64_t> device_ids;
+  std::shared_ptr<const std::string> description;
+  std::shared_ptr<const SegmentPlan> plan;
+};
+
+namespace {
+
+class GroupHandle final : public RemoteGroup {
+ public:
+  using StartFn = std::function<void(MemberBuffers, std::vector<std::unique_ptr<Completion>>,
+                                     std::shared_ptr<ContinuationCost>)>;
+  GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
+      : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
+  ~GroupHandle() override { close_(); }
+  void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+             std::shared_ptr<ContinuationCost> cost) override {
+    start_(std::move(buffers), std::move(completions), std::move(cost));
+  }
+  void Fail(const Status& status) override { fail_(status); }
+
+ private:
+  StartFn start_;
+  std::function<void(const Status&)> fail_;
+  std::function<void()> close_;
+};
+
+}  // namespace
+
+Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of_device,
+                        std::function<void(int)> want) {
+  auto* const reactor = new Reactor(process, std::move(process_of_device), std::move(want));
+  the_reactor.store(reactor, std::memory_order_release);
+  Interprocess::Set(reactor);
+  std::thread([reactor] { reactor->Loop(); }).detach();
+  return *reactor;
+}
+
+Reactor* Reactor::Get() { return the_reactor.load(std::memory_order_acquire); }
+
+Reactor::Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
+                 std::function<void(int)> want)
+    : process_(process),
+      process_of_device_(std::move(process_of_device)),
+      want_(std::move(want)),
+      bell_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  JAXCOLL_CHECK(bell_ >= 0, "eventfd");
+}
+
+std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
+  const auto it = process_of_device_.find(device_id);
+  if (it == process_of_device_.end()) return std::nullopt;
+  return it->second;
+}
+
+// ---- Groups ------------------------------------------------------------------------------------
+
+std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
+  auto group = std::make_shared<Group>();
+  std::string members;
+  for (const int64_t device : spec.device_ids) {
+    members += std::to_string(device) + ',';
+    group->process_of_rank.push_back(process_of_device_.at(device));
+  }
+  group->communicator = Hash(members);
+  group->operation = Hash(spec.operation, group->communicator);
+  group->device_ids = std::move(spec.device_ids);
+  group->description = std::make_shared<const std::string>(std::move(spec.description));
+  group->plan = std::move(spec.plan);
+  {
+    std::lock_guard lock(mutex_);
+    std::set<int>& used = slots_in_use_[group->operation];
+    while (used.count(group->slot) != 0) ++group->slot;
+    used.insert(group->slot);
+    group->key = Hash(std::to_string(group->slot), group->operation);
+    Communicator& communicator = communicators_[group->communicator];
+    for (const int process : group->process_of_rank) {
+      if (process == process_ || !communicator.processes.insert(process).second) continue;
+      Peer& peer = PeerOf(process);
+      if (peer.state() == Peer::State::kUnknown) {
+        peer.SetWanted();
+        want_(process);
+      } else if (peer.state() == Peer::State::kDown && communicator.cause.empty()) {
+        communicator.cause = peer.down_reason();
+      }
+    }
+  }
+  return std::make_unique<GroupHandle>(
+      [this, group](MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+                    std::shared_ptr<ContinuationCost> cost) {
+        Submit({group, std::move(buffers), std::move(completions), std::move(cost)});
+      },
+      [this, group](const Status& status) { Fail(*group, status); },
+      [this, group] { Close(*group); });
+}
+
+void Reactor::Close(Group& group) {
+  std::lock_guard lock(mutex_);
+  const auto it = slots_in_use_.find(group.operation);
+  it->second.erase(group.slot);
+  if (it->second.empty()) slots_in_use_.erase(it);
+}
+
+void Reactor::Fail(const Group& group, const Status& status) {
+  std::lock_guard lock(mutex_);
+  Poison(group.communicator, status.message(), /*tell=*/true);
+}
+
+Peer& Reactor::PeerOf(int process) {
+  std::unique_ptr<Peer>& peer = peers_[process];
+  if (peer == nullptr) peer = std::make_unique<Peer>(process);
+  return *peer;
+}
+
+void Reactor::AddLink(int process, std::unique_ptr<Link> link) {
+  {
+    std::lock_guard lock(mutex_);
+    Peer& peer = PeerOf(process);
+    if (peer.state() == Peer::State::kUp || peer.state() == Peer::State::kDown) return;
+    Log(LogLevel::kInfo, "process %d: linked to process %d, %s", process_, process,
+        link->Describe().c_str());
+    if (link->remote_window_bytes() < kWindowBytes || link->window().size() < kWindowBytes) {
+      PeerDown(peer, "its window is smaller than ours; are both of one version of jaxcoll?");
+      return;
+    }
+    peer.Connect(std::move(link));
+    Pump(peer, true);
+    Pump(peer, false);
+  }
+  const uint64_t one = 1;
+  (void)!write(bell_, &one, sizeof(one));
+}
+
+void Reactor::LinkFailed(int process, const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  Peer& peer = PeerOf(process);
+  if (peer.state() == Peer::State::kUp || peer.state() == Peer::State::kDown) return;
+  PeerDown(peer, reason);
+}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+void Reactor::Submit(Submission submission) {
+  {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    // Calls of one group keep their order: none overtakes one in the inbox.
+    if (lock.owns_lock() && !inbox_full_.load(std::memory_order_acquire)) {
+      Begin(std::move(submission));
+      return;
+    }
+  }
+  {
+    std::lock_guard lock(inbox_mutex_);
+    inbox_.push_back(std::move(submission));
+    inbox_full_.store(true, std::memory_order_seq_cst);
+  }
+  if (asleep_.load(std::memory_order_seq_cst)) {
+    const uint64_t one = 1;
+    (void)!write(bell_, &one, sizeof(one));
+  }
+}
+
+bool Reactor::DrainInbox() {
+  if (!inbox_full_.load(std::memory_order_acquire)) return false;
+  std::deque<Submission> taken;
+  {
+    std::lock_guard lock(inbox_mutex_);
+    taken.swap(inbox_);
+    inbox_full_.store(false, std::memory_order_release);
+  }
+  for (Submission& submission : taken) Begin(std::move(submission));
+  return true;
+}
+
+void Reactor::Begin(Submission submission) {
+  Group& group = *submission.group;
+  const CallId id{group.key, next_number_[group.key]++};
+  auto call = std::make_unique<Call>();
+  call->group = submission.group;
+  call->id = id;
+  call->completions = std::move(submission.completions);
+  call->cost = std::move(submission.cost);
+  call->begun = Clock::now();
+  Communicator& communicator = communicators_[group.communicator];
+  const auto it = calls_.emplace(id, std::move(call)).first;
+  if (stopping_.load(std::memory_order_relaxed)) {
+    Finish(it, Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
+    return;
+  }
+  if (!communicator.cause.empty()) {
+    Finish(it, Status(StatusCode::kFailedPrecondition,
+                      *group.description +
+                          ": this communicator failed earlier and cannot be used any more; the "
+                          "first cause was: " +
+                          communicator.cause));
+    return;
+  }
+  Call& begun = *it->second;
+  Wire& wire = *this;
+  begun.run = std::make_unique<SegmentRun>(group.plan, std::move(submission.buffers), wire);
+  current_ = &begun;
+  begun.run->Begin();
+  if (const auto early = early_.find(id); early != early_.end()) {
+    std::vector<Early> notices = std::move(early->second);
+    early_.erase(early);
+    for (const Early& e : notices) {
+      if (e.fields.kind == NoticeKind::kReady) {
+        begun.run->OnReady(e.fields.message());
+      } else {
+        begun.run->OnData(e.fields.message(), e.message.data(), e.message.size(), std::nullopt);
+      }
+    }
+  }
+  current_ = nullptr;
+  FinishIfDone(id);
+}
+
+void Reactor::FinishIfDone(const CallId& id) {
+  const auto it = calls_.find(id);
+  if (it != calls_.end() && it->second->run->done()) Finish(it, Status());
+}
+
+void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status) {
+  std::unique_ptr<Call> call = std::move(it->second);
+  calls_.erase(it);
+  Call* const outer = std::exchange(current_, call.get());
+  call->run.reset();  // returns the slots it kept
+  current_ = outer;
+  ++finished_calls_;
+  records_.push_back({call->group->description, call->id, call->begun, Clock::now(),
+                      status.ok() ? "" : status.message()});
+  if (records_.size() > kRecords) records_.pop_front();
+  static const auto& ok = *new std::shared_ptr<const Status>(std::make_shared<const Status>());
+  WorkerPool::Get().Complete(std::move(call->completions),
+                             status.ok() ? ok : std::make_shared<const Status>(status),
+                             std::move(call->cost));
+}
+
+// ---- The wire of a run -------------------------------------------------------------------------
+
+void Reactor::SendReady(SegmentRun&, int32_t rank, const MessageId& id) {
+  PeerOf(current_->group->process_of_rank[rank]).Send(About(NoticeKind::kReady, current_->id, id));
+}
+
+void Reactor::SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  const bool small = run.MessageBytes(segment, op) <= kEagerBytes;
+  peer.waiting(small).push_back({current_->id, segment, op});
+  Pump(peer, small);
+}
+
+void Reactor::Pump(Peer& peer, bool small) {
+  auto& waiting = peer.waiting(small);
+  while (peer.link() != nullptr && !waiting.empty() && peer.HasSlot(small)) {
+    const Peer::Waiting next = waiting.front();
+    waiting.pop_front();
+    const auto it = calls_.find(next.call);
+    if (it == calls_.end()) continue;  // it has failed
+    SegmentRun& run = *it->second->run;
+    const size_t bytes = run.MessageBytes(next.segment, next.op);
+    const uint32_t offset = peer.TakeSlot(small);
+    std::byte* const remote = peer.link()->remote_window();
+    std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
+    run.Write(next.segment, next.op, message);
+    NoticeFields fields =
+        About(NoticeKind::kData, next.call,
+              {next.segment, KeyOf(run.plan().program().ops[next.op])});
+    fields.offset = offset;
+    fields.bytes = static_cast<uint32_t>(bytes);
+    // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
+    peer.link()->Put({message, bytes}, offset, Encode(fields), 0);
+    Call* const outer = std::exchange(current_, it->second.get());
+    run.OnSent(next.segment, next.op);
+    current_ = outer;
+    if (outer != it->second.get()) FinishIfDone(next.call);
+  }
+}
+
+bool Reactor::MayKeep(int32_t rank) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  if (!peer.MayKeep()) return false;
+  peer.Kept();
+  return true;
+}
+
+void Reactor::Release(int32_t rank, uint64_t handle) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  peer.Unkept();
+  NoticeFields fields;
+  fields.kind = NoticeKind::kCredit;
+  fields.offset = static_cast<uint32_t>(handle);
+  peer.Send(fields);
+}
+
+// ---- What peers say ----------------------------------------------------------------------------
+
+void Reactor::OnNotice(int process, const Notice& notice) {
+  Peer& peer = PeerOf(process);
+  const NoticeFields fields = Decode(notice);
+  const auto violation = [&](const char* what) { violations_.push_back(what); };
+  if (fields.kind == NoticeKind::kCredit) {
+    if (!peer.ReturnSlot(fields.offset)) return violation("it returned a slot that it did not hold");
+    Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
+    return;
+  }
+  const bool data = fields.kind == NoticeKind::kData;
+  if (!data && fields.kind != NoticeKind::kReady) return violation("it sent an unknown notice");
+  const std::byte* message = nullptr;
+  if (data) {
+    const std::span<std::byte> window = peer.link()->window();
+    if (fields.offset > window.size() || fields.bytes > window.size() - fields.offset) {
+      return violation("it sent a message that lies outside its window");
+    }
+    message = window.data() + fields.offset;
+  }
+  const auto credit = [&] {
+    NoticeFields back;
+    back.kind = NoticeKind::kCredit;
+    back.offset = fields.offset;
+    peer.Send(back);
+  };
+  const CallId id = fields.call();
+  const auto it = calls_.find(id);
+  if (it == calls_.end()) {
+    const auto next = next_number_.find(id.key);
+    const bool over = next != next_number_.end() && id.number < next->second;
+    if (over) {  // it failed here
+      if (data) credit();
+      return;
+    }
+    if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
+    Early early{fields, {}};
+    if (data) {
+      early.message.assign(message, message + fields.bytes);
+      credit();
+    }
+    early_[id].push_back(std::move(early));
+    return;
+  }
+  Call& call = *it->second;
+  const std::vector<int>& processes = call.group->process_of_rank;
+  const uint32_t from = data ? fields.source : fields.destination;
+  if (from >= processes.size() || processes[from] != process) {
+    return violation("it spoke for a rank that is not its own");
+  }
+  current_ = &call;
+  bool known = true;
+  if (data) {
+    const SegmentRun::Taken taken =
+        call.run->OnData(fields.message(), message, fields.bytes, fields.offset);
+    known = taken != SegmentRun::Taken::kUnknown;
+    if (taken == SegmentRun::Taken::kAtOnce) credit();
+  } else {
+    known = call.run->OnReady(fields.message());
+  }
+  current_ = nullptr;
+  if (!known) return violation("it sent a message that its call does not have");
+  FinishIfDone(id);
+}
+
+// Messages: "ask", "state <text>", "poison <communicator> <cause>".
+void Reactor::OnTold(int process, std::string_view message) {
+  Peer& peer = PeerOf(process);
+  if (message == "ask") {
+    peer.Tell("state " + State(process));
+  } else if (message.starts_with("state ")) {
+    peer.last_state = message.substr(6);
+    peer.last_state_at = Clock::now();
+  } else if (message.starts_with("poison ")) {
+    const size_t space = message.find(' ', 7);
+    if (space == std::string_view::npos) return;
+    const uint64_t communicator =
+        std::strtoull(std::string(message.substr(7, space - 7)).c_str(), nullptr, 16);
+    Poison(communicator, std::string(message.substr(space + 1)), /*tell=*/false);
+  } else {
+    violations_.push_back("it said something unknown");
+  }
+}
+
+// ---- Failure -----------------------------------------------------------------------------------
+
+std::string Reactor::RankName(const Group& group, int32_t rank) {
+  const int process = group.process_of_rank[rank];
+  std::string name = "rank " + std::to_string(rank) + " (device " +
+                     std::to_string(group.device_ids[rank]) + ", process " + std::to_string(process);
+  if (process != process_) name += ", " + PeerOf(process).description();
+  return name + ")";
+}
+
+void Reactor::Poison(uint64_t id, const std::string& cause, bool tell) {
+  const auto it = communicators_.find(id);
+  if (it == communicators_.end() || !it->second.cause.empty()) return;
+  it->second.cause = cause;
+  Log(LogLevel::kInfo, "process %d: a communicator failed: %s", process_, cause.c_str());
+  if (tell) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
+    // Which process says it is part of the message: the cause speaks of ranks and processes.
+    for (const int process : it->second.processes) {
+      PeerOf(process).Tell((text + cause).substr(0, 32 << 10));
+    }
+  }
+  std::vector<CallId> failed;
+  for (const auto& [call_id, call] : calls_) {
+    if (call->group->communicator == id) failed.push_back(call_id);
+  }
+  for (const CallId& call_id : failed) {
+    const auto call = calls_.find(call_id);
+    const std::string& description = *call->second->group->description;
+    Finish(call, Status(StatusCode::kFailedPrecondition,
+                        cause.starts_with(description) ? cause : description + ": " + cause));
+  }
+}
+
+void Reactor::PeerDown(Peer& peer, const std::string& reason) {
+  const std::string who = "process " + std::to_string(peer.process()) + " (" + peer.description() +
+                          ") is lost: " + reason;
+  peer.Disconnect(who);
+  Log(LogLevel::kInfo, "process %d: %s", process_, who.c_str());
+  std::vector<uint64_t> poisoned;
+  for (const auto& [id, communicator] : communicators_) {
+    if (communicator.processes.count(peer.process()) != 0) poisoned.push_back(id);
+  }
+  for (const uint64_t id : poisoned) {
+    std::string ranks;
+    for (const auto& [call_id, call] : calls_) {
+      if (call->group->communicator != id || !ranks.empty()) continue;
+      for (size_t rank = 0; rank < call->group->process_of_rank.size(); ++rank) {
+        if (call->group->process_of_rank[rank] == peer.process()) {
+          ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(rank);
+        }
+      }
+    }
+    Poison(id, (ranks.empty() ? "" : ranks + " is lost: ") + who, /*tell=*/true);
+  }
+}
+
+std::string Reactor::State(int asking) {
+  std::string text;
+  int count = 0;
+  for (const auto& [id, call] : calls_) {
+    if (++count > 8) continue;
+    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (call " +
+            std::to_string(id.number) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
+  }
+  if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
+  if (text.empty()) {
+    text = "is in no collective";
+    if (!records_.empty()) {
+      text += "; its last one, " + *records_.back().description + ", ended " +
+              Seconds(SecondsSince(records_.back().ended)) + " ago";
+    }
+  }
+  (void)asking;
+  return text;
+}
+
+std::string Reactor::DeadlineMessage(const Call& call) {
+  std::string text = *call.group->description + ": waited " + Seconds(SecondsSince(call.begun)) +
+                     " (call " + std::to_string(call.id.number) + " of process " +
+                     std::to_string(process_) + "); missing: ";
+  std::set<int> processes;
+  bool first = true;
+  for (const int32_t rank : call.run->WaitingFor()) {
+    text += (first ? "" : ", ") + RankName(*call.group, rank);
+    first = false;
+    processes.insert(call.group->process_of_rank[rank]);
+  }
+  for (const int process : processes) {
+    const Peer& peer = PeerOf(process);
+    text += "; process " + std::to_string(process) + " ";
+    if (peer.state() != Peer::State::kUp) {
+      text += "has not connected";
+    } else if (peer.last_state_at > call.begun) {
+      text += peer.last_state;
+    } else {
+      text += "does not answer: it is stopped, or cut off";
+    }
+  }
+  return text;
+}
+
+void Reactor::CheckDeadlines() {
+  const Clock::time_point now = Clock::now();
+  if (now - checked_at_ < kTick) return;
+  checked_at_ = now;
+  const double ask_after_s = std::min(TimeoutS() / 2, kWarnAfterS / 2);
+  std::vector<CallId> late;
+  for (const auto& [id, call] : calls_) {
+    const double waited_s = duration<double>(now - call->begun).count();
+    if (waited_s < ask_after_s) continue;
+    if (!call->asked) {
+      call->asked = true;
+      for (const int32_t rank : call->run->WaitingFor()) {
+        Peer& peer = PeerOf(call->group->process_of_rank[rank]);
+        if (now - peer.asked_at < milliseconds(500)) continue;
+        peer.asked_at = now;
+        peer.Tell("ask");
+      }
+    }
+    if (waited_s > kWarnAfterS && !call->warned && waited_s < TimeoutS()) {
+      call->warned = true;
+      Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
+    }
+    if (waited_s > TimeoutS()) late.push_back(id);
+  }
+  for (const CallId& id : late) {
+    const auto it = calls_.find(id);
+    if (it == calls_.end()) continue;  // failed with another one
+    const std::string message = DeadlineMessage(*it->second) +
+                                ". Every process must make the same calls in the same order; or "
+                                "raise JAXCOLL_TIMEOUT_S";
+    Poison(it->second->group->communicator, message, /*tell=*/true);
+  }
+}
+
+// ---- The thread --------------------------------------------------------------------------------
+
+bool Reactor::PollLinks() {
+  bool active = false;
+  std::vector<std::pair<int, std::string>> ended;
+  for (const auto& [process, peer] : peers_) {
+    if (peer->link() == nullptr) continue;
+    violations_.clear();
+    const StatusOr<bool> polled = peer->link()->Poll(*this, kNoticesPerPoll);
+    if (!polled.ok()) {
+      ended.emplace_back(process, polled.status().message());
+    } else if (!violations_.empty()) {
+      ended.emplace_back(process, violations_.front());
+    } else {
+      active |= *polled;
+    }
+  }
+  for (const auto& [process, reason] : ended) {
+    PeerDown(PeerOf(process), reason);
+    active = true;
+  }
+  return active;
+}
+
+void Reactor::Loop() {
+  Clock::time_point last_active = Clock::now();
+  std::vector<pollfd> fds;
+  while (true) {
+    bool active = false;
+    {
+      std::lock_guard lock(mutex_);
+      active |= DrainInbox();
+      active |= PollLinks();
+      CheckDeadlines();
+    }
+    if (stopping_.load(std::memory_order_acquire)) {
+      std::lock_guard lock(mutex_);
+      bool queued = false;
+      for (const auto& [process, peer] : peers_) {
+        queued |= peer->link() != nullptr && !peer->link()->writable_fds().empty();
+      }
+      if (!queued) break;
+    }
+    const Clock::time_point now = Clock::now();
+    if (active) last_active = now;
+    if (now - last_active < kSpin) {
+      if (!active) std::this_thread::yield();
+      continue;
+    }
+    asleep_.store(true, std::memory_order_seq_cst);
+    fds.assign(1, {bell_, POLLIN, 0});
+    bool quiet = !inbox_full_.load(std::memory_order_seq_cst);
+    bool waiting = false;
+    {
+      std::lock_guard lock(mutex_);
+      waiting = !calls_.empty();
+      for (const auto& [process, peer] : peers_) {
+        if (peer->link() == nullptr) continue;
+        quiet &= peer->link()->PrepareToSleep();
+        for (const int fd : peer->link()->readable_fds()) {
+          if (fd != bell_) fds.push_back({fd, POLLIN, 0});
+        }
+        for (const int fd : peer->link()->writable_fds()) fds.push_back({fd, POLLOUT, 0});
+      }
+    }
+    if (quiet) {
+      poll(fds.data(), fds.size(), waiting ? static_cast<int>(kTick.count()) : 500);
+    }
+    asleep_.store(false, std::memory_order_relaxed);
+    uint64_t rung;
+    (void)!read(bell_, &rung, sizeof(rung));
+    std::lock_guard lock(mutex_);
+    for (const auto& [process, peer] : peers_) {
+      if (peer->link() != nullptr) peer->link()->Awake();
+    }
+    last_active = Clock::now();
+  }
+  stopped_.store(true, std::memory_order_release);
+}
+
+void Reactor::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_.store(true, std::memory_order_release);
+    while (!calls_.empty()) {
+      const auto it = calls_.begin();
+      Finish(it, Status(StatusCode::kCancelled, *it->second->group->description +
+                                                    ": the process is shutting down"));
+    }
+  }
+  const uint64_t one = 1;
+  (void)!write(bell_, &one, sizeof(one));
+  const Clock::time_point end = Clock::now() + std::chrono::seconds(3);
+  while (!stopped_.load(std::memory_order_acquire) && Clock::now() < end) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+}
+
+std::string Reactor::Dump() {
+  std::lock_guard lock(mutex_);
+  std::string text = "jaxcoll, process " + std::to_string(process_) + ": " +
+                     std::to_string(finished_calls_) + " calls between processes have ended, " +
+                     std::to_string(calls_.size()) + " are pending\n";
+  for (const auto& [process, peer] : peers_) {
+    text += "  process " + std::to_string(process) + ": ";
+    switch (peer->state()) {
+      case Peer::State::kUnknown:
+      case Peer::State::kWanted:
+        text += "not connected yet";
+        break;
+      case Peer::State::kUp:
+        text += peer->description();
+        break;
+      case Peer::State::kDown:
+        text += peer->down_reason();
+        break;
+    }
+    text += '\n';
+  }
+  for (const auto& [id, communicator] : communicators_) {
+    if (!communicator.cause.empty()) text += "  failed communicator: " + communicator.cause + '\n';
+  }
+  for (const auto& [id, call] : calls_) text += "  pending: " + DeadlineMessage(*call) + '\n';
+  for (auto it = records_.rbegin(); it != records_.rend(); ++it) {
+    text += "  " + Seconds(SecondsSince(it->ended)) + " ago: " + *it->description + ", call " +
+            std::to_string(it->id.number) + ", took " +
+            Seconds(duration<double>(it->ended - it->begun).count()) +
+            (it->failure.empty() ? "" : ", FAILED: " + it->failure) + '\n';
+  }
+  return text;
+}
+
+}  // namespace jaxcoll

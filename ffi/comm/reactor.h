@@ -1,0 +1,152 @@
+// The engine between processes: one thread that moves the calls of all groups forward.
+//
+// Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
+// several equal call sites makes it (the lowest number that is free, so that a recompiled program
+// gets its old one back), and the count of that call site's calls, which outlives it.
+//
+// Failure. Members of a communicator (an ordered set of devices) share its fate: when a call on it
+// fails, or a process of it is gone, every call that is pending on it or made later fails with the
+// first cause, here and, by a message, everywhere else. Peers write only to windows, never to the
+// buffers of a call, so nothing has to be revoked before a call may fail.
+//
+// Thread rule: one mutex. The thread holds it while it works; a handler takes it to start a call on
+// the spot if it is free, and leaves the call in the inbox if not.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "comm/notice.h"
+#include "comm/peer.h"
+#include "executor/interprocess.h"
+#include "executor/segment_run.h"
+#include "transport/link.h"
+
+namespace jaxcoll {
+
+class Reactor final : public Interprocess, private LinkSink, private Wire {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Once per process. `want(peer)` asks for a link; it returns at once, and AddLink or LinkFailed
+  // follows. Never destroyed.
+  static Reactor& Start(int process, std::unordered_map<int64_t, int> process_of_device,
+                        std::function<void(int)> want);
+  static Reactor* Get();
+
+  int bell() const { return bell_; }  // eventfd that wakes the thread
+  void AddLink(int peer, std::unique_ptr<Link> link);
+  void LinkFailed(int peer, const std::string& reason);
+
+  int process() const override { return process_; }
+  std::optional<int> ProcessOfDevice(int64_t device_id) const override;
+  std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
+
+  // What this process has been doing, and with whom, for people.
+  std::string Dump();
+  // Fails what is pending, sends what is queued (a little while) and ends the thread.
+  void Stop();
+
+  class Group;
+
+ private:
+  struct Call {
+    std::shared_ptr<Group> group;
+    CallId id;
+    std::unique_ptr<SegmentRun> run;
+    std::vector<std::unique_ptr<Completion>> completions;
+    std::shared_ptr<ContinuationCost> cost;
+    Clock::time_point begun;
+    bool asked = false;
+    bool warned = false;
+  };
+  struct Submission {
+    std::shared_ptr<Group> group;
+    MemberBuffers buffers;
+    std::vector<std::unique_ptr<Completion>> completions;
+    std::shared_ptr<ContinuationCost> cost;
+  };
+  struct Early {
+    NoticeFields fields;
+    std::vector<std::byte> message;
+  };
+  // One line of the flight recorder.
+  struct Record {
+    std::shared_ptr<const std::string> description;
+    CallId id;
+    Clock::time_point begun, ended;
+    std::string failure;
+  };
+  struct Communicator {
+    std::set<int> processes;  // others
+    std::string cause;        // not empty: poisoned
+  };
+  friend class Group;
+
+  Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
+          std::function<void(int)> want);
+  void Loop();
+  void Submit(Submission submission);
+  void Fail(const Group& group, const Status& status);
+  void Close(Group& group);
+
+  // All below: mutex_ held.
+  bool DrainInbox();
+  void Begin(Submission submission);
+  void Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status);
+  void FinishIfDone(const CallId& id);
+  bool PollLinks();
+  void CheckDeadlines();
+  void Poison(uint64_t communicator, const std::string& cause, bool tell);
+  void PeerDown(Peer& peer, const std::string& reason);
+  Peer& PeerOf(int process);
+  void Pump(Peer& peer, bool small);
+  std::string State(int asking);
+  std::string DeadlineMessage(const Call& call);
+  std::string RankName(const Group& group, int32_t rank);
+
+  void OnNotice(int peer, const Notice& notice) override;
+  void OnTold(int peer, std::string_view message) override;
+  void OnSent(int, uint64_t) override {}
+  void SendReady(SegmentRun& run, int32_t rank, const MessageId& id) override;
+  void SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) override;
+  bool MayKeep(int32_t rank) override;
+  void Release(int32_t rank, uint64_t handle) override;
+
+  const int process_;
+  const std::unordered_map<int64_t, int> process_of_device_;
+  const std::function<void(int)> want_;
+  const int bell_;
+
+  std::mutex inbox_mutex_;
+  std::deque<Submission> inbox_;         // guarded by inbox_mutex_
+  std::atomic<bool> inbox_full_{false};
+  std::atomic<bool> asleep_{false};
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopped_{false};
+
+  std::mutex mutex_;
+  std::map<int, std::unique_ptr<Peer>> peers_;
+  std::map<uint64_t, std::set<int>> slots_in_use_;  // operation -> numbers of its call sites
+  std::map<uint64_t, uint32_t> next_number_;        // CallId::key -> its next call
+  std::map<CallId, std::unique_ptr<Call>> calls_;
+  std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet
+  std::map<uint64_t, Communicator> communicators_;
+  std::deque<Record> records_;
+  Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
+  std::vector<std::string> violations_;
+  Clock::time_point checked_at_;
+  uint64_t finished_calls_ = 0;
+};
+
+}  // namespace jaxcoll

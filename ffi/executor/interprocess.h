@@ -1,0 +1,52 @@
+// What a call site needs of the layer above to serve groups that reach into other processes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "executor/call_spec.h"
+#include "executor/completion.h"
+#include "executor/segment_plan.h"
+#include "executor/worker_pool.h"
+
+namespace jaxcoll {
+
+// One call site's group of ranks in several processes. Destroyed after its last call.
+class RemoteGroup {
+ public:
+  virtual ~RemoteGroup() = default;
+  // The next call: all local ranks have arrived. Never blocks. `completions` are done, on the
+  // worker pool, when the outputs are written or the call has failed.
+  virtual void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+                     std::shared_ptr<ContinuationCost> cost) = 0;
+  // This process will not make the call that it has begun to make: the others must know.
+  virtual void Fail(const Status& status) = 0;
+};
+
+class Interprocess {
+ public:
+  virtual ~Interprocess() = default;
+  virtual int process() const = 0;
+  // Nullopt for a device that no process has.
+  virtual std::optional<int> ProcessOfDevice(int64_t device_id) const = 0;
+
+  struct GroupSpec {
+    std::vector<int64_t> device_ids;          // by rank
+    std::string operation;                    // equal on every process: what the call computes
+    std::string description;                  // for people
+    std::shared_ptr<const SegmentPlan> plan;  // of this process's ranks
+  };
+  virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
+
+  // Null until comm has been started: then every device is one of this process.
+  static Interprocess* Get();
+  static void Set(Interprocess* instance);  // once
+};
+
+// Bytes of the largest message; the slots of every transport's window have this size.
+inline constexpr size_t kSlotBytes = 128 << 10;
+
+}  // namespace jaxcoll

@@ -1,0 +1,192 @@
+// Stream sockets to a process of another host.
+//
+// A put is one frame (tcp_frame.h) on the socket with the least to send, so that several sockets
+// share large ones; its notice follows its bytes on the same socket. Both windows have one size,
+// which the hello of every socket checks.
+//
+// The end. A process that dies closes all its sockets, but what it sent on one may arrive after the
+// end of another. So the end is reported when all have ended, or kEndGrace after the first.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <optional>
+
+#include "transport/link.h"
+#include "transport/link_error.h"
+#include "transport/tcp_frame.h"
+#include "transport/tcp_socket.h"
+
+namespace jaxcoll {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kEndGrace = std::chrono::seconds(1);
+
+// Page-aligned zeros, which take memory only where they were written.
+class Pages {
+ public:
+  Pages() = default;
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  ~Pages() {
+    if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
+  }
+
+  Status Allocate(size_t bytes) {
+    if (bytes == 0) return Status();
+    void* address =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) return SystemError("mmap of a window", errno);
+    bytes_ = {static_cast<std::byte*>(address), bytes};
+    ::madvise(address, bytes, MADV_HUGEPAGE);  // only a wish
+    return Status();
+  }
+  std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
+};
+
+class TcpLink final : public Link {
+ public:
+  TcpLink(int peer, std::string description) : peer_(peer), description_(std::move(description)) {}
+
+  // A process that was forked off holds the sockets, too, and would hide our end from the peer.
+  ~TcpLink() override {
+    if (::getpid() != pid_) return;
+    for (auto& socket : sockets_) socket->Shutdown();
+  }
+
+  // Takes over the descriptors in any case.
+  Status Init(const std::vector<int>& fds, size_t window_bytes) {
+    Status status = window_.Allocate(window_bytes);
+    FrameRules rules;
+    rules.window_bytes = window_bytes;
+    rules.socket_count = fds.size();
+    for (int fd : fds) {
+      // A notice must not wait for the peer's acknowledgement. Fails where there is no tcp, as
+      // between the ends of a socketpair; that is as good.
+      const int on = 1;
+      ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+      sockets_.push_back(std::make_unique<TcpSocket>(fd, rules, window_.bytes()));
+      ++rules.socket_index;
+    }
+    if (sockets_.empty()) return InvalidArgument("a tcp link needs a socket");
+    return status;
+  }
+
+  std::string_view transport() const override { return "tcp"; }
+  std::string Describe() const override { return description_; }
+  std::span<std::byte> window() override { return window_.bytes(); }
+  size_t remote_window_bytes() const override { return window_.bytes().size(); }
+
+  bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
+           uint64_t token) override {
+    if (source.empty()) offset = 0;
+    JAXCOLL_CHECK(
+        offset <= remote_window_bytes() && source.size() <= remote_window_bytes() - offset,
+        "%zu bytes at %zu of a window of %zu", source.size(), offset, remote_window_bytes());
+    const FrameHeader header = {kFrameMagic, FrameKind::kPut, source.size(), offset, notice};
+    const auto least = std::min_element(
+        sockets_.begin(), sockets_.end(),
+        [](const auto& a, const auto& b) { return a->queued_bytes() < b->queued_bytes(); });
+    return (*least)->Send(header, source, token);
+  }
+
+  void Tell(std::string_view message) override {
+    JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
+    const FrameHeader header = {kFrameMagic, FrameKind::kTell, message.size(), 0, {}};
+    sockets_[0]->SendCopy(header, std::as_bytes(std::span(message)));
+  }
+
+  StatusOr<bool> Poll(LinkSink& sink, int budget) override {
+    if (!end_.ok()) return end_;
+    bool did_something = false;
+    for (auto& socket : sockets_) did_something |= socket->Flush(sent_tokens_);
+    for (uint64_t token : sent_tokens_) sink.OnSent(peer_, token);
+    sent_tokens_.clear();
+
+    // A new first one each time: else the budget could be used up before the last one's turn.
+    ++first_socket_;
+    for (size_t i = 0; i < sockets_.size() && budget > 0; ++i) {
+      TcpSocket& socket = *sockets_[(first_socket_ + i) % sockets_.size()];
+      did_something |= socket.Receive(sink, peer_, budget);
+      if (!socket.violation().empty()) {
+        return End(PeerBrokeProtocol(peer_, description_, socket.violation()));
+      }
+    }
+    return LookForEnd(did_something);
+  }
+
+  bool PrepareToSleep() override {
+    if (!end_.ok() || first_end_) return false;
+    return std::none_of(sockets_.begin(), sockets_.end(),
+                        [](const auto& socket) { return socket->HasUnread(); });
+  }
+  void Awake() override {}
+
+  std::vector<int> readable_fds() const override {
+    std::vector<int> fds;
+    for (const auto& socket : sockets_) fds.push_back(socket->fd());
+    return fds;
+  }
+  std::vector<int> writable_fds() const override {
+    std::vector<int> fds;
+    for (const auto& socket : sockets_) {
+      if (socket->queued_bytes() > 0) fds.push_back(socket->fd());
+    }
+    return fds;
+  }
+
+ private:
+  StatusOr<bool> LookForEnd(bool did_something) {
+    bool all_ended = true;
+    bool any_ended = false;
+    int error = 0;
+    for (const auto& socket : sockets_) {
+      all_ended &= socket->ended() && !socket->HasUnread();
+      any_ended |= socket->ended();
+      if (error == 0) error = socket->end_errno();
+    }
+    if (any_ended && !first_end_) first_end_ = Clock::now();
+    if (all_ended || (first_end_ && Clock::now() - *first_end_ > kEndGrace)) {
+      return End(PeerIsGone(peer_, description_, error));
+    }
+    return did_something;
+  }
+
+  // From here on no source is read any more.
+  Status End(Status status) {
+    for (auto& socket : sockets_) socket->StopSending();
+    end_ = std::move(status);
+    return end_;
+  }
+
+  const int peer_;
+  const std::string description_;
+  const pid_t pid_ = ::getpid();
+  Pages window_;
+  std::vector<std::unique_ptr<TcpSocket>> sockets_;
+  size_t first_socket_ = 0;
+  std::vector<uint64_t> sent_tokens_;
+  std::optional<Clock::time_point> first_end_;  // of a socket
+  Status end_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, std::vector<int> sockets, size_t window_bytes,
+                                            std::string description) {
+  auto link = std::make_unique<TcpLink>(peer, std::move(description));
+  if (Status status = link->Init(sockets, window_bytes); !status.ok()) return status;
+  return StatusOr<std::unique_ptr<Link>>(std::move(link));
+}
+
+}  // namespace jaxcoll

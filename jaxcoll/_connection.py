@@ -1,0 +1,215 @@
+"""One socket of a handshake: short messages, descriptors, and nothing left open."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from jaxcoll import _handshake as handshake
+from jaxcoll._handshake import Hello, ProtocolError, Purpose
+
+SHM_DESCRIPTORS = 2  # segment and bell
+
+_LENGTH = struct.Struct("!H")
+_DESCRIPTOR = struct.Struct("i")
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_BACKLOG_FULL_PAUSE_S = 0.01
+
+
+class Connection:
+    """A socket that does not block, and the descriptors that came over it.
+
+    Closes whatever nobody has taken. Thread rule: only the event loop's thread uses it. Waiting can
+    be cancelled anywhere without losing a descriptor: what is received is stored without a pause.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = sock
+        self._descriptors: list[int] = []
+
+    @classmethod
+    async def open(cls, family: int, address: Any) -> Connection:
+        """Connects. Raises: OSError."""
+        kind = socket.SOCK_SEQPACKET if family == socket.AF_UNIX else socket.SOCK_STREAM
+        connection = cls(socket.socket(family, kind))
+        try:
+            while not await connection._connect(address):
+                await asyncio.sleep(_BACKLOG_FULL_PAUSE_S)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _connect(self, address: Any) -> bool:
+        try:
+            self.socket.connect(address)
+        except BlockingIOError:
+            if self.is_unix:
+                return False  # the listener's backlog is full; nothing tells when that ends
+            await writable(self.socket)
+            error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error)) from None
+        return True
+
+    @property
+    def is_unix(self) -> bool:
+        return self.socket.family == socket.AF_UNIX
+
+    @property
+    def descriptor_count(self) -> int:
+        """Received and not yet taken."""
+        return len(self._descriptors)
+
+    def peer_uid(self) -> int:
+        """Who connected, or listens, at the other end of a Unix socket."""
+        credentials = self.socket.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        return int(_CREDENTIALS.unpack(credentials)[1])
+
+    def move(self) -> Connection:
+        """A connection that owns what this one did; closing this one then does nothing."""
+        moved = Connection(socket.socket(fileno=self.socket.detach()))
+        moved._descriptors = self.take_descriptors()
+        return moved
+
+    def detach(self) -> int:
+        """Gives the socket's descriptor away."""
+        return self.socket.detach()
+
+    def take_descriptors(self) -> list[int]:
+        """Gives the received descriptors away."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
+
+    def close(self) -> None:
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+        self.socket.close()
+
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Sends at once: a handshake is far smaller than any socket's buffer. Raises: OSError."""
+        frame = _LENGTH.pack(len(message)) + message
+        if descriptors:
+            sent = socket.send_fds(self.socket, [frame], list(descriptors))
+        else:
+            sent = self.socket.send(frame)
+        if sent != len(frame):
+            raise ProtocolError("it does not read what it is sent")
+
+    async def receive(self, bytes_max: int, descriptor_count: int = 0) -> bytes:
+        """One message. Raises: ProtocolError if it is longer, misses descriptors, or never ends."""
+        if self.is_unix:
+            return await self._receive_packet(bytes_max, descriptor_count)
+        (length,) = _LENGTH.unpack(await self._receive_exactly(_LENGTH.size))
+        if length > bytes_max:
+            raise ProtocolError(f"a message of {length} bytes")
+        return await self._receive_exactly(length)
+
+    async def _receive_exactly(self, size: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            part = await self._when_readable(partial(self.socket.recv, size - len(received)))
+            if not part:
+                raise ConnectionResetError("it closed the connection")
+            received += part
+        return received
+
+    async def _receive_packet(self, bytes_max: int, descriptor_count: int) -> bytes:
+        room = (
+            _LENGTH.size + bytes_max + 1
+        )  # one more: a longer packet must not look like a good one
+
+        def receive() -> bytes:
+            if not descriptor_count:
+                return self.socket.recv(room)  # the kernel drops descriptors that nobody expects
+            # Not socket.recv_fds: it ignores its flags, and the descriptors would survive exec.
+            packet, ancillary, flags, _ = self.socket.recvmsg(
+                room,
+                socket.CMSG_SPACE(descriptor_count * _DESCRIPTOR.size),
+                socket.MSG_CMSG_CLOEXEC,
+            )
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size]
+                    self._descriptors += [fd for (fd,) in _DESCRIPTOR.iter_unpack(whole)]
+            if flags & socket.MSG_CTRUNC:
+                raise ProtocolError("too many descriptors")
+            return packet
+
+        packet = await self._when_readable(receive)
+        if not packet:
+            raise ConnectionResetError("it closed the connection")
+        if (
+            len(packet) < _LENGTH.size
+            or _LENGTH.unpack_from(packet)[0] != len(packet) - _LENGTH.size
+        ):
+            raise ProtocolError(f"a packet of {len(packet)} bytes")
+        return packet[_LENGTH.size :]
+
+    async def _when_readable(self, receive: Callable[[], bytes]) -> bytes:
+        while True:
+            try:
+                return receive()
+            except BlockingIOError:
+                await readable(self.socket)
+
+
+async def readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    await _ready(sock, loop.add_reader, loop.remove_reader)
+
+
+async def writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    await _ready(sock, loop.add_writer, loop.remove_writer)
+
+
+async def _ready(
+    sock: socket.socket, add: Callable[..., Any], remove: Callable[[int], Any]
+) -> None:
+    ready = asyncio.Event()
+    descriptor = sock.fileno()
+    add(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(descriptor)
+
+
+# --- handshakes ---------------------------------------------------------------------------------
+
+
+async def introduce(connection: Connection, secret: bytes, hello: Hello) -> bytes:
+    """The client's half up to the server's proof; returns the transcript."""
+    message = handshake.write_hello(secret, hello)
+    connection.send(message)
+    challenge = await connection.receive(handshake.CHALLENGE_BYTES)
+    return handshake.read_challenge(secret, message, challenge)
+
+
+async def admit(connection: Connection, secret: bytes, index: int) -> tuple[Hello, bytes]:
+    """The server's half up to the client's proof; returns its hello and the transcript."""
+    message = await connection.receive(handshake.HELLO_BYTES)
+    hello = handshake.read_hello(secret, index, message)
+    if (hello.purpose == Purpose.TCP) and connection.is_unix:
+        raise ProtocolError("tcp over a Unix socket")
+    if (hello.purpose == Purpose.SHM) and not connection.is_unix:
+        raise ProtocolError("shared memory over tcp")
+    challenge, transcript = handshake.write_challenge(secret, message)
+    connection.send(challenge)
+    descriptor_count = SHM_DESCRIPTORS if hello.purpose == Purpose.SHM else 0
+    proof = await connection.receive(handshake.PROOF_BYTES, descriptor_count)
+    handshake.read_proof(secret, transcript, proof)
+    if connection.descriptor_count != descriptor_count:
+        raise ProtocolError(f"{connection.descriptor_count} descriptors")
+    return hello, transcript

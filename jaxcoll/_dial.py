@@ -1,0 +1,175 @@
+"""The connecting side of a link: one attempt each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from jaxcoll import _handshake as handshake
+from jaxcoll._connection import SHM_DESCRIPTORS, Connection, introduce
+from jaxcoll._handshake import Hello, ProtocolError, Purpose
+from jaxcoll._host import LinkError, Record, address_text, family_of
+
+
+class Unreachable(Exception):
+    """An attempt has failed; another one may succeed."""
+
+    def __init__(self, reason: str, *, gone: bool) -> None:
+        super().__init__(reason)
+        self.gone = gone  # nobody listens there
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who calls whom."""
+
+    own: Record
+    peer: Record
+    secret: bytes
+    handshake_s: float
+
+    def hello(self, purpose: Purpose, link_id: bytes, index: int = 0, count: int = 1) -> Hello:
+        return Hello(purpose, self.own.index, self.peer.index, link_id, index, count)
+
+
+def _link_id() -> bytes:
+    return secrets.token_bytes(handshake.LINK_ID_BYTES)
+
+
+async def dial_shm(
+    call: Call, make_descriptors: Callable[[], tuple[int, int]]
+) -> tuple[Connection, int]:
+    """A connection that holds the peer's segment and bell, and this process's segment.
+
+    Args:
+      make_descriptors: this process's segment, from then on this function's, and its bell.
+
+    Raises: Unreachable; LinkError if the peer refuses.
+    """
+    connection, transcript = await _meet_unix(call, call.hello(Purpose.SHM, _link_id()))
+    segment = -1
+    try:
+        segment, bell = make_descriptors()
+        connection.send(handshake.write_proof(call.secret, transcript), [segment, bell])
+        await _accepted(call, connection, transcript, SHM_DESCRIPTORS)
+    except BaseException as error:
+        connection.close()
+        if segment >= 0:
+            os.close(segment)
+        _raise_unreachable(error, "shm")
+    return connection, segment
+
+
+async def dial_tcp(call: Call, socket_count: int) -> list[Connection]:
+    """Connected sockets. Raises: Unreachable naming every address; LinkError if refused."""
+    link_id = _link_id()
+    connections: list[Connection] = []
+    where = ""
+    try:
+        for index in range(socket_count):
+            hello = call.hello(Purpose.TCP, link_id, index, socket_count)
+            if index == 0:
+                first, address, transcript = await _meet_tcp_somewhere(call, hello)
+                where = address_text(address)
+                connections.append(first)
+                answered = transcript
+            else:
+                connection, transcript = await _meet_tcp(call, hello, address)
+                connections.append(connection)
+            connections[-1].send(handshake.write_proof(call.secret, transcript))
+        await _accepted(call, first, answered)
+    except BaseException as error:
+        for connection in connections:
+            connection.close()
+        _raise_unreachable(error, where)
+    return connections
+
+
+async def ask(call: Call, transport: str) -> None:
+    """Asks the peer to make a link, and waits until it has, or has failed.
+
+    Raises: Unreachable; LinkError if the peer has failed.
+    """
+    hello = call.hello(Purpose.ASK, _link_id())
+    if transport == "shm":
+        connection, transcript = await _meet_unix(call, hello)
+    else:
+        connection, _, transcript = await _meet_tcp_somewhere(call, hello)
+    try:
+        connection.send(handshake.write_proof(call.secret, transcript))
+        await _accepted(call, connection, transcript)
+    except BaseException as error:
+        _raise_unreachable(error, transport)
+    finally:
+        connection.close()
+
+
+async def _accepted(
+    call: Call, connection: Connection, transcript: bytes, descriptor_count: int = 0
+) -> None:
+    """Waits for the answer as long as the caller lets it: the peer may be busy."""
+    answer = await connection.receive(handshake.ANSWER_BYTES_MAX, descriptor_count)
+    refusal = handshake.read_answer(call.secret, transcript, answer)
+    if refusal is not None:
+        raise LinkError(f"{call.peer} refuses: {refusal}")
+    if connection.descriptor_count != descriptor_count:
+        raise ProtocolError(f"an answer with {connection.descriptor_count} descriptors")
+
+
+async def _meet_unix(call: Call, hello: Hello) -> tuple[Connection, bytes]:
+    address = "\0" + call.peer.unix_name
+    return await _meet(call, hello, socket.AF_UNIX, address, "shm")
+
+
+async def _meet_tcp(call: Call, hello: Hello, address: tuple[str, int]) -> tuple[Connection, bytes]:
+    return await _meet(call, hello, family_of(address[0]), address, address_text(address))
+
+
+async def _meet_tcp_somewhere(
+    call: Call, hello: Hello
+) -> tuple[Connection, tuple[str, int], bytes]:
+    """The first of the peer's addresses that works."""
+    failures: list[Unreachable] = []
+    for address in call.peer.addresses_for(call.own):
+        try:
+            connection, transcript = await _meet_tcp(call, hello, address)
+        except Unreachable as error:
+            failures.append(error)
+        else:
+            return connection, address, transcript
+    raise Unreachable(
+        "; ".join(map(str, failures)) or "it can be reached at loopback addresses only",
+        gone=all(failure.gone for failure in failures),
+    )
+
+
+async def _meet(
+    call: Call, hello: Hello, family: int, address: Any, where: str
+) -> tuple[Connection, bytes]:
+    """Connects and lets the server prove itself; the transcript."""
+    connection = None
+    try:
+        async with asyncio.timeout(call.handshake_s):
+            connection = await Connection.open(family, address)
+            if connection.is_unix and connection.peer_uid() != os.getuid():
+                raise ProtocolError(f"it belongs to uid {connection.peer_uid()}")
+            return connection, await introduce(connection, call.secret, hello)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, TimeoutError) and not error.errno:
+            error = TimeoutError(f"no answer within {call.handshake_s:g} s")
+        _raise_unreachable(error, where)
+
+
+def _raise_unreachable(error: BaseException, where: str) -> NoReturn:
+    if not isinstance(error, OSError | ProtocolError):
+        raise error
+    reason = getattr(error, "strerror", None) or str(error)
+    prefix = f"{where}: " if where else ""
+    raise Unreachable(prefix + reason, gone=isinstance(error, ConnectionRefusedError)) from None

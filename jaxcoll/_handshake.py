@@ -1,0 +1,153 @@
+"""How two processes of a job prove to each other that they know its secret. Pure: no I/O.
+
+    client -> server   hello      who, whom, what for, client's nonce, MAC
+    server -> client   challenge  server's nonce, MAC over the hello and both nonces
+    client -> server   proof      MAC over the same; with the client's descriptors (shm)
+    server -> client   answer     accepted or refused and why, MAC; with the server's descriptors
+
+Every MAC is HMAC-SHA256 under the job's secret and covers a role byte that no two messages share,
+so that none can be sent back to its author as another one. Both process indices stand in the
+hello: reflected to its author, it names the wrong server. A replayed hello earns a challenge with
+a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC earns nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import secrets
+import struct
+from dataclasses import dataclass, field
+
+SECRET_BYTES = 32
+LINK_ID_BYTES = 16
+SOCKETS_MAX = 64
+REASON_BYTES_MAX = 2048
+
+_MAGIC = b"jaxcoll1"
+_NONCE_BYTES = 32
+_MAC_BYTES = 32
+_HELLO = struct.Struct(f"!8s{_NONCE_BYTES}s{LINK_ID_BYTES}sIIBHH")
+
+HELLO_BYTES = _HELLO.size + _MAC_BYTES
+CHALLENGE_BYTES = _NONCE_BYTES + _MAC_BYTES
+PROOF_BYTES = _MAC_BYTES
+ANSWER_BYTES_MAX = 1 + _MAC_BYTES + REASON_BYTES_MAX
+
+
+class ProtocolError(Exception):
+    """The other side does not know the secret, or does not speak this protocol."""
+
+
+class Purpose(enum.IntEnum):
+    """What a connection becomes once both sides are known to each other."""
+
+    SHM = 1  # the socket of a shared-memory link
+    TCP = 2  # one of the sockets of a tcp link
+    ASK = 3  # no link: the server is asked to make one, and answers when it is there or has failed
+
+
+class _Role(enum.IntEnum):
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    ANSWER = 4
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a client claims. `link_id` is random and common to all sockets of one link."""
+
+    purpose: Purpose
+    client: int
+    server: int
+    link_id: bytes
+    socket_index: int = 0
+    socket_count: int = 1
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_NONCE_BYTES))
+
+
+def _mac(secret: bytes, role: _Role, *parts: bytes) -> bytes:
+    return hmac.digest(secret, _MAGIC + bytes([role]) + b"".join(parts), "sha256")
+
+
+def _check(secret: bytes, mac: bytes, role: _Role, *parts: bytes) -> None:
+    if not hmac.compare_digest(mac, _mac(secret, role, *parts)):
+        raise ProtocolError(f"a {role.name.lower()} with a wrong MAC")
+
+
+def _check_size(message: bytes, size: int, what: str) -> None:
+    if len(message) != size:
+        raise ProtocolError(f"a {what} of {len(message)} bytes instead of {size}")
+
+
+# --- client -------------------------------------------------------------------------------------
+
+
+def write_hello(secret: bytes, hello: Hello) -> bytes:
+    claim = _HELLO.pack(
+        _MAGIC,
+        hello.nonce,
+        hello.link_id,
+        hello.client,
+        hello.server,
+        hello.purpose,
+        hello.socket_index,
+        hello.socket_count,
+    )
+    return claim + _mac(secret, _Role.HELLO, claim)
+
+
+def read_challenge(secret: bytes, hello: bytes, challenge: bytes) -> bytes:
+    """Checks the server's challenge; returns the transcript that the later messages answer for."""
+    _check_size(challenge, CHALLENGE_BYTES, "challenge")
+    transcript = hello + challenge[:_NONCE_BYTES]
+    _check(secret, challenge[_NONCE_BYTES:], _Role.CHALLENGE, transcript)
+    return transcript
+
+
+def write_proof(secret: bytes, transcript: bytes) -> bytes:
+    return _mac(secret, _Role.PROOF, transcript)
+
+
+def read_answer(secret: bytes, transcript: bytes, answer: bytes) -> str | None:
+    """None if the server accepts, else why it refuses."""
+    if len(answer) <= _MAC_BYTES:
+        raise ProtocolError(f"an answer of {len(answer)} bytes")
+    body = answer[:-_MAC_BYTES]
+    _check(secret, answer[-_MAC_BYTES:], _Role.ANSWER, transcript, body)
+    return None if body[0] else body[1:].decode("utf-8", "replace")
+
+
+# --- server -------------------------------------------------------------------------------------
+
+
+def read_hello(secret: bytes, server: int, message: bytes) -> Hello:
+    """Checks a hello that process `server` received."""
+    _check_size(message, HELLO_BYTES, "hello")
+    claim = message[: _HELLO.size]
+    _check(secret, message[_HELLO.size :], _Role.HELLO, claim)
+    magic, nonce, link_id, client, named, purpose, index, count = _HELLO.unpack(claim)
+    if magic != _MAGIC or named != server or client == server:
+        raise ProtocolError(f"a hello of process {client} to process {named}")
+    if purpose not in set(Purpose) or not index < count <= SOCKETS_MAX:
+        raise ProtocolError(f"a hello for purpose {purpose}, socket {index} of {count}")
+    return Hello(Purpose(purpose), client, named, link_id, index, count, nonce)
+
+
+def write_challenge(secret: bytes, hello: bytes) -> tuple[bytes, bytes]:
+    """The challenge and the transcript that the later messages answer for."""
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    transcript = hello + nonce
+    return nonce + _mac(secret, _Role.CHALLENGE, transcript), transcript
+
+
+def read_proof(secret: bytes, transcript: bytes, proof: bytes) -> None:
+    _check_size(proof, PROOF_BYTES, "proof")
+    _check(secret, proof, _Role.PROOF, transcript)
+
+
+def write_answer(secret: bytes, transcript: bytes, refusal: str | None = None) -> bytes:
+    """Accepts, or refuses and says why."""
+    body = b"\1" if refusal is None else b"\0" + refusal.encode()[:REASON_BYTES_MAX]
+    return body + _mac(secret, _Role.ANSWER, transcript, body)

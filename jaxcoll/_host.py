@@ -1,0 +1,220 @@
+"""What a process tells the others about itself, and which transport two processes use."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TRANSPORTS = ("shm", "tcp")  # the best first
+RECORD_BYTES_MAX = 64 << 10
+
+_SIOCGIFCONF, _SIOCGIFFLAGS = 0x8912, 0x8913
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFREQ_BYTES, _IFNAME_BYTES = 40, 16
+_IFA_F_UNUSABLE = 0x08 | 0x40  # duplicate, tentative
+
+
+class LinkError(Exception):
+    """Why two processes cannot be linked, in words for the user."""
+
+
+# --- this host ----------------------------------------------------------------------------------
+
+
+def machine_identity() -> str:
+    """The running kernel and network namespace: what loopback and abstract sockets span."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}"
+    except OSError:  # unknown: better a slower transport than a wrong one
+        return secrets.token_hex(16)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface that is up, and its addresses in the order of the kernel."""
+
+    name: str
+    loopback: bool
+    addresses: tuple[str, ...]
+
+
+def interfaces() -> list[Interface]:
+    """Those that are up and have an address, loopback last. Link-local IPv6 addresses, which mean
+    nothing on another host, are left out."""
+    found: dict[str, list[str]] = {}
+    flags: dict[str, int] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for name, address in _ipv4_addresses(control):
+            found.setdefault(name, []).append(address)
+        for name, address in _ipv6_addresses():
+            found.setdefault(name, []).append(address)
+        for name in found:
+            try:
+                answer = fcntl.ioctl(
+                    control, _SIOCGIFFLAGS, name.encode().ljust(_IFREQ_BYTES, b"\0")
+                )
+                flags[name] = struct.unpack_from("H", answer, _IFNAME_BYTES)[0]
+            except OSError:  # it went away
+                flags[name] = 0
+    listed = [
+        Interface(name, bool(flags[name] & _IFF_LOOPBACK), tuple(addresses))
+        for name, addresses in found.items()
+        if flags[name] & _IFF_UP
+    ]
+    return sorted(listed, key=lambda interface: interface.loopback)
+
+
+def _ipv4_addresses(control: socket.socket) -> Iterable[tuple[str, str]]:
+    size = 4096
+    while True:
+        buffer = array.array("B", bytes(size))
+        request = struct.pack("i4xP", size, buffer.buffer_info()[0])
+        used = struct.unpack_from("i", fcntl.ioctl(control, _SIOCGIFCONF, request))[0]
+        if used + _IFREQ_BYTES <= size:
+            break
+        size *= 2  # the kernel fills what there is room for
+    for start in range(0, used, _IFREQ_BYTES):
+        request = buffer[start : start + _IFREQ_BYTES].tobytes()
+        name = request[:_IFNAME_BYTES].split(b"\0")[0].decode()
+        address = socket.inet_ntoa(request[_IFNAME_BYTES + 4 : _IFNAME_BYTES + 8])
+        yield name.split(":")[0], address  # eth0:1 is an alias of eth0
+
+
+def _ipv6_addresses() -> Iterable[tuple[str, str]]:
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:  # a kernel without IPv6
+        return
+    for line in lines:
+        digits, _, _, _, flags, name = line.split()
+        address = ipaddress.IPv6Address(bytes.fromhex(digits))
+        if not address.is_link_local and not int(flags, 16) & _IFA_F_UNUSABLE:
+            yield name, str(address)
+
+
+def choose_addresses(
+    listed: Sequence[Interface], chosen: tuple[bool, Sequence[str]] | None
+) -> list[str]:
+    """The addresses to be reached at, best first.
+
+    Args:
+      chosen: JAXCOLL_IFNAME: whether its names are excluded, and prefixes of interface names.
+
+    Raises: LinkError if no interface is left.
+    """
+    excluded, prefixes = chosen if chosen is not None else (True, ())
+    kept = [i for i in listed if i.name.startswith(tuple(prefixes)) != excluded]
+    if not kept:
+        there = ", ".join(f"{i.name} ({', '.join(i.addresses)})" for i in listed) or "none"
+        asked = f"JAXCOLL_IFNAME={'^' if excluded else ''}{','.join(prefixes)}"
+        raise LinkError(f"{asked} leaves no network interface; those that are up: {there}")
+    return [address for interface in kept for address in interface.addresses]
+
+
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def address_text(address: Sequence[Any]) -> str:
+    """As people write it: 192.0.2.1:80, [fd00::1]:80."""
+    name, port = address[:2]
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the others must know to link to a process; travels through the store as JSON."""
+
+    version: str  # of jaxcoll
+    index: int
+    host: str  # processes with equal ones may share memory
+    machine: str  # processes with equal ones reach each other's loopback
+    hostname: str  # for people
+    pid: int
+    uid: int
+    transports: tuple[str, ...]
+    unix_name: str  # abstract, without its leading NUL
+    addresses: tuple[tuple[str, int], ...]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes, index: int) -> Record:
+        """Raises: LinkError if this is not the record of process `index`."""
+        try:
+            if len(text) > RECORD_BYTES_MAX:
+                raise ValueError(f"{len(text)} bytes")
+            fields = json.loads(text)
+            record = cls(
+                **{
+                    **fields,
+                    "transports": tuple(fields["transports"]),
+                    "addresses": tuple((str(a), int(port)) for a, port in fields["addresses"]),
+                }
+            )
+            if record.index != index:
+                raise ValueError(f"it is that of process {record.index}")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LinkError(
+                f"what process {index} has published cannot be read ({error}); does every process "
+                "run the same version of jaxcoll?"
+            ) from None
+        return record
+
+    def __str__(self) -> str:
+        return f"process {self.index} (pid {self.pid} on {self.hostname})"
+
+    def addresses_for(self, other: Record) -> list[tuple[str, int]]:
+        """Where `other` may reach this process."""
+        return [
+            (address, port)
+            for address, port in self.addresses
+            if self.machine == other.machine or not ipaddress.ip_address(address).is_loopback
+        ]
+
+
+def choose_transport(one: Record, other: Record) -> str:
+    """The best transport between two processes; both ends come to the same answer.
+
+    Raises: LinkError saying what to change if there is none.
+    """
+    one, other = sorted((one, other), key=lambda record: record.index)
+    if one.version != other.version:
+        raise LinkError(
+            f"{one} runs jaxcoll {one.version}, {other} runs jaxcoll {other.version}; install the "
+            "same version for every process"
+        )
+    possible = {"tcp"}
+    if one.host == other.host and one.uid == other.uid:
+        possible.add("shm")
+    allowed = set(one.transports) & set(other.transports)
+    for transport in TRANSPORTS:
+        if transport in possible & allowed:
+            return transport
+    if one.host != other.host:
+        why = "on different hosts (if they share one, see JAXCOLL_HOST_ID)"
+    elif one.uid != other.uid:
+        why = f"of different users (uid {one.uid} and {other.uid})"
+    else:
+        why = "on one host"
+    could = " or ".join(sorted(possible))
+    allows = [f"process {r.index} allows {', '.join(r.transports)}" for r in (one, other)]
+    raise LinkError(
+        f"no transport joins {one} to {other}: they are {why}, which takes {could}, but "
+        f"{' and '.join(allows)}. Unset JAXCOLL_TRANSPORT, or add {could} to it on both"
+    )

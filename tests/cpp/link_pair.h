@@ -1,0 +1,174 @@
+// Two ends of a link for tests, and a reactor of a few lines.
+#pragma once
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "transport/fd.h"
+#include "transport/link.h"
+
+namespace jaxcoll {
+
+enum class Wire { kShm, kTcp, kTcp4 };  // kTcp4: four sockets
+
+inline std::string NameOf(Wire wire) {
+  return wire == Wire::kShm ? "shm" : wire == Wire::kTcp ? "tcp" : "tcp4";
+}
+
+// What one end is made of, so that it can be made on the other side of a fork.
+struct EndParts {
+  std::vector<Fd> sockets;
+  Fd own_segment, peer_segment, own_bell, peer_bell;
+};
+
+inline std::pair<Fd, Fd> SocketPair(int type) {
+  int fds[2];
+  EXPECT_EQ(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds), 0);
+  return {Fd(fds[0]), Fd(fds[1])};
+}
+
+inline std::pair<Fd, Fd> TcpPair() {
+  Fd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  auto* name = reinterpret_cast<sockaddr*>(&address);
+  EXPECT_EQ(bind(listener.get(), name, length), 0);
+  EXPECT_EQ(listen(listener.get(), 1), 0);
+  EXPECT_EQ(getsockname(listener.get(), name, &length), 0);
+  Fd client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  EXPECT_EQ(connect(client.get(), name, length), 0);
+  Fd server(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_GE(server.get(), 0);
+  return {std::move(client), std::move(server)};
+}
+
+inline std::pair<EndParts, EndParts> MakeParts(Wire wire, size_t window_bytes) {
+  std::pair<EndParts, EndParts> parts;
+  auto& [a, b] = parts;
+  a.own_bell = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  b.own_bell = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (wire == Wire::kShm) {
+    auto [socket_a, socket_b] = SocketPair(SOCK_SEQPACKET);
+    a.sockets.push_back(std::move(socket_a));
+    b.sockets.push_back(std::move(socket_b));
+    a.own_segment = Fd(*MakeShmSegment(window_bytes));
+    b.own_segment = Fd(*MakeShmSegment(window_bytes));
+    a.peer_segment = Fd(dup(b.own_segment.get()));
+    b.peer_segment = Fd(dup(a.own_segment.get()));
+    a.peer_bell = Fd(dup(b.own_bell.get()));
+    b.peer_bell = Fd(dup(a.own_bell.get()));
+  } else {
+    for (int i = 0; i < (wire == Wire::kTcp ? 1 : 4); ++i) {
+      auto [socket_a, socket_b] = TcpPair();
+      a.sockets.push_back(std::move(socket_a));
+      b.sockets.push_back(std::move(socket_b));
+    }
+  }
+  return parts;
+}
+
+// One end: the link, and a sink that keeps what comes until somebody wants it otherwise.
+class LinkEnd : public LinkSink {
+ public:
+  LinkEnd(Wire wire, EndParts parts, size_t window_bytes, int peer)
+      : bell_(std::move(parts.own_bell)) {
+    auto made = [&]() -> StatusOr<std::unique_ptr<Link>> {
+      if (wire == Wire::kShm) {
+        return MakeShmLink(peer, parts.sockets[0].release(), parts.own_segment.release(),
+                           parts.peer_segment.release(), bell_.get(), parts.peer_bell.release(),
+                           "test");
+      }
+      std::vector<int> sockets;
+      for (Fd& fd : parts.sockets) sockets.push_back(fd.release());
+      return MakeTcpLink(peer, std::move(sockets), window_bytes, "test");
+    }();
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    link = std::move(*made);
+  }
+
+  void OnNotice(int, const Notice& notice) override {
+    if (on_notice) return on_notice(notice);
+    notices.push_back(notice);
+  }
+  void OnTold(int, std::string_view message) override {
+    if (on_told) return on_told(message);
+    told.emplace_back(message);
+  }
+  void OnSent(int, uint64_t token) override {
+    if (on_sent) return on_sent(token);
+    sent.push_back(token);
+  }
+
+  // One turn of a reactor that never sleeps. Whether anything happened; false after the end, too.
+  bool Poll(int budget = 64) {
+    if (!end.ok()) return false;
+    StatusOr<bool> result = link->Poll(*this, budget);
+    if (result.ok()) return *result;
+    end = result.status();
+    return false;
+  }
+
+  // One turn of a reactor that sleeps when there is nothing to do. False after 10 s without being
+  // woken. A link that does not wake us is reported as such.
+  bool PollOrSleep() {
+    if (Poll() || !end.ok() || !link->PrepareToSleep()) return true;
+    std::vector<pollfd> fds;
+    for (int fd : link->readable_fds()) fds.push_back({fd, POLLIN, 0});
+    for (int fd : link->writable_fds()) fds.push_back({fd, POLLOUT, 0});
+    const int ready = poll(fds.data(), fds.size(), 10'000);
+    ++sleeps;
+    uint64_t rung;
+    if (read(bell_.get(), &rung, sizeof(rung)) == sizeof(rung)) ++bells;
+    link->Awake();
+    return ready > 0;
+  }
+
+  void CloseLink() { link.reset(); }
+
+  std::unique_ptr<Link> link;
+  std::vector<Notice> notices;
+  std::vector<std::string> told;
+  std::vector<uint64_t> sent;
+  Status end;
+  int sleeps = 0, bells = 0;
+  std::function<void(const Notice&)> on_notice;
+  std::function<void(std::string_view)> on_told;
+  std::function<void(uint64_t)> on_sent;
+
+ private:
+  Fd bell_;
+};
+
+struct LinkPair {
+  LinkPair(Wire wire, size_t window_bytes)
+      : LinkPair(wire, MakeParts(wire, window_bytes), window_bytes) {}
+  LinkPair(Wire wire, std::pair<EndParts, EndParts> parts, size_t window_bytes)
+      : a(wire, std::move(parts.first), window_bytes, 7),
+        b(wire, std::move(parts.second), window_bytes, 8) {}
+
+  // Polls both until `done`; false if neither did anything for a long time.
+  bool PollUntil(const std::function<bool()>& done) {
+    for (int idle = 0; !done(); ++idle) {
+      if (a.Poll() | b.Poll()) idle = 0;
+      if (idle > 1000) usleep(100);  // loopback may deliver from another thread
+      if (idle > 50'000) return false;
+    }
+    return true;
+  }
+
+  LinkEnd a, b;
+};
+
+}  // namespace jaxcoll
