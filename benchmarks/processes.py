@@ -271,7 +271,7 @@ def worker(options: argparse.Namespace) -> None:
     empty = compile_call(mesh, lambda x: -x, nothing)
     found["nothing_s"] = slowest(take_turns({"nothing": empty}, options.budget / 4))["nothing"]
     for row in ROWS:
-        if row.tcp != options.tcp:
+        if row.tcp != options.tcp or options.only not in row.name:
             continue
         collective = COLLECTIVES[row.collective]
         calls: dict[str, Callable[[], Any]] = {}
@@ -338,9 +338,9 @@ def free_port() -> Iterator[int]:
 
 
 def run_job(
-    processes: int, peers: list[str], budget_s: float, rows: int, tcp: bool
+    processes: int, peers: list[str], budget_s: float, *, tcp: bool = False, only: str = ""
 ) -> dict[str, Any]:
-    """Runs one job; returns what its process 0 found."""
+    """Runs one job, for the rows with `only` in their names; returns what its process 0 found."""
     launcher = mpiexec() if "mpich" in peers and not tcp else None
     environment = {name: v for name, v in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     environment |= {
@@ -351,7 +351,7 @@ def run_job(
     with tempfile.TemporaryDirectory() as folder, free_port() as port:
         out = Path(folder) / "found.json"
         program = ["-m", "benchmarks.processes", f"--worker={out}", f"--budget={budget_s}"]
-        program += ["--peers", ",".join(peers), *(["--tcp"] if tcp else [])]
+        program += ["--peers", ",".join(peers), f"--only={only}", *(["--tcp"] if tcp else [])]
         if launcher:
             environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
             command = [launcher, "-n", str(processes), sys.executable, *program]
@@ -367,7 +367,7 @@ def run_job(
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120 + 4 * rows * (budget_s + 5),
+            timeout=120 + 4 * len(ROWS) * (budget_s + 5),
             check=False,
         )
         if done.returncode != 0:
@@ -468,7 +468,7 @@ def compare(
     for processes in counts:
         for tcp in (False, True):
             rows = [row for row in ROWS if row.tcp == tcp]
-            job = run_job(processes, peers, budget_s, len(rows), tcp)
+            job = run_job(processes, peers, budget_s, tcp=tcp)
             for row, found in zip(rows, job["rows"], strict=True):
                 results.append(judge(row, processes, found, job))
                 print_row(results[-1])
@@ -506,6 +506,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, required=True)
     parser.add_argument("--budget", type=float, required=True)
     parser.add_argument("--peers", type=parse_peers, required=True)
+    parser.add_argument("--only", default="")
     parser.add_argument("--tcp", action="store_true")
     worker(parser.parse_args())
 
