@@ -7,6 +7,11 @@ Every row runs in one process, lax and jaxcoll alternately on the same input, so
 machine hits both; the ratio is that of the medians. 8 virtual CPU devices, float32, sizes as
 nccl-tests counts them (per device for all_reduce and ppermute). A row whose results differ
 between lax and jaxcoll is WRONG and makes the exit code 1; one below its floor is only BELOW.
+
+    python -m benchmarks.compare --processes 2,4 --peers gloo,mpich
+
+measures between processes instead, one device in each, against lax over gloo and raw MPICH
+(`pip install 'jaxcoll[bench]'`); benchmarks/processes.py says how. About 6 minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 import jaxcoll
-from benchmarks import measure
+from benchmarks import measure, processes
 from benchmarks.collectives import COLLECTIVES, compile_call, place
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -212,10 +217,10 @@ def print_row(result: dict[str, Any]) -> None:
     )
 
 
-def default_json(about: dict[str, Any]) -> Path:
+def default_json(about: dict[str, Any], what: str = "compare") -> Path:
     """benchmarks/results/compare-DATE-COMMIT.json."""
     date = datetime.date.today().isoformat()
-    name = f"compare-{date}-{about['commit'] or 'unknown'}.json"
+    name = f"{what}-{date}-{about['commit'] or 'unknown'}.json"
     return Path(__file__).parent / "results" / name
 
 
@@ -230,6 +235,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, help="default: benchmarks/results/compare-DATE-COMMIT.json"
     )
+    parser.add_argument(
+        "--processes",
+        type=lambda text: [int(count) for count in text.split(",")],
+        metavar="P,...",
+        help="measure jobs of so many processes instead",
+    )
+    parser.add_argument(
+        "--peers",
+        type=processes.parse_peers,
+        default="gloo,mpich",
+        metavar="PEER,...",
+        help="with --processes: what to compare with (default: gloo,mpich)",
+    )
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)  # as measure_apart calls us
     parser.add_argument("--budget", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -237,6 +255,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.row is not None:
         print(json.dumps(measure_row(ROWS[options.row], budget_s)))
         return 0
+
+    if options.processes:
+        return processes.compare(
+            options.processes,
+            options.peers,
+            budget_s / 2,
+            lambda about: options.json or default_json(about, "processes"),
+        )
 
     mesh = measure.make_mesh({"d": 8})
     about = measure.provenance({"d": 8})

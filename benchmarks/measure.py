@@ -19,16 +19,25 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import jaxcoll
 
 
 def make_mesh(shape: Mapping[str, int]) -> Mesh:
-    """A mesh of this process's CPU devices; asks JAX for that many if it has not started yet."""
+    """A mesh of CPU devices; asks JAX for that many if it has not started yet.
+
+    Under `jaxcoll launch` the mesh is over all processes, in the order of their ranks, and asks
+    each for its part, unless XLA_FLAGS says how many devices a process has.
+    """
     count = int(np.prod(list(shape.values())))
-    with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
-        jax.config.update("jax_num_cpu_devices", count)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
+    processes = _process_count()
+    if processes == 1 or "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
+            jax.config.update("jax_num_cpu_devices", -(-count // processes))
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise SystemExit(
@@ -36,6 +45,13 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
             f"set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     return Mesh(np.array(devices[:count]).reshape(tuple(shape.values())), tuple(shape))
+
+
+def _process_count() -> int:
+    """Processes of the job; asking JAX would start it, with the devices it has by default."""
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,16 @@ def measure(
 
     A round calls each once, in an order that is reversed every other round. Rounds go on until
     `budget_s` is spent, within `least` and `most`. Every call is waited for. Its results are freed
-    before the next one starts, outside the measured time, and the garbage collector is off.
+    before the next one starts, outside the measured time, and the garbage collector is off. If
+    there are several processes, the first decides how many rounds there are.
     """
     for call in calls.values():
         for _ in range(warmup):
             jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
+    if jax.process_count() > 1 and least < most:
+        least = most = _agreed_rounds(calls, budget_s, least, most)
     gc.collect()
     gc.disable()
     try:
@@ -88,6 +107,16 @@ def measure(
     finally:
         gc.enable()
     return {name: Times(times[name]) for name in calls}
+
+
+def _agreed_rounds(
+    calls: Mapping[str, Callable[[], Any]], budget_s: float, least: int, most: int
+) -> int:
+    start = time.perf_counter()
+    for call in calls.values():
+        jax.block_until_ready(call())
+    rounds = int(budget_s / (time.perf_counter() - start))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(min(max(rounds, least), most))))
 
 
 def copy_bandwidth_Bps(repeats: int = 9) -> float:

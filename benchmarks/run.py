@@ -6,6 +6,10 @@ Every device of the mesh takes part: over `dp` of dp=2,tp=4 four groups of two r
 Size, algbw and busbw follow nccl-tests (1 GB = 1e9 B). A call is a jitted program with nothing but
 the collective in it, timed from dispatch to the last device's result. Exit code 1 if any received
 element is wrong.
+
+    jaxcoll launch -n 4 -m benchmarks.run --mesh dp=4
+
+measures between processes; the first prints, and its times are shown.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import jaxcoll
@@ -125,7 +131,8 @@ def measure_size(
         calls["lax"] = compile_call(mesh, lambda x: collective.lax(x, axis, n), placed)
     wrong = None
     if options.c:
-        wrong = count_wrong(collective, mesh, axis, sent, calls["jaxcoll"]())
+        here = count_wrong(collective, mesh, axis, sent, calls["jaxcoll"]())
+        wrong = int(np.sum(multihost_utils.process_allgather(np.array(here))))
     del sent
     limits = {"least": options.n, "most": options.n} if options.n else {}
     times = measure.measure(calls, budget_s=ADAPTIVE_S, warmup=options.w, **limits)
@@ -185,15 +192,26 @@ def main(argv: list[str] | None = None) -> int:
         command.error("-n, -w: at least 0")
     if options.b > options.e:
         command.error(f"-b {options.b} is larger than -e {options.e}")
-    dtype = DTYPES[options.dtype]
     if options.dtype in ("float64", "int64", "uint64", "complex128"):
         jax.config.update("jax_enable_x64", True)
     mesh = measure.make_mesh(options.mesh)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() != 0:  # runs all the same, and says nothing
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            options.json = None
+        return measure_all(mesh, axis, options)
+
+
+def measure_all(mesh: Mesh, axis: str, options: argparse.Namespace) -> int:
+    """Measures and prints every size; returns the exit code."""
+    dtype = DTYPES[options.dtype]
     collective, n = COLLECTIVES[options.collective], mesh.shape[axis]
 
     print(
         f"# jaxcoll {jaxcoll.__version__}, {collective.name}, algorithm {options.algorithm}, "
-        f"mesh {options.mesh}: {mesh.size // n} x {n} ranks over {axis}, {measure.cores()} cores"
+        f"mesh {options.mesh}: {mesh.size // n} x {n} ranks over {axis}, "
+        f"{jax.process_count()} process{'es' * (jax.process_count() > 1)}, {measure.cores()} cores"
     )
     print_header(bool(options.compare))
     planned = list(sizes(options.b, options.e, options.f, n * dtype.itemsize))

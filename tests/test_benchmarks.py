@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, measure, run
+from benchmarks import compare, measure, processes, run
 from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
 
 
@@ -162,3 +165,65 @@ def test_a_row_that_is_wrong_is_never_a_pass() -> None:
 
 def test_copy_bandwidth_is_plausible() -> None:
     assert 1e8 < measure.copy_bandwidth_Bps(repeats=1) < 1e13
+
+
+# --- between processes --------------------------------------------------------------------------
+
+
+def test_a_job_of_processes_measures_its_peers() -> None:
+    """gloo is always there; MPI and an engine that spans processes where they are."""
+    found = processes.run_job(2, list(processes.PEERS), 0.05, only="all_reduce, 4 KiB")
+    (row,) = found["rows"]
+    assert row["right"]
+    assert {"gloo"} <= set(row["median_s"]) <= {"gloo", "mpich", "jaxcoll"}
+    assert ("jaxcoll" in row["median_s"]) == (row["absent"] is None)
+    assert all(0 < seconds < 10 for seconds in row["median_s"].values())
+    assert found["copy_Bps"] > 1e8
+    assert ("mpich" in row["median_s"]) == (found["mpi"] is not None)
+
+
+def test_floors_between_processes_are_judged_by_their_own_rules() -> None:
+    job = {"nothing_s": 1e-5, "copy_Bps": 2e10}
+    rows = {row.name: row for row in processes.ROWS}
+
+    def judge(name: str, **median_s: float) -> dict[str, bool]:
+        found = {"right": True, "absent": None, "median_s": median_s}
+        return processes.judge(rows[name], 2, found, job)["checks"]
+
+    size = 64 << 20  # bound: 4 x 64 MiB at 20 GB/s is 13.4 ms
+    assert judge("all_reduce, 64 MiB", gloo=0.1, mpich=0.03, jaxcoll=0.024) == {
+        "over gloo at least 4": True,
+        "over mpich at least 1.2": True,
+        "bounds at most 2.5": True,
+    }
+    assert not any(judge("all_reduce, 64 MiB", gloo=0.1, mpich=0.03, jaxcoll=0.035).values())
+    assert judge("all_reduce, 4 KiB", gloo=1e-4, mpich=1e-5, jaxcoll=5e-5) == {
+        "over gloo at least 8": False,
+        "above an empty call, at most 3 of mpich's": False,
+    }
+    assert judge("tcp: all_reduce, 64 MiB", gloo=0.1, sockets=0.05, jaxcoll=0.07) == {
+        "over gloo at least 1.7": False,
+        "over plain sockets at most 1.5": True,
+    }
+    found = {"right": True, "absent": None, "median_s": {"gloo": 0.1, "jaxcoll": 0.02}}
+    row = processes.judge(rows["all_reduce, 64 MiB"], 4, found, job)
+    assert row["bus_Bps"] == pytest.approx(size / 0.02 * 1.5)
+    assert row["bounds"] == pytest.approx(0.02 / (8 * size / 2e10))
+
+
+def test_run_measures_a_mesh_of_processes() -> None:
+    command = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "-m", "benchmarks.run"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
+    done = subprocess.run(
+        [*command, "--mesh", "dp=2,tp=2", "-b", "1K", "-e", "1K", "-n", "2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[1]")]
+    assert "2 x 2 ranks over dp, 2 processes" in lines[0]
+    assert "[0] # Out of bounds values : 0 OK" in lines
+    assert not [line for line in done.stdout.splitlines() if line.startswith("[1] #")]

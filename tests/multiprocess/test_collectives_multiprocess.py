@@ -316,17 +316,30 @@ def test_lax_collectives_go_through_jaxcoll_when_installed() -> None:
 
 
 @needs_engine
-def test_a_pytree_and_a_ragged_exchange_are_exact() -> None:
+def test_a_pytree_is_reduced_exactly() -> None:
+    run(
+        """
+        from spmd import *
+
+        mesh = make_mesh((4,))
+        tree = {f"w{i}": small_integers((4, 3 * i + 1), seed=i) for i in range(100)}
+        summed = per_device(mesh, lambda tree: c.psum(tree, "x"))(place(mesh, tree))
+        compare(summed, jax.tree.map(lambda x: np.broadcast_to(x.sum(0), x.shape), tree), "tree")
+        finished("end")
+        """,
+        processes=2,
+        devices=2,
+    )
+
+
+@needs_engine
+def test_a_ragged_exchange_is_exact() -> None:
     run(
         """
         from spmd import *
         import jax.numpy as jnp
 
         mesh = make_mesh((4,))
-        tree = {f"w{i}": small_integers((4, 3 * i + 1), seed=i) for i in range(100)}
-        summed = per_device(mesh, lambda tree: c.psum(tree, "x"))(place(mesh, tree))
-        compare(summed, jax.tree.map(lambda x: np.broadcast_to(x.sum(0), x.shape), tree), "tree")
-
         rng = np.random.default_rng(0)
         sizes = rng.integers(0, 5, (4, 4)).astype(np.int32)  # [from, to]
         sizes[1] = 0
