@@ -95,6 +95,10 @@ def _start_engine() -> None:
     process_of_device = {device.id: device.process_index for device in jax.devices()}
     native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
     bootstrap.start()
+    # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
+    # for the back end, which waits for our calls.
+    atexit.register(native.shutdown)
+    atexit.register(native.comm_stop)
     atexit.register(bootstrap.close)
 
 

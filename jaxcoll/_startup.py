@@ -51,4 +51,3 @@ compat.register_ffi(**native.ffi_registrations())
 # Exit handlers run in reverse order of registration, and JAX registered its own on import: calls
 # in flight are cancelled while the back end that waits for them still exists.
 atexit.register(native.shutdown)
-atexit.register(native.comm_stop)  # runs first

@@ -527,8 +527,11 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     first = false;
     processes.insert(call.group->process_of_rank[rank]);
   }
-  for (const int process : processes) {
+  const std::string same = "waits in " + *call.group->description + " (";
+  for (const int process : communicators_.at(call.group->communicator).processes) {
     const Peer& peer = PeerOf(process);
+    const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun;
+    if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
     text += "; process " + std::to_string(process) + " ";
     if (peer.state() != Peer::State::kUp) {
       text += "has not connected";
@@ -552,8 +555,9 @@ void Reactor::CheckDeadlines() {
     if (waited_s < ask_after_s) continue;
     if (!call->asked) {
       call->asked = true;
-      for (const int32_t rank : call->run->WaitingFor()) {
-        Peer& peer = PeerOf(call->group->process_of_rank[rank]);
+      // All of them: whom one waits for may itself wait for the one that is at fault.
+      for (const int process : communicators_.at(call->group->communicator).processes) {
+        Peer& peer = PeerOf(process);
         if (now - peer.asked_at < milliseconds(500)) continue;
         peer.asked_at = now;
         peer.Tell("ask");
@@ -651,6 +655,13 @@ void Reactor::Loop() {
       if (peer->link() != nullptr) peer->link()->Awake();
     }
     last_active = Clock::now();
+  }
+  {
+    // Peers learn at once that this process makes no more calls.
+    std::lock_guard lock(mutex_);
+    for (const auto& [process, peer] : peers_) {
+      if (peer->link() != nullptr) peer->Disconnect("this process is shutting down");
+    }
   }
   stopped_.store(true, std::memory_order_release);
 }
