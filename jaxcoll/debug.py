@@ -1,0 +1,59 @@
+"""What the engine has been doing, for the one who carries the pager.
+
+`dump()` prints the last collectives between processes, those that are pending and for whom they
+wait, and the state of every peer. The recorder is always on and bounded: the last 256 calls.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import TextIO
+
+from jaxcoll._native import native
+
+__all__ = ["dump", "dump_on_signal"]
+
+
+def dump(file: TextIO | None = None) -> None:
+    """Prints the flight recorder to `file`, stderr by default.
+
+    Works from any thread, also while another one waits in a collective that does not end.
+    """
+    text = native.comm_dump() or "jaxcoll: no collective has reached another process\n"
+    print(text, end="", file=file or sys.stderr, flush=True)
+
+
+_watched: set[int] = set()
+
+
+def dump_on_signal(signum: int = signal.SIGUSR1) -> None:
+    """Makes `kill -USR1 PID` print the flight recorder to stderr. Call it in the main thread.
+
+    It prints even while the main thread waits for a collective: Python's own signal handlers would
+    run only afterwards. It takes over `signal.set_wakeup_fd`.
+
+    Raises: ValueError outside the main thread.
+    """
+    if signum in _watched:
+        return
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(read_end, True)
+    # The C half of Python's signal handling writes the number to this descriptor at once.
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    if previous >= 0:
+        signal.set_wakeup_fd(previous)
+        os.close(read_end)
+        os.close(write_end)
+        raise ValueError("signal.set_wakeup_fd is taken, by asyncio perhaps; call dump() yourself")
+    signal.signal(signum, lambda *_: None)
+    _watched.add(signum)
+
+    def watch() -> None:
+        while numbers := os.read(read_end, 64):
+            if signum in numbers:
+                dump()
+
+    threading.Thread(target=watch, name="jaxcoll-dump", daemon=True).start()
