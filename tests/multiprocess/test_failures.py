@@ -333,10 +333,12 @@ def test_leaving_while_a_peer_never_comes_does_not_hang() -> None:
     jax.block_until_ready(f(x))
     if rank == 0:
         pending = f(x)
+    finished("dispatched")
     """
     run(
         COMMON + textwrap.dedent(script),
         processes=2,
+        devices=2,  # with one, JAX runs a small program inside the call that dispatches it
         environment={"JAXCOLL_TIMEOUT_S": "600"},
         timeout_s=60,
     )
