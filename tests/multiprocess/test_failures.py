@@ -331,17 +331,14 @@ def test_leaving_while_a_peer_never_comes_does_not_hang() -> None:
     x = place(mesh, small_integers((n, 1000)))
     f = per_device(mesh, CALLS["all_reduce"])
     jax.block_until_ready(f(x))
-    if rank == 0:  # JAX runs so small a program of one device in this very call
-        try:
-            pending = jax.block_until_ready(f(x))
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            assert "rank 1 is lost" in str(error), error
-        else:
-            raise AssertionError("rank 1 took part")
+    if rank == 0:
+        pending = f(x)
+    finished("dispatched")
     """
     run(
         COMMON + textwrap.dedent(script),
         processes=2,
+        devices=2,  # with one, JAX runs a small program inside the call that dispatches it
         environment={"JAXCOLL_TIMEOUT_S": "600"},
         timeout_s=60,
     )
