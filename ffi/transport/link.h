@@ -88,7 +88,7 @@ StatusOr<int> MakeShmSegment(size_t window_bytes);
 
 // Connected, authenticated stream sockets to one peer; both sides list them in the same order. The
 // first also carries Tell. Takes over the descriptors. Both windows have the same size.
-StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, std::vector<int> sockets, size_t window_bytes,
-                                            std::string description);
+StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
+                                            size_t window_bytes, std::string description);
 
 }  // namespace jaxcoll
