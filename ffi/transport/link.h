@@ -9,7 +9,12 @@
 //   Tell    a message of up to 64 KiB, in order among themselves; rare: errors, states.
 //
 // Thread rule: all calls on a link, and all calls of its sink, come from the reactor's thread.
-// Nothing blocks: what cannot go now is queued, and Poll sends it on.
+// Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
+// but neither Poll nor the destructor.
+//
+// The end. What the peer had handed to the kernel (shm: had put) is delivered first, then each Poll
+// returns the error. From then on the link reads no source, no OnSent comes for what was pending,
+// and Put and Tell do nothing. Closing drops what is queued: wait until writable_fds() is empty.
 #pragma once
 
 #include <array>
@@ -65,7 +70,7 @@ class Link {
   virtual bool PrepareToSleep() = 0;
   virtual void Awake() = 0;
   // Descriptors whose readability means that Poll has something to do, and those for which it
-  // waits to write.
+  // waits to write. A bell among them is the reactor's to drain: all links share it.
   virtual std::vector<int> readable_fds() const = 0;
   virtual std::vector<int> writable_fds() const { return {}; }
 };
@@ -82,8 +87,8 @@ StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segmen
 StatusOr<int> MakeShmSegment(size_t window_bytes);
 
 // Connected, authenticated stream sockets to one peer; both sides list them in the same order. The
-// first also carries Tell. Takes over the descriptors.
-StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, std::vector<int> sockets, size_t window_bytes,
-                                            std::string description);
+// first also carries Tell. Takes over the descriptors. Both windows have the same size.
+StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
+                                            size_t window_bytes, std::string description);
 
 }  // namespace jaxcoll

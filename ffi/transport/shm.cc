@@ -26,7 +26,7 @@ namespace {
 
 // A look at the socket is a system call, a look at the ring is not. A reactor that does not sleep
 // hears of the peer's end this many calls of Poll later.
-constexpr uint64_t kPollsPerLookAtSocket = 64;
+constexpr uint64_t kPollsPerLookAtSocket = 1024;
 constexpr int kMaxMessagesPerPoll = 16;
 
 class ShmLink final : public Link {

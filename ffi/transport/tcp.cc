@@ -182,8 +182,8 @@ class TcpLink final : public Link {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, std::vector<int> sockets, size_t window_bytes,
-                                            std::string description) {
+StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
+                                            size_t window_bytes, std::string description) {
   auto link = std::make_unique<TcpLink>(peer, std::move(description));
   if (Status status = link->Init(sockets, window_bytes); !status.ok()) return status;
   return StatusOr<std::unique_ptr<Link>>(std::move(link));

@@ -62,8 +62,8 @@ bool TcpSocket::Send(const FrameHeader& header, std::span<const std::byte> paylo
     if (sent == total || broken_) return true;
   }
   queued_bytes_ += total - sent;
-  Outgoing& frame = outgoing_.emplace_back(header, payload, std::vector<std::byte>(), true, token);
-  frame.sent = sent;
+  outgoing_.push_back({header, payload, {}, true, token, sent});
+  Outgoing& frame = outgoing_.back();
   const size_t payload_sent = sent < sizeof(header) ? 0 : sent - sizeof(header);
   if (payload.size() - payload_sent > max_copied_bytes) return false;
   // Only the rest is kept: as if the payload had been that, of which nothing is sent.

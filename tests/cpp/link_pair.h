@@ -92,7 +92,7 @@ class LinkEnd : public LinkSink {
       }
       std::vector<int> sockets;
       for (Fd& fd : parts.sockets) sockets.push_back(fd.release());
-      return MakeTcpLink(peer, std::move(sockets), window_bytes, "test");
+      return MakeTcpLink(peer, sockets, window_bytes, "test");
     }();
     EXPECT_TRUE(made.ok()) << made.status().message();
     link = std::move(*made);

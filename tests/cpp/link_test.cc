@@ -329,6 +329,37 @@ TEST_P(LinkTest, NoWakeUpIsLostInPingPong) {
   EXPECT_TRUE(b_played);
 }
 
+// The same without luck: what comes just before or just after PrepareToSleep.
+TEST_P(LinkTest, ANoticeIsSeenBeforeSleepOrEndsIt) {
+  LinkPair pair(GetParam(), kWindowBytes);
+  const auto awake = [&] {  // as a reactor finds out, without waiting for long
+    if (!pair.b.link->PrepareToSleep()) return true;
+    std::vector<pollfd> fds;
+    for (int fd : pair.b.link->readable_fds()) fds.push_back({fd, POLLIN, 0});
+    return poll(fds.data(), fds.size(), GetParam() == Wire::kShm ? 0 : 1000) > 0;
+  };
+  while (pair.a.Poll() | pair.b.Poll()) {
+  }
+  pair.a.link->Put({}, 0, Notice{}, 0);
+  EXPECT_TRUE(awake());
+  pair.b.link->Awake();
+  while (pair.b.notices.empty() || pair.b.Poll()) pair.b.Poll();
+  while (!pair.b.link->PrepareToSleep()) pair.b.Poll();
+  pair.a.link->Put({}, 0, Notice{}, 0);
+  EXPECT_TRUE(awake());
+}
+
+TEST_P(LinkTest, ASenderWithoutRoomSeesRoomBeforeItSleeps) {
+  if (GetParam() != Wire::kShm) GTEST_SKIP() << "the kernel says when a socket has room";
+  LinkPair pair(GetParam(), kWindowBytes);
+  while (pair.a.Poll() | pair.b.Poll()) {
+  }
+  for (uint64_t i = 0; i <= RingMemory::kEntryCount; ++i) pair.a.link->Put({}, 0, Notice{}, 0);
+  EXPECT_TRUE(pair.a.link->PrepareToSleep());
+  EXPECT_TRUE(pair.b.Poll());
+  EXPECT_FALSE(pair.a.link->PrepareToSleep());
+}
+
 TEST_P(LinkTest, ASenderWithoutRoomIsWokenWhenThereIsSome) {
   LinkPair pair(GetParam(), kWindowBytes);
   const std::vector<std::byte> source = RandomBytes(random, kWindowBytes);
