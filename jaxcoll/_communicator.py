@@ -7,8 +7,8 @@ its devices, and it stays meaningful when the executable is exported and runs el
 from __future__ import annotations
 
 import atexit
-import functools
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,8 +89,16 @@ def ranks_per_process(groups: np.ndarray, process_of_logical: Sequence[int]) -> 
     return runs.pop() if len(runs) == 1 else 0
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def _start_engine() -> None:
+    with _starting:
+        if not native.comm_started():
+            _start_engine_once()
+
+
+def _start_engine_once() -> None:
     bootstrap = _bootstrap.Bootstrap.from_environment(native)
     process_of_device = {device.id: device.process_index for device in jax.devices()}
     native.comm_start(jax.process_index(), process_of_device, bootstrap.want)

@@ -60,12 +60,12 @@ class _Call:
     root: int = 0
     permutation: tuple[tuple[int, int], ...] = ()
 
-    def attributes(self, byte_count: int) -> dict[str, ir.Attribute]:
+    def attributes(self, operands: Sequence[Value]) -> dict[str, ir.Attribute]:
         algorithm = _select.choose(
             self.collective,
             self.algorithm,
             self.group.size,
-            byte_count=byte_count,
+            byte_count=sum(compat.byte_count(operand) for operand in operands),
             ranks_per_process=self.group.ranks_per_process,
             processes=self.group.processes,
         )
@@ -91,6 +91,7 @@ class _Call:
             "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_process)),
             "channels": integer(1),
             "schedule": text(self.schedule),
+            "signature": text(", ".join(str(operand.type) for operand in operands)),
             "label": text(self.group.label),
         }
 
@@ -194,7 +195,7 @@ def _emit(
     ctx: Any, call: _Call, operands: Sequence[Value], result_types: Sequence[ir.Type]
 ) -> list[Value]:
     """Emits the custom call; every operand is of a type that the engine has."""
-    byte_count = sum(compat.byte_count(operand) for operand in operands)
+    attributes = call.attributes(operands)
     operands = list(operands)
     if call.group.movable:
         operands.append(_logical_id(ctx))
@@ -202,7 +203,7 @@ def _emit(
     if _is_partially_manual(ctx):
         target = PARTITIONED_TARGET
         extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
-    return compat.custom_call(target, operands, result_types, call.attributes(byte_count), extra)
+    return compat.custom_call(target, operands, result_types, attributes, extra)
 
 
 def _lower_vectors(

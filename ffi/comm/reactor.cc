@@ -56,8 +56,6 @@ void Interprocess::Set(Interprocess* instance) {
 class Reactor::Group {
  public:
   uint64_t communicator = 0;
-  uint64_t operation = 0;
-  int slot = 0;
   uint64_t key = 0;
   std::vector<int> process_of_rank;
   std::vector<int64_t> device_ids;
@@ -71,9 +69,8 @@ class GroupHandle final : public RemoteGroup {
  public:
   using StartFn = std::function<void(MemberBuffers, std::vector<std::unique_ptr<Completion>>,
                                      std::shared_ptr<ContinuationCost>)>;
-  GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
-      : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
-  ~GroupHandle() override { close_(); }
+  GroupHandle(StartFn start, std::function<void(const Status&)> fail)
+      : start_(std::move(start)), fail_(std::move(fail)) {}
   void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
              std::shared_ptr<ContinuationCost> cost) override {
     start_(std::move(buffers), std::move(completions), std::move(cost));
@@ -83,7 +80,6 @@ class GroupHandle final : public RemoteGroup {
  private:
   StartFn start_;
   std::function<void(const Status&)> fail_;
-  std::function<void()> close_;
 };
 
 }  // namespace
@@ -116,6 +112,22 @@ std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
 
 // ---- Groups ------------------------------------------------------------------------------------
 
+int Reactor::TakeSlot(const std::string& signature) {
+  std::lock_guard lock(mutex_);
+  std::set<int>& used = slots_in_use_[signature];
+  int slot = 0;
+  while (used.count(slot) != 0) ++slot;
+  used.insert(slot);
+  return slot;
+}
+
+void Reactor::ReturnSlot(const std::string& signature, int slot) {
+  std::lock_guard lock(mutex_);
+  const auto it = slots_in_use_.find(signature);
+  it->second.erase(slot);
+  if (it->second.empty()) slots_in_use_.erase(it);
+}
+
 std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
   auto group = std::make_shared<Group>();
   std::string members;
@@ -124,16 +136,12 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
     group->process_of_rank.push_back(process_of_device_.at(device));
   }
   group->communicator = Hash(members);
-  group->operation = Hash(spec.operation, group->communicator);
+  group->key = Hash(spec.operation, group->communicator);
   group->device_ids = std::move(spec.device_ids);
   group->description = std::make_shared<const std::string>(std::move(spec.description));
   group->plan = std::move(spec.plan);
   {
     std::lock_guard lock(mutex_);
-    std::set<int>& used = slots_in_use_[group->operation];
-    while (used.count(group->slot) != 0) ++group->slot;
-    used.insert(group->slot);
-    group->key = Hash(std::to_string(group->slot), group->operation);
     Communicator& communicator = communicators_[group->communicator];
     for (const int process : group->process_of_rank) {
       if (process == process_ || !communicator.processes.insert(process).second) continue;
@@ -151,15 +159,7 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
                     std::shared_ptr<ContinuationCost> cost) {
         Submit({group, std::move(buffers), std::move(completions), std::move(cost)});
       },
-      [this, group](const Status& status) { Fail(*group, status); },
-      [this, group] { Close(*group); });
-}
-
-void Reactor::Close(Group& group) {
-  std::lock_guard lock(mutex_);
-  const auto it = slots_in_use_.find(group.operation);
-  it->second.erase(group.slot);
-  if (it->second.empty()) slots_in_use_.erase(it);
+      [this, group](const Status& status) { Fail(*group, status); });
 }
 
 void Reactor::Fail(const Group& group, const Status& status) {

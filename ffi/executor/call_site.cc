@@ -96,7 +96,7 @@ StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec) {
 }
 
 Status CallSite::FindMembers() {
-  const Interprocess* const processes = Interprocess::Get();
+  Interprocess* const processes = Interprocess::Get();
   members_.resize(groups_.group_count());
   for (int32_t group = 0; group < groups_.group_count(); ++group) {
     Members& members = members_[group];
@@ -115,6 +115,19 @@ Status CallSite::FindMembers() {
       members.ranks.push_back(rank);
     }
   }
+  if (std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
+    return Status();
+  }
+  // All that the other processes must agree on.
+  slot_signature_ = spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
+  for (const int64_t number : {spec_.root, spec_.node_size, spec_.channels, spec_.group_size}) {
+    slot_signature_ += ' ' + std::to_string(number);
+  }
+  for (const int64_t rank : spec_.permutation) slot_signature_ += ' ' + std::to_string(rank);
+  slot_signature_ += '\n' + spec_.signature + '\n' + spec_.schedule;
+  for (const int64_t logical : spec_.groups) slot_signature_ += ' ' + std::to_string(logical);
+  for (const int64_t device : spec_.device_ids) slot_signature_ += ' ' + std::to_string(device);
+  slot_ = processes->TakeSlot(slot_signature_);
   return Status();
 }
 
@@ -137,13 +150,10 @@ Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_ele
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
-  // All that the other processes must agree on.
-  spec.operation = spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op + ' ' +
-                   std::to_string(spec_.root) + ' ' + std::to_string(spec_.node_size) + ' ' +
-                   std::to_string(spec_.channels) + ' ' + std::string(Name(dtype));
-  for (const int64_t rank : spec_.permutation) spec.operation += ' ' + std::to_string(rank);
+  // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
+  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_) + ' ' +
+                   std::string(Name(dtype));
   for (const int64_t elements : block_elements) spec.operation += ' ' + std::to_string(elements);
-  spec.operation += '\n' + spec_.schedule;
   spec.description = Describe();
   spec.plan = std::move(*plan);
   members.remote = Interprocess::Get()->Open(std::move(spec));
@@ -158,6 +168,8 @@ CallSite::CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const Local
 CallSite::~CallSite() {
   Watchdog::Get().Remove(this);
   FailAll(Status(StatusCode::kCancelled, "the executable was destroyed"));
+  members_.clear();
+  if (slot_ >= 0) Interprocess::Get()->ReturnSlot(slot_signature_, slot_);
 }
 
 std::string CallSite::Describe() const {

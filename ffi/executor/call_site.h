@@ -128,6 +128,9 @@ class CallSite {
   std::shared_ptr<const LocalPlan> plan_;  // null for ragged_all_to_all
   CallShape shape_;
   std::vector<Members> members_;  // by group
+  // Where some group reaches into other processes.
+  std::string slot_signature_;
+  int slot_ = -1;
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -33,9 +33,14 @@ class Interprocess {
   // Nullopt for a device that no process has.
   virtual std::optional<int> ProcessOfDevice(int64_t device_id) const = 0;
 
+  // Tells equal call sites apart: the lowest number that no living call site with this signature
+  // holds. Taken when an instruction is instantiated, in the order in which every process compiles.
+  virtual int TakeSlot(const std::string& signature) = 0;
+  virtual void ReturnSlot(const std::string& signature, int slot) = 0;
+
   struct GroupSpec {
     std::vector<int64_t> device_ids;          // by rank
-    std::string operation;                    // equal on every process: what the call computes
+    std::string operation;  // equal on every process: what the call computes, and its slot
     std::string description;                  // for people
     std::shared_ptr<const SegmentPlan> plan;  // of this process's ranks
   };
