@@ -6,9 +6,13 @@ before `jax.distributed.initialize` works.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -76,6 +80,7 @@ __all__ = [
     "mlir",
     "named_axis_effects",
     "num_cpu_devices",
+    "program_fingerprint",
     "register_ffi",
     "register_partitioner",
     "replicate_leading_dimension",
@@ -266,6 +271,57 @@ def is_mesh_of_context(mesh: Any) -> bool:
     JAX lowers such a program once and runs it on every mesh of that shape.
     """
     return mesh == _mesh.get_concrete_mesh()
+
+
+def program_fingerprint(ctx: Any) -> str:
+    """Tells the program that is being lowered from others, equally on every process.
+
+    It hashes the equations with their literals and types, but no source locations and nothing that
+    differs between processes. "" if JAX does not show the program.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "lower_jaxpr_to_module":
+            jaxpr = frame.f_locals.get("jaxpr")
+            if isinstance(jaxpr, _core.ClosedJaxpr):
+                return _fingerprint(jaxpr)
+        frame = frame.f_back
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(closed: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+
+    def add(value: Any) -> None:
+        if isinstance(value, _core.ClosedJaxpr):
+            add(value.jaxpr)
+        elif isinstance(value, _core.Jaxpr):
+            names: dict[Any, int] = {}
+
+            def name(atom: Any) -> str:
+                if isinstance(atom, _core.Literal):
+                    return f"{atom.val}:{atom.aval.str_short()}"
+                return f"v{names.setdefault(atom, len(names))}:{atom.aval.str_short()}"
+
+            for eqn in value.eqns:
+                digest.update(
+                    " ".join(
+                        [eqn.primitive.name, *map(name, eqn.invars), "->", *map(name, eqn.outvars)]
+                    ).encode()
+                )
+                for key in sorted(eqn.params):
+                    digest.update(key.encode())
+                    add(eqn.params[key])
+        elif isinstance(value, (bool, int, float, str)):
+            digest.update(repr(value).encode())
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                add(item)
+        # Others, functions and shardings for instance, may print their address.
+
+    add(closed)
+    return digest.hexdigest()
 
 
 def byte_count(value: Value) -> int:

@@ -20,6 +20,7 @@ from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
 from jaxcoll._jax_compat import Value, hlo, ir, mlir
+from jaxcoll._native import native
 
 TARGET = "jaxcoll_collective"
 # The same handlers for calls beside axes that XLA partitions. Only these have a partitioner:
@@ -41,6 +42,7 @@ class _Group:
     movable: bool
     ranks_per_process: int  # as _communicator.ranks_per_process
     processes: int  # that a group reaches into, at most
+    program: str  # fingerprint of the program where there are several; "" else
     label: str
 
     @property
@@ -91,6 +93,7 @@ class _Call:
             "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_process)),
             "channels": integer(1),
             "schedule": text(self.schedule),
+            "program": text(self.group.program),
             "signature": text(", ".join(str(operand.type) for operand in operands)),
             "label": text(self.group.label),
         }
@@ -120,6 +123,9 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     # to another order of the devices is refused when it runs.
     processes = [] if compat.is_for_export(ctx) else _communicator.processes(mesh)
     one_process = len(set(processes)) <= 1
+    program = "" if one_process else compat.program_fingerprint(ctx)
+    if not one_process:
+        native.comm_lowering(program)
     device_ids = None if movable and one_process else _communicator.device_ids(mesh)
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
@@ -129,6 +135,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         movable=movable,
         ranks_per_process=_communicator.ranks_per_process(groups, processes),
         processes=_communicator.processes_per_group(groups, processes),
+        program=program,
         label=label,
     )
 

@@ -55,6 +55,10 @@ void BindComm(nb::module_& m) {
       "comm_started", [] { return Reactor::Get() != nullptr; },
       "Whether comm_start has been called.");
   m.def(
+      "comm_lowering", [](const std::string& program) { Started().NextProgram(program); },
+      nb::call_guard<nb::gil_scoped_release>(), nb::arg("program"),
+      "A program of this fingerprint is being lowered: its instructions count from zero.");
+  m.def(
       "comm_bell", [] { return Started().bell(); },
       "The eventfd that wakes this process's engine; it stays the engine's.");
   m.def(

@@ -112,19 +112,25 @@ std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
 
 // ---- Groups ------------------------------------------------------------------------------------
 
-int Reactor::TakeSlot(const std::string& signature) {
+void Reactor::NextProgram(const std::string& program) {
   std::lock_guard lock(mutex_);
-  std::set<int>& used = slots_in_use_[signature];
-  int slot = 0;
-  while (used.count(slot) != 0) ++slot;
-  used.insert(slot);
+  ++lowered_[program];
+}
+
+Interprocess::Slot Reactor::TakeSlot(const std::string& program, const std::string& signature) {
+  std::lock_guard lock(mutex_);
+  Slot slot;
+  slot.lowering = lowered_[program];
+  std::set<int>& used = slots_in_use_[{signature, slot.lowering}];
+  while (used.count(slot.number) != 0) ++slot.number;
+  used.insert(slot.number);
   return slot;
 }
 
-void Reactor::ReturnSlot(const std::string& signature, int slot) {
+void Reactor::ReturnSlot(const std::string& signature, const Slot& slot) {
   std::lock_guard lock(mutex_);
-  const auto it = slots_in_use_.find(signature);
-  it->second.erase(slot);
+  const auto it = slots_in_use_.find({signature, slot.lowering});
+  it->second.erase(slot.number);
   if (it->second.empty()) slots_in_use_.erase(it);
 }
 

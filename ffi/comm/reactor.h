@@ -1,10 +1,10 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
 // Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal call sites makes it (its slot: the lowest number that is free when the instruction
-// is instantiated, so that a recompiled program gets its old one back), and the count of that call
-// site's calls, which outlives it. Slots are right because every process compiles the same programs
-// in the same order; the order in which calls arrive differs, and must not matter.
+// several equal instructions of a program makes it (its slot, counted in the order in which they are
+// instantiated, which is the same everywhere), and the count of such calls, which outlives the
+// instruction: a recompiled program goes on where the last one stopped. Nothing depends on when an
+// executable dies or on the order in which calls arrive: both differ between processes.
 //
 // Failure. Members of a communicator (an ordered set of devices) share its fate: when a call on it
 // fails, or a process of it is gone, every call that is pending on it or made later fails with the
@@ -52,8 +52,10 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   int process() const override { return process_; }
   std::optional<int> ProcessOfDevice(int64_t device_id) const override;
-  int TakeSlot(const std::string& signature) override;
-  void ReturnSlot(const std::string& signature, int slot) override;
+  Slot TakeSlot(const std::string& program, const std::string& signature) override;
+  void ReturnSlot(const std::string& signature, const Slot& slot) override;
+  // Called when a program is lowered.
+  void NextProgram(const std::string& program);
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
 
   // What this process has been doing, and with whom, for people.
@@ -140,7 +142,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   std::mutex mutex_;
   std::map<int, std::unique_ptr<Peer>> peers_;
-  std::map<std::string, std::set<int>> slots_in_use_;  // by signature
+  std::map<std::string, uint64_t> lowered_;  // how often each program was
+  std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, lowering
   std::map<uint64_t, uint32_t> next_number_;        // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;
   std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet

@@ -119,7 +119,7 @@ Status CallSite::FindMembers() {
     return Status();
   }
   // All that the other processes must agree on.
-  slot_signature_ = spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
+  slot_signature_ = spec_.program + ' ' + spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
   for (const int64_t number : {spec_.root, spec_.node_size, spec_.channels, spec_.group_size}) {
     slot_signature_ += ' ' + std::to_string(number);
   }
@@ -127,7 +127,7 @@ Status CallSite::FindMembers() {
   slot_signature_ += '\n' + spec_.signature + '\n' + spec_.schedule;
   for (const int64_t logical : spec_.groups) slot_signature_ += ' ' + std::to_string(logical);
   for (const int64_t device : spec_.device_ids) slot_signature_ += ' ' + std::to_string(device);
-  slot_ = processes->TakeSlot(slot_signature_);
+  slot_ = processes->TakeSlot(spec_.program, slot_signature_);
   return Status();
 }
 
@@ -151,7 +151,7 @@ Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_ele
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
   // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
-  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_) + ' ' +
+  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' +
                    std::string(Name(dtype));
   for (const int64_t elements : block_elements) spec.operation += ' ' + std::to_string(elements);
   spec.description = Describe();
@@ -169,7 +169,7 @@ CallSite::~CallSite() {
   Watchdog::Get().Remove(this);
   FailAll(Status(StatusCode::kCancelled, "the executable was destroyed"));
   members_.clear();
-  if (slot_ >= 0) Interprocess::Get()->ReturnSlot(slot_signature_, slot_);
+  if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
 }
 
 std::string CallSite::Describe() const {
@@ -316,7 +316,9 @@ StatusOr<CallSite::Entry> CallSite::Arrive(const Arrival& arrival,
   }
   if (complete == nullptr) return Entry::kPending;
   Members& members = members_[place->group];
-  if (members.remote != nullptr) return StartRemote(std::move(complete), members);
+  if (members.remote != nullptr) {
+    return StartRemote(std::move(complete), members, arrival.run_id);
+  }
   return Start(std::move(complete), rank);
 }
 
@@ -442,7 +444,27 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
   return Entry::kPending;
 }
 
-CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members) {
+// Two instructions of one run must not have one slot: their calls would be taken for each other's.
+// It cannot happen unless one program is compiled by two threads at once.
+bool CallSite::SharesSlot(int64_t run_id) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& last = *new std::map<std::string, std::pair<int64_t, const CallSite*>>;
+  std::lock_guard lock(mutex);
+  auto& [last_run, last_site] = last[slot_signature_ + ' ' + std::to_string(slot_->number)];
+  const bool shares = last_run == run_id && last_site != nullptr && last_site != this;
+  last_run = run_id;
+  last_site = this;
+  return shares;
+}
+
+CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members,
+                                      int64_t run_id) {
+  if (SharesSlot(run_id)) {
+    members.remote->Fail(Status(
+        StatusCode::kInternal,
+        Describe() + ": two threads have compiled this program at once, and its calls cannot be "
+                     "told apart; compile it on one thread first"));
+  }
   MemberBuffers buffers;
   std::vector<std::unique_ptr<Completion>> completions;
   const size_t vectors = shape_.inputs.size();

@@ -24,6 +24,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -110,7 +111,8 @@ class CallSite {
   Status OpenRemote(int32_t group, const std::vector<int64_t>& block_elements, DType dtype,
                     ReduceOp op);
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
-  Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members);
+  Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
+  bool SharesSlot(int64_t run_id);
   std::string Describe() const;
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
@@ -130,7 +132,7 @@ class CallSite {
   std::vector<Members> members_;  // by group
   // Where some group reaches into other processes.
   std::string slot_signature_;
-  int slot_ = -1;
+  std::optional<Interprocess::Slot> slot_;
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -33,10 +33,15 @@ class Interprocess {
   // Nullopt for a device that no process has.
   virtual std::optional<int> ProcessOfDevice(int64_t device_id) const = 0;
 
-  // Tells equal call sites apart: the lowest number that no living call site with this signature
-  // holds. Taken when an instruction is instantiated, in the order in which every process compiles.
-  virtual int TakeSlot(const std::string& signature) = 0;
-  virtual void ReturnSlot(const std::string& signature, int slot) = 0;
+  // Tells equal instructions of one program apart: the lowest number that is not taken since the
+  // program was lowered last. (XLA may instantiate an instruction, drop it and instantiate it
+  // again; and when an older executable dies differs between processes.)
+  struct Slot {
+    int number = 0;
+    uint64_t lowering = 0;  // of this process
+  };
+  virtual Slot TakeSlot(const std::string& program, const std::string& signature) = 0;
+  virtual void ReturnSlot(const std::string& signature, const Slot& slot) = 0;
 
   struct GroupSpec {
     std::vector<int64_t> device_ids;          // by rank

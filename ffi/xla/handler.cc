@@ -149,6 +149,7 @@ ffi::ErrorOr<std::unique_ptr<Instruction>> Instantiate(ffi::Dictionary attribute
   reader.Read("node_size", spec.node_size);
   reader.Read("channels", spec.channels);
   reader.Read("schedule", spec.schedule);
+  reader.Read("program", spec.program);
   reader.Read("signature", spec.signature);
   reader.Read("label", spec.label);
   if (!reader.missing().empty()) {
