@@ -127,7 +127,8 @@ Reactor::~Reactor() {
   JAXCOLL_CHECK(!seams_.thread || stopped_.load(std::memory_order_acquire), "still running");
   {
     std::lock_guard lock(mutex_);
-    peers_.clear();  // before the sink
+    CancelCalls();
+    peers_.clear();
   }
   close(bell_);
 }
@@ -416,9 +417,8 @@ void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const
                       status.ok() ? "" : status.message()});
   if (records_.size() > kRecords) records_.pop_front();
   static const auto& ok = *new std::shared_ptr<const Status>(std::make_shared<const Status>());
-  WorkerPool::Get().Complete(std::move(call->completions),
-                             status.ok() ? ok : std::make_shared<const Status>(status),
-                             std::move(call->cost));
+  seams_.complete(std::move(call->completions),
+                  status.ok() ? ok : std::make_shared<const Status>(status), std::move(call->cost));
 }
 
 // ---- The wire of a run -------------------------------------------------------------------------
@@ -830,6 +830,14 @@ Reactor::Accounts Reactor::Account() {
   return accounts;
 }
 
+void Reactor::CancelCalls() {
+  while (!calls_.empty()) {
+    const auto it = calls_.begin();
+    Finish(it, Status(StatusCode::kCancelled,
+                      *it->second->group->description + ": the process is shutting down"));
+  }
+}
+
 void Reactor::Stop() {
   {
     std::lock_guard lock(mutex_);
@@ -841,11 +849,7 @@ void Reactor::Stop() {
       Poison(id, RanksOf(communicators_.at(id), process_) + " (process " +
                      std::to_string(process_) + ") is shutting down");
     }
-    while (!calls_.empty()) {
-      const auto it = calls_.begin();
-      Finish(it, Status(StatusCode::kCancelled, *it->second->group->description +
-                                                    ": the process is shutting down"));
-    }
+    CancelCalls();
   }
   Ring();
   const Clock::time_point end = Clock::now() + std::chrono::seconds(3);

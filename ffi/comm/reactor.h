@@ -149,6 +149,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   static const char* SpeaksForOther(const Call& call, int process, const NoticeFields& fields);
   void Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status);
   void FinishIfDone(const CallId& id);
+  void CancelCalls();
   bool PollLinks();
   void CheckDeadlines();
   // Tells all members but `told_by`, who said so.
