@@ -29,6 +29,9 @@ constexpr double kWarnAfterS = 10;
 constexpr size_t kEarlyPoisons = 1024;
 constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
 constexpr milliseconds kAnswerEvery{100};
+// What one peer may send for calls that this process has not made. A sender of small messages does
+// not wait for its receiver, so a program of broadcasts can run ahead: this much, and no more.
+constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
 std::atomic<Interprocess*> the_instance{nullptr};
@@ -335,7 +338,7 @@ bool Reactor::DrainInbox() {
 
 void Reactor::Begin(Submission submission) {
   Group& group = *submission.group;
-  const CallId id{group.key, next_number_[group.key]++};
+  const CallId id{group.key, next_number_.try_emplace(group.key, seams_.first_call).first->second++};
   auto call = std::make_unique<Call>();
   call->group = submission.group;
   call->id = id;
@@ -345,12 +348,12 @@ void Reactor::Begin(Submission submission) {
   Communicator& communicator = communicators_[group.communicator];
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
-    early_.erase(id);
+    EraseEarly(id);
     Finish(it, Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
     return;
   }
   if (!communicator.cause.empty()) {
-    early_.erase(id);
+    EraseEarly(id);
     Finish(it, Status(StatusCode::kFailedPrecondition,
                       *group.description +
                           ": this communicator failed earlier and cannot be used any more; the "
@@ -370,11 +373,7 @@ void Reactor::Begin(Submission submission) {
 
 // What peers had sent before this process made the call. False if it has failed.
 bool Reactor::TakeEarly(Call& call) {
-  const auto early = early_.find(call.id);
-  if (early == early_.end()) return true;
-  const std::vector<Early> notices = std::move(early->second);
-  early_.erase(early);
-  for (const Early& e : notices) {
+  for (const Early& e : EraseEarly(call.id)) {
     const char* wrong = SpeaksForOther(call, e.process, e.fields);
     if (wrong == nullptr) {
       current_ = &call;
@@ -392,6 +391,15 @@ bool Reactor::TakeEarly(Call& call) {
     if (calls_.count(id) == 0) return false;
   }
   return true;
+}
+
+std::vector<Reactor::Early> Reactor::EraseEarly(const CallId& id) {
+  const auto it = early_.find(id);
+  if (it == early_.end()) return {};
+  std::vector<Early> notices = std::move(it->second);
+  early_.erase(it);
+  for (const Early& e : notices) early_bytes_[e.process] -= e.bytes();
+  return notices;
 }
 
 const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeFields& fields) {
@@ -516,6 +524,11 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     }
     if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
     Early early{process, fields, {}};
+    size_t& held = early_bytes_[process];
+    held += sizeof(Early) + (data ? fields.bytes : 0);
+    if (held > kMaxEarlyBytes) {
+      return violation("it is further ahead of this process than there is memory for");
+    }
     if (data) {
       early.message.assign(message, message + fields.bytes);
       credit();
@@ -626,6 +639,7 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
     std::erase_if(it->second, [&](const Early& e) { return e.process == peer.process(); });
     it = it->second.empty() ? early_.erase(it) : std::next(it);
   }
+  early_bytes_.erase(peer.process());
 }
 
 std::string Reactor::RanksOf(const Communicator& communicator, int process) const {
@@ -819,9 +833,7 @@ Reactor::Accounts Reactor::Account() {
   Accounts accounts;
   accounts.calls = calls_.size();
   accounts.early_calls = early_.size();
-  for (const auto& [id, notices] : early_) {
-    for (const Early& early : notices) accounts.early_bytes += early.message.size();
-  }
+  for (const auto& [process, bytes] : early_bytes_) accounts.early_bytes += bytes;
   for (const auto& [process, peer] : peers_) {
     accounts.slots_taken += peer->slots_taken();
     accounts.slots_kept += peer->kept();

@@ -52,7 +52,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::function<void(std::vector<std::unique_ptr<Completion>>, std::shared_ptr<const Status>,
                        std::shared_ptr<ContinuationCost>)>
         complete;
-    bool thread = false;  // else Step is called instead
+    uint32_t first_call = 0;  // number of a call site's first call
+    bool thread = false;      // else Step is called instead
   };
   // For tests: any number in one process. Destroyed after its groups and, with a thread, after Stop.
   static std::unique_ptr<Reactor> Create(int process,
@@ -109,6 +110,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     int process;
     NoticeFields fields;
     std::vector<std::byte> message;
+    size_t bytes() const { return sizeof(Early) + message.size(); }
   };
   // One line of the flight recorder.
   struct Record {
@@ -142,6 +144,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   bool DrainInbox();
   void Begin(Submission submission);
   bool TakeEarly(Call& call);
+  std::vector<Early> EraseEarly(const CallId& id);
   void OpenCommunicator(uint64_t id, Communicator& communicator,
                         const std::vector<int>& process_of_rank);
   bool SendsLater(const Group& group);
@@ -194,6 +197,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::map<uint64_t, uint32_t> next_number_;        // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;
   std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet
+  std::map<int, size_t> early_bytes_;           // of early_, by process
   std::map<uint64_t, Communicator> communicators_;
   std::deque<EarlyPoison> early_poisons_;
   std::deque<Record> records_;
