@@ -192,8 +192,8 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
     const auto [it, fresh] = communicators_.try_emplace(group->communicator);
     if (fresh) OpenCommunicator(it->first, it->second, group->process_of_rank);
   }
-  Ring();  // the thread asks for links: `want_` may wait for a lock that others hold while they wait
-           // for ours
+  // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
+  Ring();
   return std::make_unique<GroupHandle>(
       [this, group](MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
                     std::shared_ptr<ContinuationCost> cost) {
@@ -338,7 +338,8 @@ bool Reactor::DrainInbox() {
 
 void Reactor::Begin(Submission submission) {
   Group& group = *submission.group;
-  const CallId id{group.key, next_number_.try_emplace(group.key, seams_.first_call).first->second++};
+  const CallId id{group.key,
+                  next_number_.try_emplace(group.key, seams_.first_call).first->second++};
   auto call = std::make_unique<Call>();
   call->group = submission.group;
   call->id = id;
@@ -349,7 +350,8 @@ void Reactor::Begin(Submission submission) {
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
     EraseEarly(id);
-    Finish(it, Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
+    Finish(it,
+           Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
     return;
   }
   if (!communicator.cause.empty()) {
@@ -455,9 +457,8 @@ void Reactor::Pump(Peer& peer, bool small) {
     std::byte* const remote = peer.link()->remote_window();
     std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
     run.Write(next.segment, next.op, message);
-    NoticeFields fields =
-        About(NoticeKind::kData, next.call,
-              {next.segment, KeyOf(run.plan().program().ops[next.op])});
+    NoticeFields fields = About(NoticeKind::kData, next.call,
+                                {next.segment, KeyOf(run.plan().program().ops[next.op])});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
@@ -493,7 +494,8 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   const auto violation = [&](const char* what) { violations_.push_back(what); };
   if (!violations_.empty()) return;  // the link is about to end
   if (fields.kind == NoticeKind::kCredit) {
-    if (!peer.ReturnSlot(fields.offset)) return violation("it returned a slot that it did not hold");
+    if (!peer.ReturnSlot(fields.offset))
+      return violation("it returned a slot that it did not hold");
     Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
     return;
   }
@@ -593,7 +595,8 @@ void Reactor::OnTold(int process, std::string_view message) {
 std::string Reactor::RankName(const Group& group, int32_t rank) {
   const int process = group.process_of_rank[rank];
   std::string name = "rank " + std::to_string(rank) + " (device " +
-                     std::to_string(group.device_ids[rank]) + ", process " + std::to_string(process);
+                     std::to_string(group.device_ids[rank]) + ", process " +
+                     std::to_string(process);
   if (process != process_) name += ", " + PeerOf(process).description();
   return name + ")";
 }

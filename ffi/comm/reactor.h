@@ -55,7 +55,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     uint32_t first_call = 0;  // number of a call site's first call
     bool thread = false;      // else Step is called instead
   };
-  // For tests: any number in one process. Destroyed after its groups and, with a thread, after Stop.
+  // For tests: any number in one process. Destroyed after its groups and after its thread, if any.
   static std::unique_ptr<Reactor> Create(int process,
                                          std::unordered_map<int64_t, int> process_of_device,
                                          std::function<void(int)> want, Seams seams);
@@ -183,9 +183,9 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   const int bell_;
 
   std::mutex inbox_mutex_;
-  std::deque<Submission> inbox_;         // guarded by inbox_mutex_
-  bool inbox_closed_ = false;            // guarded by inbox_mutex_: the thread has ended
-  std::vector<int> wanted_;              // guarded by inbox_mutex_: links to ask for
+  std::deque<Submission> inbox_;  // guarded by inbox_mutex_
+  bool inbox_closed_ = false;     // guarded by inbox_mutex_: the thread has ended
+  std::vector<int> wanted_;       // guarded by inbox_mutex_: links to ask for
   std::atomic<bool> inbox_full_{false};
   std::atomic<bool> asleep_{false};
   std::atomic<bool> stopping_{false};

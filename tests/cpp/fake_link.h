@@ -151,9 +151,8 @@ class FakeLink final : public Link {
     JAXCOLL_CHECK(message.size() <= (64 << 10), "%zu bytes", message.size());
     if (out_->black_hole || out_->reader_gone) return;
     const auto due = net_.Due();
-    out_->told.push_back({std::string(message), out_->told.empty()
-                                                    ? due
-                                                    : std::max(due, out_->told.back().due)});
+    out_->told.push_back(
+        {std::string(message), out_->told.empty() ? due : std::max(due, out_->told.back().due)});
   }
 
   StatusOr<bool> Poll(LinkSink& sink, int budget) override {
