@@ -1108,6 +1108,24 @@ TEST(Reactor, QuestionsAreNotAnsweredAsFastAsTheyCome) {
   EXPECT_EQ(process.told.size(), 1u);
 }
 
+TEST(Reactor, EqualOperationsMeetByTheirSlots) {
+  Alone process(2);
+  process.Connect(1);
+  auto first = process.Open(2, "all_reduce");
+  const auto second = process.Open(2, "all_reduce");
+  const NoticeFields a = DataFor(process, *first);
+  process.notices.clear();
+  const NoticeFields b = DataFor(process, *second);
+  EXPECT_NE(a.key, b.key);
+  // A recompiled program gets the slot of the one that is gone, and goes on counting.
+  first.reset();
+  first = process.Open(2, "all_reduce");
+  process.notices.clear();
+  const NoticeFields again = DataFor(process, *first);
+  EXPECT_EQ(again.key, a.key);
+  EXPECT_EQ(again.number, a.number + 1);
+}
+
 TEST(Notice, CarriesEveryField) {
   const MessageId id{123456, {70000, 80000, 90000, 100000}};
   const NoticeFields fields = Decode(Encode(About(NoticeKind::kData, {~uint64_t{5}, 7}, id)));
