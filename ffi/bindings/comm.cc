@@ -2,6 +2,7 @@
 #include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
 
+#include <exception>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -44,8 +45,17 @@ void BindComm(nb::module_& m) {
         auto* const callable = new nb::callable(std::move(want));
         nb::gil_scoped_release release;
         Reactor::Start(process, std::move(process_of_device), [callable](int peer) {
-          nb::gil_scoped_acquire acquire;
-          (*callable)(peer);
+          std::string failure;
+          {
+            nb::gil_scoped_acquire acquire;
+            try {
+              (*callable)(peer);
+              return;
+            } catch (const std::exception& e) {  // on the reactor's thread nobody else catches it
+              failure = e.what();
+            }
+          }
+          Started().LinkFailed(peer, failure);
         });
       },
       nb::arg("process"), nb::arg("process_of_device"), nb::arg("want"),

@@ -25,8 +25,7 @@ enum class NoticeKind : uint8_t {
 
 struct NoticeFields {
   NoticeKind kind = NoticeKind::kReady;
-  uint8_t unused = 0;
-  uint16_t channel = 0;
+  uint8_t unused[3] = {};
   uint32_t sequence = 0;
   uint64_t key = 0;
   uint32_t number = 0;
@@ -35,7 +34,8 @@ struct NoticeFields {
   uint32_t destination = 0;
   uint32_t offset = 0;
   uint32_t bytes = 0;
-  uint64_t unused2 = 0;
+  uint32_t channel = 0;  // lanes of a schedule times ranks: more than 16 bits
+  uint32_t unused2 = 0;
 
   CallId call() const { return {key, number}; }
   MessageId message() const {
@@ -57,7 +57,7 @@ inline NoticeFields About(NoticeKind kind, const CallId& call, const MessageId& 
   fields.segment = static_cast<uint32_t>(id.segment);
   fields.source = static_cast<uint32_t>(id.key.source);
   fields.destination = static_cast<uint32_t>(id.key.destination);
-  fields.channel = static_cast<uint16_t>(id.key.channel);
+  fields.channel = static_cast<uint32_t>(id.key.channel);
   fields.sequence = static_cast<uint32_t>(id.key.sequence);
   return fields;
 }

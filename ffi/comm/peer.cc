@@ -62,8 +62,9 @@ bool Peer::ReturnSlot(uint32_t offset) {
 }
 
 std::byte* Peer::mirror() {
-  if (mirror_.empty()) mirror_.resize(kWindowBytes);
-  return mirror_.data();
+  // Not cleared: only the slots that are used become memory.
+  if (mirror_ == nullptr) mirror_ = std::make_unique_for_overwrite<std::byte[]>(kWindowBytes);
+  return mirror_.get();
 }
 
 }  // namespace jaxcoll

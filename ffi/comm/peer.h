@@ -57,6 +57,8 @@ class Peer {
   bool MayKeep() const { return kept_ < kLargeSlots / 2; }
   void Kept() { ++kept_; }
   void Unkept() { --kept_; }
+  size_t kept() const { return kept_; }
+  size_t slots_taken() const { return taken_.size(); }
 
   // Where a message is put together that cannot be written to the peer's memory directly.
   std::byte* mirror();
@@ -65,6 +67,7 @@ class Peer {
   std::string last_state;
   std::chrono::steady_clock::time_point last_state_at;
   std::chrono::steady_clock::time_point asked_at;
+  std::chrono::steady_clock::time_point answered_at;
 
  private:
   const int process_;
@@ -78,7 +81,7 @@ class Peer {
   std::set<uint32_t> taken_;
   std::deque<Waiting> waiting_small_, waiting_large_;
   size_t kept_ = 0;
-  std::vector<std::byte> mirror_;
+  std::unique_ptr<std::byte[]> mirror_;
 };
 
 }  // namespace jaxcoll

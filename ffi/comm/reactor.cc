@@ -25,6 +25,14 @@ constexpr milliseconds kTick{20};
 constexpr int kNoticesPerPoll = 64;
 constexpr size_t kRecords = 256;
 constexpr double kWarnAfterS = 10;
+// Of what others say of communicators that are not open here, the newest are remembered.
+constexpr size_t kEarlyPoisons = 1024;
+constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
+constexpr milliseconds kAnswerEvery{100};
+// What one peer may send for calls that this process has not made. A sender of small messages does
+// not wait for its receiver, so a program of broadcasts can run ahead: this much, and no more.
+constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
+constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
 std::atomic<Interprocess*> the_instance{nullptr};
 std::atomic<Reactor*> the_reactor{nullptr};
@@ -35,8 +43,16 @@ uint64_t Hash(std::string_view text, uint64_t seed = 14695981039346656037ull) {
   return seed;
 }
 
-double SecondsSince(Reactor::Clock::time_point from) {
-  return duration<double>(Reactor::Clock::now() - from).count();
+// Whether call `a` was made before `b`; the count of a busy call site wraps around.
+bool Before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
+
+// A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
+std::string Printable(std::string_view text) {
+  std::string result(text.substr(0, kMaxTextBytes));
+  for (char& c : result) {
+    if (c < ' ' || c > '~') c = c == '\n' ? ' ' : '?';
+  }
+  return result;
 }
 
 std::string Seconds(double s) {
@@ -86,7 +102,7 @@ class GroupHandle final : public RemoteGroup {
 
 Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of_device,
                         std::function<void(int)> want) {
-  auto* const reactor = new Reactor(process, std::move(process_of_device), std::move(want));
+  auto* const reactor = new Reactor(process, std::move(process_of_device), std::move(want), {});
   the_reactor.store(reactor, std::memory_order_release);
   Interprocess::Set(reactor);
   std::thread([reactor] { reactor->Loop(); }).detach();
@@ -95,11 +111,50 @@ Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of
 
 Reactor* Reactor::Get() { return the_reactor.load(std::memory_order_acquire); }
 
+std::unique_ptr<Reactor> Reactor::Create(int process,
+                                         std::unordered_map<int64_t, int> process_of_device,
+                                         std::function<void(int)> want, Seams seams) {
+  std::unique_ptr<Reactor> reactor(
+      new Reactor(process, std::move(process_of_device), std::move(want), std::move(seams)));
+  if (reactor->seams_.thread) {
+    std::thread([r = reactor.get()] { r->Loop(); }).detach();
+  }
+  return reactor;
+}
+
+Reactor::~Reactor() {
+  JAXCOLL_CHECK(!seams_.thread || stopped_.load(std::memory_order_acquire), "still running");
+  {
+    std::lock_guard lock(mutex_);
+    CancelCalls();
+    peers_.clear();
+  }
+  close(bell_);
+}
+
+namespace {
+
+Reactor::Seams WithDefaults(Reactor::Seams seams) {
+  if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
+  if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
+  if (!seams.complete) {
+    seams.complete = [](std::vector<std::unique_ptr<Completion>> completions,
+                        std::shared_ptr<const Status> status,
+                        std::shared_ptr<ContinuationCost> cost) {
+      WorkerPool::Get().Complete(std::move(completions), std::move(status), std::move(cost));
+    };
+  }
+  return seams;
+}
+
+}  // namespace
+
 Reactor::Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
-                 std::function<void(int)> want)
+                 std::function<void(int)> want, Seams seams)
     : process_(process),
       process_of_device_(std::move(process_of_device)),
       want_(std::move(want)),
+      seams_(WithDefaults(std::move(seams))),
       bell_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
   JAXCOLL_CHECK(bell_ >= 0, "eventfd");
 }
@@ -148,18 +203,11 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
   group->plan = std::move(spec.plan);
   {
     std::lock_guard lock(mutex_);
-    Communicator& communicator = communicators_[group->communicator];
-    for (const int process : group->process_of_rank) {
-      if (process == process_ || !communicator.processes.insert(process).second) continue;
-      Peer& peer = PeerOf(process);
-      if (peer.state() == Peer::State::kUnknown) {
-        peer.SetWanted();
-        want_(process);
-      } else if (peer.state() == Peer::State::kDown && communicator.cause.empty()) {
-        communicator.cause = peer.down_reason();
-      }
-    }
+    const auto [it, fresh] = communicators_.try_emplace(group->communicator);
+    if (fresh) OpenCommunicator(it->first, it->second, group->process_of_rank);
   }
+  // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
+  Ring();
   return std::make_unique<GroupHandle>(
       [this, group](MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
                     std::shared_ptr<ContinuationCost> cost) {
@@ -168,9 +216,45 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
       [this, group](const Status& status) { Fail(*group, status); });
 }
 
+void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
+                               const std::vector<int>& process_of_rank) {
+  communicator.process_of_rank = process_of_rank;
+  communicator.processes.insert(process_of_rank.begin(), process_of_rank.end());
+  communicator.processes.erase(process_);
+  std::string lost;
+  for (const int process : communicator.processes) {
+    Peer& peer = PeerOf(process);
+    if (peer.state() == Peer::State::kUnknown) {
+      peer.SetWanted();
+      std::lock_guard lock(inbox_mutex_);
+      wanted_.push_back(process);
+    } else if (peer.state() == Peer::State::kDown && lost.empty()) {
+      lost = RanksOf(communicator, process) + " is lost: " + peer.down_reason();
+    }
+  }
+  // The others may know nothing of it: they may still be linked to the one that is lost here.
+  if (!lost.empty()) Poison(id, lost);
+  for (auto it = early_poisons_.begin(); it != early_poisons_.end();) {
+    if (it->communicator != id) {
+      ++it;
+      continue;
+    }
+    if (communicator.processes.count(it->process) != 0) Poison(id, it->cause, it->process);
+    it = early_poisons_.erase(it);
+  }
+}
+
+void Reactor::Ring() {
+  const uint64_t one = 1;
+  (void)!write(bell_, &one, sizeof(one));
+}
+
 void Reactor::Fail(const Group& group, const Status& status) {
-  std::lock_guard lock(mutex_);
-  Poison(group.communicator, status.message(), /*tell=*/true);
+  {
+    std::lock_guard lock(mutex_);
+    Poison(group.communicator, status.message());
+  }
+  Ring();
 }
 
 Peer& Reactor::PeerOf(int process) {
@@ -194,8 +278,7 @@ void Reactor::AddLink(int process, std::unique_ptr<Link> link) {
     Pump(peer, true);
     Pump(peer, false);
   }
-  const uint64_t one = 1;
-  (void)!write(bell_, &one, sizeof(one));
+  Ring();
 }
 
 void Reactor::LinkFailed(int process, const std::string& reason) {
@@ -203,6 +286,7 @@ void Reactor::LinkFailed(int process, const std::string& reason) {
   Peer& peer = PeerOf(process);
   if (peer.state() == Peer::State::kUp || peer.state() == Peer::State::kDown) return;
   PeerDown(peer, reason);
+  Ring();
 }
 
 // ---- Calls -------------------------------------------------------------------------------------
@@ -212,19 +296,38 @@ void Reactor::Submit(Submission submission) {
     std::unique_lock lock(mutex_, std::try_to_lock);
     // Calls of one group keep their order: none overtakes one in the inbox.
     if (lock.owns_lock() && !inbox_full_.load(std::memory_order_acquire)) {
+      const std::shared_ptr<Group> group = submission.group;
       Begin(std::move(submission));
+      if (asleep_.load(std::memory_order_seq_cst) && SendsLater(*group)) Ring();
       return;
     }
   }
+  bool closed = false;
   {
     std::lock_guard lock(inbox_mutex_);
-    inbox_.push_back(std::move(submission));
-    inbox_full_.store(true, std::memory_order_seq_cst);
+    closed = inbox_closed_;
+    if (!closed) {
+      inbox_.push_back(std::move(submission));
+      inbox_full_.store(true, std::memory_order_seq_cst);
+    }
   }
-  if (asleep_.load(std::memory_order_seq_cst)) {
-    const uint64_t one = 1;
-    (void)!write(bell_, &one, sizeof(one));
+  if (closed) {
+    std::lock_guard lock(mutex_);
+    Begin(std::move(submission));  // which fails: the process is shutting down
+  } else if (asleep_.load(std::memory_order_seq_cst)) {
+    Ring();
   }
+}
+
+// Whether a link has queued something that the sleeping thread does not know of.
+bool Reactor::SendsLater(const Group& group) {
+  bool later = false;
+  for (const int process : communicators_[group.communicator].processes) {
+    Link* const link = PeerOf(process).link();
+    if (link == nullptr) continue;
+    later |= !link->writable_fds().empty() || !link->PrepareToSleep();
+  }
+  return later;
 }
 
 bool Reactor::DrainInbox() {
@@ -241,20 +344,24 @@ bool Reactor::DrainInbox() {
 
 void Reactor::Begin(Submission submission) {
   Group& group = *submission.group;
-  const CallId id{group.key, next_number_[group.key]++};
+  const CallId id{group.key,
+                  next_number_.try_emplace(group.key, seams_.first_call).first->second++};
   auto call = std::make_unique<Call>();
   call->group = submission.group;
   call->id = id;
   call->completions = std::move(submission.completions);
   call->cost = std::move(submission.cost);
-  call->begun = Clock::now();
+  call->begun = seams_.now();
   Communicator& communicator = communicators_[group.communicator];
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
-    Finish(it, Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
+    EraseEarly(id);
+    Finish(it,
+           Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
     return;
   }
   if (!communicator.cause.empty()) {
+    EraseEarly(id);
     Finish(it, Status(StatusCode::kFailedPrecondition,
                       *group.description +
                           ": this communicator failed earlier and cannot be used any more; the "
@@ -267,19 +374,47 @@ void Reactor::Begin(Submission submission) {
   begun.run = std::make_unique<SegmentRun>(group.plan, std::move(submission.buffers), wire);
   current_ = &begun;
   begun.run->Begin();
-  if (const auto early = early_.find(id); early != early_.end()) {
-    std::vector<Early> notices = std::move(early->second);
-    early_.erase(early);
-    for (const Early& e : notices) {
-      if (e.fields.kind == NoticeKind::kReady) {
-        begun.run->OnReady(e.fields.message());
-      } else {
-        begun.run->OnData(e.fields.message(), e.message.data(), e.message.size(), std::nullopt);
-      }
-    }
-  }
   current_ = nullptr;
+  if (!TakeEarly(begun)) return;
   FinishIfDone(id);
+}
+
+// What peers had sent before this process made the call. False if it has failed.
+bool Reactor::TakeEarly(Call& call) {
+  for (const Early& e : EraseEarly(call.id)) {
+    const char* wrong = SpeaksForOther(call, e.process, e.fields);
+    if (wrong == nullptr) {
+      current_ = &call;
+      const bool known =
+          e.fields.kind == NoticeKind::kReady
+              ? call.run->OnReady(e.fields.message())
+              : call.run->OnData(e.fields.message(), e.message.data(), e.message.size(),
+                                 std::nullopt) != SegmentRun::Taken::kUnknown;
+      current_ = nullptr;
+      if (!known) wrong = kUnknownMessage;
+    }
+    if (wrong == nullptr) continue;
+    const CallId id = call.id;
+    PeerDown(PeerOf(e.process), wrong);
+    if (calls_.count(id) == 0) return false;
+  }
+  return true;
+}
+
+std::vector<Reactor::Early> Reactor::EraseEarly(const CallId& id) {
+  const auto it = early_.find(id);
+  if (it == early_.end()) return {};
+  std::vector<Early> notices = std::move(it->second);
+  early_.erase(it);
+  for (const Early& e : notices) early_bytes_[e.process] -= e.bytes();
+  return notices;
+}
+
+const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeFields& fields) {
+  const std::vector<int>& processes = call.group->process_of_rank;
+  const uint32_t from = fields.kind == NoticeKind::kData ? fields.source : fields.destination;
+  if (from < processes.size() && processes[from] == process) return nullptr;
+  return "it spoke for a rank that is not its own";
 }
 
 void Reactor::FinishIfDone(const CallId& id) {
@@ -294,13 +429,12 @@ void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const
   call->run.reset();  // returns the slots it kept
   current_ = outer;
   ++finished_calls_;
-  records_.push_back({call->group->description, call->id, call->begun, Clock::now(),
+  records_.push_back({call->group->description, call->id, call->begun, seams_.now(),
                       status.ok() ? "" : status.message()});
   if (records_.size() > kRecords) records_.pop_front();
   static const auto& ok = *new std::shared_ptr<const Status>(std::make_shared<const Status>());
-  WorkerPool::Get().Complete(std::move(call->completions),
-                             status.ok() ? ok : std::make_shared<const Status>(status),
-                             std::move(call->cost));
+  seams_.complete(std::move(call->completions),
+                  status.ok() ? ok : std::make_shared<const Status>(status), std::move(call->cost));
 }
 
 // ---- The wire of a run -------------------------------------------------------------------------
@@ -329,9 +463,8 @@ void Reactor::Pump(Peer& peer, bool small) {
     std::byte* const remote = peer.link()->remote_window();
     std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
     run.Write(next.segment, next.op, message);
-    NoticeFields fields =
-        About(NoticeKind::kData, next.call,
-              {next.segment, KeyOf(run.plan().program().ops[next.op])});
+    NoticeFields fields = About(NoticeKind::kData, next.call,
+                                {next.segment, KeyOf(run.plan().program().ops[next.op])});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
@@ -365,8 +498,10 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   Peer& peer = PeerOf(process);
   const NoticeFields fields = Decode(notice);
   const auto violation = [&](const char* what) { violations_.push_back(what); };
+  if (!violations_.empty()) return;  // the link is about to end
   if (fields.kind == NoticeKind::kCredit) {
-    if (!peer.ReturnSlot(fields.offset)) return violation("it returned a slot that it did not hold");
+    if (!peer.ReturnSlot(fields.offset))
+      return violation("it returned a slot that it did not hold");
     Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
     return;
   }
@@ -390,13 +525,18 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   const auto it = calls_.find(id);
   if (it == calls_.end()) {
     const auto next = next_number_.find(id.key);
-    const bool over = next != next_number_.end() && id.number < next->second;
+    const bool over = next != next_number_.end() && Before(id.number, next->second);
     if (over) {  // it failed here
       if (data) credit();
       return;
     }
     if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
-    Early early{fields, {}};
+    Early early{process, fields, {}};
+    size_t& held = early_bytes_[process];
+    held += sizeof(Early) + (data ? fields.bytes : 0);
+    if (held > kMaxEarlyBytes) {
+      return violation("it is further ahead of this process than there is memory for");
+    }
     if (data) {
       early.message.assign(message, message + fields.bytes);
       credit();
@@ -405,11 +545,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     return;
   }
   Call& call = *it->second;
-  const std::vector<int>& processes = call.group->process_of_rank;
-  const uint32_t from = data ? fields.source : fields.destination;
-  if (from >= processes.size() || processes[from] != process) {
-    return violation("it spoke for a rank that is not its own");
-  }
+  if (const char* wrong = SpeaksForOther(call, process, fields)) return violation(wrong);
   current_ = &call;
   bool known = true;
   if (data) {
@@ -421,24 +557,40 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     known = call.run->OnReady(fields.message());
   }
   current_ = nullptr;
-  if (!known) return violation("it sent a message that its call does not have");
+  if (!known) return violation(kUnknownMessage);
   FinishIfDone(id);
 }
 
 // Messages: "ask", "state <text>", "poison <communicator> <cause>".
 void Reactor::OnTold(int process, std::string_view message) {
   Peer& peer = PeerOf(process);
+  if (!violations_.empty()) return;
   if (message == "ask") {
-    peer.Tell("state " + State(process));
+    // Honest peers do not ask often; answers to others must not pile up.
+    if (seams_.now() - peer.answered_at < kAnswerEvery) return;
+    peer.answered_at = seams_.now();
+    peer.Tell("state " + State());
   } else if (message.starts_with("state ")) {
-    peer.last_state = message.substr(6);
-    peer.last_state_at = Clock::now();
+    peer.last_state = Printable(message.substr(6));
+    peer.last_state_at = seams_.now();
   } else if (message.starts_with("poison ")) {
     const size_t space = message.find(' ', 7);
-    if (space == std::string_view::npos) return;
+    if (space == std::string_view::npos || space + 1 == message.size()) {
+      violations_.push_back("it said something unknown");
+      return;
+    }
     const uint64_t communicator =
         std::strtoull(std::string(message.substr(7, space - 7)).c_str(), nullptr, 16);
-    Poison(communicator, std::string(message.substr(space + 1)), /*tell=*/false);
+    const std::string cause = Printable(message.substr(space + 1));
+    const auto it = communicators_.find(communicator);
+    if (it == communicators_.end()) {
+      early_poisons_.push_back({process, communicator, cause});
+      if (early_poisons_.size() > kEarlyPoisons) early_poisons_.pop_front();
+    } else if (it->second.processes.count(process) == 0) {
+      violations_.push_back("it spoke of a communicator that it is no member of");
+    } else {
+      Poison(communicator, cause, process);
+    }
   } else {
     violations_.push_back("it said something unknown");
   }
@@ -449,23 +601,24 @@ void Reactor::OnTold(int process, std::string_view message) {
 std::string Reactor::RankName(const Group& group, int32_t rank) {
   const int process = group.process_of_rank[rank];
   std::string name = "rank " + std::to_string(rank) + " (device " +
-                     std::to_string(group.device_ids[rank]) + ", process " + std::to_string(process);
+                     std::to_string(group.device_ids[rank]) + ", process " +
+                     std::to_string(process);
   if (process != process_) name += ", " + PeerOf(process).description();
   return name + ")";
 }
 
-void Reactor::Poison(uint64_t id, const std::string& cause, bool tell) {
+// A process that was told passes it on, for the first one may not reach everybody.
+void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
   const auto it = communicators_.find(id);
   if (it == communicators_.end() || !it->second.cause.empty()) return;
   it->second.cause = cause;
   Log(LogLevel::kInfo, "process %d: a communicator failed: %s", process_, cause.c_str());
-  if (tell) {
-    char text[32];
-    std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
-    // Which process says it is part of the message: the cause speaks of ranks and processes.
-    for (const int process : it->second.processes) {
-      PeerOf(process).Tell((text + cause).substr(0, 32 << 10));
-    }
+  char text[32];
+  std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
+  for (const int process : it->second.processes) {
+    Peer& peer = PeerOf(process);
+    if (process == told_by || (told_by >= 0 && peer.state() != Peer::State::kUp)) continue;
+    peer.Tell((text + cause).substr(0, kMaxTextBytes));
   }
   std::vector<CallId> failed;
   for (const auto& [call_id, call] : calls_) {
@@ -489,20 +642,25 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
     if (communicator.processes.count(peer.process()) != 0) poisoned.push_back(id);
   }
   for (const uint64_t id : poisoned) {
-    std::string ranks;
-    for (const auto& [call_id, call] : calls_) {
-      if (call->group->communicator != id || !ranks.empty()) continue;
-      for (size_t rank = 0; rank < call->group->process_of_rank.size(); ++rank) {
-        if (call->group->process_of_rank[rank] == peer.process()) {
-          ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(rank);
-        }
-      }
-    }
-    Poison(id, (ranks.empty() ? "" : ranks + " is lost: ") + who, /*tell=*/true);
+    Poison(id, RanksOf(communicators_.at(id), peer.process()) + " is lost: " + who);
   }
+  for (auto it = early_.begin(); it != early_.end();) {
+    std::erase_if(it->second, [&](const Early& e) { return e.process == peer.process(); });
+    it = it->second.empty() ? early_.erase(it) : std::next(it);
+  }
+  early_bytes_.erase(peer.process());
 }
 
-std::string Reactor::State(int asking) {
+std::string Reactor::RanksOf(const Communicator& communicator, int process) const {
+  std::string ranks;
+  for (size_t rank = 0; rank < communicator.process_of_rank.size(); ++rank) {
+    if (communicator.process_of_rank[rank] != process) continue;
+    ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(rank);
+  }
+  return ranks;
+}
+
+std::string Reactor::State() {
   std::string text;
   int count = 0;
   for (const auto& [id, call] : calls_) {
@@ -518,7 +676,6 @@ std::string Reactor::State(int asking) {
               Seconds(SecondsSince(records_.back().ended)) + " ago";
     }
   }
-  (void)asking;
   return text;
 }
 
@@ -551,10 +708,10 @@ std::string Reactor::DeadlineMessage(const Call& call) {
 }
 
 void Reactor::CheckDeadlines() {
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = seams_.now();
   if (now - checked_at_ < kTick) return;
   checked_at_ = now;
-  const double ask_after_s = std::min(TimeoutS() / 2, kWarnAfterS / 2);
+  const double ask_after_s = std::min(seams_.timeout_s / 2, kWarnAfterS / 2);
   std::vector<CallId> late;
   for (const auto& [id, call] : calls_) {
     const double waited_s = duration<double>(now - call->begun).count();
@@ -569,11 +726,11 @@ void Reactor::CheckDeadlines() {
         peer.Tell("ask");
       }
     }
-    if (waited_s > kWarnAfterS && !call->warned && waited_s < TimeoutS()) {
+    if (waited_s > kWarnAfterS && !call->warned && waited_s < seams_.timeout_s) {
       call->warned = true;
       Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
     }
-    if (waited_s > TimeoutS()) late.push_back(id);
+    if (waited_s > seams_.timeout_s) late.push_back(id);
   }
   for (const CallId& id : late) {
     const auto it = calls_.find(id);
@@ -581,7 +738,7 @@ void Reactor::CheckDeadlines() {
     const std::string message = DeadlineMessage(*it->second) +
                                 ". Every process must make the same calls in the same order; or "
                                 "raise JAXCOLL_TIMEOUT_S";
-    Poison(it->second->group->communicator, message, /*tell=*/true);
+    Poison(it->second->group->communicator, message);
   }
 }
 
@@ -592,7 +749,6 @@ bool Reactor::PollLinks() {
   std::vector<std::pair<int, std::string>> ended;
   for (const auto& [process, peer] : peers_) {
     if (peer->link() == nullptr) continue;
-    violations_.clear();
     const StatusOr<bool> polled = peer->link()->Poll(*this, kNoticesPerPoll);
     if (!polled.ok()) {
       ended.emplace_back(process, polled.status().message());
@@ -601,6 +757,7 @@ bool Reactor::PollLinks() {
     } else {
       active |= *polled;
     }
+    violations_.clear();
   }
   for (const auto& [process, reason] : ended) {
     PeerDown(PeerOf(process), reason);
@@ -610,16 +767,10 @@ bool Reactor::PollLinks() {
 }
 
 void Reactor::Loop() {
-  Clock::time_point last_active = Clock::now();
+  Clock::time_point last_active = seams_.now();
   std::vector<pollfd> fds;
   while (true) {
-    bool active = false;
-    {
-      std::lock_guard lock(mutex_);
-      active |= DrainInbox();
-      active |= PollLinks();
-      CheckDeadlines();
-    }
+    const bool active = Step();
     if (stopping_.load(std::memory_order_acquire)) {
       std::lock_guard lock(mutex_);
       bool queued = false;
@@ -628,7 +779,7 @@ void Reactor::Loop() {
       }
       if (!queued) break;
     }
-    const Clock::time_point now = Clock::now();
+    const Clock::time_point now = seams_.now();
     if (active) last_active = now;
     if (now - last_active < kSpin) {
       if (!active) std::this_thread::yield();
@@ -660,30 +811,76 @@ void Reactor::Loop() {
     for (const auto& [process, peer] : peers_) {
       if (peer->link() != nullptr) peer->link()->Awake();
     }
-    last_active = Clock::now();
+    last_active = seams_.now();
   }
   {
-    // Peers learn at once that this process makes no more calls.
     std::lock_guard lock(mutex_);
+    {
+      std::lock_guard inbox_lock(inbox_mutex_);
+      inbox_closed_ = true;
+    }
+    DrainInbox();
+    // Peers learn at once that this process makes no more calls.
     for (const auto& [process, peer] : peers_) {
       if (peer->link() != nullptr) peer->Disconnect("this process is shutting down");
     }
   }
-  stopped_.store(true, std::memory_order_release);
+  stopped_.store(true, std::memory_order_release);  // nothing of this object is touched after this
+}
+
+bool Reactor::Step() {
+  bool active = false;
+  {
+    std::lock_guard lock(mutex_);
+    active |= DrainInbox();
+    active |= PollLinks();
+    CheckDeadlines();
+  }
+  std::vector<int> wanted;
+  {
+    std::lock_guard lock(inbox_mutex_);
+    wanted.swap(wanted_);
+  }
+  for (const int process : wanted) want_(process);
+  return active || !wanted.empty();
+}
+
+Reactor::Accounts Reactor::Account() {
+  std::lock_guard lock(mutex_);
+  Accounts accounts;
+  accounts.calls = calls_.size();
+  accounts.early_calls = early_.size();
+  for (const auto& [process, bytes] : early_bytes_) accounts.early_bytes += bytes;
+  for (const auto& [process, peer] : peers_) {
+    accounts.slots_taken += peer->slots_taken();
+    accounts.slots_kept += peer->kept();
+    accounts.waiting += peer->waiting(true).size() + peer->waiting(false).size();
+  }
+  return accounts;
+}
+
+void Reactor::CancelCalls() {
+  while (!calls_.empty()) {
+    const auto it = calls_.begin();
+    Finish(it, Status(StatusCode::kCancelled,
+                      *it->second->group->description + ": the process is shutting down"));
+  }
 }
 
 void Reactor::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_.store(true, std::memory_order_release);
-    while (!calls_.empty()) {
-      const auto it = calls_.begin();
-      Finish(it, Status(StatusCode::kCancelled, *it->second->group->description +
-                                                    ": the process is shutting down"));
+    // Who waits for this process need not wait for its end.
+    std::set<uint64_t> pending;
+    for (const auto& [id, call] : calls_) pending.insert(call->group->communicator);
+    for (const uint64_t id : pending) {
+      Poison(id, RanksOf(communicators_.at(id), process_) + " (process " +
+                     std::to_string(process_) + ") is shutting down");
     }
+    CancelCalls();
   }
-  const uint64_t one = 1;
-  (void)!write(bell_, &one, sizeof(one));
+  Ring();
   const Clock::time_point end = Clock::now() + std::chrono::seconds(3);
   while (!stopped_.load(std::memory_order_acquire) && Clock::now() < end) {
     std::this_thread::sleep_for(milliseconds(1));

@@ -41,10 +41,40 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   using Clock = std::chrono::steady_clock;
 
   // Once per process. `want(peer)` asks for a link; it returns at once, and AddLink or LinkFailed
-  // follows. Never destroyed.
+  // follows. It is called on the reactor's thread without any lock. Never destroyed.
   static Reactor& Start(int process, std::unordered_map<int64_t, int> process_of_device,
                         std::function<void(int)> want);
   static Reactor* Get();
+
+  // What tests replace.
+  struct Seams {
+    std::function<Clock::time_point()> now;  // Clock::now
+    double timeout_s = 0;                    // JAXCOLL_TIMEOUT_S
+    // WorkerPool::Complete. Called with mutex_ held: it must not run the completions.
+    std::function<void(std::vector<std::unique_ptr<Completion>>, std::shared_ptr<const Status>,
+                       std::shared_ptr<ContinuationCost>)>
+        complete;
+    uint32_t first_call = 0;  // number of a call site's first call
+    bool thread = false;      // else Step is called instead
+  };
+  // For tests: any number in one process. Destroyed after its groups and after its thread, if any.
+  static std::unique_ptr<Reactor> Create(int process,
+                                         std::unordered_map<int64_t, int> process_of_device,
+                                         std::function<void(int)> want, Seams seams);
+  ~Reactor() override;
+  // What the thread does between two looks at the clock; returns whether there was anything to do.
+  bool Step();
+  // What this process holds; all zero when nothing is under way and nobody has died.
+  struct Accounts {
+    size_t calls = 0;
+    size_t early_calls = 0;  // that peers have made and this process has not
+    size_t early_bytes = 0;
+    size_t slots_taken = 0;  // of peers' windows
+    size_t slots_kept = 0;   // of own windows
+    size_t waiting = 0;      // messages without a slot
+    friend bool operator==(const Accounts&, const Accounts&) = default;
+  };
+  Accounts Account();
 
   int bell() const { return bell_; }  // eventfd that wakes the thread
   void AddLink(int peer, std::unique_ptr<Link> link);
@@ -83,8 +113,10 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::shared_ptr<ContinuationCost> cost;
   };
   struct Early {
+    int process;
     NoticeFields fields;
     std::vector<std::byte> message;
+    size_t bytes() const { return sizeof(Early) + message.size(); }
   };
   // One line of the flight recorder.
   struct Record {
@@ -94,31 +126,52 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::string failure;
   };
   struct Communicator {
+    std::vector<int> process_of_rank;
     std::set<int> processes;  // others
     std::string cause;        // not empty: poisoned
+  };
+  // What a peer said of a communicator that this process has not opened yet.
+  struct EarlyPoison {
+    int process;
+    uint64_t communicator;
+    std::string cause;
   };
   friend class Group;
 
   Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
-          std::function<void(int)> want);
+          std::function<void(int)> want, Seams seams);
   void Loop();
+  void Ring();
   void Submit(Submission submission);
   void Fail(const Group& group, const Status& status);
 
   // All below: mutex_ held.
   bool DrainInbox();
   void Begin(Submission submission);
+  bool TakeEarly(Call& call);
+  std::vector<Early> EraseEarly(const CallId& id);
+  void OpenCommunicator(uint64_t id, Communicator& communicator,
+                        const std::vector<int>& process_of_rank);
+  bool SendsLater(const Group& group);
+  // Null, or what is wrong.
+  static const char* SpeaksForOther(const Call& call, int process, const NoticeFields& fields);
   void Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status);
   void FinishIfDone(const CallId& id);
+  void CancelCalls();
   bool PollLinks();
   void CheckDeadlines();
-  void Poison(uint64_t communicator, const std::string& cause, bool tell);
+  // Tells all members but `told_by`, who said so.
+  void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
+  std::string RanksOf(const Communicator& communicator, int process) const;
   void PeerDown(Peer& peer, const std::string& reason);
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
-  std::string State(int asking);
+  std::string State();
   std::string DeadlineMessage(const Call& call);
   std::string RankName(const Group& group, int32_t rank);
+  double SecondsSince(Clock::time_point from) const {
+    return std::chrono::duration<double>(seams_.now() - from).count();
+  }
 
   void OnNotice(int peer, const Notice& notice) override;
   void OnTold(int peer, std::string_view message) override;
@@ -131,10 +184,13 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   const int process_;
   const std::unordered_map<int64_t, int> process_of_device_;
   const std::function<void(int)> want_;
+  const Seams seams_;
   const int bell_;
 
   std::mutex inbox_mutex_;
-  std::deque<Submission> inbox_;         // guarded by inbox_mutex_
+  std::deque<Submission> inbox_;  // guarded by inbox_mutex_
+  bool inbox_closed_ = false;     // guarded by inbox_mutex_: the thread has ended
+  std::vector<int> wanted_;       // guarded by inbox_mutex_: links to ask for
   std::atomic<bool> inbox_full_{false};
   std::atomic<bool> asleep_{false};
   std::atomic<bool> stopping_{false};
@@ -147,7 +203,9 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::map<uint64_t, uint32_t> next_number_;        // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;
   std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet
+  std::map<int, size_t> early_bytes_;           // of early_, by process
   std::map<uint64_t, Communicator> communicators_;
+  std::deque<EarlyPoison> early_poisons_;
   std::deque<Record> records_;
   Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
   std::vector<std::string> violations_;
