@@ -200,7 +200,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::map<int, std::unique_ptr<Peer>> peers_;
   std::map<std::string, uint64_t> lowered_;  // how often each program was
   std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, lowering
-  std::map<uint64_t, uint32_t> next_number_;        // CallId::key -> its next call
+  std::map<uint64_t, uint32_t> next_number_;  // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;
   std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet
   std::map<int, size_t> early_bytes_;           // of early_, by process

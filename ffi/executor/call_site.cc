@@ -119,7 +119,8 @@ Status CallSite::FindMembers() {
     return Status();
   }
   // All that the other processes must agree on.
-  slot_signature_ = spec_.program + ' ' + spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
+  slot_signature_ =
+      spec_.program + ' ' + spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
   for (const int64_t number : {spec_.root, spec_.node_size, spec_.channels, spec_.group_size}) {
     slot_signature_ += ' ' + std::to_string(number);
   }
@@ -151,8 +152,8 @@ Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_ele
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
   // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
-  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' +
-                   std::string(Name(dtype));
+  spec.operation =
+      slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' + std::string(Name(dtype));
   for (const int64_t elements : block_elements) spec.operation += ' ' + std::to_string(elements);
   spec.description = Describe();
   spec.plan = std::move(*plan);

@@ -22,8 +22,8 @@ StatusOr<GroupTable> GroupTable::Create(const CallSpec& spec) {
   for (size_t i = 0; i < spec.groups.size(); ++i) {
     const Place place{static_cast<int32_t>(i / spec.group_size),
                       static_cast<int32_t>(i % spec.group_size)};
-    if (!spec.device_ids.empty() && (spec.groups[i] < 0 ||
-                                     spec.groups[i] >= static_cast<int64_t>(spec.device_ids.size()))) {
+    if (!spec.device_ids.empty() &&
+        (spec.groups[i] < 0 || spec.groups[i] >= static_cast<int64_t>(spec.device_ids.size()))) {
       return InvalidArgument("logical id " + std::to_string(spec.groups[i]) + " has no device");
     }
     if (!table.place_of_logical_.emplace(spec.groups[i], place).second) {

@@ -25,7 +25,7 @@ struct CallSpec {
   std::vector<int64_t> permutation;
   int64_t node_size = 0;
   int64_t channels = 1;
-  std::string schedule;  // serialised; empty: BuildSchedule
+  std::string schedule;   // serialised; empty: BuildSchedule
   std::string program;    // fingerprint of the program, where other processes take part
   std::string signature;  // types of the operands as lowered, to tell call sites apart
   std::string label;

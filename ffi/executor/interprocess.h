@@ -44,9 +44,9 @@ class Interprocess {
   virtual void ReturnSlot(const std::string& signature, const Slot& slot) = 0;
 
   struct GroupSpec {
-    std::vector<int64_t> device_ids;          // by rank
-    std::string operation;  // equal on every process: what the call computes, and its slot
-    std::string description;                  // for people
+    std::vector<int64_t> device_ids;  // by rank
+    std::string operation;    // equal on every process: what the call computes, and its slot
+    std::string description;  // for people
     std::shared_ptr<const SegmentPlan> plan;  // of this process's ranks
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;

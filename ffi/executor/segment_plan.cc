@@ -146,8 +146,8 @@ void SegmentPlan::Move(const SegmentOp& op, const std::byte* incoming, const Pla
         sources[n++] = Address(source[i], p, place);
       }
       void* const destination = Address(to, p, place);
-      const Store store = to.buffer == BufferKind::kOutput && !op.read_again ? output_store_
-                                                                             : Store::kCached;
+      const Store store =
+          to.buffer == BufferKind::kOutput && !op.read_again ? output_store_ : Store::kCached;
       if (count == 1) {
         if (destination != sources[0]) {
           Copy({&destination, 1}, sources[0], elements * item_bytes_, store);

@@ -15,8 +15,7 @@ std::string Where(int32_t rank, size_t op) {
 
 class SegmentCompiler {
  public:
-  SegmentCompiler(const std::vector<Program>& programs, int32_t world_size,
-                  int32_t largest_message)
+  SegmentCompiler(const std::vector<Program>& programs, int32_t world_size, int32_t largest_message)
       : programs_(programs), world_size_(world_size) {
     result_.largest_message = largest_message;
   }
@@ -241,8 +240,8 @@ MessageKey KeyOf(const SegmentOp& op) {
   return {sends ? op.rank : op.peer, sends ? op.peer : op.rank, op.channel, op.sequence};
 }
 
-StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs,
-                                         int32_t world_size, int32_t largest_message) {
+StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs, int32_t world_size,
+                                         int32_t largest_message) {
   return SegmentCompiler(programs, world_size, largest_message).Run();
 }
 

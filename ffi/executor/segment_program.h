@@ -50,8 +50,8 @@ struct SegmentOp {
   int32_t waits = 0;
   std::vector<int32_t> after_start;       // ops that wait for this one to start
   std::vector<int32_t> after_completion;  // ops that wait for this one to complete
-  bool read_again = true;  // whether some op reads the destination
-  int32_t partner = -1;    // the other side of a message within the process; the receiver moves
+  bool read_again = true;                 // whether some op reads the destination
+  int32_t partner = -1;  // the other side of a message within the process; the receiver moves
 };
 
 // Names a message between two ranks within one segment.
@@ -71,7 +71,7 @@ struct SegmentProgram {
   int32_t scratch_blocks = 0;
   std::vector<int32_t> members;  // rank in the group of each local rank
   std::vector<SegmentOp> ops;
-  std::vector<LocalChunk> zeros;  // output that nobody writes
+  std::vector<LocalChunk> zeros;           // output that nobody writes
   std::map<MessageKey, int32_t> messages;  // between processes -> the op of this side
   int32_t largest_message = 0;             // chunks; equal on every process, as the cuts must be
 };

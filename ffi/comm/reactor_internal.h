@@ -1,0 +1,30 @@
+// What the reactor's two source files share.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/reactor.h"
+
+namespace jaxcoll {
+
+// A call site's group. The reactor's calls keep it alive.
+class Reactor::Group {
+ public:
+  uint64_t communicator = 0;
+  uint64_t key = 0;
+  std::vector<int> process_of_rank;
+  std::vector<int64_t> device_ids;
+  std::shared_ptr<const std::string> description;
+  std::shared_ptr<const SegmentPlan> plan;
+};
+
+inline constexpr std::chrono::milliseconds kTick{20};
+inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
+
+std::string Seconds(double s);  // "1.5 s"
+
+}  // namespace jaxcoll

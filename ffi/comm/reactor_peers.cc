@@ -1,0 +1,352 @@
+// The reactor's dealings with peers: a run's messages, what comes in, and what happens when a peer is
+// late, lost or lying.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "base/environment.h"
+#include "comm/reactor.h"
+#include "comm/reactor_internal.h"
+
+namespace jaxcoll {
+namespace {
+
+using std::chrono::duration;
+using std::chrono::milliseconds;
+
+// Of what others say of communicators that are not open here, the newest are remembered.
+constexpr size_t kEarlyPoisons = 1024;
+constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
+constexpr milliseconds kAnswerEvery{100};
+// What one peer may send for calls that this process has not made. A sender of small messages does
+// not wait for its receiver, so a program of broadcasts can run ahead: this much, and no more.
+constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
+constexpr double kWarnAfterS = 10;
+
+// Whether call `a` was made before `b`; the count of a busy call site wraps around.
+bool Before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
+
+// A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
+std::string Printable(std::string_view text) {
+  std::string result(text.substr(0, kMaxTextBytes));
+  for (char& c : result) {
+    if (c < ' ' || c > '~') c = c == '\n' ? ' ' : '?';
+  }
+  return result;
+}
+
+}  // namespace
+
+std::string Seconds(double s) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.3g s", s);
+  return text;
+}
+
+// ---- The wire of a run -------------------------------------------------------------------------
+
+void Reactor::SendReady(SegmentRun&, int32_t rank, const MessageId& id) {
+  PeerOf(current_->group->process_of_rank[rank]).Send(About(NoticeKind::kReady, current_->id, id));
+}
+
+void Reactor::SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  const bool small = run.MessageBytes(segment, op) <= kEagerBytes;
+  peer.waiting(small).push_back({current_->id, segment, op});
+  Pump(peer, small);
+}
+
+void Reactor::Pump(Peer& peer, bool small) {
+  auto& waiting = peer.waiting(small);
+  while (peer.link() != nullptr && !waiting.empty() && peer.HasSlot(small)) {
+    const Peer::Waiting next = waiting.front();
+    waiting.pop_front();
+    const auto it = calls_.find(next.call);
+    if (it == calls_.end()) continue;  // it has failed
+    SegmentRun& run = *it->second->run;
+    const size_t bytes = run.MessageBytes(next.segment, next.op);
+    const uint32_t offset = peer.TakeSlot(small);
+    std::byte* const remote = peer.link()->remote_window();
+    std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
+    run.Write(next.segment, next.op, message);
+    NoticeFields fields = About(NoticeKind::kData, next.call,
+                                {next.segment, KeyOf(run.plan().program().ops[next.op])});
+    fields.offset = offset;
+    fields.bytes = static_cast<uint32_t>(bytes);
+    // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
+    peer.link()->Put({message, bytes}, offset, Encode(fields), 0);
+    Call* const outer = std::exchange(current_, it->second.get());
+    run.OnSent(next.segment, next.op);
+    current_ = outer;
+    if (outer != it->second.get()) FinishIfDone(next.call);
+  }
+}
+
+bool Reactor::MayKeep(int32_t rank) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  if (!peer.MayKeep()) return false;
+  peer.Kept();
+  return true;
+}
+
+void Reactor::Release(int32_t rank, uint64_t handle) {
+  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
+  peer.Unkept();
+  NoticeFields fields;
+  fields.kind = NoticeKind::kCredit;
+  fields.offset = static_cast<uint32_t>(handle);
+  peer.Send(fields);
+}
+
+// ---- What peers say ----------------------------------------------------------------------------
+
+void Reactor::OnNotice(int process, const Notice& notice) {
+  Peer& peer = PeerOf(process);
+  const NoticeFields fields = Decode(notice);
+  const auto violation = [&](const char* what) { violations_.push_back(what); };
+  if (!violations_.empty()) return;  // the link is about to end
+  if (fields.kind == NoticeKind::kCredit) {
+    if (!peer.ReturnSlot(fields.offset))
+      return violation("it returned a slot that it did not hold");
+    Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
+    return;
+  }
+  const bool data = fields.kind == NoticeKind::kData;
+  if (!data && fields.kind != NoticeKind::kReady) return violation("it sent an unknown notice");
+  const std::byte* message = nullptr;
+  if (data) {
+    const std::span<std::byte> window = peer.link()->window();
+    if (fields.offset > window.size() || fields.bytes > window.size() - fields.offset) {
+      return violation("it sent a message that lies outside its window");
+    }
+    message = window.data() + fields.offset;
+  }
+  const auto credit = [&] {
+    NoticeFields back;
+    back.kind = NoticeKind::kCredit;
+    back.offset = fields.offset;
+    peer.Send(back);
+  };
+  const CallId id = fields.call();
+  const auto it = calls_.find(id);
+  if (it == calls_.end()) {
+    const auto next = next_number_.find(id.key);
+    const bool over = next != next_number_.end() && Before(id.number, next->second);
+    if (over) {  // it failed here
+      if (data) credit();
+      return;
+    }
+    if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
+    Early early{process, fields, {}};
+    size_t& held = early_bytes_[process];
+    held += sizeof(Early) + (data ? fields.bytes : 0);
+    if (held > kMaxEarlyBytes) {
+      return violation("it is further ahead of this process than there is memory for");
+    }
+    if (data) {
+      early.message.assign(message, message + fields.bytes);
+      credit();
+    }
+    early_[id].push_back(std::move(early));
+    return;
+  }
+  Call& call = *it->second;
+  if (const char* wrong = SpeaksForOther(call, process, fields)) return violation(wrong);
+  current_ = &call;
+  bool known = true;
+  if (data) {
+    const SegmentRun::Taken taken =
+        call.run->OnData(fields.message(), message, fields.bytes, fields.offset);
+    known = taken != SegmentRun::Taken::kUnknown;
+    if (taken == SegmentRun::Taken::kAtOnce) credit();
+  } else {
+    known = call.run->OnReady(fields.message());
+  }
+  current_ = nullptr;
+  if (!known) return violation(kUnknownMessage);
+  FinishIfDone(id);
+}
+
+// Messages: "ask", "state <text>", "poison <communicator> <cause>".
+void Reactor::OnTold(int process, std::string_view message) {
+  Peer& peer = PeerOf(process);
+  if (!violations_.empty()) return;
+  if (message == "ask") {
+    // Honest peers do not ask often; answers to others must not pile up.
+    if (seams_.now() - peer.answered_at < kAnswerEvery) return;
+    peer.answered_at = seams_.now();
+    peer.Tell("state " + State());
+  } else if (message.starts_with("state ")) {
+    peer.last_state = Printable(message.substr(6));
+    peer.last_state_at = seams_.now();
+  } else if (message.starts_with("poison ")) {
+    const size_t space = message.find(' ', 7);
+    if (space == std::string_view::npos || space + 1 == message.size()) {
+      violations_.push_back("it said something unknown");
+      return;
+    }
+    const uint64_t communicator =
+        std::strtoull(std::string(message.substr(7, space - 7)).c_str(), nullptr, 16);
+    const std::string cause = Printable(message.substr(space + 1));
+    const auto it = communicators_.find(communicator);
+    if (it == communicators_.end()) {
+      early_poisons_.push_back({process, communicator, cause});
+      if (early_poisons_.size() > kEarlyPoisons) early_poisons_.pop_front();
+    } else if (it->second.processes.count(process) == 0) {
+      violations_.push_back("it spoke of a communicator that it is no member of");
+    } else {
+      Poison(communicator, cause, process);
+    }
+  } else {
+    violations_.push_back("it said something unknown");
+  }
+}
+
+// ---- Failure -----------------------------------------------------------------------------------
+
+std::string Reactor::RankName(const Group& group, int32_t rank) {
+  const int process = group.process_of_rank[rank];
+  std::string name = "rank " + std::to_string(rank) + " (device " +
+                     std::to_string(group.device_ids[rank]) + ", process " +
+                     std::to_string(process);
+  if (process != process_) name += ", " + PeerOf(process).description();
+  return name + ")";
+}
+
+// A process that was told passes it on, for the first one may not reach everybody.
+void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
+  const auto it = communicators_.find(id);
+  if (it == communicators_.end() || !it->second.cause.empty()) return;
+  it->second.cause = cause;
+  Log(LogLevel::kInfo, "process %d: a communicator failed: %s", process_, cause.c_str());
+  char text[32];
+  std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
+  for (const int process : it->second.processes) {
+    Peer& peer = PeerOf(process);
+    if (process == told_by || (told_by >= 0 && peer.state() != Peer::State::kUp)) continue;
+    peer.Tell((text + cause).substr(0, kMaxTextBytes));
+  }
+  std::vector<CallId> failed;
+  for (const auto& [call_id, call] : calls_) {
+    if (call->group->communicator == id) failed.push_back(call_id);
+  }
+  for (const CallId& call_id : failed) {
+    const auto call = calls_.find(call_id);
+    const std::string& description = *call->second->group->description;
+    Finish(call, Status(StatusCode::kFailedPrecondition,
+                        cause.starts_with(description) ? cause : description + ": " + cause));
+  }
+}
+
+void Reactor::PeerDown(Peer& peer, const std::string& reason) {
+  const std::string who = "process " + std::to_string(peer.process()) + " (" + peer.description() +
+                          ") is lost: " + reason;
+  peer.Disconnect(who);
+  Log(LogLevel::kInfo, "process %d: %s", process_, who.c_str());
+  std::vector<uint64_t> poisoned;
+  for (const auto& [id, communicator] : communicators_) {
+    if (communicator.processes.count(peer.process()) != 0) poisoned.push_back(id);
+  }
+  for (const uint64_t id : poisoned) {
+    Poison(id, RanksOf(communicators_.at(id), peer.process()) + " is lost: " + who);
+  }
+  for (auto it = early_.begin(); it != early_.end();) {
+    std::erase_if(it->second, [&](const Early& e) { return e.process == peer.process(); });
+    it = it->second.empty() ? early_.erase(it) : std::next(it);
+  }
+  early_bytes_.erase(peer.process());
+}
+
+std::string Reactor::RanksOf(const Communicator& communicator, int process) const {
+  std::string ranks;
+  for (size_t rank = 0; rank < communicator.process_of_rank.size(); ++rank) {
+    if (communicator.process_of_rank[rank] != process) continue;
+    ranks += (ranks.empty() ? "rank " : ", rank ") + std::to_string(rank);
+  }
+  return ranks;
+}
+
+std::string Reactor::State() {
+  std::string text;
+  int count = 0;
+  for (const auto& [id, call] : calls_) {
+    if (++count > 8) continue;
+    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (call " +
+            std::to_string(id.number) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
+  }
+  if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
+  if (text.empty()) {
+    text = "is in no collective";
+    if (!records_.empty()) {
+      text += "; its last one, " + *records_.back().description + ", ended " +
+              Seconds(SecondsSince(records_.back().ended)) + " ago";
+    }
+  }
+  return text;
+}
+
+std::string Reactor::DeadlineMessage(const Call& call) {
+  std::string text = *call.group->description + ": waited " + Seconds(SecondsSince(call.begun)) +
+                     " (call " + std::to_string(call.id.number) + " of process " +
+                     std::to_string(process_) + "); missing: ";
+  std::set<int> processes;
+  bool first = true;
+  for (const int32_t rank : call.run->WaitingFor()) {
+    text += (first ? "" : ", ") + RankName(*call.group, rank);
+    first = false;
+    processes.insert(call.group->process_of_rank[rank]);
+  }
+  const std::string same = "waits in " + *call.group->description + " (";
+  for (const int process : communicators_.at(call.group->communicator).processes) {
+    const Peer& peer = PeerOf(process);
+    const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun;
+    if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
+    text += "; process " + std::to_string(process) + " ";
+    if (peer.state() != Peer::State::kUp) {
+      text += "has not connected";
+    } else if (peer.last_state_at > call.begun) {
+      text += peer.last_state;
+    } else {
+      text += "does not answer: it is stopped, or cut off";
+    }
+  }
+  return text;
+}
+
+void Reactor::CheckDeadlines() {
+  const Clock::time_point now = seams_.now();
+  if (now - checked_at_ < kTick) return;
+  checked_at_ = now;
+  const double ask_after_s = std::min(seams_.timeout_s / 2, kWarnAfterS / 2);
+  std::vector<CallId> late;
+  for (const auto& [id, call] : calls_) {
+    const double waited_s = duration<double>(now - call->begun).count();
+    if (waited_s < ask_after_s) continue;
+    if (!call->asked) {
+      call->asked = true;
+      // All of them: whom one waits for may itself wait for the one that is at fault.
+      for (const int process : communicators_.at(call->group->communicator).processes) {
+        Peer& peer = PeerOf(process);
+        if (now - peer.asked_at < milliseconds(500)) continue;
+        peer.asked_at = now;
+        peer.Tell("ask");
+      }
+    }
+    if (waited_s > kWarnAfterS && !call->warned && waited_s < seams_.timeout_s) {
+      call->warned = true;
+      Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
+    }
+    if (waited_s > seams_.timeout_s) late.push_back(id);
+  }
+  for (const CallId& id : late) {
+    const auto it = calls_.find(id);
+    if (it == calls_.end()) continue;  // failed with another one
+    const std::string message = DeadlineMessage(*it->second) +
+                                ". Every process must make the same calls in the same order; or "
+                                "raise JAXCOLL_TIMEOUT_S";
+    Poison(it->second->group->communicator, message);
+  }
+}
+
+}  // namespace jaxcoll
