@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -333,7 +333,7 @@ def byte_count(value: Value) -> int:
 def _bits(element: ir.Type) -> int:
     if isinstance(element, ir.ComplexType):
         return 2 * _bits(element.element_type)
-    return int(element.width)
+    return int(cast(Any, element).width)
 
 
 def sharding_rule(

@@ -33,7 +33,7 @@ PYTHON_LAYERS = [
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
-    {"info", "launch"},
+    {"debug", "info", "launch"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
 WITHOUT_JAX = set().union(*PYTHON_LAYERS[:4])

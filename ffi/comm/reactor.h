@@ -1,8 +1,8 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
 // Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal instructions of a program makes it (its slot, counted in the order in which they are
-// instantiated, which is the same everywhere), and the count of such calls, which outlives the
+// several equal instructions of a program makes it (its slot, counted in the order in which they
+// are instantiated, which is the same everywhere), and the count of such calls, which outlives the
 // instruction: a recompiled program goes on where the last one stopped. Nothing depends on when an
 // executable dies or on the order in which calls arrive: both differ between processes.
 //

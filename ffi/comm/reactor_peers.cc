@@ -1,5 +1,5 @@
-// The reactor's dealings with peers: a run's messages, what comes in, and what happens when a peer is
-// late, lost or lying.
+// The reactor's dealings with peers: a run's messages, what comes in, and what happens when a peer
+// is late, lost or lying.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
