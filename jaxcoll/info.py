@@ -34,7 +34,14 @@ def report() -> str:
         "devices": _devices(),
         "built in": _built_in(),
         "collectives and their algorithms": _collectives(),
-        "transports": iter(["local    devices of one process read each other's buffers"]),
+        "transports": iter(
+            [
+                "local    devices of one process read each other's buffers",
+                "shm      processes of one host: a window of shared memory for each peer",
+                "tcp      processes of several hosts, and of one where shm is excluded",
+                f"memory   {native.comm_window_bytes / 2**20:g} MiB per peer, whatever is sent",
+            ]
+        ),
         "reduce ops and the dtypes that have them": _reduce_ops(),
         "lax's collectives under install()": _installed(),
         "environment": _variables(),

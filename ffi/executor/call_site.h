@@ -7,8 +7,8 @@
 // differ between ranks: when all ranks of a group have made equally many calls they start again
 // from zero, so nothing is left to clean up when a run ends.
 //
-// In a group that other processes share, only this process's ranks meet here; what they do then with
-// the others is the RemoteGroup's business.
+// In a group that other processes share, only this process's ranks meet here; what they do then
+// with the others is the RemoteGroup's business.
 //
 // The last rank to arrive starts the work. A rank that does not arrive within JAXCOLL_TIMEOUT_S
 // fails the call on every rank of the group, those that come later included; the next call is a
