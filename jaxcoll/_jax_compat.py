@@ -283,14 +283,14 @@ def program_fingerprint(ctx: Any) -> str:
     while frame is not None:
         if frame.f_code.co_name == "lower_jaxpr_to_module":
             jaxpr = frame.f_locals.get("jaxpr")
-            if isinstance(jaxpr, _core.ClosedJaxpr):
+            if isinstance(jaxpr, (_core.Jaxpr, _core.ClosedJaxpr)):  # 0.12: the former
                 return _fingerprint(jaxpr)
         frame = frame.f_back
     return ""
 
 
 @functools.lru_cache(maxsize=64)
-def _fingerprint(closed: Any) -> str:
+def _fingerprint(program: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
 
     def add(value: Any) -> None:
@@ -320,7 +320,7 @@ def _fingerprint(closed: Any) -> str:
                 add(item)
         # Others, functions and shardings for instance, may print their address.
 
-    add(closed)
+    add(program)
     return digest.hexdigest()
 
 
