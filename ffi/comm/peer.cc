@@ -31,6 +31,11 @@ void Peer::Disconnect(std::string reason) {
   taken_.clear();
 }
 
+void Peer::Retire(std::string reason) {
+  retired_link_ = std::move(link_);
+  Disconnect(std::move(reason));
+}
+
 void Peer::Send(const NoticeFields& fields) {
   if (link_ != nullptr) {
     link_->Put({}, 0, Encode(fields), 0);

@@ -37,6 +37,9 @@ class Peer {
 
   void Connect(std::unique_ptr<Link> link);
   void Disconnect(std::string reason);
+  // The same for a peer that has left in good order: what it sent stays readable.
+  void Retire(std::string reason);
+  bool left = false;  // it has said that it makes no more calls
 
   void Send(const NoticeFields& fields);
   void Tell(std::string_view message);
@@ -73,6 +76,7 @@ class Peer {
   const int process_;
   State state_ = State::kUnknown;
   std::unique_ptr<Link> link_;
+  std::unique_ptr<Link> retired_link_;  // runs may still read its window
   std::string description_ = "not connected";
   std::string down_reason_;
   std::vector<NoticeFields> unsent_;

@@ -189,7 +189,7 @@ void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
       peer.SetWanted();
       std::lock_guard lock(inbox_mutex_);
       wanted_.push_back(process);
-    } else if (peer.state() == Peer::State::kDown && lost.empty()) {
+    } else if (peer.state() == Peer::State::kDown && !peer.left && lost.empty()) {
       lost = RanksOf(communicator, process) + " is lost: " + peer.down_reason();
     }
   }
@@ -406,7 +406,10 @@ bool Reactor::PollLinks() {
   for (const auto& [process, peer] : peers_) {
     if (peer->link() == nullptr) continue;
     const StatusOr<bool> polled = peer->link()->Poll(*this, kNoticesPerPoll);
-    if (!polled.ok()) {
+    if (!polled.ok() && peer->left) {
+      PeerLeft(*peer);
+      active = true;
+    } else if (!polled.ok()) {
       ended.emplace_back(process, polled.status().message());
     } else if (!violations_.empty()) {
       ended.emplace_back(process, violations_.front());
@@ -535,6 +538,9 @@ void Reactor::Stop() {
                      std::to_string(process_) + ") is shutting down");
     }
     CancelCalls();
+    for (const auto& [process, peer] : peers_) {
+      if (peer->link() != nullptr) peer->Tell("bye");
+    }
   }
   Ring();
   const Clock::time_point end = Clock::now() + std::chrono::seconds(3);

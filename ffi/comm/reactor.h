@@ -164,6 +164,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
   std::string RanksOf(const Communicator& communicator, int process) const;
   void PeerDown(Peer& peer, const std::string& reason);
+  void PeerLeft(Peer& peer);
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
   std::string State();
@@ -211,6 +212,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::vector<std::string> violations_;
   Clock::time_point checked_at_;
   uint64_t finished_calls_ = 0;
+  bool some_left_ = false;  // some peer has left in good order
 };
 
 }  // namespace jaxcoll

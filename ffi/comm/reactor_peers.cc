@@ -180,6 +180,8 @@ void Reactor::OnTold(int process, std::string_view message) {
   } else if (message.starts_with("state ")) {
     peer.last_state = Printable(message.substr(6));
     peer.last_state_at = seams_.now();
+  } else if (message == "bye") {
+    peer.left = true;
   } else if (message.starts_with("poison ")) {
     const size_t space = message.find(' ', 7);
     if (space == std::string_view::npos || space + 1 == message.size()) {
@@ -258,6 +260,15 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
   early_bytes_.erase(peer.process());
 }
 
+// A process that has made all its calls and ends does no harm to those that others have yet to
+// finish: its messages have come. Only a call that waits for it fails, see CheckDeadlines.
+void Reactor::PeerLeft(Peer& peer) {
+  peer.Retire("process " + std::to_string(peer.process()) + " (" + peer.description() +
+              ") has ended, or has shut down jaxcoll");
+  Log(LogLevel::kInfo, "process %d: %s", process_, peer.down_reason().c_str());
+  some_left_ = true;
+}
+
 std::string Reactor::RanksOf(const Communicator& communicator, int process) const {
   std::string ranks;
   for (size_t rank = 0; rank < communicator.process_of_rank.size(); ++rank) {
@@ -302,7 +313,8 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     const Peer& peer = PeerOf(process);
     const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun;
     if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
-    text += "; process " + std::to_string(process) + " ";
+    text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
+            std::to_string(process) + ") ";
     if (peer.state() != Peer::State::kUp) {
       text += "has not connected";
     } else if (peer.last_state_at > call.begun) {
@@ -320,7 +332,17 @@ void Reactor::CheckDeadlines() {
   checked_at_ = now;
   const double ask_after_s = std::min(seams_.timeout_s / 2, kWarnAfterS / 2);
   std::vector<CallId> late;
+  std::vector<std::pair<uint64_t, std::string>> deserted;
   for (const auto& [id, call] : calls_) {
+    if (some_left_) {
+      for (const int32_t rank : call->run->WaitingFor()) {
+        const Peer& peer = PeerOf(call->group->process_of_rank[rank]);
+        if (peer.state() != Peer::State::kDown || !peer.left) continue;
+        deserted.emplace_back(call->group->communicator,
+                              *call->group->description + ": waits for rank " +
+                                  std::to_string(rank) + ", but " + peer.down_reason());
+      }
+    }
     const double waited_s = duration<double>(now - call->begun).count();
     if (waited_s < ask_after_s) continue;
     if (!call->asked) {
@@ -339,6 +361,7 @@ void Reactor::CheckDeadlines() {
     }
     if (waited_s > seams_.timeout_s) late.push_back(id);
   }
+  for (const auto& [communicator, cause] : deserted) Poison(communicator, cause);
   for (const CallId& id : late) {
     const auto it = calls_.find(id);
     if (it == calls_.end()) continue;  // failed with another one

@@ -327,6 +327,21 @@ def test_leaving_with_calls_in_flight_does_not_hang() -> None:
     run(COMMON + textwrap.dedent(script), processes=3, timeout_s=60)
 
 
+def test_who_leaves_first_disturbs_nobody() -> None:
+    """Rank 0 ends as soon as its own call has; the others still exchange what they need."""
+    script = """
+    x = place(mesh, small_integers((n, 300_000)))
+    f = per_device(mesh, lambda x: jaxcoll.broadcast(x, AXIS, 0, algorithm="binomial"))
+    for _ in range(5):
+        result = f(x)
+    jax.block_until_ready(result)
+    if rank == 0:
+        jaxcoll._native.native.comm_stop()
+    compare(result, expected_of("broadcast", small_integers((n, 300_000))), "broadcast")
+    """
+    run(COMMON + textwrap.dedent(script), processes=4, timeout_s=60)
+
+
 def test_leaving_while_a_peer_never_comes_does_not_hang() -> None:
     script = """
     x = place(mesh, small_integers((n, 1000)))
