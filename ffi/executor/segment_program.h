@@ -79,8 +79,8 @@ struct SegmentProgram {
 // The key of a message to or from another process.
 MessageKey KeyOf(const SegmentOp& op);
 
-// `programs`: those of this process's ranks. `largest_message`: chunks in the largest message of any
-// rank. Fails on what does not fit together.
+// `programs`: those of this process's ranks. `largest_message`: chunks in the largest message of
+// any rank. Fails on what does not fit together.
 StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs, int32_t world_size,
                                          int32_t largest_message);
 
