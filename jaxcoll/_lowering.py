@@ -62,6 +62,11 @@ class _Call:
     root: int = 0
     permutation: tuple[tuple[int, int], ...] = ()
 
+    def _signature(self, operands: Sequence[Value]) -> str:
+        if self.group.processes == 1:
+            return ""  # nobody else must tell this call from others
+        return ", ".join(str(operand.type) for operand in operands)
+
     def attributes(self, operands: Sequence[Value]) -> dict[str, ir.Attribute]:
         algorithm = _select.choose(
             self.collective,
@@ -94,7 +99,7 @@ class _Call:
             "channels": integer(1),
             "schedule": text(self.schedule),
             "program": text(self.group.program),
-            "signature": text(", ".join(str(operand.type) for operand in operands)),
+            "signature": text(self._signature(operands)),
             "label": text(self.group.label),
         }
 
