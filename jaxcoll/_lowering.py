@@ -132,6 +132,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     if not one_process:
         native.comm_lowering(program)
     device_ids = None if movable and one_process else _communicator.device_ids(mesh)
+    movable = movable or device_ids is None  # an abstract mesh: that of a nested shard_map
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(

@@ -129,8 +129,15 @@ def check_every_call(processes: int, devices: int, **environment: str) -> None:
 
 
 @needs_engine
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [
+        (2, 2),
+        (3, 1),
+        (4, 2),
+        *(pytest.param(p, d, marks=pytest.mark.exhaustive) for p, d in [(2, 1), (3, 2), (4, 1)]),
+    ],
+)
 def test_every_collective_and_algorithm_is_exact(processes: int, devices: int) -> None:
     check_every_call(processes, devices)
 
@@ -290,6 +297,7 @@ def test_meshes_and_transformations_are_exact() -> None:
     check_meshes()
 
 
+@pytest.mark.exhaustive
 def test_the_same_meshes_are_right_under_lax() -> None:
     check_meshes(TEST_COLLECTIVES="lax")
 

@@ -20,8 +20,15 @@ print("survived")
 """
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("how", "lost"),
+    [
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_survivors_outlive_a_lost_process_and_its_heartbeats(lost: int, how: int) -> None:
     alive_s = 3 * HEARTBEAT_TIMEOUT_S
     with Job(SURVIVOR, str(lost), str(alive_s), processes=3, survives=True) as job:

@@ -329,7 +329,7 @@ def run_random(
 
 
 @needs_engine
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_random_programs_are_exact(devices: int, request: pytest.FixtureRequest) -> None:
     """About 100 collectives for each program; `--seeds 110` makes it more than 10 000."""
     programs = request.config.getoption("--seeds") or 24
@@ -337,6 +337,7 @@ def test_random_programs_are_exact(devices: int, request: pytest.FixtureRequest)
     assert done > (2000 if programs >= 24 else 0), done
 
 
+@pytest.mark.exhaustive
 def test_the_same_kinds_of_program_are_right_under_lax() -> None:
     """Over gloo: fewer of them, for they are slow."""
     assert run_random(3, lax=True, repeats=2) > 50
