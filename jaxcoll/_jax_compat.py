@@ -283,7 +283,7 @@ def program_fingerprint(ctx: Any) -> str:
     while frame is not None:
         if frame.f_code.co_name == "lower_jaxpr_to_module":
             jaxpr = frame.f_locals.get("jaxpr")
-            if isinstance(jaxpr, (_core.Jaxpr, _core.ClosedJaxpr)):  # 0.12: the former
+            if jaxpr is not None:  # open in 0.12, closed before
                 return _fingerprint(jaxpr)
         frame = frame.f_back
     return ""
@@ -294,9 +294,9 @@ def _fingerprint(program: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
 
     def add(value: Any) -> None:
-        if isinstance(value, _core.ClosedJaxpr):
-            add(value.jaxpr)
-        elif isinstance(value, _core.Jaxpr):
+        if not isinstance(value, _core.Jaxpr):
+            value = getattr(value, "jaxpr", value)  # JAX before 0.12 has closed ones, too
+        if isinstance(value, _core.Jaxpr):
             names: dict[Any, int] = {}
 
             def name(atom: Any) -> str:
