@@ -23,6 +23,11 @@ using std::chrono::milliseconds;
 // gets it.
 constexpr microseconds kSpin{60};
 constexpr int kNoticesPerPoll = 64;
+// A handler lends its thread while messages come with no longer gaps than this, and not for longer
+// than that in all.
+constexpr microseconds kLendIdle{30};
+constexpr microseconds kLendMost{400};
+constexpr int kLendBackoffMost = 63;
 constexpr size_t kRecords = 256;
 std::atomic<Interprocess*> the_instance{nullptr};
 std::atomic<Reactor*> the_reactor{nullptr};
@@ -63,7 +68,10 @@ class GroupHandle final : public RemoteGroup {
 
 Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of_device,
                         std::function<void(int)> want) {
-  auto* const reactor = new Reactor(process, std::move(process_of_device), std::move(want), {});
+  Seams seams;
+  seams.lend = true;
+  auto* const reactor =
+      new Reactor(process, std::move(process_of_device), std::move(want), std::move(seams));
   the_reactor.store(reactor, std::memory_order_release);
   Interprocess::Set(reactor);
   std::thread([reactor] { reactor->Loop(); }).detach();
@@ -253,13 +261,28 @@ void Reactor::LinkFailed(int process, const std::string& reason) {
 // ---- Calls -------------------------------------------------------------------------------------
 
 void Reactor::Submit(Submission submission) {
+  Lender lender;
   {
     std::unique_lock lock(mutex_, std::try_to_lock);
     // Calls of one group keep their order: none overtakes one in the inbox.
     if (lock.owns_lock() && !inbox_full_.load(std::memory_order_acquire)) {
       const std::shared_ptr<Group> group = submission.group;
-      Begin(std::move(submission));
-      if (asleep_.load(std::memory_order_seq_cst) && SendsLater(*group)) Ring();
+      if (MayLend(*group, submission.completions.size())) {
+        submission.lender = &lender;
+        lenders_.fetch_add(1, std::memory_order_seq_cst);
+        const CallId id = Begin(std::move(submission));
+        Lend(lock, *group, id, lender);
+        lenders_.fetch_sub(1, std::memory_order_seq_cst);
+      } else {
+        Begin(std::move(submission));
+      }
+      const bool missed = inbox_full_.load(std::memory_order_seq_cst);
+      if (asleep_.load(std::memory_order_seq_cst) && (SendsLater(*group) || missed)) Ring();
+      lock.unlock();
+      // The handler has not returned its future yet, so nothing continues from here.
+      for (const std::unique_ptr<Completion>& completion : lender.completions) {
+        completion->Done(*lender.status);
+      }
       return;
     }
   }
@@ -275,13 +298,66 @@ void Reactor::Submit(Submission submission) {
   if (closed) {
     std::lock_guard lock(mutex_);
     Begin(std::move(submission));  // which fails: the process is shutting down
-  } else if (asleep_.load(std::memory_order_seq_cst)) {
+  } else if (asleep_.load(std::memory_order_seq_cst) &&
+             lenders_.load(std::memory_order_seq_cst) == 0) {
     Ring();
   }
 }
 
+bool Reactor::MayLend(Group& group, size_t completions) {
+  // The completions of other devices run what these do next: that is for the worker pool.
+  if (!seams_.lend || completions != 1) return false;
+  if (group.lend_after > 0) {
+    --group.lend_after;
+    return false;
+  }
+  for (const int process : communicators_[group.communicator].processes) {
+    Link* const link = PeerOf(process).link();
+    // A look at others costs a system call.
+    if (link == nullptr || link->remote_window() == nullptr) return false;
+  }
+  return true;
+}
+
+// The handler's thread does what the reactor's would do. Where all processes make a call at about
+// the same time a small one is over before its handler returns, and no thread had to be woken, here
+// or there. Where the others are late the handler goes on after kLendIdle.
+void Reactor::Lend(std::unique_lock<std::mutex>& lock, Group& group, const CallId& id,
+                   Lender& lender) {
+  const std::set<int>& processes = communicators_[group.communicator].processes;
+  const Clock::time_point begun = Clock::now();
+  Clock::time_point active_at = begun;
+  while (!lender.done) {
+    bool active = DrainInbox();
+    for (const int process : processes) {
+      Peer& peer = PeerOf(process);
+      if (peer.link() == nullptr) continue;
+      if (armed_) peer.link()->Awake(false);
+      active |= PollLink(peer);
+      if (lender.done) break;
+    }
+    armed_ = false;
+    if (lender.done) break;
+    const Clock::time_point now = Clock::now();
+    if (active) active_at = now;
+    if (now - active_at > kLendIdle || now - begun > kLendMost) break;
+    if (active) continue;
+    lock.unlock();
+    std::this_thread::yield();  // to a peer that shares the core
+    lock.lock();
+  }
+  if (lender.done) {
+    group.lend_backoff = 0;
+    return;
+  }
+  calls_.at(id)->lender = nullptr;
+  group.lend_backoff = std::min(2 * group.lend_backoff + 1, kLendBackoffMost);
+  group.lend_after = group.lend_backoff;
+}
+
 // Whether a link has queued something that the sleeping thread does not know of.
 bool Reactor::SendsLater(const Group& group) {
+  armed_ = true;
   bool later = false;
   for (const int process : communicators_[group.communicator].processes) {
     Link* const link = PeerOf(process).link();
@@ -303,7 +379,7 @@ bool Reactor::DrainInbox() {
   return true;
 }
 
-void Reactor::Begin(Submission submission) {
+CallId Reactor::Begin(Submission submission) {
   Group& group = *submission.group;
   const CallId id{group.key,
                   next_number_.try_emplace(group.key, seams_.first_call).first->second++};
@@ -312,6 +388,7 @@ void Reactor::Begin(Submission submission) {
   call->id = id;
   call->completions = std::move(submission.completions);
   call->cost = std::move(submission.cost);
+  call->lender = submission.lender;
   call->begun = seams_.now();
   Communicator& communicator = communicators_[group.communicator];
   const auto it = calls_.emplace(id, std::move(call)).first;
@@ -319,7 +396,7 @@ void Reactor::Begin(Submission submission) {
     EraseEarly(id);
     Finish(it,
            Status(StatusCode::kCancelled, *group.description + ": the process is shutting down"));
-    return;
+    return id;
   }
   if (!communicator.cause.empty()) {
     EraseEarly(id);
@@ -328,16 +405,17 @@ void Reactor::Begin(Submission submission) {
                           ": this communicator failed earlier and cannot be used any more; the "
                           "first cause was: " +
                           communicator.cause));
-    return;
+    return id;
   }
   Call& begun = *it->second;
   Wire& wire = *this;
-  begun.run = std::make_unique<SegmentRun>(group.plan, std::move(submission.buffers), wire);
+  begun.run =
+      std::make_unique<SegmentRun>(group.plan, std::move(submission.buffers), wire, scratch_);
   current_ = &begun;
   begun.run->Begin();
   current_ = nullptr;
-  if (!TakeEarly(begun)) return;
-  FinishIfDone(id);
+  if (TakeEarly(begun)) FinishIfDone(id);
+  return id;
 }
 
 // What peers had sent before this process made the call. False if it has failed.
@@ -394,42 +472,45 @@ void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const
                       status.ok() ? "" : status.message()});
   if (records_.size() > kRecords) records_.pop_front();
   static const auto& ok = *new std::shared_ptr<const Status>(std::make_shared<const Status>());
-  seams_.complete(std::move(call->completions),
-                  status.ok() ? ok : std::make_shared<const Status>(status), std::move(call->cost));
+  std::shared_ptr<const Status> shared = status.ok() ? ok : std::make_shared<const Status>(status);
+  if (call->lender != nullptr) {
+    *call->lender = {true, std::move(call->completions), std::move(shared)};
+    return;
+  }
+  seams_.complete(std::move(call->completions), std::move(shared), std::move(call->cost));
 }
 
 // ---- The thread --------------------------------------------------------------------------------
 
 bool Reactor::PollLinks() {
   bool active = false;
-  std::vector<std::pair<int, std::string>> ended;
   for (const auto& [process, peer] : peers_) {
-    if (peer->link() == nullptr) continue;
-    const StatusOr<bool> polled = peer->link()->Poll(*this, kNoticesPerPoll);
-    if (!polled.ok() && peer->left) {
-      PeerLeft(*peer);
-      active = true;
-    } else if (!polled.ok()) {
-      ended.emplace_back(process, polled.status().message());
-    } else if (!violations_.empty()) {
-      ended.emplace_back(process, violations_.front());
-    } else {
-      active |= *polled;
-    }
-    violations_.clear();
-  }
-  for (const auto& [process, reason] : ended) {
-    PeerDown(PeerOf(process), reason);
-    active = true;
+    if (peer->link() != nullptr) active |= PollLink(*peer);
   }
   return active;
+}
+
+bool Reactor::PollLink(Peer& peer) {
+  const StatusOr<bool> polled = peer.link()->Poll(*this, kNoticesPerPoll);
+  const std::vector<std::string> violations = std::exchange(violations_, {});
+  if (!polled.ok() && peer.left) {
+    PeerLeft(peer);
+  } else if (!polled.ok()) {
+    PeerDown(peer, polled.status().message());
+  } else if (!violations.empty()) {
+    PeerDown(peer, violations.front());
+  } else {
+    return *polled;
+  }
+  return true;
 }
 
 void Reactor::Loop() {
   Clock::time_point last_active = seams_.now();
   std::vector<pollfd> fds;
   while (true) {
-    const bool active = Step();
+    bool lent = lenders_.load(std::memory_order_seq_cst) > 0;
+    const bool active = !lent && Step();
     if (stopping_.load(std::memory_order_acquire)) {
       std::lock_guard lock(mutex_);
       bool queued = false;
@@ -440,7 +521,7 @@ void Reactor::Loop() {
     }
     const Clock::time_point now = seams_.now();
     if (active) last_active = now;
-    if (now - last_active < kSpin) {
+    if (!lent && now - last_active < kSpin) {
       if (!active) std::this_thread::yield();
       continue;
     }
@@ -451,6 +532,9 @@ void Reactor::Loop() {
     {
       std::lock_guard lock(mutex_);
       waiting = !calls_.empty();
+      // From here on a handler that leaves sees that this thread is asleep, and rings.
+      lent = lenders_.load(std::memory_order_relaxed) > 0;
+      armed_ = true;
       for (const auto& [process, peer] : peers_) {
         if (peer->link() == nullptr) continue;
         quiet &= peer->link()->PrepareToSleep();
@@ -460,16 +544,18 @@ void Reactor::Loop() {
         for (const int fd : peer->link()->writable_fds()) fds.push_back({fd, POLLOUT, 0});
       }
     }
-    if (quiet) {
-      poll(fds.data(), fds.size(), waiting ? static_cast<int>(kTick.count()) : 500);
+    // What has come while a handler works here is the handler's to take.
+    if (quiet || lent) {
+      poll(fds.data(), fds.size(), lent ? 1 : waiting ? static_cast<int>(kTick.count()) : 500);
     }
     asleep_.store(false, std::memory_order_relaxed);
     uint64_t rung;
     (void)!read(bell_, &rung, sizeof(rung));
     std::lock_guard lock(mutex_);
     for (const auto& [process, peer] : peers_) {
-      if (peer->link() != nullptr) peer->link()->Awake();
+      if (peer->link() != nullptr) peer->link()->Awake(true);
     }
+    armed_ = false;
     last_active = seams_.now();
   }
   {

@@ -12,7 +12,8 @@
 // buffers of a call, so nothing has to be revoked before a call may fail.
 //
 // Thread rule: one mutex. The thread holds it while it works; a handler takes it to start a call on
-// the spot if it is free, and leaves the call in the inbox if not.
+// the spot if it is free, and leaves the call in the inbox if not. A handler that has started one
+// may lend its thread for a moment, see Lend.
 #pragma once
 
 #include <atomic>
@@ -56,6 +57,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
         complete;
     uint32_t first_call = 0;  // number of a call site's first call
     bool thread = false;      // else Step is called instead
+    bool lend = false;        // whether handlers lend their threads
   };
   // For tests: any number in one process. Destroyed after its groups and after its thread, if any.
   static std::unique_ptr<Reactor> Create(int process,
@@ -96,9 +98,16 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   class Group;
 
  private:
+  // A handler's call that was over before the handler returned. Guarded by mutex_.
+  struct Lender {
+    bool done = false;
+    std::vector<std::unique_ptr<Completion>> completions;
+    std::shared_ptr<const Status> status;
+  };
   struct Call {
     std::shared_ptr<Group> group;
     CallId id;
+    Lender* lender = nullptr;  // while a handler works at it
     std::unique_ptr<SegmentRun> run;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
@@ -111,6 +120,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     MemberBuffers buffers;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
+    Lender* lender = nullptr;
   };
   struct Early {
     int process;
@@ -147,7 +157,9 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   // All below: mutex_ held.
   bool DrainInbox();
-  void Begin(Submission submission);
+  CallId Begin(Submission submission);
+  bool MayLend(Group& group, size_t completions);
+  void Lend(std::unique_lock<std::mutex>& lock, Group& group, const CallId& id, Lender& lender);
   bool TakeEarly(Call& call);
   std::vector<Early> EraseEarly(const CallId& id);
   void OpenCommunicator(uint64_t id, Communicator& communicator,
@@ -159,6 +171,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void FinishIfDone(const CallId& id);
   void CancelCalls();
   bool PollLinks();
+  bool PollLink(Peer& peer);
   void CheckDeadlines();
   // Tells all members but `told_by`, who said so.
   void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
@@ -194,10 +207,12 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::vector<int> wanted_;       // guarded by inbox_mutex_: links to ask for
   std::atomic<bool> inbox_full_{false};
   std::atomic<bool> asleep_{false};
+  std::atomic<int> lenders_{0};  // handlers that do the thread's work: it keeps out of their way
   std::atomic<bool> stopping_{false};
   std::atomic<bool> stopped_{false};
 
   std::mutex mutex_;
+  ScratchPool scratch_;
   std::map<int, std::unique_ptr<Peer>> peers_;
   std::map<std::string, uint64_t> lowered_;  // how often each program was
   std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, lowering
@@ -208,6 +223,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::map<uint64_t, Communicator> communicators_;
   std::deque<EarlyPoison> early_poisons_;
   std::deque<Record> records_;
+  bool armed_ = false;       // links may wake the thread
   Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
   std::vector<std::string> violations_;
   Clock::time_point checked_at_;

@@ -20,6 +20,10 @@ class Reactor::Group {
   std::vector<int64_t> device_ids;
   std::shared_ptr<const std::string> description;
   std::shared_ptr<const SegmentPlan> plan;
+  // Guarded by the reactor's mutex. How many calls pass before one is lent a thread again: the more,
+  // the more often that was in vain.
+  int lend_backoff = 0;
+  int lend_after = 0;
 };
 
 inline constexpr std::chrono::milliseconds kTick{20};

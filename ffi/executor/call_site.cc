@@ -95,6 +95,34 @@ StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec) {
   return site;
 }
 
+// Two instructions of one run must not have one slot: their calls would be taken for each other's.
+// It cannot happen unless one program is compiled by two threads at once.
+struct CallSite::SlotUse {
+  std::mutex mutex;
+  int64_t last_run = 0;
+  const CallSite* last_site = nullptr;
+
+  // One for all call sites that have taken this slot.
+  static std::shared_ptr<SlotUse> Of(const std::string& slot) {
+    static std::mutex& mutex = *new std::mutex;
+    static auto& uses = *new std::map<std::string, std::weak_ptr<SlotUse>>;
+    std::lock_guard lock(mutex);
+    std::erase_if(uses, [](const auto& use) { return use.second.expired(); });
+    std::shared_ptr<SlotUse> use = uses[slot].lock();
+    if (use == nullptr) uses[slot] = use = std::make_shared<SlotUse>();
+    return use;
+  }
+};
+
+bool CallSite::SharesSlot(int64_t run_id) {
+  std::lock_guard lock(slot_use_->mutex);
+  const bool shares = slot_use_->last_run == run_id && slot_use_->last_site != nullptr &&
+                      slot_use_->last_site != this;
+  slot_use_->last_run = run_id;
+  slot_use_->last_site = this;
+  return shares;
+}
+
 Status CallSite::FindMembers() {
   Interprocess* const processes = Interprocess::Get();
   members_.resize(groups_.group_count());
@@ -129,6 +157,7 @@ Status CallSite::FindMembers() {
   for (const int64_t logical : spec_.groups) slot_signature_ += ' ' + std::to_string(logical);
   for (const int64_t device : spec_.device_ids) slot_signature_ += ' ' + std::to_string(device);
   slot_ = processes->TakeSlot(spec_.program, slot_signature_);
+  slot_use_ = SlotUse::Of(slot_signature_ + ' ' + std::to_string(slot_->number));
   return Status();
 }
 
@@ -443,19 +472,6 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
       [plan = plan_, &buffers](int level, int batch) { plan->RunBatch(level, batch, buffers); },
       [finish, shared] { finish(std::move(*shared), OkStatus()); }));
   return Entry::kPending;
-}
-
-// Two instructions of one run must not have one slot: their calls would be taken for each other's.
-// It cannot happen unless one program is compiled by two threads at once.
-bool CallSite::SharesSlot(int64_t run_id) {
-  static std::mutex& mutex = *new std::mutex;
-  static auto& last = *new std::map<std::string, std::pair<int64_t, const CallSite*>>;
-  std::lock_guard lock(mutex);
-  auto& [last_run, last_site] = last[slot_signature_ + ' ' + std::to_string(slot_->number)];
-  const bool shares = last_run == run_id && last_site != nullptr && last_site != this;
-  last_run = run_id;
-  last_site = this;
-  return shares;
 }
 
 CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members,

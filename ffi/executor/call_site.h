@@ -133,6 +133,8 @@ class CallSite {
   // Where some group reaches into other processes.
   std::string slot_signature_;
   std::optional<Interprocess::Slot> slot_;
+  struct SlotUse;
+  std::shared_ptr<SlotUse> slot_use_;
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -16,6 +16,7 @@
 #include <set>
 #include <vector>
 
+#include "executor/scratch_pool.h"
 #include "executor/segment_plan.h"
 
 namespace jaxcoll {
@@ -44,7 +45,8 @@ class Wire {
 
 class SegmentRun {
  public:
-  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire);
+  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire,
+             ScratchPool& scratch);
   ~SegmentRun();
   SegmentRun(const SegmentRun&) = delete;
   SegmentRun& operator=(const SegmentRun&) = delete;
@@ -86,7 +88,7 @@ class SegmentRun {
     std::vector<uint8_t> state;            // per op: bits kStarted, kReady, kSending, kCompleted
     std::vector<const std::byte*> landed;  // per op, of those that stay in place
     std::vector<Kept> kept;
-    std::vector<std::byte> scratch;
+    ScratchPool::Block scratch;
   };
   enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8 };
   struct Event {
@@ -96,7 +98,7 @@ class SegmentRun {
   };
 
   SegmentPlan::Place PlaceOf(Instance& instance) const {
-    return {&buffers_, instance.scratch.data(), &instance, instance.segment};
+    return {&buffers_, instance.scratch.bytes.get(), &instance, instance.segment};
   }
   Instance* Find(int32_t segment) const;
   void Admit();
@@ -113,6 +115,8 @@ class SegmentRun {
   const std::shared_ptr<const SegmentPlan> plan_;
   const MemberBuffers buffers_;
   Wire& wire_;
+  ScratchPool& scratch_;
+  const int32_t in_flight_;  // segments, at most
   std::vector<std::unique_ptr<Instance>> active_;
   std::vector<std::unique_ptr<Instance>> unused_;
   int32_t admitted_ = 0;

@@ -8,7 +8,7 @@
 //           bytes are visible. No order between two puts may be assumed.
 //   Tell    a message of up to 64 KiB, in order among themselves; rare: errors, states.
 //
-// Thread rule: all calls on a link, and all calls of its sink, come from the reactor's thread.
+// Thread rule: all calls on a link, and all calls of its sink, come under the reactor's lock.
 // Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
 // but neither Poll nor the destructor.
 //
@@ -66,9 +66,10 @@ class Link {
   virtual StatusOr<bool> Poll(LinkSink& sink, int budget) = 0;
 
   // Before the reactor sleeps. Announces to the peer that this side must be woken, and returns
-  // false if something has come in the meantime. `Awake` takes that back.
+  // false if something has come in the meantime. `Awake` takes that back; `woken`: by a descriptor,
+  // which may have been one of this link.
   virtual bool PrepareToSleep() = 0;
-  virtual void Awake() = 0;
+  virtual void Awake(bool woken) = 0;
   // Descriptors whose readability means that Poll has something to do, and those for which it
   // waits to write. A bell among them is the reactor's to drain: all links share it.
   virtual std::vector<int> readable_fds() const = 0;

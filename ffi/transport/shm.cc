@@ -105,10 +105,10 @@ class ShmLink final : public Link {
     return notices_.empty() || outgoing_->SleepUntilRoom();
   }
 
-  void Awake() override {
+  void Awake(bool woken) override {
     incoming_->Awake();
     outgoing_->Awake();
-    look_at_socket_ = true;  // it may be what woke us
+    look_at_socket_ |= woken;
   }
 
   std::vector<int> readable_fds() const override { return {own_bell_, socket_.get()}; }

@@ -130,7 +130,7 @@ class TcpLink final : public Link {
     return std::none_of(sockets_.begin(), sockets_.end(),
                         [](const auto& socket) { return socket->HasUnread(); });
   }
-  void Awake() override {}
+  void Awake(bool) override {}
 
   std::vector<int> readable_fds() const override {
     std::vector<int> fds;

@@ -192,7 +192,7 @@ class FakeLink final : public Link {
   }
 
   bool PrepareToSleep() override { return in_->puts.empty() && in_->told.empty(); }
-  void Awake() override {}
+  void Awake(bool) override {}
   std::vector<int> readable_fds() const override { return {}; }
 
  private:

@@ -131,7 +131,7 @@ class LinkEnd : public LinkSink {
     ++sleeps;
     uint64_t rung;
     if (read(bell_.get(), &rung, sizeof(rung)) == sizeof(rung)) ++bells;
-    link->Awake();
+    link->Awake(true);
     return ready > 0;
   }
 

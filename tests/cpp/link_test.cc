@@ -342,7 +342,7 @@ TEST_P(LinkTest, ANoticeIsSeenBeforeSleepOrEndsIt) {
   }
   pair.a.link->Put({}, 0, Notice{}, 0);
   EXPECT_TRUE(awake());
-  pair.b.link->Awake();
+  pair.b.link->Awake(true);
   while (pair.b.notices.empty() || pair.b.Poll()) pair.b.Poll();
   while (!pair.b.link->PrepareToSleep()) pair.b.Poll();
   pair.a.link->Put({}, 0, Notice{}, 0);
