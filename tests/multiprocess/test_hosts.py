@@ -247,8 +247,10 @@ text, took_s = loop("all_reduce", 100_000, lambda i: i == 20 and print("looping"
 print("error after", round(took_s, 2), "s:", text)
 assert took_s < limit_s, f"after {took_s} s"
 names_the_lost(text, "all_reduce", lost)
-assert f"on host{other})" in text, text
-assert re.search(sys.argv[2], text), f"{sys.argv[2]!r} is not in: {text}"
+for process in lost:
+    silent = rf"\\(process {process}\\b[^;]*\\) does not answer: it is stopped, or cut off"
+    assert re.search(silent, text), text
+    assert re.search(rf"process {process} \\(pid \\d+ on host{other}\\)", text), text
 stays_poisoned("all_reduce", lost)
 works_alone()
 
@@ -264,25 +266,38 @@ print("still excluded")
 """
 
 
-@pytest.mark.parametrize("how", ["unplug", "down"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "unplug eth1",
+        "down eth1",
+        # JAX's coordinator is out of reach as well. A process that it never comes back to is ended
+        # by JAX, and only _exit leaves before: jax.distributed.shutdown would wait for it.
+        "unplug eth0 eth1",
+    ],
+)
 def test_a_host_that_is_cut_off_ends_nobody(how: str, make_network: Callable[..., Network]) -> None:
-    """It loses the network of the data; JAX's coordinator is reached by another one."""
+    """The coordinator is reached by eth0, data goes by eth1."""
     network = make_network(interfaces=["eth0", "eth1"])
+    do, *interfaces = how.split()
     with Job(
         COMMON + CUT,
-        *(str(TIMEOUT_S + SLACK_S), "."),
+        str(TIMEOUT_S + SLACK_S),
         devices=2,
         environment={"JAXCOLL_IFNAME": "eth1", "JAXCOLL_TIMEOUT_S": str(TIMEOUT_S)},
         survives=True,
+        heartbeat_timeout_s=60,
         **network.layout(processes_per_host=2),
     ) as job:
         for rank in range(4):
             job.wait_for(rank, "looping")
-        getattr(network, how)(1, "eth1")
+        for interface in interfaces:
+            getattr(network, do)(1, interface)
         for rank in range(4):
             job.wait_for(rank, "lived on")
-        if how == "unplug":
-            network.plug(1, "eth1")
+        if do == "unplug":
+            for interface in interfaces:
+                network.plug(1, interface)
         for rank in range(4):
             job.write(rank, "\n")
         for text in job.finish():
