@@ -344,7 +344,7 @@ def launched_digits(enter: Sequence[Sequence[str]], coordinator: str, path: Path
             command = [*prefix, *launch, "--first", str(2 * i), *DIGITS, str(path)]
             hosts.append(Rank(f"host{i}", command, environment | own))
             stack.callback(hosts[-1].close)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         for host in hosts:
             assert host.wait(end - time.monotonic()), host.report()
             assert host.code == 0, "\n".join(host.report() for host in hosts)
@@ -359,7 +359,7 @@ def test_digits_over_two_hosts_agrees_with_a_single_process(apart_by: str, tmp_p
         [sys.executable, *DIGITS, str(tmp_path / "alone.npz")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=ROOT,
         check=True,
     ).stdout
