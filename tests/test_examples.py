@@ -53,6 +53,15 @@ def test_digits_explains_a_bad_mesh(mesh: str, complaint: str) -> None:
     assert complaint in finished.stderr
 
 
+@pytest.mark.exhaustive
+def test_digits_in_processes_with_too_few_devices_says_what_to_do() -> None:
+    launch = ["-m", "jaxcoll", "launch", "-n", "2"]
+    finished = run(*launch, "-m", "jaxcoll.examples.digits", "--mesh", "dp=4,tp=2")
+    assert finished.returncode == 1
+    assert "the mesh needs 8 devices and the 2 processes have 2 in all" in finished.stderr
+    assert "--devices-per-process" in finished.stderr
+
+
 def test_the_program_in_the_readme_prints_what_it_says() -> None:
     program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert program is not None

@@ -314,7 +314,12 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun;
     if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
     text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
-            std::to_string(process) + ") ";
+            std::to_string(process);
+    // Where it is has been said of those that are missed; the one at fault may be another one.
+    if (processes.count(process) == 0 && !peer.description().empty()) {
+      text += ", " + peer.description();
+    }
+    text += ") ";
     if (peer.state() != Peer::State::kUp) {
       text += "has not connected";
     } else if (peer.last_state_at > call.begun) {

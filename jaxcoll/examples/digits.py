@@ -1,6 +1,10 @@
 """Trains a small network on handwritten digits, on a mesh of devices: once with lax, once with us.
 
     python -m jaxcoll.examples.digits --mesh dp=4,tp=2
+    jaxcoll launch -n 4 --devices-per-process 2 -m jaxcoll.examples.digits --mesh dp=4,tp=2
+
+The second command does the same in four processes of two devices each, which could be on several
+hosts; whatever is particular to that is in `join`, `place`, `everywhere` and `tell`.
 
 The images (1797 of 8x8 pixels) come with scikit-learn. The batch is split over `dp`, the hidden
 layer over `tp`, and a whole training step is one jitted `shard_map` with two collectives in it:
@@ -15,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -121,36 +127,62 @@ class Result(NamedTuple):
 
 def train(name: str, psum: Callable[..., Any], mesh: Mesh, data: Digits, epochs: int) -> Result:
     """Trains from the same start with the same batches, so runs differ in their `psum` alone."""
-    place = {key: NamedSharding(mesh, spec) for key, spec in SPECS.items()}
-    rows = NamedSharding(mesh, P("dp"))
-    params = jax.device_put(initial_params(), place)
+    params = place(initial_params(), mesh, SPECS)
     velocity = jax.tree.map(jnp.zeros_like, params)
     step = make_step(mesh, psum)
     losses, times_s = [], []
     for epoch in range(epochs):
         total: list[float] = []
         for batch in data.batches(epoch):
-            images, labels = jax.device_put(batch, rows)
+            images, labels = place(batch, mesh, (P("dp"), P("dp")))
             start = time.perf_counter()
             params, velocity, loss = jax.block_until_ready(step(params, velocity, images, labels))
             times_s.append(time.perf_counter() - start)
             total.append(float(loss))
         losses.append(statistics.fmean(total))
         show_progress(f"{name:8} loss {losses[-1]:.4f}", epoch + 1, epochs)
-    final = jax.device_get(params)
+    final = everywhere(params, mesh)
     hidden = np.maximum(data.test_images @ final["w1"] + final["b1"], 0)
     guesses = (hidden @ final["w2"] + final["b2"]).argmax(1)
     accuracy = float((guesses == data.test_labels).mean())
     return Result(final, losses, accuracy, statistics.median(times_s[1:]))  # the first compiles
 
 
+def join() -> None:
+    """Joins the other processes, where a launcher has started this one as one of several."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+
+
+def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """NumPy arrays, equal in every process, as arrays on the mesh; each process fills its part."""
+    return jax.tree.map(
+        lambda x, spec: jax.make_array_from_callback(
+            x.shape, NamedSharding(mesh, spec), lambda index: x[index]
+        ),
+        tree,
+        specs,
+    )
+
+
+def everywhere(params: Params, mesh: Mesh) -> Params:
+    """The parameters as NumPy arrays, in every process."""
+    return jax.device_get(jax.jit(lambda p: p, out_shardings=NamedSharding(mesh, P()))(params))
+
+
+def tell(text: str, **how: Any) -> None:
+    """Prints once, in whatever number of processes."""
+    if jax.process_index() == 0:
+        print(text, **how)
+
+
 def show_progress(text: str, epoch: int, epochs: int) -> None:
     """One line rewritten in place on a terminal, one every fifth epoch elsewhere."""
     line = f"epoch {epoch:3}/{epochs}  {text}"
     if sys.stderr.isatty():
-        print(f"\r{line}", end="\n" if epoch == epochs else "", file=sys.stderr, flush=True)
+        tell(f"\r{line}", end="\n" if epoch == epochs else "", file=sys.stderr, flush=True)
     elif epoch == epochs or epoch % 5 == 0:
-        print(line, file=sys.stderr, flush=True)
+        tell(line, file=sys.stderr, flush=True)
 
 
 def curve(losses: list[float]) -> str:
@@ -177,11 +209,18 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(shape: dict[str, int]) -> Mesh:
-    """A mesh of this process's CPU devices, as many as it takes."""
+    """A mesh of as many CPU devices as it takes; those of all processes if there are several."""
     count = shape["dp"] * shape["tp"]
-    with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
-        jax.config.update("jax_num_cpu_devices", count)
+    if not jax.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # JAX has started: it has the devices it has
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
+    processes = jax.process_count()
+    if processes > 1 and len(devices) != count:
+        raise SystemExit(
+            f"digits: the mesh needs {count} devices and the {processes} processes have "
+            f"{len(devices)} in all; see --devices-per-process of jaxcoll launch"
+        )
     if len(devices) < count:
         raise SystemExit(
             f"digits: the mesh needs {count} devices and JAX has {len(devices)}; "
@@ -206,10 +245,17 @@ def main(argv: list[str] | None = None) -> int:
         help="devices for data and for tensor parallelism (default: dp=4,tp=2)",
     )
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write the parameters that jaxcoll's run ends with",
+    )
     arguments = parser.parse_args(argv)
     if arguments.epochs < 1:
         parser.error("--epochs: at least 1")
 
+    join()
     data, mesh = load_digits(), make_mesh(arguments.mesh)
     runs = {
         name: train(name, psum, mesh, data, arguments.epochs)
@@ -219,18 +265,23 @@ def main(argv: list[str] | None = None) -> int:
         float(np.abs(ours - runs["lax"].params[key]).max())
         for key, ours in runs["jaxcoll"].params.items()
     )
-    print(f"\nloss per epoch on {dict(mesh.shape)}, {len(data.train_images)} images, first to last")
+    if arguments.save is not None and jax.process_index() == 0:
+        np.savez(arguments.save, **runs["jaxcoll"].params)
+    where = f"{dict(mesh.shape)}"
+    if jax.process_count() > 1:
+        where += f" in {jax.process_count()} processes"
+    tell(f"\nloss per epoch on {where}, {len(data.train_images)} images, first to last")
     for name, run in runs.items():
-        print(f"  {name:8} {run.losses[0]:.4f} |{curve(run.losses)}| {run.losses[-1]:.4f}")
-    print(f"test accuracy on {len(data.test_images)} unseen images")
+        tell(f"  {name:8} {run.losses[0]:.4f} |{curve(run.losses)}| {run.losses[-1]:.4f}")
+    tell(f"test accuracy on {len(data.test_images)} unseen images")
     for name, run in runs.items():
-        print(f"  {name:8} {run.accuracy:.1%}")
-    print(f"largest parameter difference  {difference:.2e}")
-    print("time per step, median")
+        tell(f"  {name:8} {run.accuracy:.1%}")
+    tell(f"largest parameter difference  {difference:.2e}")
+    tell("time per step, median")
     for name, run in runs.items():
-        print(f"  {name:8} {run.step_s * 1e3:.3f} ms")
+        tell(f"  {name:8} {run.step_s * 1e3:.3f} ms")
     if min(run.accuracy for run in runs.values()) < WANTED_ACCURACY:
-        print(f"digits: below the {WANTED_ACCURACY:.0%} wanted", file=sys.stderr)
+        tell(f"digits: below the {WANTED_ACCURACY:.0%} wanted", file=sys.stderr)
         return 1
     return 0
 

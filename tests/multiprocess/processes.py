@@ -19,7 +19,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,12 @@ class Rank:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
 
+    def write(self, text: str) -> None:
+        """Gives it something to read."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(text)
+        self._popen.stdin.flush()
+
     def close(self) -> None:
         """Kills what is left and frees its pipes."""
         self.send(signal.SIGKILL)
@@ -171,6 +177,9 @@ class Job:
     start_late_s: rank -> seconds after the others.
     survives: processes live on when another is lost, be it rank 0 (see HEARTBEAT_TIMEOUT_S).
     timeout_s: for the whole job; after it everything is killed and the test fails.
+    address: where JAX's coordinator listens.
+    enter: for each rank a command that runs the command behind it, on another host for example;
+      the coordinator runs where rank 0 does.
     """
 
     def __init__(
@@ -185,18 +194,21 @@ class Job:
         survives: bool = False,
         heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S,
         timeout_s: float = 120,
+        address: str = "127.0.0.1",
+        enter: Sequence[Sequence[str]] = (),
     ) -> None:
         self.end = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._stack = contextlib.ExitStack()
         self.ranks: list[Rank] = []
         self._service: Rank | None = None
+        self._enter = enter
         try:
             port = self._stack.enter_context(reserved_port())
             self._start(
                 [sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *arguments],
                 [devices] * processes if isinstance(devices, int) else devices,
-                f"127.0.0.1:{port}",
+                f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
                 dict(environment or {}),
                 dict(rank_environment or {}),
                 dict(start_late_s or {}),
@@ -233,7 +245,7 @@ class Job:
         if survives:
             service = [sys.executable, "-c", _SERVICE, address]
             service += [str(len(devices)), str(heartbeat_timeout_s)]
-            self._service = Rank("coordinator", service, base)
+            self._service = Rank("coordinator", [*self._entering(0), *service], base)
             if not self._service.wait_for("ready", self.end):
                 self.fail("the coordinator did not start")
         for rank in sorted(range(len(devices)), key=lambda rank: start_late_s.get(rank, 0)):
@@ -243,11 +255,14 @@ class Job:
             own = {"XLA_FLAGS": flags, "TEST_RANK": str(rank)}
             started = Rank(
                 f"rank {rank}",
-                command,
+                [*self._entering(rank), *command],
                 base | own | environment | dict(rank_environment.get(rank, {})),
             )
             self.ranks.append(started)
         self.ranks.sort(key=lambda rank: int(rank.name.split()[1]))
+
+    def _entering(self, rank: int) -> Sequence[str]:
+        return self._enter[rank] if self._enter else ()
 
     def __enter__(self) -> Job:
         return self
@@ -275,6 +290,10 @@ class Job:
     def send(self, rank: int, number: int) -> None:
         """Sends a signal to a rank."""
         self.ranks[rank].send(number)
+
+    def write(self, rank: int, text: str) -> None:
+        """Gives a rank something to read on its standard input."""
+        self.ranks[rank].write(text)
 
     def text(self, rank: int) -> str:
         """What a rank has printed so far."""
