@@ -31,7 +31,7 @@
 #include "comm/notice.h"
 #include "comm/peer.h"
 #include "executor/interprocess.h"
-#include "executor/segment_run.h"
+#include "executor/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
@@ -99,7 +99,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   struct Call {
     std::shared_ptr<Group> group;
     CallId id;
-    std::unique_ptr<SegmentRun> run;
+    std::unique_ptr<Run> run;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
     Clock::time_point begun;
@@ -177,8 +177,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void OnNotice(int peer, const Notice& notice) override;
   void OnTold(int peer, std::string_view message) override;
   void OnSent(int, uint64_t) override {}
-  void SendReady(SegmentRun& run, int32_t rank, const MessageId& id) override;
-  void SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) override;
+  void SendReady(Run& run, int32_t rank, const MessageId& id) override;
+  void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
   bool MayKeep(int32_t rank) override;
   void Release(int32_t rank, uint64_t handle) override;
 

@@ -19,7 +19,7 @@ class Reactor::Group {
   std::vector<int> process_of_rank;
   std::vector<int64_t> device_ids;
   std::shared_ptr<const std::string> description;
-  std::shared_ptr<const SegmentPlan> plan;
+  std::shared_ptr<const RunPlan> plan;
 };
 
 inline constexpr std::chrono::milliseconds kTick{20};

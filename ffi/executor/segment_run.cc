@@ -12,6 +12,10 @@ constexpr int32_t kInFlight = 4;
 
 }  // namespace
 
+std::unique_ptr<Run> SegmentPlan::MakeRun(MemberBuffers buffers, Wire& wire) const {
+  return std::make_unique<SegmentRun>(shared_from_this(), std::move(buffers), wire);
+}
+
 SegmentRun::SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire)
     : plan_(std::move(plan)), buffers_(std::move(buffers)), wire_(wire) {}
 
