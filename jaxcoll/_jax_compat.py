@@ -460,6 +460,11 @@ def string_attribute(config: str, name: str) -> str:
         return str(ir.StringAttr(ir.DictAttr(ir.Attribute.parse(config))[name]).value)
 
 
+def _entries(dictionary: ir.Attribute) -> dict[str, ir.Attribute]:
+    parsed: Any = ir.DictAttr(dictionary)
+    return {item.name: item.attr for item in parsed}
+
+
 def custom_call_module(
     target: str,
     config: str,
@@ -483,8 +488,7 @@ def custom_call_module(
         with ir.InsertionPoint(module.body):
             main: Any = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
         with ir.InsertionPoint(main.add_entry_block()):
-            parsed: Any = ir.DictAttr(ir.Attribute.parse(config))
-            attributes = {item.name: item.attr for item in parsed}
+            attributes = _entries(ir.Attribute.parse(config))
             _func.ReturnOp(custom_call(target, list(main.arguments), result_types, attributes))
         return mlir.module_to_bytecode(module)
 
@@ -519,13 +523,13 @@ def custom_call(
 
 def rewrite_exported_calls(
     targets: Sequence[str],
-    rewrite: Callable[[Any, str, list[dict[str, ir.Attribute]]], Mapping[str, ir.Attribute]],
+    rewrite: Callable[[Any, str], Mapping[str, ir.Attribute]],
 ) -> None:
     """Lets the attributes of custom calls in exported programs depend on where these are called.
 
     When JAX lowers the call of a program that was exported with custom calls of these targets,
-    ``rewrite(ctx, digest of the program, attributes of each call)`` returns what replaces
-    attributes of all of them, if anything.
+    ``rewrite(ctx, digest of the program)`` returns what replaces attributes of all of them, if
+    anything.
     """
     primitive = _export.call_exported_p
     rule = common_lowering_rule(primitive)
@@ -556,13 +560,10 @@ def rewrite_exported_calls(
         )
         if not calls:
             return results
-        configs = [
-            {item.name: item.attr for item in ir.DictAttr(call.attributes["mhlo.backend_config"])}
-            for call in calls
-        ]
         digest = hashlib.blake2b(exported.mlir_module_serialized, digest_size=8).hexdigest()
-        changes = rewrite(ctx, digest, configs)
-        for call, config in zip(calls, configs, strict=True):
+        changes = rewrite(ctx, digest)
+        for call in calls:
+            config = _entries(call.attributes["mhlo.backend_config"])
             call.attributes["mhlo.backend_config"] = ir.DictAttr.get({**config, **changes})
         return results
 

@@ -514,9 +514,7 @@ compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
 # --- exported programs --------------------------------------------------------------------------
 
 
-def _bind_exported(
-    ctx: Any, digest: str, calls: Sequence[dict[str, ir.Attribute]]
-) -> dict[str, ir.Attribute]:
+def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
     """What an exported program's calls must know where it runs on several processes.
 
     That is what `_group` would have told them: where the logical ids are, and of which program
