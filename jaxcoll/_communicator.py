@@ -89,10 +89,18 @@ def ranks_per_process(groups: np.ndarray, process_of_logical: Sequence[int]) -> 
     return runs.pop() if len(runs) == 1 else 0
 
 
+def mesh_of(mesh: AbstractMesh, devices: Sequence[Any] | None) -> Mesh | AbstractMesh:
+    """`mesh` on the devices of its program, if they are known."""
+    if devices is None or len(devices) != mesh.size:
+        return mesh
+    return Mesh(np.array(devices, dtype=object).reshape(mesh.axis_sizes), mesh.axis_names)
+
+
 _starting = threading.Lock()
 
 
-def _start_engine() -> None:
+def start_engine() -> None:
+    """Makes the engine know the other processes, once."""
     with _starting:
         if not native.comm_started():
             _start_engine_once()
@@ -120,11 +128,11 @@ def start(mesh: Mesh | AbstractMesh) -> None:
         return
     if isinstance(mesh, AbstractMesh):
         raise UnsupportedError(
-            "in a job of several processes jaxcoll needs a mesh with devices; pass jax.shard_map a "
-            "jax.sharding.Mesh, or set one with jax.set_mesh"
+            "in a job of several processes jaxcoll needs to know a program's devices; pass "
+            "jax.shard_map a jax.sharding.Mesh, or set one with jax.set_mesh"
         )
     if len(set(processes(mesh))) > 1:
-        _start_engine()
+        start_engine()
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:

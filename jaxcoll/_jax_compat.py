@@ -28,6 +28,7 @@ from jax._src.custom_partitioning_sharding_rule import (
     SdyShardingRule,
     sdy_sharding_rule_to_mlir,
 )
+from jax._src.export import _export
 from jax._src.interpreters import mlir
 from jax._src.interpreters import partial_eval as _pe
 from jax._src.lax import parallel as _parallel
@@ -80,10 +81,12 @@ __all__ = [
     "mlir",
     "named_axis_effects",
     "num_cpu_devices",
+    "program_devices",
     "program_fingerprint",
     "register_ffi",
     "register_partitioner",
     "replicate_leading_dimension",
+    "rewrite_exported_calls",
     "sharding_rule",
     "sharding_with_leading_dimension",
     "sharding_without_leading_dimension",
@@ -273,20 +276,33 @@ def is_mesh_of_context(mesh: Any) -> bool:
     return mesh == _mesh.get_concrete_mesh()
 
 
+def _local_of_caller(function: str, name: str) -> Any:
+    """A local variable of the innermost caller of that name; None if there is none."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_locals.get(name) is not None:
+            return frame.f_locals[name]
+        frame = frame.f_back
+    return None
+
+
+def program_devices() -> tuple[Any, ...] | None:
+    """The devices of the program that is being lowered, by partition; None if it has none yet.
+
+    JAX may run what it has lowered on other devices, too.
+    """
+    devices = _local_of_caller("lower_sharding_computation", "device_assignment")
+    return None if devices is None else tuple(devices)
+
+
 def program_fingerprint(ctx: Any) -> str:
     """Tells the program that is being lowered from others, equally on every process.
 
     It hashes the equations with their literals and types, but no source locations and nothing that
     differs between processes. "" if JAX does not show the program.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "lower_jaxpr_to_module":
-            jaxpr = frame.f_locals.get("jaxpr")
-            if jaxpr is not None:  # open in 0.12, closed before
-                return _fingerprint(jaxpr)
-        frame = frame.f_back
-    return ""
+    jaxpr = _local_of_caller("lower_jaxpr_to_module", "jaxpr")  # open in 0.12, closed before
+    return "" if jaxpr is None else _fingerprint(jaxpr)
 
 
 @functools.lru_cache(maxsize=64)
@@ -444,6 +460,11 @@ def string_attribute(config: str, name: str) -> str:
         return str(ir.StringAttr(ir.DictAttr(ir.Attribute.parse(config))[name]).value)
 
 
+def _entries(dictionary: ir.Attribute) -> dict[str, ir.Attribute]:
+    parsed: Any = ir.DictAttr(dictionary)
+    return {item.name: item.attr for item in parsed}
+
+
 def custom_call_module(
     target: str,
     config: str,
@@ -467,8 +488,7 @@ def custom_call_module(
         with ir.InsertionPoint(module.body):
             main: Any = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
         with ir.InsertionPoint(main.add_entry_block()):
-            parsed: Any = ir.DictAttr(ir.Attribute.parse(config))
-            attributes = {item.name: item.attr for item in parsed}
+            attributes = _entries(ir.Attribute.parse(config))
             _func.ReturnOp(custom_call(target, list(main.arguments), result_types, attributes))
         return mlir.module_to_bytecode(module)
 
@@ -496,6 +516,58 @@ def custom_call(
         extra_attributes=extra_attributes,
     )
     return list(call.results)
+
+
+# --- exported programs --------------------------------------------------------------------------
+
+
+def rewrite_exported_calls(
+    targets: Sequence[str],
+    rewrite: Callable[[Any, str], Mapping[str, ir.Attribute]],
+) -> None:
+    """Lets the attributes of custom calls in exported programs depend on where these are called.
+
+    When JAX lowers the call of a program that was exported with custom calls of these targets,
+    ``rewrite(ctx, digest of the program)`` returns what replaces attributes of all of them, if
+    anything.
+    """
+    primitive = _export.call_exported_p
+    rule = common_lowering_rule(primitive)
+
+    def target_of(op: Any) -> str:
+        return str(ir.StringAttr(op.attributes["call_target_name"]).value)
+
+    def custom_calls(functions: Iterable[Any]) -> list[Any]:
+        found: list[Any] = []
+
+        def look(op: Any) -> Any:
+            if op.name == "stablehlo.custom_call" and target_of(op) in targets:
+                found.append(op)
+            return ir.WalkResult.ADVANCE
+
+        for function in functions:
+            function.operation.walk(look)
+        return found
+
+    def wrapped(ctx: Any, *operands: Any, exported: Any) -> Any:
+        body = ctx.module_context.module.body
+        before = {str(op.attributes["sym_name"]) for op in body if "sym_name" in op.attributes}
+        results = rule(ctx, *operands, exported=exported)
+        calls = custom_calls(
+            op
+            for op in body
+            if "sym_name" in op.attributes and str(op.attributes["sym_name"]) not in before
+        )
+        if not calls:
+            return results
+        digest = hashlib.blake2b(exported.mlir_module_serialized, digest_size=8).hexdigest()
+        changes = rewrite(ctx, digest)
+        for call in calls:
+            config = _entries(call.attributes["mhlo.backend_config"])
+            call.attributes["mhlo.backend_config"] = ir.DictAttr.get({**config, **changes})
+        return results
+
+    mlir.register_lowering(primitive, wrapped)
 
 
 # --- install ------------------------------------------------------------------------------------

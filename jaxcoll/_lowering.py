@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxcoll import _communicator, _select
@@ -42,7 +43,8 @@ class _Group:
     movable: bool
     ranks_per_process: int  # as _communicator.ranks_per_process
     processes: int  # that a group reaches into, at most
-    program: str  # fingerprint of the program where there are several; "" else
+    exported: bool
+    program: str  # fingerprint of the program where there are several, or may be; "" else
     label: str
 
     @property
@@ -63,7 +65,7 @@ class _Call:
     permutation: tuple[tuple[int, int], ...] = ()
 
     def _signature(self, operands: Sequence[Value]) -> str:
-        if self.group.processes == 1:
+        if self.group.processes == 1 and not self.group.exported:
             return ""  # nobody else must tell this call from others
         return ", ".join(str(operand.type) for operand in operands)
 
@@ -116,23 +118,36 @@ def check_served(ctx: Any) -> None:
             f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
         )
     if not compat.is_for_export(ctx):
-        _communicator.start(context.mesh)
+        _communicator.start(_mesh(ctx))
+
+
+def _mesh(ctx: Any) -> Mesh | AbstractMesh:
+    """The mesh of the innermost shard_map, with devices if other processes may have some of them.
+
+    A nested shard_map's own has none, nor has one that was made without.
+    """
+    mesh = ctx.module_context.axis_context.mesh
+    if not isinstance(mesh, AbstractMesh) or jax.process_count() == 1:
+        return mesh
+    return _communicator.mesh_of(mesh, compat.program_devices())
 
 
 def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
     check_served(ctx)
-    mesh = ctx.module_context.axis_context.mesh
-    # Exported programs, and those whose mesh comes from the context, run on other devices too.
-    movable = compat.is_for_export(ctx) or compat.is_mesh_of_context(mesh)
+    mesh = _mesh(ctx)
+    exported = compat.is_for_export(ctx)
+    # Exported programs, and those whose mesh comes from the context or is that of a nested
+    # shard_map, run on other devices too.
+    abstract = isinstance(ctx.module_context.axis_context.mesh, AbstractMesh)
+    movable = exported or abstract or compat.is_mesh_of_context(mesh)
     # Where groups reach into other processes, one must know which: there a program that has moved
     # to another order of the devices is refused when it runs.
-    processes = [] if compat.is_for_export(ctx) else _communicator.processes(mesh)
+    processes = [] if exported else _communicator.processes(mesh)
     one_process = len(set(processes)) <= 1
-    program = "" if one_process else compat.program_fingerprint(ctx)
+    program = "" if one_process and not exported else compat.program_fingerprint(ctx)
     if not one_process:
         native.comm_lowering(program)
     device_ids = None if movable and one_process else _communicator.device_ids(mesh)
-    movable = movable or device_ids is None  # an abstract mesh: that of a nested shard_map
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(
@@ -141,6 +156,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         movable=movable,
         ranks_per_process=_communicator.ranks_per_process(groups, processes),
         processes=_communicator.processes_per_group(groups, processes),
+        exported=exported,
         program=program,
         label=label,
     )
@@ -356,11 +372,6 @@ def _lower_ragged_all_to_all(
     schedule: str,
 ) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
-    if group.processes > 1:
-        raise UnsupportedError(
-            f"ragged_all_to_all serves groups within one process, but {group.label} reaches into "
-            f"{group.processes}; use all_to_all of padded blocks there"
-        )
     call = _Call("ragged_all_to_all", group, algorithm, schedule)
     if 0 in _shape(operand) or 0 in _shape(output):
         return [output]  # nothing is sent
@@ -498,6 +509,37 @@ def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str
 
 
 compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
+
+
+# --- exported programs --------------------------------------------------------------------------
+
+
+def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
+    """What an exported program's calls must know where it runs on several processes.
+
+    That is what `_group` would have told them: where the logical ids are, and of which program
+    they are a part.
+    """
+    if jax.process_count() == 1 or compat.is_for_export(ctx):
+        return {}
+    devices = compat.program_devices()
+    if devices is None:
+        raise UnsupportedError(
+            "this exported program is called where its devices are not known; call it in a jax.jit "
+            "whose arguments have shardings, or set a mesh with jax.set_mesh"
+        )
+    if len({device.process_index for device in devices}) == 1:
+        return {}
+    _communicator.start_engine()
+    program = f"{compat.program_fingerprint(ctx)} {digest}"
+    native.comm_lowering(program)
+    return {
+        "program": ir.StringAttr.get(program),
+        "device_ids": ir.DenseI64ArrayAttr.get([device.id for device in devices]),
+    }
+
+
+compat.rewrite_exported_calls([TARGET, PARTITIONED_TARGET], _bind_exported)
 
 
 def export_checks() -> list[Any]:

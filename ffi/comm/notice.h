@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "executor/segment_run.h"
+#include "executor/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {

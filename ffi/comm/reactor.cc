@@ -409,8 +409,7 @@ CallId Reactor::Begin(Submission submission) {
   }
   Call& begun = *it->second;
   Wire& wire = *this;
-  begun.run =
-      std::make_unique<SegmentRun>(group.plan, std::move(submission.buffers), wire, scratch_);
+  begun.run = group.plan->MakeRun(std::move(submission.buffers), wire);
   current_ = &begun;
   begun.run->Begin();
   current_ = nullptr;
@@ -428,7 +427,7 @@ bool Reactor::TakeEarly(Call& call) {
           e.fields.kind == NoticeKind::kReady
               ? call.run->OnReady(e.fields.message())
               : call.run->OnData(e.fields.message(), e.message.data(), e.message.size(),
-                                 std::nullopt) != SegmentRun::Taken::kUnknown;
+                                 std::nullopt) != Run::Taken::kUnknown;
       current_ = nullptr;
       if (!known) wrong = kUnknownMessage;
     }
@@ -458,7 +457,11 @@ const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeF
 
 void Reactor::FinishIfDone(const CallId& id) {
   const auto it = calls_.find(id);
-  if (it != calls_.end() && it->second->run->done()) Finish(it, Status());
+  if (it == calls_.end() || !it->second->run->done()) return;
+  const Status& status = it->second->run->status();
+  Finish(it, status.ok() ? status
+                         : Status(status.code(),
+                                  *it->second->group->description + ": " + status.message()));
 }
 
 void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status) {

@@ -32,7 +32,7 @@
 #include "comm/notice.h"
 #include "comm/peer.h"
 #include "executor/interprocess.h"
-#include "executor/segment_run.h"
+#include "executor/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
@@ -108,7 +108,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::shared_ptr<Group> group;
     CallId id;
     Lender* lender = nullptr;  // while a handler works at it
-    std::unique_ptr<SegmentRun> run;
+    std::unique_ptr<Run> run;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
     Clock::time_point begun;
@@ -190,10 +190,11 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void OnNotice(int peer, const Notice& notice) override;
   void OnTold(int peer, std::string_view message) override;
   void OnSent(int, uint64_t) override {}
-  void SendReady(SegmentRun& run, int32_t rank, const MessageId& id) override;
-  void SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) override;
+  void SendReady(Run& run, int32_t rank, const MessageId& id) override;
+  void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
   bool MayKeep(int32_t rank) override;
   void Release(int32_t rank, uint64_t handle) override;
+  ScratchPool& scratch() override { return scratch_; }
 
   const int process_;
   const std::unordered_map<int64_t, int> process_of_device_;

@@ -46,11 +46,11 @@ std::string Seconds(double s) {
 
 // ---- The wire of a run -------------------------------------------------------------------------
 
-void Reactor::SendReady(SegmentRun&, int32_t rank, const MessageId& id) {
+void Reactor::SendReady(Run&, int32_t rank, const MessageId& id) {
   PeerOf(current_->group->process_of_rank[rank]).Send(About(NoticeKind::kReady, current_->id, id));
 }
 
-void Reactor::SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) {
+void Reactor::SendData(Run& run, int32_t rank, int32_t segment, int32_t op) {
   Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
   const bool small = run.MessageBytes(segment, op) <= kEagerBytes;
   peer.waiting(small).push_back({current_->id, segment, op});
@@ -64,14 +64,13 @@ void Reactor::Pump(Peer& peer, bool small) {
     waiting.pop_front();
     const auto it = calls_.find(next.call);
     if (it == calls_.end()) continue;  // it has failed
-    SegmentRun& run = *it->second->run;
+    Run& run = *it->second->run;
     const size_t bytes = run.MessageBytes(next.segment, next.op);
     const uint32_t offset = peer.TakeSlot(small);
     std::byte* const remote = peer.link()->remote_window();
     std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
     run.Write(next.segment, next.op, message);
-    NoticeFields fields = About(NoticeKind::kData, next.call,
-                                {next.segment, KeyOf(run.plan().program().ops[next.op])});
+    NoticeFields fields = About(NoticeKind::kData, next.call, {next.segment, run.Key(next.op)});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
@@ -156,10 +155,10 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   current_ = &call;
   bool known = true;
   if (data) {
-    const SegmentRun::Taken taken =
+    const Run::Taken taken =
         call.run->OnData(fields.message(), message, fields.bytes, fields.offset);
-    known = taken != SegmentRun::Taken::kUnknown;
-    if (taken == SegmentRun::Taken::kAtOnce) credit();
+    known = taken != Run::Taken::kUnknown;
+    if (taken == Run::Taken::kAtOnce) credit();
   } else {
     known = call.run->OnReady(fields.message());
   }

@@ -9,6 +9,8 @@
 
 #include "base/environment.h"
 #include "executor/ragged.h"
+#include "executor/ragged_run.h"
+#include "executor/segment_plan.h"
 #include "executor/watchdog.h"
 
 namespace jaxcoll {
@@ -131,11 +133,10 @@ Status CallSite::FindMembers() {
     for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
       if (processes != nullptr && groups_.ranks_by_device()) {
         const int64_t device = groups_.DeviceId({group, rank});
-        const std::optional<int> process = processes->ProcessOfDevice(device);
-        if (!process) {
+        if (!processes->ProcessOfDevice(device)) {
           return InvalidArgument("device " + std::to_string(device) + " is unknown to this job");
         }
-        if (*process != processes->process()) {
+        if (ProcessOfRank({group, rank}) != processes->process()) {
           members.here = false;
           continue;
         }
@@ -161,10 +162,13 @@ Status CallSite::FindMembers() {
   return Status();
 }
 
-Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_elements, DType dtype,
-                            ReduceOp op) {
-  Members& members = members_[group];
-  if (members.here || members.ranks.empty()) return Status();
+int CallSite::ProcessOfRank(Place place) const {
+  return *Interprocess::Get()->ProcessOfDevice(groups_.DeviceId(place));
+}
+
+StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(
+    const Members& members, const std::vector<int64_t>& block_elements, DType dtype,
+    ReduceOp op) const {
   StatusOr<std::vector<Program>> programs = ProgramsOf(spec_, members.ranks);
   if (!programs.ok()) return programs.status();
   const StatusOr<int32_t> largest = LargestMessage(spec_);
@@ -176,18 +180,41 @@ Status CallSite::OpenRemote(int32_t group, const std::vector<int64_t>& block_ele
       SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
                           block_elements, dtype, op, kSlotBytes);
   if (!plan.ok()) return plan.status();
+  return std::shared_ptr<const RunPlan>(std::move(*plan));
+}
+
+std::shared_ptr<const RunPlan> CallSite::PlanRagged(int32_t group) const {
+  std::vector<int> process_of_rank;
+  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+    process_of_rank.push_back(ProcessOfRank({group, rank}));
+  }
+  return std::make_shared<const RaggedPlan>(ShapeOfRagged(), process_of_rank,
+                                            Interprocess::Get()->process(), kSlotBytes);
+}
+
+void CallSite::OpenRemote(int32_t group, const std::string& shapes,
+                          std::shared_ptr<const RunPlan> plan) {
   Interprocess::GroupSpec spec;
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
   // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
-  spec.operation =
-      slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' + std::string(Name(dtype));
-  for (const int64_t elements : block_elements) spec.operation += ' ' + std::to_string(elements);
+  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' + shapes;
   spec.description = Describe();
-  spec.plan = std::move(*plan);
-  members.remote = Interprocess::Get()->Open(std::move(spec));
-  return Status();
+  spec.plan = std::move(plan);
+  members_[group].remote = Interprocess::Get()->Open(std::move(spec));
+}
+
+RaggedShape CallSite::ShapeOfRagged() const {
+  const CallShape::Array& output = shape_.outputs[0];
+  RaggedShape shape;
+  shape.updates_per_peer = shape_.inputs[2].elements() / spec_.group_size;
+  shape.operand_rows = shape_.inputs[0].dimensions[0];
+  shape.output_rows = output.dimensions[0];
+  shape.index_dtype = shape_.inputs[2].dtype;
+  shape.row_bytes = ItemBytes(output.dtype);
+  for (size_t i = 1; i < output.dimensions.size(); ++i) shape.row_bytes *= output.dimensions[i];
+  return shape;
 }
 
 CallSite::CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program)
@@ -221,9 +248,6 @@ Status CallSite::Prepare(const CallShape& shape) {
   const int64_t world_size = spec_.group_size;
   shape_ = shape;
   if (program_ == nullptr) {
-    if (std::any_of(members_.begin(), members_.end(), [](const Members& m) { return !m.here; })) {
-      return InvalidArgument("ragged_all_to_all serves the devices of one process");
-    }
     if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
       return InvalidArgument("ragged_all_to_all takes six operands and returns one");
     }
@@ -240,6 +264,11 @@ Status CallSite::Prepare(const CallShape& shape) {
     }
     if (shape.inputs[0].dimensions.empty() || shape.inputs[1].dimensions.empty()) {
       return InvalidArgument("ragged_all_to_all takes operands of one dimension or more");
+    }
+    std::string shapes;
+    for (const CallShape::Array& array : shape.inputs) shapes += Text(array) + ' ';
+    for (int32_t group = 0; group < groups_.group_count(); ++group) {
+      if (members_[group].reaches_out()) OpenRemote(group, shapes, PlanRagged(group));
     }
   } else {
     if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {
@@ -269,8 +298,12 @@ Status CallSite::Prepare(const CallShape& shape) {
       block_elements.push_back(block);
     }
     for (int32_t group = 0; group < groups_.group_count(); ++group) {
-      Status status = OpenRemote(group, block_elements, dtype, op);
-      if (!status.ok()) return status;
+      if (!members_[group].reaches_out()) continue;
+      auto plan = PlanSegments(members_[group], block_elements, dtype, op);
+      if (!plan.ok()) return plan.status();
+      std::string shapes(Name(dtype));
+      for (const int64_t elements : block_elements) shapes += ' ' + std::to_string(elements);
+      OpenRemote(group, shapes, std::move(*plan));
     }
     plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
   }
@@ -412,13 +445,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
       call->ranks.push_back(
           {input(0), input(1), input(2), input(3), input(4), input(5), buffers.outputs[rank]});
     }
-    const CallShape::Array& output = shape_.outputs[0];
-    call->operand_rows = shape_.inputs[0].dimensions[0];
-    call->output_rows = output.dimensions[0];
-    call->updates_per_peer = shape_.inputs[2].elements() / world_size;
-    call->index_dtype = shape_.inputs[2].dtype;
-    call->row_bytes = ItemBytes(output.dtype);
-    for (size_t i = 1; i < output.dimensions.size(); ++i) call->row_bytes *= output.dimensions[i];
+    call->shape = ShapeOfRagged();
     if (Status status = CheckRagged(*call); !status.ok()) {
       finish(std::move(meeting),
              std::make_shared<const Status>(status.code(), Describe() + ": " + status.message()));
@@ -484,12 +511,16 @@ CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members&
   }
   MemberBuffers buffers;
   std::vector<std::unique_ptr<Completion>> completions;
-  const size_t vectors = shape_.inputs.size();
-  for (size_t v = 0; v < vectors; ++v) {
+  for (size_t v = 0; v < shape_.inputs.size(); ++v) {
     for (const int32_t rank : members.ranks) {
       buffers.inputs.push_back(meeting->buffers.inputs[v * spec_.group_size + rank]);
+    }
+  }
+  for (size_t v = 0; v < shape_.outputs.size(); ++v) {
+    const CallShape::Array& output = shape_.outputs[v];
+    for (const int32_t rank : members.ranks) {
       buffers.outputs.push_back(meeting->buffers.outputs[v * spec_.group_size + rank]);
-      AskForHugePages(buffers.outputs.back(), plan_->output_bytes(v));
+      AskForHugePages(buffers.outputs.back(), output.elements() * ItemBytes(output.dtype));
     }
   }
   for (const int32_t rank : members.ranks) {

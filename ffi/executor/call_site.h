@@ -33,6 +33,7 @@
 #include "executor/completion.h"
 #include "executor/interprocess.h"
 #include "executor/local_plan.h"
+#include "executor/ragged.h"
 #include "executor/worker_pool.h"
 
 namespace jaxcoll {
@@ -106,10 +107,19 @@ class CallSite {
     std::vector<int32_t> ranks;
     bool here = true;  // all of them
     std::unique_ptr<RemoteGroup> remote;
+    // Whether some are here and some elsewhere.
+    bool reaches_out() const { return !here && !ranks.empty(); }
   };
   Status FindMembers();
-  Status OpenRemote(int32_t group, const std::vector<int64_t>& block_elements, DType dtype,
-                    ReduceOp op);
+  // What the processes of a group do with each other in one call.
+  StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
+                                                        const std::vector<int64_t>& block_elements,
+                                                        DType dtype, ReduceOp op) const;
+  std::shared_ptr<const RunPlan> PlanRagged(int32_t group) const;
+  // `shapes` are those of the call, as far as the plan depends on them.
+  void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
+  RaggedShape ShapeOfRagged() const;
+  int ProcessOfRank(Place place) const;
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
   Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
   bool SharesSlot(int64_t run_id);

@@ -9,7 +9,7 @@
 
 #include "executor/call_spec.h"
 #include "executor/completion.h"
-#include "executor/segment_plan.h"
+#include "executor/run.h"
 #include "executor/worker_pool.h"
 
 namespace jaxcoll {
@@ -47,7 +47,7 @@ class Interprocess {
     std::vector<int64_t> device_ids;  // by rank
     std::string operation;    // equal on every process: what the call computes, and its slot
     std::string description;  // for people
-    std::shared_ptr<const SegmentPlan> plan;  // of this process's ranks
+    std::shared_ptr<const RunPlan> plan;  // of this process's ranks
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
 

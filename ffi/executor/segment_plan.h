@@ -8,24 +8,19 @@
 
 #include "base/dtype.h"
 #include "base/kernels.h"
+#include "executor/run.h"
 #include "executor/segment_program.h"
 
 namespace jaxcoll {
 
-// This process's buffers of one call, [vector * members + member].
-struct MemberBuffers {
-  std::vector<const std::byte*> inputs;
-  std::vector<std::byte*> outputs;
-};
-
-// Immutable; shared by the runs of a call site.
-class SegmentPlan {
+class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<SegmentPlan> {
  public:
   // `message_bytes`: what fits one slot of a window.
   static StatusOr<std::shared_ptr<const SegmentPlan>> Create(
       std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements,
       DType dtype, ReduceOp reduce_op, size_t message_bytes);
 
+  std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
   const SegmentProgram& program() const { return *program_; }
   int32_t segment_count() const { return static_cast<int32_t>(segments_.size()); }
   // Bytes of an op's message. In it, and in scratch, every chunk of a part has `stride` bytes.

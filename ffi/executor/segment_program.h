@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "executor/run.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll {
@@ -52,15 +53,6 @@ struct SegmentOp {
   std::vector<int32_t> after_completion;  // ops that wait for this one to complete
   bool read_again = true;                 // whether some op reads the destination
   int32_t partner = -1;  // the other side of a message within the process; the receiver moves
-};
-
-// Names a message between two ranks within one segment.
-struct MessageKey {
-  int32_t source = 0;
-  int32_t destination = 0;
-  int32_t channel = 0;
-  int32_t sequence = 0;
-  friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
 };
 
 struct SegmentProgram {

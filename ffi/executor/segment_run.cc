@@ -25,21 +25,23 @@ int32_t InFlight(const SegmentPlan& plan) {
 
 }  // namespace
 
-SegmentRun::SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire,
-                       ScratchPool& scratch)
+std::unique_ptr<Run> SegmentPlan::MakeRun(MemberBuffers buffers, Wire& wire) const {
+  return std::make_unique<SegmentRun>(shared_from_this(), std::move(buffers), wire);
+}
+
+SegmentRun::SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire)
     : plan_(std::move(plan)),
       buffers_(std::move(buffers)),
       wire_(wire),
-      scratch_(scratch),
       in_flight_(InFlight(*plan_)) {}
 
 SegmentRun::~SegmentRun() {
   for (const std::unique_ptr<Instance>& instance : active_) {
     for (const Kept& kept : instance->kept) wire_.Release(kept.rank, kept.handle);
-    scratch_.Give(std::move(instance->scratch));
+    wire_.scratch().Give(std::move(instance->scratch));
   }
   for (const std::unique_ptr<Instance>& instance : unused_) {
-    scratch_.Give(std::move(instance->scratch));
+    wire_.scratch().Give(std::move(instance->scratch));
   }
 }
 
@@ -65,7 +67,7 @@ void SegmentRun::Admit() {
       unused_.pop_back();
     } else {
       instance = std::make_unique<Instance>();
-      instance->scratch = scratch_.Take(plan_->scratch_bytes());
+      instance->scratch = wire_.scratch().Take(plan_->scratch_bytes());
     }
     instance->segment = admitted_++;
     instance->remaining = static_cast<int32_t>(program.ops.size());

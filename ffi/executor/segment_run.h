@@ -1,10 +1,10 @@
-// One call in a group that spans processes: the state machine that runs a SegmentPlan.
+// The state machine that runs a SegmentPlan.
 //
 // A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
 // has said that it is ready, so that it never waits in a slot for an op that has not started.
 // An eager message that comes too early is copied out of its slot.
 //
-// Thread rule: under the reactor's lock, like the Wire.
+// Thread rule: that of Run.
 #pragma once
 
 #include <cstddef>
@@ -16,63 +16,34 @@
 #include <set>
 #include <vector>
 
-#include "executor/scratch_pool.h"
+#include "executor/run.h"
 #include "executor/segment_plan.h"
 
 namespace jaxcoll {
 
-inline constexpr size_t kEagerBytes = 16 << 10;
-
-struct MessageId {
-  int32_t segment = 0;
-  MessageKey key;
-  friend auto operator<=>(const MessageId&, const MessageId&) = default;
-};
-
-class SegmentRun;
-
-// How a run reaches the ranks of other processes.
-class Wire {
+class SegmentRun final : public Run {
  public:
-  virtual ~Wire() = default;
-  virtual void SendReady(SegmentRun& run, int32_t rank, const MessageId& id) = 0;
-  // Takes the message from SegmentRun::Write or Contiguous, at once or later; then calls OnSent.
-  virtual void SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) = 0;
-  // Whether a message may stay in its slot for a while, and when it need not any more.
-  virtual bool MayKeep(int32_t rank) = 0;
-  virtual void Release(int32_t rank, uint64_t handle) = 0;
-};
+  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire);
+  ~SegmentRun() override;
 
-class SegmentRun {
- public:
-  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire,
-             ScratchPool& scratch);
-  ~SegmentRun();
-  SegmentRun(const SegmentRun&) = delete;
-  SegmentRun& operator=(const SegmentRun&) = delete;
+  void Begin() override;
+  bool done() const override { return finished_ == plan_->segment_count(); }
 
-  void Begin();
-  bool done() const { return finished_ == plan_->segment_count(); }
+  const Status& status() const override { return status_; }  // of a schedule: always good
 
-  // From the wire. Ids that the program does not have are the peer's error: they return false.
-  bool OnReady(const MessageId& id);
-  // `message` is valid until the call returns, or until Release(*handle) if it was kept; without a
-  // handle it cannot be.
-  enum class Taken { kAtOnce, kKept, kUnknown };
+  bool OnReady(const MessageId& id) override;
   Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
-               std::optional<uint64_t> handle);
-  void OnSent(int32_t segment, int32_t op);
+               std::optional<uint64_t> handle) override;
+  void OnSent(int32_t segment, int32_t op) override;
 
-  // For SendData.
-  size_t MessageBytes(int32_t segment, int32_t op) const {
+  MessageKey Key(int32_t op) const override { return KeyOf(plan_->program().ops[op]); }
+  size_t MessageBytes(int32_t segment, int32_t op) const override {
     return plan_->MessageBytes(segment, plan_->program().ops[op]);
   }
-  void Write(int32_t segment, int32_t op, std::byte* message) const;
+  void Write(int32_t segment, int32_t op, std::byte* message) const override;
   const std::byte* Contiguous(int32_t segment, int32_t op) const;
 
-  // The ranks whose messages or readiness it waits for.
-  std::vector<int32_t> WaitingFor() const;
-  const SegmentPlan& plan() const { return *plan_; }
+  std::vector<int32_t> WaitingFor() const override;
 
  private:
   struct Kept {
@@ -115,8 +86,8 @@ class SegmentRun {
   const std::shared_ptr<const SegmentPlan> plan_;
   const MemberBuffers buffers_;
   Wire& wire_;
-  ScratchPool& scratch_;
   const int32_t in_flight_;  // segments, at most
+  const Status status_;
   std::vector<std::unique_ptr<Instance>> active_;
   std::vector<std::unique_ptr<Instance>> unused_;
   int32_t admitted_ = 0;

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <thread>
 
+#include "executor/segment_plan.h"
 #include "fake_link.h"
 #include "schedule/schedule.h"
 

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -14,6 +15,8 @@
 #include <vector>
 
 #include "comm/reactor.h"
+#include "executor/ragged_run.h"
+#include "executor/segment_plan.h"
 #include "fake_link.h"
 #include "schedule/schedule.h"
 
@@ -58,7 +61,10 @@ struct Site {
   std::vector<int64_t> block_elements;
   std::vector<Program> programs;
   int32_t largest_message = 1;
-  std::map<int, std::shared_ptr<const SegmentPlan>> plans;
+  // Set: a ragged_all_to_all, and what stands above from `collective` on does not count.
+  std::optional<RaggedShape> ragged;
+  std::set<size_t> refused;  // calls whose tables do not fit each other
+  std::map<int, std::shared_ptr<const RunPlan>> plans;
   std::map<int, std::unique_ptr<RemoteGroup>> groups;
   std::map<int, std::vector<std::unique_ptr<ProcessCall>>> calls;
   std::vector<std::vector<std::vector<std::byte>>> expected;  // [call][vector * ranks + rank]
@@ -100,8 +106,13 @@ class World {
   // What there is: reactor_world_draw.cc.
   void Build();
   bool DrawSite(Site& site);
+  bool DrawSchedule(Site& site);
+  void DrawRagged(Site& site);
   // Buffers and results of one more call.
   void Extend(Site& site);
+  void ExtendRagged(Site& site, bool may_be_refused);
+  void AddCall(Site& site, const std::vector<std::vector<std::byte>>& inputs,
+               const std::vector<size_t>& output_bytes);
   // The postconditions of schedule.h.
   std::vector<std::vector<std::byte>> Exactly(const Site& site,
                                               const std::vector<std::vector<std::byte>>& inputs);

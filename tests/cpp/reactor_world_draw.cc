@@ -82,6 +82,7 @@ void World::Build() {
       site.block_elements = same.block_elements;
       site.programs = same.programs;
       site.largest_message = same.largest_message;
+      site.ragged = same.ragged;
       site.plans = same.plans;
     } else if (!DrawSite(site)) {
       continue;
@@ -93,7 +94,11 @@ void World::Build() {
   for (size_t s = 0; s < sites_.size(); ++s) {
     for (int64_t i = Draw(random_, 1, 5); i > 0; --i) {
       calls.push_back(static_cast<int>(s));
-      Extend(sites_[s]);
+      if (sites_[s].ragged) {
+        ExtendRagged(sites_[s], true);
+      } else {
+        Extend(sites_[s]);
+      }
     }
   }
   const bool shuffled = Chance(random_, 80);
@@ -126,12 +131,18 @@ bool World::DrawSite(Site& site) {
     std::shuffle(site.devices.begin(), site.devices.end(), random_);
     site.devices.resize(Draw(random_, 2, static_cast<int64_t>(site.devices.size())));
   }
-  const auto ranks = static_cast<int32_t>(site.devices.size());
   for (const int64_t device : site.devices) {
     site.process_of_rank.push_back(process_of_device_.at(device));
     site.processes.insert(site.process_of_rank.back());
   }
   if (site.processes.size() < 2) return false;
+  if (!Chance(random_, 15)) return DrawSchedule(site);
+  DrawRagged(site);
+  return true;
+}
+
+bool World::DrawSchedule(Site& site) {
+  const auto ranks = static_cast<int32_t>(site.devices.size());
   site.collective = kCollectives[Draw(random_, 0, std::size(kCollectives) - 1)];
   const std::vector<std::string> algorithms = Algorithms(site.collective);
   ScheduleSpec& spec = site.spec;
@@ -195,7 +206,8 @@ bool World::DrawSite(Site& site) {
         SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
                             site.block_elements, site.dtype, ReduceOp::kSum, message_bytes);
     EXPECT_TRUE(plan.ok()) << plan.status().message();
-    if (plan.ok() && (*plan)->segment_count() > 60) return false;  // slow, and nothing new
+    if (!plan.ok()) return false;
+    if ((*plan)->segment_count() > 60) return false;  // slow, and nothing new
     site.plans[process] = *plan;
   }
   site.operation = std::string(Name(site.collective)) + ' ' + spec.algorithm + ' ' +
@@ -227,19 +239,125 @@ void World::Extend(Site& site) {
     }
   }
   site.expected.push_back(site.exact ? Exactly(site, inputs) : InOneProcess(site, inputs));
+  std::vector<size_t> output_bytes;
+  for (const int64_t elements : site.block_elements) {
+    output_bytes.push_back(elements * layout.output_blocks * item);
+  }
+  AddCall(site, inputs, output_bytes);
+}
+
+void World::AddCall(Site& site, const std::vector<std::vector<std::byte>>& inputs,
+                    const std::vector<size_t>& output_bytes) {
+  const size_t ranks = site.devices.size();
   for (const int process : site.processes) {
     const std::vector<int32_t> members = site.Members(process);
     auto call = std::make_unique<ProcessCall>();
     call->outcomes.resize(members.size());
-    for (size_t v = 0; v < vectors; ++v) {
-      for (const int32_t rank : members) {
-        call->inputs.push_back(inputs[v * ranks + rank]);
-        call->outputs.emplace_back(site.block_elements[v] * layout.output_blocks * item,
-                                   std::byte{0xEE});
-      }
+    for (size_t v = 0; v < inputs.size() / ranks; ++v) {
+      for (const int32_t rank : members) call->inputs.push_back(inputs[v * ranks + rank]);
+    }
+    for (const size_t bytes : output_bytes) {
+      for (size_t m = 0; m < members.size(); ++m)
+        call->outputs.emplace_back(bytes, std::byte{0xEE});
     }
     site.calls[process].push_back(std::move(call));
   }
+}
+
+void World::DrawRagged(Site& site) {
+  RaggedShape shape;
+  const auto ranks = static_cast<int64_t>(site.devices.size());
+  shape.updates_per_peer = Chance(random_, 30) ? Draw(random_, 2, 4) : 1;
+  if (Chance(random_, 3)) shape.updates_per_peer = Draw(random_, 300, 900);  // header in pieces
+  const int64_t most = Chance(random_, 20) ? 4000 : 30;
+  shape.operand_rows = Draw(random_, 1, most);
+  shape.output_rows = Draw(random_, 1, most);
+  shape.row_bytes = Chance(random_, 50) ? 4 : Draw(random_, 1, 40);
+  shape.index_dtype = Chance(random_, 50) ? DType::kInt32 : DType::kInt64;
+  site.ragged = shape;
+  site.block_elements = {0};  // one result
+  size_t message_bytes = kSlotBytes;
+  if (Chance(random_, 60)) message_bytes = size_t{1} << Draw(random_, 10, 16);
+  for (const int process : site.processes) {
+    site.plans[process] =
+        std::make_shared<const RaggedPlan>(shape, site.process_of_rank, process, message_bytes);
+  }
+  site.operation = "ragged_all_to_all " + std::to_string(sites_.size());
+  site.description = "ragged_all_to_all over " + std::to_string(ranks) + " ranks, site " +
+                     std::to_string(sites_.size());
+}
+
+// Any blocks, be it that they overlap: as long as those of one receiver fit its output.
+void World::ExtendRagged(Site& site, bool may_be_refused) {
+  const RaggedShape& shape = *site.ragged;
+  const size_t ranks = site.devices.size();
+  const int64_t updates = shape.updates_per_peer;
+  const size_t entries = ranks * updates;
+  struct Tables {
+    std::vector<int64_t> table[4];  // input offsets, send sizes, output offsets, receive sizes
+  };
+  std::vector<Tables> tables(ranks);
+  for (Tables& t : tables) {
+    for (std::vector<int64_t>& table : t.table) table.resize(entries);
+  }
+  for (size_t from = 0; from < ranks; ++from) {
+    for (size_t i = 0; i < entries; ++i) {
+      const int64_t rows =
+          Chance(random_, 30)
+              ? 0
+              : Draw(random_, 0, std::min(shape.operand_rows, shape.output_rows) / (updates * 2));
+      tables[from].table[0][i] = Draw(random_, 0, shape.operand_rows - rows);
+      tables[from].table[1][i] = rows;
+      tables[from].table[2][i] = Draw(random_, 0, shape.output_rows - rows);
+      tables[i / updates].table[3][from * updates + i % updates] = rows;
+    }
+  }
+  if (may_be_refused && Chance(random_, 15)) {
+    site.refused.insert(site.expected.size());
+    Tables& wrong = tables[Draw(random_, 0, static_cast<int64_t>(ranks) - 1)];
+    int64_t& entry = wrong.table[Draw(random_, 0, 3)][Draw(random_, 0, entries - 1)];
+    // What is wrong in any of the four tables.
+    entry = Chance(random_, 50) ? -1 : std::max(shape.operand_rows, shape.output_rows) + 1;
+  }
+  std::vector<std::vector<std::byte>> inputs;
+  for (const int64_t rows : {shape.operand_rows, shape.output_rows}) {
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      std::vector<std::byte>& input = inputs.emplace_back(rows * shape.row_bytes);
+      uint64_t state = random_();
+      for (std::byte& byte : input) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        byte = static_cast<std::byte>(state >> 56);
+      }
+    }
+  }
+  for (int table = 0; table < 4; ++table) {
+    for (const Tables& t : tables) {
+      std::vector<std::byte>& input = inputs.emplace_back(entries * ItemBytes(shape.index_dtype));
+      for (size_t i = 0; i < entries; ++i) {
+        const auto narrow = static_cast<int32_t>(t.table[table][i]);
+        if (shape.index_dtype == DType::kInt32) {
+          std::memcpy(&input[i * 4], &narrow, 4);
+        } else {
+          std::memcpy(&input[i * 8], &t.table[table][i], 8);
+        }
+      }
+    }
+  }
+  std::vector<std::vector<std::byte>> results(
+      inputs.begin() + static_cast<std::ptrdiff_t>(ranks),
+      inputs.begin() + static_cast<std::ptrdiff_t>(2 * ranks));
+  if (site.refused.count(site.expected.size()) == 0) {
+    for (size_t from = 0; from < ranks; ++from) {
+      for (size_t i = 0; i < entries; ++i) {
+        const auto& [input_offsets, sizes, output_offsets, received] = tables[from].table;
+        std::copy_n(&inputs[from][0] + input_offsets[i] * shape.row_bytes,
+                    sizes[i] * shape.row_bytes,
+                    &results[i / updates][0] + output_offsets[i] * shape.row_bytes);
+      }
+    }
+  }
+  site.expected.push_back(std::move(results));
+  AddCall(site, inputs, {shape.output_rows * shape.row_bytes});
 }
 
 std::vector<std::vector<std::byte>> World::Exactly(

@@ -61,7 +61,13 @@ void World::Run() {
         }
       }
     }
-    for (Site& site : sites_) Extend(site);
+    for (Site& site : sites_) {
+      if (site.ragged) {
+        ExtendRagged(site, false);
+      } else {
+        Extend(site);
+      }
+    }
     RunUntilQuiet();
     ResumeAll();
     RunUntilQuiet();
@@ -363,7 +369,10 @@ void World::CheckEverything() {
       const std::vector<int32_t> members = site.Members(process);
       for (size_t c = 0; c < calls.size(); ++c) {
         CheckCall(site, process, members, c, *calls[c]);
-        any_failed |= calls[c]->outcomes[0].done > 0 && !calls[c]->outcomes[0].status.ok();
+        const Outcome& outcome = calls[c]->outcomes[0];
+        const bool refused =
+            site.refused.count(c) != 0 && outcome.status.code() == StatusCode::kInvalidArgument;
+        any_failed |= outcome.done > 0 && !outcome.status.ok() && !refused;
       }
     }
     if (!any_failed) continue;
@@ -396,16 +405,26 @@ void World::CheckCall(const Site& site, int process, const std::vector<int32_t>&
         << where << " was written after its completion";
   }
   const Status& status = call.outcomes[0].status;
+  const bool refused = site.refused.count(c) != 0;
+  // A liar's words and numbers are what they are.
+  const bool lied_to = fault_ == Fault::kHostile && Exposed(site);
+  EXPECT_TRUE(!refused || !status.ok() || lied_to) << where << ": nobody has refused it";
   if (!status.ok()) {
     const std::string& text = status.message();
-    EXPECT_TRUE(Exposed(site)) << where << ": " << text;
+    if (refused && !Exposed(site)) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << where << ": " << text;
+      const auto& other = site.calls.begin()->second[c]->outcomes[0].status;
+      EXPECT_EQ(text, other.message()) << where;
+      EXPECT_NE(text.find(" to rank "), std::string::npos) << where << ": " << text;
+    } else {
+      EXPECT_TRUE(Exposed(site)) << where << ": " << text;
+    }
     EXPECT_NE(text.find(site.description), std::string::npos) << where << ": " << text;
     EXPECT_NE(text.find("rank "), std::string::npos) << where << ": " << text;
     EXPECT_NE(text.find("process "), std::string::npos) << where << ": " << text;
     return;
   }
-  // A liar's numbers are what they are.
-  if (fault_ == Fault::kHostile && Exposed(site)) return;
+  if (lied_to) return;
   const size_t ranks = site.devices.size();
   for (size_t v = 0; v < site.block_elements.size(); ++v) {
     for (size_t m = 0; m < members.size(); ++m) {

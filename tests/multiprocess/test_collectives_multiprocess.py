@@ -338,27 +338,3 @@ def test_a_pytree_is_reduced_exactly() -> None:
         processes=2,
         devices=2,
     )
-
-
-@needs_engine
-def test_a_ragged_exchange_between_processes_is_refused() -> None:
-    run(
-        """
-        import jaxcoll
-        from spmd import *
-
-        mesh = make_mesh((4,))
-        operand, into = np.ones((4, 20, 3), np.float32), np.ones((4, 24, 3), np.float32)
-        table = np.ones((4, 4), np.int32)
-        f = per_device(mesh, lambda *xs: c.ragged_all_to_all(*xs, axis_name="x"))
-        try:
-            f(*place(mesh, (operand, into, table, table, table, table)))
-        except jaxcoll.UnsupportedError as error:
-            assert "within one process" in str(error), error
-        else:
-            raise AssertionError("it was not refused")
-        finished("end")
-        """,
-        processes=2,
-        devices=2,
-    )
