@@ -56,6 +56,9 @@ class Peer {
   // False if the peer returns what it does not hold.
   bool ReturnSlot(uint32_t offset);
 
+  // What it has put aside of our messages for calls that it has not made yet.
+  int64_t ahead_bytes = 0;
+
   // Messages of this peer that stay in our window for a while.
   bool MayKeep() const { return kept_ < kLargeSlots / 2; }
   void Kept() { ++kept_; }
@@ -70,6 +73,8 @@ class Peer {
   std::string last_state;
   std::chrono::steady_clock::time_point last_state_at;
   std::chrono::steady_clock::time_point asked_at;
+  // When it was asked first since it last said anything.
+  std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;
 
  private:

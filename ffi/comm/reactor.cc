@@ -46,8 +46,9 @@ class GroupHandle final : public RemoteGroup {
  public:
   using StartFn = std::function<void(MemberBuffers, std::vector<std::unique_ptr<Completion>>,
                                      std::shared_ptr<ContinuationCost>)>;
-  GroupHandle(StartFn start, std::function<void(const Status&)> fail)
-      : start_(std::move(start)), fail_(std::move(fail)) {}
+  GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
+      : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
+  ~GroupHandle() override { close_(); }
   void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
              std::shared_ptr<ContinuationCost> cost) override {
     start_(std::move(buffers), std::move(completions), std::move(cost));
@@ -57,6 +58,7 @@ class GroupHandle final : public RemoteGroup {
  private:
   StartFn start_;
   std::function<void(const Status&)> fail_;
+  std::function<void()> close_;
 };
 
 }  // namespace
@@ -98,6 +100,11 @@ namespace {
 Reactor::Seams WithDefaults(Reactor::Seams seams) {
   if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
   if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
+  // A peer that does not answer for so long is stopped or cut off; one that answers is only late. By
+  // default that is sooner than JAX's coordination service ends those who have lost somebody.
+  if (seams.silence_s <= 0) {
+    seams.silence_s = std::max(seams.timeout_s / 5, std::min(seams.timeout_s, 10.0));
+  }
   if (!seams.complete) {
     seams.complete = [](std::vector<std::unique_ptr<Completion>> completions,
                         std::shared_ptr<const Status> status,
@@ -164,8 +171,7 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
   group->plan = std::move(spec.plan);
   {
     std::lock_guard lock(mutex_);
-    const auto [it, fresh] = communicators_.try_emplace(group->communicator);
-    if (fresh) OpenCommunicator(it->first, it->second, group->process_of_rank);
+    ++CommunicatorOf(*group).groups;
   }
   // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
   Ring();
@@ -174,13 +180,28 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
                     std::shared_ptr<ContinuationCost> cost) {
         Submit({group, std::move(buffers), std::move(completions), std::move(cost)});
       },
-      [this, group](const Status& status) { Fail(*group, status); });
+      [this, group](const Status& status) { Fail(*group, status); },
+      [this, group] { Close(*group); });
 }
 
-void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
-                               const std::vector<int>& process_of_rank) {
-  communicator.process_of_rank = process_of_rank;
-  communicator.processes.insert(process_of_rank.begin(), process_of_rank.end());
+// What others may still say of it is kept like what they say of one that is not open yet.
+void Reactor::Close(const Group& group) {
+  std::lock_guard lock(mutex_);
+  const auto it = communicators_.find(group.communicator);
+  if (--it->second.groups > 0 || !it->second.cause.empty()) return;
+  const bool pending = std::any_of(calls_.begin(), calls_.end(), [&](const auto& call) {
+    return call.second->group->communicator == group.communicator;
+  });
+  if (!pending) communicators_.erase(it);
+}
+
+Reactor::Communicator& Reactor::CommunicatorOf(const Group& group) {
+  const uint64_t id = group.communicator;
+  const auto [found, fresh] = communicators_.try_emplace(id);
+  Communicator& communicator = found->second;
+  if (!fresh) return communicator;
+  communicator.process_of_rank = group.process_of_rank;
+  communicator.processes.insert(group.process_of_rank.begin(), group.process_of_rank.end());
   communicator.processes.erase(process_);
   std::string lost;
   for (const int process : communicator.processes) {
@@ -203,6 +224,7 @@ void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
     if (communicator.processes.count(it->process) != 0) Poison(id, it->cause, it->process);
     it = early_poisons_.erase(it);
   }
+  return communicator;
 }
 
 void Reactor::Ring() {
@@ -283,7 +305,7 @@ void Reactor::Submit(Submission submission) {
 // Whether a link has queued something that the sleeping thread does not know of.
 bool Reactor::SendsLater(const Group& group) {
   bool later = false;
-  for (const int process : communicators_[group.communicator].processes) {
+  for (const int process : CommunicatorOf(group).processes) {
     Link* const link = PeerOf(process).link();
     if (link == nullptr) continue;
     later |= !link->writable_fds().empty() || !link->PrepareToSleep();
@@ -313,7 +335,7 @@ void Reactor::Begin(Submission submission) {
   call->completions = std::move(submission.completions);
   call->cost = std::move(submission.cost);
   call->begun = seams_.now();
-  Communicator& communicator = communicators_[group.communicator];
+  const Communicator& communicator = CommunicatorOf(group);
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
     EraseEarly(id);
@@ -347,8 +369,9 @@ bool Reactor::TakeEarly(Call& call) {
     if (wrong == nullptr) {
       current_ = &call;
       const bool known =
-          e.fields.kind == NoticeKind::kReady
-              ? call.run->OnReady(e.fields.message())
+          e.fields.kind == NoticeKind::kReady ? call.run->OnReady(e.fields.message())
+          : e.fields.kind == NoticeKind::kRequest
+              ? call.run->OnRequest(e.fields.message())
               : call.run->OnData(e.fields.message(), e.message.data(), e.message.size(),
                                  std::nullopt) != SegmentRun::Taken::kUnknown;
       current_ = nullptr;
@@ -367,13 +390,23 @@ std::vector<Reactor::Early> Reactor::EraseEarly(const CallId& id) {
   if (it == early_.end()) return {};
   std::vector<Early> notices = std::move(it->second);
   early_.erase(it);
-  for (const Early& e : notices) early_bytes_[e.process] -= e.bytes();
+  std::map<int, uint32_t> taken;
+  for (const Early& e : notices) {
+    early_bytes_[e.process] -= e.bytes();
+    if (e.fields.kind == NoticeKind::kData) taken[e.process] += static_cast<uint32_t>(e.bytes());
+  }
+  for (const auto& [process, bytes] : taken) {
+    NoticeFields fields;
+    fields.kind = NoticeKind::kTaken;
+    fields.bytes = bytes;
+    PeerOf(process).Send(fields);
+  }
   return notices;
 }
 
 const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeFields& fields) {
   const std::vector<int>& processes = call.group->process_of_rank;
-  const uint32_t from = fields.kind == NoticeKind::kData ? fields.source : fields.destination;
+  const uint32_t from = fields.kind == NoticeKind::kReady ? fields.destination : fields.source;
   if (from < processes.size() && processes[from] == process) return nullptr;
   return "it spoke for a rank that is not its own";
 }
@@ -509,6 +542,7 @@ Reactor::Accounts Reactor::Account() {
   Accounts accounts;
   accounts.calls = calls_.size();
   accounts.early_calls = early_.size();
+  accounts.communicators = communicators_.size();
   for (const auto& [process, bytes] : early_bytes_) accounts.early_bytes += bytes;
   for (const auto& [process, peer] : peers_) {
     accounts.slots_taken += peer->slots_taken();

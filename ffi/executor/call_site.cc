@@ -516,6 +516,16 @@ bool CallSite::HasOverdue(Clock::time_point now) {
   return overdue;
 }
 
+void CallSite::PutOffDeadlines(Clock::time_point now, Clock::duration stopped) {
+  std::lock_guard lock(mutex_);
+  for (auto& [key, line] : lines_) {
+    for (std::unique_ptr<Meeting>& meeting : line.meetings) {
+      meeting->first_arrival = std::min(meeting->first_arrival + stopped, now);
+      meeting->failed_at = std::min(meeting->failed_at + stopped, now);
+    }
+  }
+}
+
 void CallSite::DescribeWaiting(WaitingTable& table) {
   std::lock_guard lock(mutex_);
   for (auto& [key, line] : lines_) {

@@ -86,6 +86,8 @@ class CallSite {
   // For the watchdog. Lock order: the registry's mutex, then one call site's.
   bool HasOverdue(Clock::time_point now);
   void DescribeWaiting(WaitingTable& table);
+  // The process did not run for so long: nobody waited for it.
+  void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);
   void FailAll(const Status& status);
 

@@ -2,7 +2,8 @@
 //
 // A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
 // has said that it is ready, so that it never waits in a slot for an op that has not started.
-// An eager message that comes too early is copied out of its slot.
+// An eager message that comes too early is copied out of its slot; where too many have been, the
+// wire holds the next ones back and asks the receiver to say when it is ready for them.
 //
 // Thread rule: under the reactor's lock, like the Wire.
 #pragma once
@@ -36,6 +37,7 @@ class Wire {
   virtual ~Wire() = default;
   virtual void SendReady(SegmentRun& run, int32_t rank, const MessageId& id) = 0;
   // Takes the message from SegmentRun::Write or Contiguous, at once or later; then calls OnSent.
+  // Or calls Hold, and is called again when the receiver is ready.
   virtual void SendData(SegmentRun& run, int32_t rank, int32_t segment, int32_t op) = 0;
   // Whether a message may stay in its slot for a while, and when it need not any more.
   virtual bool MayKeep(int32_t rank) = 0;
@@ -54,12 +56,17 @@ class SegmentRun {
 
   // From the wire. Ids that the program does not have are the peer's error: they return false.
   bool OnReady(const MessageId& id);
+  bool OnRequest(const MessageId& id);
   // `message` is valid until the call returns, or until Release(*handle) if it was kept; without a
   // handle it cannot be.
   enum class Taken { kAtOnce, kKept, kUnknown };
   Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                std::optional<uint64_t> handle);
   void OnSent(int32_t segment, int32_t op);
+  void Hold(int32_t segment, int32_t op) { Find(segment)->state[op] |= kHeld; }
+  bool ReceiverIsReady(int32_t segment, int32_t op) const {
+    return (Find(segment)->state[op] & kReady) != 0;
+  }
 
   // For SendData.
   size_t MessageBytes(int32_t segment, int32_t op) const {
@@ -83,12 +90,12 @@ class SegmentRun {
     int32_t segment = 0;
     int32_t remaining = 0;
     std::vector<int32_t> waits;            // per op
-    std::vector<uint8_t> state;            // per op: bits kStarted, kReady, kSending, kCompleted
+    std::vector<uint8_t> state;            // per op: bits kStarted, kReady, ...
     std::vector<const std::byte*> landed;  // per op, of those that stay in place
     std::vector<Kept> kept;
     std::vector<std::byte> scratch;
   };
-  enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8 };
+  enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8, kHeld = 16 };
   struct Event {
     Instance* instance;
     int32_t op;
@@ -120,6 +127,7 @@ class SegmentRun {
   std::deque<Event> events_;
   bool draining_ = false;
   std::set<MessageId> early_ready_;
+  std::set<MessageId> requests_;  // for ops that have not started
   std::map<MessageId, std::vector<std::byte>> early_data_;
 };
 

@@ -49,6 +49,10 @@ int Watchdog::call_site_count() {
 void Watchdog::Tick() {
   const CallSite::Clock::time_point now = CallSite::Clock::now();
   std::lock_guard lock(mutex_);
+  const CallSite::Clock::duration stopped = stopped_time_.Since(now);
+  if (stopped > CallSite::Clock::duration::zero()) {
+    for (CallSite* site : sites_) site->PutOffDeadlines(now, stopped);
+  }
   bool overdue = false;
   for (CallSite* site : sites_) overdue |= site->HasOverdue(now);
   if (!overdue) return;

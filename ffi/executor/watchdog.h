@@ -5,6 +5,8 @@
 #include <mutex>
 #include <unordered_set>
 
+#include "base/stopped_time.h"
+
 namespace jaxcoll {
 
 class CallSite;
@@ -28,6 +30,7 @@ class Watchdog {
 
   std::mutex mutex_;
   std::unordered_set<CallSite*> sites_;  // guarded by mutex_
+  StoppedTime stopped_time_;             // the thread's
 };
 
 }  // namespace jaxcoll
