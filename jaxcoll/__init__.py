@@ -9,6 +9,7 @@ The functions have the signatures and values of their namesakes in `jax.lax`.
 """
 
 from jaxcoll import _startup as _startup
+from jaxcoll import debug as debug
 from jaxcoll._api import (
     all_gather,
     all_reduce,
@@ -55,6 +56,7 @@ __all__ = [
     "all_reduce",
     "all_to_all",
     "broadcast",
+    "debug",
     "export_checks",
     "install",
     "install_report",

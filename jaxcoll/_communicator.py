@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -105,9 +106,11 @@ def _start_engine_once() -> None:
     bootstrap.start()
     # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
     # for the back end, which waits for our calls.
-    atexit.register(native.shutdown)
-    atexit.register(native.comm_stop)
-    atexit.register(bootstrap.close)
+    owner = os.getpid()
+    for end in (native.shutdown, native.comm_stop, bootstrap.close):
+        # Not in a process that is forked off: it has copies of the links, but no threads.
+        atexit.register(lambda end=end: end() if os.getpid() == owner else None)
+    os.register_at_fork(after_in_child=bootstrap.forget_listeners)
 
 
 def start(mesh: Mesh | AbstractMesh) -> None:

@@ -39,6 +39,8 @@ class Peer {
   void Disconnect(std::string reason);
   // The same for a peer that has left in good order: what it sent stays readable.
   void Retire(std::string reason);
+  // For a process that was forked off: closes its copies of the descriptors, and nothing else.
+  void ForgetLinks();
   bool left = false;  // it has said that it makes no more calls
 
   void Send(const NoticeFields& fields);

@@ -1,6 +1,7 @@
 #include "comm/reactor.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -68,8 +69,28 @@ Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of
   auto* const reactor = new Reactor(process, std::move(process_of_device), std::move(want), {});
   the_reactor.store(reactor, std::memory_order_release);
   Interprocess::Set(reactor);
+  reactor->HandleForks();
   std::thread([reactor] { reactor->Loop(); }).detach();
   return *reactor;
+}
+
+void Reactor::HandleForks() {
+  pthread_atfork(
+      [] {
+        Get()->mutex_.lock();
+        Get()->inbox_mutex_.lock();
+      },
+      [] {
+        Get()->inbox_mutex_.unlock();
+        Get()->mutex_.unlock();
+      },
+      [] {
+        Reactor& reactor = *Get();
+        for (const auto& [process, peer] : reactor.peers_) peer->ForgetLinks();
+        reactor.stopping_ = reactor.stopped_ = reactor.inbox_closed_ = true;  // it has no thread
+        reactor.inbox_mutex_.unlock();
+        reactor.mutex_.unlock();
+      });
 }
 
 Reactor* Reactor::Get() { return the_reactor.load(std::memory_order_acquire); }

@@ -148,6 +148,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
           std::function<void(int)> want, Seams seams);
+  // A process that is forked off must not hold the links open when this one dies.
+  void HandleForks();
   void Loop();
   void Ring();
   void Submit(Submission submission);
