@@ -342,7 +342,9 @@ def test_a_process_that_has_forked_is_missed_at_once() -> None:
             assert child.exitcode == 0, child.exitcode
         if rank == 1 and i == 40:  # outlives its parent
             if os.fork() == 0:
-                time.sleep(60)
+                for output in (1, 2):  # the test waits for their end
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+                os.read(0, 1)  # until the test is over
                 os._exit(0)
         if rank == 1 and i == 60:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -360,14 +362,13 @@ def test_a_process_that_has_forked_is_missed_at_once() -> None:
             environment={"JAXCOLL_TIMEOUT_S": "60", "JAXCOLL_TRANSPORT": transport},
             survives=True,
         ) as job:
-            # The child holds process 1's output open, so its end cannot be waited for.
-            printed = job.finish(exit_codes={1: None})  # type: ignore[dict-item]
+            printed = job.finish(exit_codes={1: -signal.SIGKILL})
             assert "lived on" in printed[0]
             assert "lived on" in printed[2]
 
 
 def test_who_runs_ahead_waits_for_who_is_late() -> None:
-    """Process 0 waits for nobody: 800 MB of small messages to a process that does something else."""
+    """Process 0 waits for nobody: 320 MB of small messages to one that does something else."""
     script = """
     x = place(mesh, small_integers((n, 4000)))
     f = per_device(mesh, CALLS["broadcast"], check_vma=False)
@@ -377,7 +378,7 @@ def test_who_runs_ahead_waits_for_who_is_late() -> None:
         time.sleep(5)
     resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     before = resident()
-    for i in range(50_000):
+    for i in range(20_000):
         result = f(x)
     compare(result, expected_of("broadcast", small_integers((n, 4000))), "broadcast")
     print("grew by", resident() - before)
@@ -438,11 +439,12 @@ def test_the_flight_recorder_is_dumped_on_a_signal() -> None:
             job.send(0, signal.SIGUSR1)
             time.sleep(0.2)
         assert re.search(
-            r"pending: all_reduce\(sum\) of float32\[1,1000\] over axis 'rows' \(4 ranks\), "
-            r"algorithm \w+: waited .* missing: rank 2 \(device \d+, process 1, shm to process 1 on ",
+            r"pending: all_reduce\(sum\) of float32\[1000\] over axis 'rows' \(4 ranks\), "
+            r"algorithm \w+: waited .* missing: rank 2 \(device \d+, process 1, "
+            r"shm to process 1 \(pid \d+ on ",
             text,
         ), text
-        assert re.search(r" ago: all_reduce\(sum\) of float32\[1,1000\] .*, call 0, took ", text), (
+        assert re.search(r" ago: all_reduce\(sum\) of float32\[1000\] .*, call 0, took ", text), (
             text
         )
 

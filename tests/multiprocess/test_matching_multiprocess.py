@@ -184,11 +184,60 @@ if errors: raise errors[0]
 def test_two_dispatching_threads() -> None:
     """Each thread's calls are in the same order everywhere; those of different threads are not.
 
-    XLA runs one launch after the other, so processes that begin with different ones wait for each
-    other until the deadline: an error then, but never a wrong sum and no hang.
+    XLA runs programs of several local devices one after the other, so processes that begin with
+    different ones wait for each other until the deadline: an error then, but never a wrong sum and
+    no hang.
     """
     environment = {"JAXCOLL_TIMEOUT_S": "3"}
     run_program(TWO_THREADS, processes=2, devices=2, environment=environment, timeout_s=60)
+
+
+TWO_ORDERS = """
+import threading
+functions = [per_device(mesh, lambda x, i=i: c.psum(x * (i + 1), "x")) for i in range(2)]
+x = small_integers((n, 100_000))  # not so small that JAX runs it inside the dispatching call
+texts = [None, None]
+
+def call(i):
+    try:
+        compare(functions[i](place(mesh, x)), np.broadcast_to((x * (i + 1)).sum(0), x.shape), "")
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        texts[i] = str(error)
+
+for i in range(2):
+    call(i)
+for _ in range(5):
+    finished(f"compiled {_}")
+    order = [0, 1] if rank == 0 else [1, 0]
+    threads = [threading.Thread(target=call, args=(i,)) for i in order]
+    threads[0].start()
+    time.sleep(0.2)  # its call has begun, and nobody can end it
+    threads[1].start()
+    for thread in threads: thread.join()
+    if any(texts): break
+for text in texts: print("told:", text)
+"""
+
+
+@needs_engine
+def test_threads_in_another_order_on_each_process() -> None:
+    """With one device per process threads do not wait for each other; with more, all are told."""
+    environment = {"JAXCOLL_TIMEOUT_S": "3"}
+    for devices in (1, 2):
+        texts = run(
+            PROGRAM + TWO_ORDERS,
+            processes=2,
+            devices=devices,
+            environment=environment,
+            survives=True,
+            timeout_s=60,
+        )
+        for text in texts:
+            told = [line for line in text.splitlines() if line.startswith("told:")]
+            if devices == 1:
+                assert told == ["told: None"] * 2, text
+            else:
+                assert all("launch from one thread" in line for line in told), text
 
 
 # A random program is a list of steps on a list of values; JAX and NumPy both interpret it.
