@@ -10,7 +10,7 @@ import atexit
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,9 +107,14 @@ def _start_engine_once() -> None:
     # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
     # for the back end, which waits for our calls.
     owner = os.getpid()
-    for end in (native.shutdown, native.comm_stop, bootstrap.close):
-        # Not in a process that is forked off: it has copies of the links, but no threads.
-        atexit.register(lambda end=end: end() if os.getpid() == owner else None)
+
+    def end(function: Callable[[], None]) -> None:
+        if os.getpid() == owner:  # a process that was forked off has our links, but no threads
+            function()
+
+    atexit.register(end, native.shutdown)
+    atexit.register(end, native.comm_stop)
+    atexit.register(end, bootstrap.close)
     os.register_at_fork(after_in_child=bootstrap.forget_listeners)
 
 

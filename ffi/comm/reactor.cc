@@ -121,8 +121,8 @@ namespace {
 Reactor::Seams WithDefaults(Reactor::Seams seams) {
   if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
   if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
-  // A peer that does not answer for so long is stopped or cut off; one that answers is only late. By
-  // default that is sooner than JAX's coordination service ends those who have lost somebody.
+  // A peer that does not answer for so long is stopped or cut off; one that answers is only late.
+  // By default that is sooner than JAX's coordination service ends those who have lost somebody.
   if (seams.silence_s <= 0) {
     seams.silence_s = std::max(seams.timeout_s / 5, std::min(seams.timeout_s, 10.0));
   }
@@ -608,7 +608,8 @@ std::string Reactor::Dump() {
   std::lock_guard lock(mutex_);
   std::string text = "jaxcoll, process " + std::to_string(process_) + ": " +
                      std::to_string(finished_calls_) + " calls between processes have ended, " +
-                     std::to_string(calls_.size()) + " are pending\n";
+                     std::to_string(calls_.size()) + " are pending, " +
+                     std::to_string(communicators_.size()) + " communicators are open\n";
   for (const auto& [process, peer] : peers_) {
     text += "  process " + std::to_string(process) + ": ";
     switch (peer->state()) {

@@ -29,6 +29,14 @@ constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 // Whether call `a` was made before `b`; the count of a busy call site wraps around.
 bool Before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
+// Tells calls with equal descriptions apart, on every process alike.
+std::string NameOf(const CallId& id) {
+  char text[40];
+  std::snprintf(text, sizeof(text), "call %u of site %08x", id.number,
+                static_cast<unsigned>(id.key & 0xffffffff));
+  return text;
+}
+
 // A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
 std::string Printable(std::string_view text) {
   std::string result(text.substr(0, kMaxTextBytes));
@@ -304,8 +312,8 @@ std::string Reactor::State() {
   int count = 0;
   for (const auto& [id, call] : calls_) {
     if (++count > 8) continue;
-    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (call " +
-            std::to_string(id.number) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
+    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (" +
+            NameOf(id) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
   }
   if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
   if (text.empty()) {
@@ -320,8 +328,8 @@ std::string Reactor::State() {
 
 std::string Reactor::DeadlineMessage(const Call& call) {
   std::string text = *call.group->description + ": waited " + Seconds(SecondsSince(call.begun)) +
-                     " (call " + std::to_string(call.id.number) + " of process " +
-                     std::to_string(process_) + "); missing: ";
+                     " (" + NameOf(call.id) + ", process " + std::to_string(process_) +
+                     "); missing: ";
   std::set<int> processes;
   bool first = true;
   for (const int32_t rank : call.run->WaitingFor()) {
@@ -329,14 +337,16 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     first = false;
     processes.insert(call.group->process_of_rank[rank]);
   }
-  const std::string same = "waits in " + *call.group->description + " (";
+  const std::string same = NameOf(call.id);
   for (const int process : communicators_.at(call.group->communicator).processes) {
     const Peer& peer = PeerOf(process);
     const double silent_s =
         peer.silent_since == Clock::time_point() ? 0 : SecondsSince(peer.silent_since);
     const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun &&
                          silent_s < kAnswerWithinS;
-    if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
+    if (processes.count(process) == 0 && answers &&
+        peer.last_state.find(same) != peer.last_state.npos)
+      continue;
     text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
             std::to_string(process) + ") ";
     if (peer.state() != Peer::State::kUp) {
@@ -427,7 +437,7 @@ std::string Reactor::Advice(const Call& call) {
   for (const int32_t rank : call.run->WaitingFor()) {
     const Peer& peer = PeerOf(call.group->process_of_rank[rank]);
     if (peer.last_state_at <= call.begun || !peer.last_state.starts_with("waits in ") ||
-        peer.last_state.starts_with("waits in " + *call.group->description + " (")) {
+        peer.last_state.find(NameOf(call.id)) != peer.last_state.npos) {
       continue;
     }
     return ". Processes wait for each other in different collectives: all must launch the same "
