@@ -56,6 +56,7 @@ __all__ = [
     "all_reduce",
     "all_to_all",
     "broadcast",
+    "debug",
     "export_checks",
     "install",
     "install_report",

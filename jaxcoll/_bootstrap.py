@@ -193,6 +193,11 @@ class Bootstrap:
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join(_CLOSE_S)
 
+    def forget_listeners(self) -> None:
+        """In a process that was forked off: nobody shall connect to it."""
+        for listener in self._listeners:
+            listener.close()
+
     def _call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
         with self._lock:
             if self._closed:

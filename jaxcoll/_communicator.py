@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,9 +114,16 @@ def _start_engine_once() -> None:
     bootstrap.start()
     # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
     # for the back end, which waits for our calls.
-    atexit.register(native.shutdown)
-    atexit.register(native.comm_stop)
-    atexit.register(bootstrap.close)
+    owner = os.getpid()
+
+    def end(function: Callable[[], None]) -> None:
+        if os.getpid() == owner:  # a process that was forked off has our links, but no threads
+            function()
+
+    atexit.register(end, native.shutdown)
+    atexit.register(end, native.comm_stop)
+    atexit.register(end, bootstrap.close)
+    os.register_at_fork(after_in_child=bootstrap.forget_listeners)
 
 
 def start(mesh: Mesh | AbstractMesh) -> None:

@@ -1,7 +1,8 @@
 """What the engine has been doing, for the one who carries the pager.
 
-`dump()` prints the last collectives between processes, those that are pending and for whom they
-wait, and the state of every peer. The recorder is always on and bounded: the last 256 calls.
+`dump()` prints the last collectives, those that are pending and for whom they wait, and the state
+of every peer. The recorder is always on and bounded: the last 256 calls between processes and as
+many within this one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ def dump(file: TextIO | None = None) -> None:
 
     Works from any thread, also while another one waits in a collective that does not end.
     """
-    text = native.comm_dump() or "jaxcoll: no collective has reached another process\n"
-    print(text, end="", file=file or sys.stderr, flush=True)
+    print(native.comm_dump() + native.engine_dump(), end="", file=file or sys.stderr, flush=True)
 
 
 _watched: set[int] = set()

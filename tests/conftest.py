@@ -20,6 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A case for each of N seeds: `seeds(usual, exhaustive=N)`, or the N of --seeds."""
+    if (marker := metafunc.definition.get_closest_marker("seeds")) is None:
+        return
+    option = metafunc.config.getoption
+    usual = marker.kwargs["exhaustive"] if option("--exhaustive") else marker.args[0]
+    metafunc.parametrize("seed", range(option("--seeds") or usual))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--exhaustive"):
         return

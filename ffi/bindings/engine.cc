@@ -1,3 +1,5 @@
+#include <nanobind/stl/string.h>
+
 #include "bindings/bindings.h"
 #include "executor/call_site.h"
 #include "xla/handler.h"
@@ -39,6 +41,8 @@ void BindEngine(nb::module_& m) {
         return all;
       },
       "Worker threads now, custom-call instructions alive, deadline in seconds.");
+  m.def("engine_dump", &DumpEngine, nb::call_guard<nb::gil_scoped_release>(),
+        "The flight recorder of the calls within this process, for people.");
   m.def("shutdown", &ShutdownEngine, nb::call_guard<nb::gil_scoped_release>(),
         "Fails every pending and later call; waits a few seconds for work in progress.");
 }

@@ -18,9 +18,11 @@ struct CallId {
 };
 
 enum class NoticeKind : uint8_t {
-  kReady = 1,  // the receiver of a message waits for it
-  kData = 2,   // a message lies at `offset`
-  kCredit = 3  // what lies at `offset` is not needed any more
+  kReady = 1,    // the receiver of a message waits for it
+  kData = 2,     // a message lies at `offset`
+  kCredit = 3,   // what lies at `offset` is not needed any more; `bytes` of it were put aside
+  kRequest = 4,  // a small message stays with its sender until its receiver waits for it
+  kTaken = 5     // `bytes` that had been put aside are needed no more
 };
 
 struct NoticeFields {

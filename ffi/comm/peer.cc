@@ -36,6 +36,11 @@ void Peer::Retire(std::string reason) {
   Disconnect(std::move(reason));
 }
 
+void Peer::ForgetLinks() {
+  link_.reset();
+  retired_link_.reset();
+}
+
 void Peer::Send(const NoticeFields& fields) {
   if (link_ != nullptr) {
     link_->Put({}, 0, Encode(fields), 0);

@@ -39,6 +39,8 @@ class Peer {
   void Disconnect(std::string reason);
   // The same for a peer that has left in good order: what it sent stays readable.
   void Retire(std::string reason);
+  // For a process that was forked off: closes its copies of the descriptors, and nothing else.
+  void ForgetLinks();
   bool left = false;  // it has said that it makes no more calls
 
   void Send(const NoticeFields& fields);
@@ -56,6 +58,9 @@ class Peer {
   // False if the peer returns what it does not hold.
   bool ReturnSlot(uint32_t offset);
 
+  // What it has put aside of our messages for calls that it has not made yet.
+  int64_t ahead_bytes = 0;
+
   // Messages of this peer that stay in our window for a while.
   bool MayKeep() const { return kept_ < kLargeSlots / 2; }
   void Kept() { ++kept_; }
@@ -70,6 +75,8 @@ class Peer {
   std::string last_state;
   std::chrono::steady_clock::time_point last_state_at;
   std::chrono::steady_clock::time_point asked_at;
+  // When it was asked first since it last said anything.
+  std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;
 
  private:

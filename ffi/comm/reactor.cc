@@ -1,6 +1,7 @@
 #include "comm/reactor.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -51,8 +52,9 @@ class GroupHandle final : public RemoteGroup {
  public:
   using StartFn = std::function<void(MemberBuffers, std::vector<std::unique_ptr<Completion>>,
                                      std::shared_ptr<ContinuationCost>)>;
-  GroupHandle(StartFn start, std::function<void(const Status&)> fail)
-      : start_(std::move(start)), fail_(std::move(fail)) {}
+  GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
+      : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
+  ~GroupHandle() override { close_(); }
   void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
              std::shared_ptr<ContinuationCost> cost) override {
     start_(std::move(buffers), std::move(completions), std::move(cost));
@@ -62,6 +64,7 @@ class GroupHandle final : public RemoteGroup {
  private:
   StartFn start_;
   std::function<void(const Status&)> fail_;
+  std::function<void()> close_;
 };
 
 }  // namespace
@@ -74,8 +77,28 @@ Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of
       new Reactor(process, std::move(process_of_device), std::move(want), std::move(seams));
   the_reactor.store(reactor, std::memory_order_release);
   Interprocess::Set(reactor);
+  reactor->HandleForks();
   std::thread([reactor] { reactor->Loop(); }).detach();
   return *reactor;
+}
+
+void Reactor::HandleForks() {
+  pthread_atfork(
+      [] {
+        Get()->mutex_.lock();
+        Get()->inbox_mutex_.lock();
+      },
+      [] {
+        Get()->inbox_mutex_.unlock();
+        Get()->mutex_.unlock();
+      },
+      [] {
+        Reactor& reactor = *Get();
+        for (const auto& [process, peer] : reactor.peers_) peer->ForgetLinks();
+        reactor.stopping_ = reactor.stopped_ = reactor.inbox_closed_ = true;  // it has no thread
+        reactor.inbox_mutex_.unlock();
+        reactor.mutex_.unlock();
+      });
 }
 
 Reactor* Reactor::Get() { return the_reactor.load(std::memory_order_acquire); }
@@ -106,6 +129,11 @@ namespace {
 Reactor::Seams WithDefaults(Reactor::Seams seams) {
   if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
   if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
+  // A peer that does not answer for so long is stopped or cut off; one that answers is only late.
+  // By default that is sooner than JAX's coordination service ends those who have lost somebody.
+  if (seams.silence_s <= 0) {
+    seams.silence_s = std::max(seams.timeout_s / 5, std::min(seams.timeout_s, 10.0));
+  }
   if (!seams.complete) {
     seams.complete = [](std::vector<std::unique_ptr<Completion>> completions,
                         std::shared_ptr<const Status> status,
@@ -172,8 +200,7 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
   group->plan = std::move(spec.plan);
   {
     std::lock_guard lock(mutex_);
-    const auto [it, fresh] = communicators_.try_emplace(group->communicator);
-    if (fresh) OpenCommunicator(it->first, it->second, group->process_of_rank);
+    ++CommunicatorOf(*group).groups;
   }
   // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
   Ring();
@@ -182,13 +209,28 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
                     std::shared_ptr<ContinuationCost> cost) {
         Submit({group, std::move(buffers), std::move(completions), std::move(cost)});
       },
-      [this, group](const Status& status) { Fail(*group, status); });
+      [this, group](const Status& status) { Fail(*group, status); },
+      [this, group] { Close(*group); });
 }
 
-void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
-                               const std::vector<int>& process_of_rank) {
-  communicator.process_of_rank = process_of_rank;
-  communicator.processes.insert(process_of_rank.begin(), process_of_rank.end());
+// What others may still say of it is kept like what they say of one that is not open yet.
+void Reactor::Close(const Group& group) {
+  std::lock_guard lock(mutex_);
+  const auto it = communicators_.find(group.communicator);
+  if (--it->second.groups > 0 || !it->second.cause.empty()) return;
+  const bool pending = std::any_of(calls_.begin(), calls_.end(), [&](const auto& call) {
+    return call.second->group->communicator == group.communicator;
+  });
+  if (!pending) communicators_.erase(it);
+}
+
+Reactor::Communicator& Reactor::CommunicatorOf(const Group& group) {
+  const uint64_t id = group.communicator;
+  const auto [found, fresh] = communicators_.try_emplace(id);
+  Communicator& communicator = found->second;
+  if (!fresh) return communicator;
+  communicator.process_of_rank = group.process_of_rank;
+  communicator.processes.insert(group.process_of_rank.begin(), group.process_of_rank.end());
   communicator.processes.erase(process_);
   std::string lost;
   for (const int process : communicator.processes) {
@@ -211,6 +253,7 @@ void Reactor::OpenCommunicator(uint64_t id, Communicator& communicator,
     if (communicator.processes.count(it->process) != 0) Poison(id, it->cause, it->process);
     it = early_poisons_.erase(it);
   }
+  return communicator;
 }
 
 void Reactor::Ring() {
@@ -311,7 +354,7 @@ bool Reactor::MayLend(Group& group, size_t completions) {
     --group.lend_after;
     return false;
   }
-  for (const int process : communicators_[group.communicator].processes) {
+  for (const int process : CommunicatorOf(group).processes) {
     Link* const link = PeerOf(process).link();
     // A look at others costs a system call.
     if (link == nullptr || link->remote_window() == nullptr) return false;
@@ -324,7 +367,7 @@ bool Reactor::MayLend(Group& group, size_t completions) {
 // or there. Where the others are late the handler goes on after kLendIdle.
 void Reactor::Lend(std::unique_lock<std::mutex>& lock, Group& group, const CallId& id,
                    Lender& lender) {
-  const std::set<int>& processes = communicators_[group.communicator].processes;
+  const std::set<int>& processes = CommunicatorOf(group).processes;
   const Clock::time_point begun = Clock::now();
   Clock::time_point active_at = begun;
   while (!lender.done) {
@@ -359,7 +402,7 @@ void Reactor::Lend(std::unique_lock<std::mutex>& lock, Group& group, const CallI
 bool Reactor::SendsLater(const Group& group) {
   armed_ = true;
   bool later = false;
-  for (const int process : communicators_[group.communicator].processes) {
+  for (const int process : CommunicatorOf(group).processes) {
     Link* const link = PeerOf(process).link();
     if (link == nullptr) continue;
     later |= !link->writable_fds().empty() || !link->PrepareToSleep();
@@ -390,7 +433,7 @@ CallId Reactor::Begin(Submission submission) {
   call->cost = std::move(submission.cost);
   call->lender = submission.lender;
   call->begun = seams_.now();
-  Communicator& communicator = communicators_[group.communicator];
+  const Communicator& communicator = CommunicatorOf(group);
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
     EraseEarly(id);
@@ -424,8 +467,9 @@ bool Reactor::TakeEarly(Call& call) {
     if (wrong == nullptr) {
       current_ = &call;
       const bool known =
-          e.fields.kind == NoticeKind::kReady
-              ? call.run->OnReady(e.fields.message())
+          e.fields.kind == NoticeKind::kReady ? call.run->OnReady(e.fields.message())
+          : e.fields.kind == NoticeKind::kRequest
+              ? call.run->OnRequest(e.fields.message())
               : call.run->OnData(e.fields.message(), e.message.data(), e.message.size(),
                                  std::nullopt) != Run::Taken::kUnknown;
       current_ = nullptr;
@@ -444,13 +488,23 @@ std::vector<Reactor::Early> Reactor::EraseEarly(const CallId& id) {
   if (it == early_.end()) return {};
   std::vector<Early> notices = std::move(it->second);
   early_.erase(it);
-  for (const Early& e : notices) early_bytes_[e.process] -= e.bytes();
+  std::map<int, uint32_t> taken;
+  for (const Early& e : notices) {
+    early_bytes_[e.process] -= e.bytes();
+    if (e.fields.kind == NoticeKind::kData) taken[e.process] += static_cast<uint32_t>(e.bytes());
+  }
+  for (const auto& [process, bytes] : taken) {
+    NoticeFields fields;
+    fields.kind = NoticeKind::kTaken;
+    fields.bytes = bytes;
+    PeerOf(process).Send(fields);
+  }
   return notices;
 }
 
 const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeFields& fields) {
   const std::vector<int>& processes = call.group->process_of_rank;
-  const uint32_t from = fields.kind == NoticeKind::kData ? fields.source : fields.destination;
+  const uint32_t from = fields.kind == NoticeKind::kReady ? fields.destination : fields.source;
   if (from < processes.size() && processes[from] == process) return nullptr;
   return "it spoke for a rank that is not its own";
 }
@@ -598,6 +652,7 @@ Reactor::Accounts Reactor::Account() {
   Accounts accounts;
   accounts.calls = calls_.size();
   accounts.early_calls = early_.size();
+  accounts.communicators = communicators_.size();
   for (const auto& [process, bytes] : early_bytes_) accounts.early_bytes += bytes;
   for (const auto& [process, peer] : peers_) {
     accounts.slots_taken += peer->slots_taken();
@@ -642,7 +697,8 @@ std::string Reactor::Dump() {
   std::lock_guard lock(mutex_);
   std::string text = "jaxcoll, process " + std::to_string(process_) + ": " +
                      std::to_string(finished_calls_) + " calls between processes have ended, " +
-                     std::to_string(calls_.size()) + " are pending\n";
+                     std::to_string(calls_.size()) + " are pending, " +
+                     std::to_string(communicators_.size()) + " communicators are open\n";
   for (const auto& [process, peer] : peers_) {
     text += "  process " + std::to_string(process) + ": ";
     switch (peer->state()) {

@@ -29,6 +29,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/stopped_time.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
 #include "executor/interprocess.h"
@@ -47,17 +48,23 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
                         std::function<void(int)> want);
   static Reactor* Get();
 
+  // Small messages are sent before their receiver waits for them. While a peer has put aside more
+  // than this of ours, for calls that it has yet to make, we ask it before we send the next.
+  static constexpr int64_t kAheadBytes = int64_t{16} << 20;
+
   // What tests replace.
   struct Seams {
     std::function<Clock::time_point()> now;  // Clock::now
     double timeout_s = 0;                    // JAXCOLL_TIMEOUT_S
+    double silence_s = 0;                    // see SilenceS
     // WorkerPool::Complete. Called with mutex_ held: it must not run the completions.
     std::function<void(std::vector<std::unique_ptr<Completion>>, std::shared_ptr<const Status>,
                        std::shared_ptr<ContinuationCost>)>
         complete;
     uint32_t first_call = 0;  // number of a call site's first call
-    bool thread = false;      // else Step is called instead
-    bool lend = false;        // whether handlers lend their threads
+    int64_t ahead_bytes = kAheadBytes;
+    bool thread = false;  // else Step is called instead
+    bool lend = false;    // whether handlers lend their threads
   };
   // For tests: any number in one process. Destroyed after its groups and after its thread, if any.
   static std::unique_ptr<Reactor> Create(int process,
@@ -74,6 +81,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     size_t slots_taken = 0;  // of peers' windows
     size_t slots_kept = 0;   // of own windows
     size_t waiting = 0;      // messages without a slot
+    size_t communicators = 0;
     friend bool operator==(const Accounts&, const Accounts&) = default;
   };
   Accounts Account();
@@ -112,7 +120,6 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
     Clock::time_point begun;
-    bool asked = false;
     bool warned = false;
   };
   struct Submission {
@@ -136,6 +143,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::string failure;
   };
   struct Communicator {
+    int groups = 0;  // open ones; without any it is forgotten, unless it is poisoned
     std::vector<int> process_of_rank;
     std::set<int> processes;  // others
     std::string cause;        // not empty: poisoned
@@ -150,6 +158,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
           std::function<void(int)> want, Seams seams);
+  // A process that is forked off must not hold the links open when this one dies.
+  void HandleForks();
   void Loop();
   void Ring();
   void Submit(Submission submission);
@@ -162,8 +172,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void Lend(std::unique_lock<std::mutex>& lock, Group& group, const CallId& id, Lender& lender);
   bool TakeEarly(Call& call);
   std::vector<Early> EraseEarly(const CallId& id);
-  void OpenCommunicator(uint64_t id, Communicator& communicator,
-                        const std::vector<int>& process_of_rank);
+  void Close(const Group& group);  // takes mutex_
+  Communicator& CommunicatorOf(const Group& group);
   bool SendsLater(const Group& group);
   // Null, or what is wrong.
   static const char* SpeaksForOther(const Call& call, int process, const NoticeFields& fields);
@@ -173,6 +183,9 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   bool PollLinks();
   bool PollLink(Peer& peer);
   void CheckDeadlines();
+  void DiscountStoppedTime(Clock::time_point now);
+  void AskAll(const Call& call, Clock::time_point now);
+  const Peer* SilentMember(const Call& call, Clock::time_point now);
   // Tells all members but `told_by`, who said so.
   void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
   std::string RanksOf(const Communicator& communicator, int process) const;
@@ -182,6 +195,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void Pump(Peer& peer, bool small);
   std::string State();
   std::string DeadlineMessage(const Call& call);
+  std::string Advice(const Call& call);
   std::string RankName(const Group& group, int32_t rank);
   double SecondsSince(Clock::time_point from) const {
     return std::chrono::duration<double>(seams_.now() - from).count();
@@ -228,6 +242,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
   std::vector<std::string> violations_;
   Clock::time_point checked_at_;
+  StoppedTime stopped_time_;
   uint64_t finished_calls_ = 0;
   bool some_left_ = false;  // some peer has left in good order
 };

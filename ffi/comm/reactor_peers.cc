@@ -19,13 +19,23 @@ using std::chrono::milliseconds;
 constexpr size_t kEarlyPoisons = 1024;
 constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
 constexpr milliseconds kAnswerEvery{100};
-// What one peer may send for calls that this process has not made. A sender of small messages does
-// not wait for its receiver, so a program of broadcasts can run ahead: this much, and no more.
+// What one peer may send for calls that this process has not made. Honest ones stop at a quarter of
+// it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr double kWarnAfterS = 10;
+constexpr double kAskEveryS = 5;
+constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 
 // Whether call `a` was made before `b`; the count of a busy call site wraps around.
 bool Before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
+
+// Tells calls with equal descriptions apart, on every process alike.
+std::string NameOf(const CallId& id) {
+  char text[40];
+  std::snprintf(text, sizeof(text), "call %u of site %08x", id.number,
+                static_cast<unsigned>(id.key & 0xffffffff));
+  return text;
+}
 
 // A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
 std::string Printable(std::string_view text) {
@@ -65,6 +75,10 @@ void Reactor::Pump(Peer& peer, bool small) {
     const auto it = calls_.find(next.call);
     if (it == calls_.end()) continue;  // it has failed
     Run& run = *it->second->run;
+    if (small && peer.ahead_bytes > seams_.ahead_bytes && run.Hold(next.segment, next.op)) {
+      peer.Send(About(NoticeKind::kRequest, next.call, {next.segment, run.Key(next.op)}));
+      continue;
+    }
     const size_t bytes = run.MessageBytes(next.segment, next.op);
     const uint32_t offset = peer.TakeSlot(small);
     std::byte* const remote = peer.link()->remote_window();
@@ -102,17 +116,25 @@ void Reactor::Release(int32_t rank, uint64_t handle) {
 
 void Reactor::OnNotice(int process, const Notice& notice) {
   Peer& peer = PeerOf(process);
+  peer.silent_since = {};
   const NoticeFields fields = Decode(notice);
   const auto violation = [&](const char* what) { violations_.push_back(what); };
   if (!violations_.empty()) return;  // the link is about to end
   if (fields.kind == NoticeKind::kCredit) {
     if (!peer.ReturnSlot(fields.offset))
       return violation("it returned a slot that it did not hold");
+    peer.ahead_bytes += fields.bytes;
     Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
     return;
   }
+  if (fields.kind == NoticeKind::kTaken) {
+    peer.ahead_bytes -= fields.bytes;
+    return;
+  }
   const bool data = fields.kind == NoticeKind::kData;
-  if (!data && fields.kind != NoticeKind::kReady) return violation("it sent an unknown notice");
+  if (!data && fields.kind != NoticeKind::kReady && fields.kind != NoticeKind::kRequest) {
+    return violation("it sent an unknown notice");
+  }
   const std::byte* message = nullptr;
   if (data) {
     const std::span<std::byte> window = peer.link()->window();
@@ -121,10 +143,11 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     }
     message = window.data() + fields.offset;
   }
-  const auto credit = [&] {
+  const auto credit = [&](uint32_t put_aside = 0) {
     NoticeFields back;
     back.kind = NoticeKind::kCredit;
     back.offset = fields.offset;
+    back.bytes = put_aside;
     peer.Send(back);
   };
   const CallId id = fields.call();
@@ -145,7 +168,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     }
     if (data) {
       early.message.assign(message, message + fields.bytes);
-      credit();
+      credit(static_cast<uint32_t>(early.bytes()));
     }
     early_[id].push_back(std::move(early));
     return;
@@ -159,6 +182,8 @@ void Reactor::OnNotice(int process, const Notice& notice) {
         call.run->OnData(fields.message(), message, fields.bytes, fields.offset);
     known = taken != Run::Taken::kUnknown;
     if (taken == Run::Taken::kAtOnce) credit();
+  } else if (fields.kind == NoticeKind::kRequest) {
+    known = call.run->OnRequest(fields.message());
   } else {
     known = call.run->OnReady(fields.message());
   }
@@ -170,6 +195,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
 // Messages: "ask", "state <text>", "poison <communicator> <cause>".
 void Reactor::OnTold(int process, std::string_view message) {
   Peer& peer = PeerOf(process);
+  peer.silent_since = {};
   if (!violations_.empty()) return;
   if (message == "ask") {
     // Honest peers do not ask often; answers to others must not pile up.
@@ -282,8 +308,8 @@ std::string Reactor::State() {
   int count = 0;
   for (const auto& [id, call] : calls_) {
     if (++count > 8) continue;
-    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (call " +
-            std::to_string(id.number) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
+    text += (text.empty() ? "waits in " : "; and in ") + *call->group->description + " (" +
+            NameOf(id) + ", since " + Seconds(SecondsSince(call->begun)) + ")";
   }
   if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
   if (text.empty()) {
@@ -298,8 +324,8 @@ std::string Reactor::State() {
 
 std::string Reactor::DeadlineMessage(const Call& call) {
   std::string text = *call.group->description + ": waited " + Seconds(SecondsSince(call.begun)) +
-                     " (call " + std::to_string(call.id.number) + " of process " +
-                     std::to_string(process_) + "); missing: ";
+                     " (" + NameOf(call.id) + ", process " + std::to_string(process_) +
+                     "); missing: ";
   std::set<int> processes;
   bool first = true;
   for (const int32_t rank : call.run->WaitingFor()) {
@@ -307,11 +333,16 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     first = false;
     processes.insert(call.group->process_of_rank[rank]);
   }
-  const std::string same = "waits in " + *call.group->description + " (";
+  const std::string same = NameOf(call.id);
   for (const int process : communicators_.at(call.group->communicator).processes) {
     const Peer& peer = PeerOf(process);
-    const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun;
-    if (processes.count(process) == 0 && answers && peer.last_state.starts_with(same)) continue;
+    const double silent_s =
+        peer.silent_since == Clock::time_point() ? 0 : SecondsSince(peer.silent_since);
+    const bool answers = peer.state() == Peer::State::kUp && peer.last_state_at > call.begun &&
+                         silent_s < kAnswerWithinS;
+    if (processes.count(process) == 0 && answers &&
+        peer.last_state.find(same) != peer.last_state.npos)
+      continue;
     text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
             std::to_string(process);
     // Where it is has been said of those that are missed; the one at fault may be another one.
@@ -321,59 +352,101 @@ std::string Reactor::DeadlineMessage(const Call& call) {
     text += ") ";
     if (peer.state() != Peer::State::kUp) {
       text += "has not connected";
-    } else if (peer.last_state_at > call.begun) {
+    } else if (answers) {
       text += peer.last_state;
+    } else if (silent_s >= kAnswerWithinS) {
+      text += "has not answered for " + Seconds(silent_s) + ": it is stopped, or cut off";
     } else {
-      text += "does not answer: it is stopped, or cut off";
+      text += "has not answered yet";
     }
   }
   return text;
+}
+
+void Reactor::DiscountStoppedTime(Clock::time_point now) {
+  const Clock::duration stopped = stopped_time_.Since(now);
+  if (stopped <= Clock::duration::zero()) return;
+  Log(LogLevel::kInfo, "process %d did not run for %s; its deadlines are put off", process_,
+      Seconds(duration<double>(stopped).count()).c_str());
+  const auto put_off = [&](Clock::time_point& from) {
+    if (from != Clock::time_point()) from = std::min(from + stopped, now);
+  };
+  for (const auto& [id, call] : calls_) put_off(call->begun);
+  for (const auto& [process, peer] : peers_) put_off(peer->silent_since);
+}
+
+// All members: whom one waits for may itself wait for the one that is at fault.
+void Reactor::AskAll(const Call& call, Clock::time_point now) {
+  const duration<double> every(std::min(seams_.silence_s / 4, kAskEveryS));
+  for (const int process : communicators_.at(call.group->communicator).processes) {
+    Peer& peer = PeerOf(process);
+    if (now - peer.asked_at < every) continue;
+    peer.asked_at = now;
+    if (peer.silent_since == Clock::time_point()) peer.silent_since = now;
+    peer.Tell("ask");
+  }
+}
+
+const Peer* Reactor::SilentMember(const Call& call, Clock::time_point now) {
+  for (const int process : communicators_.at(call.group->communicator).processes) {
+    const Peer& peer = PeerOf(process);
+    if (peer.state() == Peer::State::kUp && peer.silent_since != Clock::time_point() &&
+        duration<double>(now - peer.silent_since).count() > seams_.silence_s) {
+      return &peer;
+    }
+  }
+  return nullptr;
 }
 
 void Reactor::CheckDeadlines() {
   const Clock::time_point now = seams_.now();
   if (now - checked_at_ < kTick) return;
   checked_at_ = now;
+  DiscountStoppedTime(now);
   const double ask_after_s = std::min(seams_.timeout_s / 2, kWarnAfterS / 2);
-  std::vector<CallId> late;
-  std::vector<std::pair<uint64_t, std::string>> deserted;
+  std::vector<std::pair<uint64_t, std::string>> failures;  // communicator, cause
   for (const auto& [id, call] : calls_) {
+    const uint64_t communicator = call->group->communicator;
+    const std::string& description = *call->group->description;
     if (some_left_) {
       for (const int32_t rank : call->run->WaitingFor()) {
         const Peer& peer = PeerOf(call->group->process_of_rank[rank]);
         if (peer.state() != Peer::State::kDown || !peer.left) continue;
-        deserted.emplace_back(call->group->communicator,
-                              *call->group->description + ": waits for rank " +
-                                  std::to_string(rank) + ", but " + peer.down_reason());
+        failures.emplace_back(communicator, description + ": waits for rank " +
+                                                std::to_string(rank) + ", but " +
+                                                peer.down_reason());
       }
     }
     const double waited_s = duration<double>(now - call->begun).count();
     if (waited_s < ask_after_s) continue;
-    if (!call->asked) {
-      call->asked = true;
-      // All of them: whom one waits for may itself wait for the one that is at fault.
-      for (const int process : communicators_.at(call->group->communicator).processes) {
-        Peer& peer = PeerOf(process);
-        if (now - peer.asked_at < milliseconds(500)) continue;
-        peer.asked_at = now;
-        peer.Tell("ask");
-      }
-    }
+    AskAll(*call, now);
     if (waited_s > kWarnAfterS && !call->warned && waited_s < seams_.timeout_s) {
       call->warned = true;
       Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
     }
-    if (waited_s > seams_.timeout_s) late.push_back(id);
+    if (waited_s > seams_.timeout_s) {
+      failures.emplace_back(communicator, DeadlineMessage(*call) + Advice(*call));
+    } else if (SilentMember(*call, now) != nullptr) {
+      failures.emplace_back(communicator, DeadlineMessage(*call));
+    }
   }
-  for (const auto& [communicator, cause] : deserted) Poison(communicator, cause);
-  for (const CallId& id : late) {
-    const auto it = calls_.find(id);
-    if (it == calls_.end()) continue;  // failed with another one
-    const std::string message = DeadlineMessage(*it->second) +
-                                ". Every process must make the same calls in the same order; or "
-                                "raise JAXCOLL_TIMEOUT_S";
-    Poison(it->second->group->communicator, message);
+  for (const auto& [communicator, cause] : failures) Poison(communicator, cause);
+}
+
+// What may help a call that is late, though everybody is alive.
+std::string Reactor::Advice(const Call& call) {
+  for (const int32_t rank : call.run->WaitingFor()) {
+    const Peer& peer = PeerOf(call.group->process_of_rank[rank]);
+    if (peer.last_state_at <= call.begun || !peer.last_state.starts_with("waits in ") ||
+        peer.last_state.find(NameOf(call.id)) != peer.last_state.npos) {
+      continue;
+    }
+    return ". Processes wait for each other in different collectives: all must launch the same "
+           "programs in the same order. JAX runs the programs of several local devices one after "
+           "the other, whichever thread launches them; launch from one thread, or run one device "
+           "per process";
   }
+  return ". Every process must make the same calls in the same order; or raise JAXCOLL_TIMEOUT_S";
 }
 
 }  // namespace jaxcoll

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/environment.h"
+#include "executor/flight_recorder.h"
 #include "executor/ragged.h"
 #include "executor/ragged_run.h"
 #include "executor/segment_plan.h"
@@ -308,6 +309,7 @@ Status CallSite::Prepare(const CallShape& shape) {
     plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
   }
   Log(LogLevel::kDebug, "%s: prepared", Describe().c_str());
+  description_ = std::make_shared<const std::string>(Describe());
   prepared_.store(true, std::memory_order_release);
   return Status();
 }
@@ -432,6 +434,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
       if (completion != nullptr) completions.push_back(std::move(completion));
     }
     const std::shared_ptr<ContinuationCost> cost = cost_;
+    FlightRecorder::Get().Add(description_, done->first_arrival, status);
     Recycle(std::move(done));
     pool.Complete(std::move(completions), std::move(status), cost);
   };
@@ -534,6 +537,7 @@ CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members&
 void CallSite::Fail(Meeting& meeting, Status status) {
   meeting.failure = std::make_shared<const Status>(std::move(status));
   meeting.failed_at = Clock::now();
+  FlightRecorder::Get().Add(description_, meeting.first_arrival, meeting.failure);
   std::vector<std::unique_ptr<Completion>> completions;
   for (std::unique_ptr<Completion>& completion : meeting.completions) {
     if (completion != nullptr) completions.push_back(std::move(completion));
@@ -561,6 +565,28 @@ bool CallSite::HasOverdue(Clock::time_point now) {
     }
   }
   return overdue;
+}
+
+std::vector<std::string> CallSite::DescribePending() {
+  std::lock_guard lock(mutex_);
+  std::vector<std::string> lines;
+  for (const auto& [key, line] : lines_) {
+    for (const std::unique_ptr<Meeting>& meeting : line.meetings) {
+      if (meeting->failure != nullptr) continue;
+      lines.push_back(OverdueMessage(*meeting, key.first, key.second, WaitingTable()));
+    }
+  }
+  return lines;
+}
+
+void CallSite::PutOffDeadlines(Clock::time_point now, Clock::duration stopped) {
+  std::lock_guard lock(mutex_);
+  for (auto& [key, line] : lines_) {
+    for (std::unique_ptr<Meeting>& meeting : line.meetings) {
+      meeting->first_arrival = std::min(meeting->first_arrival + stopped, now);
+      meeting->failed_at = std::min(meeting->failed_at + stopped, now);
+    }
+  }
 }
 
 void CallSite::DescribeWaiting(WaitingTable& table) {
@@ -643,6 +669,15 @@ void ShutdownEngine() {
   if (!WorkerPool::Get().WaitIdle(std::chrono::seconds(5))) {
     Log(LogLevel::kInfo, "work was still in progress at exit");
   }
+}
+
+std::string DumpEngine() {
+  const std::vector<std::string> pending = Watchdog::Get().DescribePending();
+  std::string text =
+      "jaxcoll, within this process: " + std::to_string(FlightRecorder::Get().count()) +
+      " calls have ended, " + std::to_string(pending.size()) + " wait for devices\n";
+  for (const std::string& line : pending) text += "  pending: " + line + '\n';
+  return text + FlightRecorder::Get().Lines();
 }
 
 EngineInfo GetEngineInfo() {

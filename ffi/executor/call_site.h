@@ -87,6 +87,10 @@ class CallSite {
   // For the watchdog. Lock order: the registry's mutex, then one call site's.
   bool HasOverdue(Clock::time_point now);
   void DescribeWaiting(WaitingTable& table);
+  // A line for each call that some of this process's ranks have not made, for the flight recorder.
+  std::vector<std::string> DescribePending();
+  // The process did not run for so long: nobody waited for it.
+  void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);
   void FailAll(const Status& status);
 
@@ -136,10 +140,11 @@ class CallSite {
   const std::shared_ptr<const LocalProgram> program_;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
-  std::atomic<bool> prepared_{false};      // publishes plan_ and shape_, constant from then on
+  std::atomic<bool> prepared_{false};      // publishes the next three, constant from then on
   std::shared_ptr<const LocalPlan> plan_;  // null for ragged_all_to_all
   CallShape shape_;
-  std::vector<Members> members_;  // by group
+  std::shared_ptr<const std::string> description_;  // for the flight recorder
+  std::vector<Members> members_;                    // by group
   // Where some group reaches into other processes.
   std::string slot_signature_;
   std::optional<Interprocess::Slot> slot_;
@@ -160,5 +165,7 @@ struct EngineInfo {
   double timeout_s = 0;
 };
 EngineInfo GetEngineInfo();
+// The flight recorder: what pends within this process, and the last calls.
+std::string DumpEngine();
 
 }  // namespace jaxcoll

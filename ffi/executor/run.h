@@ -50,7 +50,7 @@ class Wire {
  public:
   virtual ~Wire() = default;
   virtual void SendReady(Run& run, int32_t rank, const MessageId& id) = 0;
-  // Takes the message from Run::Write, at once or later; then calls OnSent.
+  // Takes the message from Run::Write, at once or later; then calls OnSent. Or calls Hold.
   virtual void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) = 0;
   // Whether a message may stay in its slot for a while, and when it need not any more.
   virtual bool MayKeep(int32_t rank) = 0;
@@ -78,6 +78,10 @@ class Run {
   virtual Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                        std::optional<uint64_t> handle) = 0;
   virtual void OnSent(int32_t segment, int32_t op) = 0;
+  // A small message that its receiver has yet to want: whether it stays here until the receiver
+  // has been sent a request and is ready; then the run calls SendData again.
+  virtual bool Hold(int32_t segment, int32_t op) = 0;
+  virtual bool OnRequest(const MessageId& id) = 0;
 
   // For SendData; `op` is the run's own number for the message.
   virtual MessageKey Key(int32_t op) const = 0;

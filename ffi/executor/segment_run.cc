@@ -159,7 +159,10 @@ void SegmentRun::Start(Instance& instance, int32_t index) {
         return;
       }
       const auto early = early_data_.find(id);
-      if (early == early_data_.end()) return;
+      if (early == early_data_.end()) {
+        if (requests_.erase(id) != 0) wire_.SendReady(*this, op.peer, id);
+        return;
+      }
       Take(instance, index, early->second.data());
       early_data_.erase(early);
       return;
@@ -190,6 +193,13 @@ bool SegmentRun::OnReady(const MessageId& id) {
     return false;
   }
   Instance* instance = Find(id.segment);
+  if (Eager(id.segment, plan_->program().ops[it->second])) {  // it answers a request
+    if (instance == nullptr || !(instance->state[it->second] & kHeld)) return false;
+    instance->state[it->second] ^= kHeld | kReady;
+    wire_.SendData(*this, plan_->program().ops[it->second].peer, id.segment, it->second);
+    Drain();
+    return true;
+  }
   if (instance == nullptr || !(instance->state[it->second] & kStarted)) {
     early_ready_.insert(id);
     return true;
@@ -197,6 +207,32 @@ bool SegmentRun::OnReady(const MessageId& id) {
   instance->state[it->second] |= kReady;
   TrySend(*instance, it->second);
   Drain();
+  return true;
+}
+
+bool SegmentRun::Hold(int32_t segment, int32_t op) {
+  uint8_t& state = Find(segment)->state[op];
+  if (state & kReady) return false;
+  state |= kHeld;
+  return true;
+}
+
+bool SegmentRun::OnRequest(const MessageId& id) {
+  const auto it = plan_->program().messages.find(id.key);
+  if (it == plan_->program().messages.end() || id.segment < 0 ||
+      id.segment >= plan_->segment_count()) {
+    return false;
+  }
+  const SegmentOp& op = plan_->program().ops[it->second];
+  if (op.kind == SegmentOp::Kind::kSend || !Eager(id.segment, op)) return false;
+  Instance* const instance = Find(id.segment);
+  if (instance == nullptr || !(instance->state[it->second] & kStarted)) {
+    requests_.insert(id);
+  } else if (instance->state[it->second] & kCompleted) {
+    return false;
+  } else {
+    wire_.SendReady(*this, op.peer, id);
+  }
   return true;
 }
 

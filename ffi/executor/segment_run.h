@@ -2,7 +2,8 @@
 //
 // A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
 // has said that it is ready, so that it never waits in a slot for an op that has not started.
-// An eager message that comes too early is copied out of its slot.
+// An eager message that comes too early is copied out of its slot; where too many have been, the
+// wire holds the next ones back and asks the receiver to say when it is ready for them.
 //
 // Thread rule: that of Run.
 #pragma once
@@ -32,9 +33,11 @@ class SegmentRun final : public Run {
   const Status& status() const override { return status_; }  // of a schedule: always good
 
   bool OnReady(const MessageId& id) override;
+  bool OnRequest(const MessageId& id) override;
   Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                std::optional<uint64_t> handle) override;
   void OnSent(int32_t segment, int32_t op) override;
+  bool Hold(int32_t segment, int32_t op) override;
 
   MessageKey Key(int32_t op) const override { return KeyOf(plan_->program().ops[op]); }
   size_t MessageBytes(int32_t segment, int32_t op) const override {
@@ -56,12 +59,12 @@ class SegmentRun final : public Run {
     int32_t segment = 0;
     int32_t remaining = 0;
     std::vector<int32_t> waits;            // per op
-    std::vector<uint8_t> state;            // per op: bits kStarted, kReady, kSending, kCompleted
+    std::vector<uint8_t> state;            // per op: bits kStarted, kReady, ...
     std::vector<const std::byte*> landed;  // per op, of those that stay in place
     std::vector<Kept> kept;
     ScratchPool::Block scratch;
   };
-  enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8 };
+  enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8, kHeld = 16 };
   struct Event {
     Instance* instance;
     int32_t op;
@@ -95,6 +98,7 @@ class SegmentRun final : public Run {
   std::deque<Event> events_;
   bool draining_ = false;
   std::set<MessageId> early_ready_;
+  std::set<MessageId> requests_;  // for ops that have not started
   std::map<MessageId, std::vector<std::byte>> early_data_;
 };
 

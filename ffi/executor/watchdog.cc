@@ -46,9 +46,22 @@ int Watchdog::call_site_count() {
   return static_cast<int>(sites_.size());
 }
 
+std::vector<std::string> Watchdog::DescribePending() {
+  std::lock_guard lock(mutex_);
+  std::vector<std::string> lines;
+  for (CallSite* site : sites_) {
+    for (std::string& line : site->DescribePending()) lines.push_back(std::move(line));
+  }
+  return lines;
+}
+
 void Watchdog::Tick() {
   const CallSite::Clock::time_point now = CallSite::Clock::now();
   std::lock_guard lock(mutex_);
+  const CallSite::Clock::duration stopped = stopped_time_.Since(now);
+  if (stopped > CallSite::Clock::duration::zero()) {
+    for (CallSite* site : sites_) site->PutOffDeadlines(now, stopped);
+  }
   bool overdue = false;
   for (CallSite* site : sites_) overdue |= site->HasOverdue(now);
   if (!overdue) return;

@@ -3,7 +3,11 @@
 
 #include <chrono>
 #include <mutex>
+#include <string>
 #include <unordered_set>
+#include <vector>
+
+#include "base/stopped_time.h"
 
 namespace jaxcoll {
 
@@ -17,6 +21,7 @@ class Watchdog {
   void Add(CallSite* site);
   void Remove(CallSite* site);  // waits for a tick that looks at it
   int call_site_count();
+  std::vector<std::string> DescribePending();
 
   // Fails all pending calls; from then on closing() is true and calls fail on arrival.
   void Close();
@@ -28,6 +33,7 @@ class Watchdog {
 
   std::mutex mutex_;
   std::unordered_set<CallSite*> sites_;  // guarded by mutex_
+  StoppedTime stopped_time_;             // the thread's
 };
 
 }  // namespace jaxcoll

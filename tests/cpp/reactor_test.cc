@@ -26,12 +26,12 @@ constexpr double kTimeoutS = 1;
 // A reactor with one device per process, whose peers are played by the test.
 class Alone : public LinkSink {
  public:
-  explicit Alone(int processes) : net_(random_, 0) {
+  explicit Alone(int processes, double timeout_s = kTimeoutS) : net_(random_, 0) {
     std::unordered_map<int64_t, int> devices;
     for (int p = 0; p < processes; ++p) devices[p] = p;
     Reactor::Seams seams;
     seams.now = [this] { return net_.now(); };
-    seams.timeout_s = kTimeoutS;
+    seams.timeout_s = timeout_s;
     seams.complete = [this](std::vector<std::unique_ptr<Completion>> completions,
                             std::shared_ptr<const Status> status,
                             std::shared_ptr<ContinuationCost>) {
@@ -79,6 +79,18 @@ class Alone : public LinkSink {
       reactor->Step();
       for (auto& [process, link] : peers_) (void)link->Poll(*this, 1000);
     }
+  }
+
+  // Runs for so long, as a process does that wakes up now and then.
+  void Wait(double s) {
+    for (const auto end = net_.now() + std::chrono::duration<double>(s); net_.now() < end;) {
+      net_.Advance(std::chrono::milliseconds(100));
+      Settle();
+    }
+  }
+  // Does not run for so long.
+  void BeStopped(double s) {
+    net_.Advance(std::chrono::duration_cast<microseconds>(std::chrono::duration<double>(s)));
   }
 
   void OnNotice(int, const Notice& notice) override { notices.push_back(Decode(notice)); }
@@ -198,6 +210,140 @@ TEST(Reactor, AnEarlyMessageIsCheckedLikeALateOne) {
     EXPECT_EQ(process.ended.size(), *what == 'l' || *what == 'u' ? 2u : *what == 'g' ? 1u : 0u);
     EXPECT_EQ(process.reactor->Account().early_bytes, 0u);
   }
+}
+
+TEST(Reactor, WhoIsFarAheadAsksBeforeItSends) {
+  Alone process(2);
+  FakeLink& peer = process.Connect(1);
+  const auto group = process.Open(2, "all_reduce");
+  const NoticeFields sent = DataFor(process, *group);
+  const auto kinds = [&] {
+    std::vector<NoticeKind> result;
+    for (const NoticeFields& fields : std::exchange(process.notices, {})) {
+      result.push_back(fields.kind);
+    }
+    return result;
+  };
+  const auto say = [&](NoticeFields fields) {
+    peer.Put({}, 0, Encode(fields), 0);
+    process.Settle();
+  };
+  const uint32_t much = Reactor::kAheadBytes + 1;
+  NoticeFields credit = sent;
+  credit.kind = NoticeKind::kCredit;
+  credit.bytes = much;
+  say(credit);  // it has put much aside
+  kinds();
+  process.Start(*group);
+  process.Settle();
+  ASSERT_FALSE(process.notices.empty());
+  for (const NoticeFields& fields : process.notices) {
+    EXPECT_EQ(fields.kind, NoticeKind::kRequest);
+    EXPECT_EQ(fields.bytes, 0u);
+  }
+  EXPECT_EQ(process.reactor->Account().slots_taken, 0u);
+  const NoticeFields request = process.notices.front();
+  process.notices.clear();
+  NoticeFields ready = request;
+  ready.kind = NoticeKind::kReady;
+  say(ready);
+  EXPECT_EQ(kinds(), (std::vector{NoticeKind::kData}));
+  NoticeFields taken;
+  taken.kind = NoticeKind::kTaken;
+  taken.bytes = much;
+  say(taken);
+  process.Start(*group);
+  process.Settle();
+  EXPECT_EQ(kinds(), (std::vector{NoticeKind::kData}));
+  // Nobody is ready for what it was not asked for.
+  say(ready);
+  EXPECT_TRUE(Contains(process.reactor->Dump(), "process 1 (fake 1) is lost"));
+}
+
+TEST(Reactor, WhoIsAskedAnswersWhenItWaits) {
+  for (const bool early : {false, true}) {
+    Alone process(2);
+    FakeLink& peer = process.Connect(1);
+    const auto group = process.Open(2, "all_reduce");
+    NoticeFields request = DataFor(process, *group);
+    request.kind = NoticeKind::kRequest;
+    if (early) ++request.number;
+    process.notices.clear();
+    peer.Put({}, 0, Encode(request), 0);
+    process.Settle();
+    EXPECT_EQ(process.notices.size(), early ? 0u : 1u);
+    EXPECT_EQ(process.reactor->Account().early_calls, early ? 1u : 0u);
+    if (early) process.Start(*group);
+    process.Settle();
+    EXPECT_EQ(std::count_if(process.notices.begin(), process.notices.end(),
+                            [](const NoticeFields& f) { return f.kind == NoticeKind::kReady; }),
+              1);
+    EXPECT_TRUE(process.ended.empty());
+  }
+}
+
+TEST(Reactor, AJobThatWasStoppedAndResumedHasNotMissedItsDeadlines) {
+  Alone process(2, 10);
+  process.Connect(1);
+  const auto group = process.Open(2, "all_reduce");
+  process.Start(*group);
+  process.Wait(0.5);
+  for (int i = 0; i < 3; ++i) {
+    process.BeStopped(1000);
+    process.Settle();
+  }
+  process.BeStopped(1000);
+  process.Start(*group);  // before the thread has looked at the clock
+  process.Wait(4);
+  EXPECT_TRUE(process.ended.empty()) << process.ended[0].message();
+  process.Wait(8);
+  ASSERT_EQ(process.ended.size(), 2u);
+  EXPECT_TRUE(Contains(process.ended[0].message(), "has not answered"))
+      << process.ended[0].message();
+}
+
+TEST(Reactor, WhoDoesNotAnswerIsGivenUpSoonerThanWhoIsLate) {
+  for (const bool answers : {false, true}) {
+    Alone process(2, 300);
+    FakeLink& peer = process.Connect(1);
+    const auto group = process.Open(2, "all_reduce");
+    process.Start(*group);
+    double waited_s = 0;
+    while (process.ended.empty() && waited_s < 1000) {
+      process.Wait(0.5);
+      waited_s += 0.5;
+      if (!std::exchange(process.told, {}).empty() && answers) {
+        peer.Tell("state waits in all_gather (call 0, since 1 s)");
+      }
+    }
+    ASSERT_EQ(process.ended.size(), 1u);
+    const std::string& text = process.ended[0].message();
+    if (answers) {
+      EXPECT_NEAR(waited_s, 300, 2);
+      EXPECT_TRUE(Contains(text, "(process 1) waits in all_gather")) << text;
+      EXPECT_TRUE(Contains(text, "same order")) << text;
+    } else {
+      EXPECT_NEAR(waited_s, 65, 2);  // JAX gives up on a lost process after 100 s
+      EXPECT_TRUE(Contains(text, "(process 1) has not answered for 60 s: it is stopped")) << text;
+    }
+  }
+}
+
+TEST(Reactor, ACommunicatorIsForgottenWithItsLastGroup) {
+  Alone process(100);
+  for (int i = 0; i < 3; ++i) {
+    for (int ranks = 2; ranks < 100; ++ranks) {
+      const auto first = process.Open(ranks, "all_reduce"), second = process.Open(ranks, "x");
+      EXPECT_EQ(process.reactor->Account().communicators, 1u);
+    }
+  }
+  EXPECT_EQ(process.reactor->Account().communicators, 0u);
+  // But not that it has failed.
+  process.Open(2, "all_reduce")->Fail(Status(StatusCode::kInternal, "rank 0 gave up"));
+  EXPECT_EQ(process.reactor->Account().communicators, 1u);
+  process.Start(*process.Open(2, "all_reduce"));
+  ASSERT_EQ(process.ended.size(), 1u);
+  EXPECT_TRUE(Contains(process.ended[0].message(), "rank 0 gave up"));
 }
 
 TEST(Reactor, APeerThatRunsAwayIsStopped) {

@@ -156,6 +156,7 @@ class World {
   const Fault fault_;
   FakeNet::Copying copying_ = FakeNet::Copying::kDirect;
   uint32_t first_call_ = 0;
+  int64_t ahead_bytes_ = Reactor::kAheadBytes;
   std::unordered_map<int64_t, int> process_of_device_;
   std::deque<Process> processes_;
   std::vector<Site> sites_;

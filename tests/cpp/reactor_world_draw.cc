@@ -61,6 +61,8 @@ void World::Build() {
   if (Chance(random_, 50)) std::shuffle(owners.begin(), owners.end(), random_);
   for (size_t d = 0; d < owners.size(); ++d) process_of_device_[100 + d] = owners[d];
   copying_ = static_cast<FakeNet::Copying>(Draw(random_, 0, 2));
+  // From asking before every small message to hardly ever.
+  if (Chance(random_, 40)) ahead_bytes_ = Draw(random_, 0, 1) * Draw(random_, 0, 4000) - 1;
   // Numbers of calls wrap around.
   if (Chance(random_, 30)) first_call_ = static_cast<uint32_t>(Draw(random_, -3, -1));
 

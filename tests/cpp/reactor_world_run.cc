@@ -192,6 +192,7 @@ void World::MakeProcesses() {
     seams.now = [this] { return net_.now(); };
     seams.timeout_s = kTimeoutS;
     seams.first_call = first_call_;
+    seams.ahead_bytes = ahead_bytes_;
     seams.complete = [&process](std::vector<std::unique_ptr<Completion>> completions,
                                 std::shared_ptr<const Status> status,
                                 std::shared_ptr<ContinuationCost>) {

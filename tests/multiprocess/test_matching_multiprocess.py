@@ -184,11 +184,60 @@ if errors: raise errors[0]
 def test_two_dispatching_threads() -> None:
     """Each thread's calls are in the same order everywhere; those of different threads are not.
 
-    XLA runs one launch after the other, so processes that begin with different ones wait for each
-    other until the deadline: an error then, but never a wrong sum and no hang.
+    XLA runs programs of several local devices one after the other, so processes that begin with
+    different ones wait for each other until the deadline: an error then, but never a wrong sum and
+    no hang.
     """
     environment = {"JAXCOLL_TIMEOUT_S": "3"}
     run_program(TWO_THREADS, processes=2, devices=2, environment=environment, timeout_s=60)
+
+
+TWO_ORDERS = """
+import threading
+functions = [per_device(mesh, lambda x, i=i: c.psum(x * (i + 1), "x")) for i in range(2)]
+x = small_integers((n, 100_000))  # not so small that JAX runs it inside the dispatching call
+texts = [None, None]
+
+def call(i):
+    try:
+        compare(functions[i](place(mesh, x)), np.broadcast_to((x * (i + 1)).sum(0), x.shape), "")
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        texts[i] = str(error)
+
+for i in range(2):
+    call(i)
+for _ in range(5):
+    finished(f"compiled {_}")
+    order = [0, 1] if rank == 0 else [1, 0]
+    threads = [threading.Thread(target=call, args=(i,)) for i in order]
+    threads[0].start()
+    time.sleep(0.2)  # its call has begun, and nobody can end it
+    threads[1].start()
+    for thread in threads: thread.join()
+    if any(texts): break
+for text in texts: print("told:", text)
+"""
+
+
+@needs_engine
+def test_threads_in_another_order_on_each_process() -> None:
+    """With one device per process threads do not wait for each other; with more, all are told."""
+    environment = {"JAXCOLL_TIMEOUT_S": "3"}
+    for devices in (1, 2):
+        texts = run(
+            PROGRAM + TWO_ORDERS,
+            processes=2,
+            devices=devices,
+            environment=environment,
+            survives=True,
+            timeout_s=60,
+        )
+        for text in texts:
+            told = [line for line in text.splitlines() if line.startswith("told:")]
+            if devices == 1:
+                assert told == ["told: None"] * 2, text
+            else:
+                assert all("launch from one thread" in line for line in told), text
 
 
 # A random program is a list of steps on a list of values; JAX and NumPy both interpret it.
@@ -331,10 +380,11 @@ def run_random(
 @needs_engine
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_random_programs_are_exact(devices: int, request: pytest.FixtureRequest) -> None:
-    """About 100 collectives for each program; `--seeds 110` makes it more than 10 000."""
-    programs = request.config.getoption("--seeds") or 24
-    done = run_random(programs, devices=devices, timeout_s=60 + 10 * programs)
-    assert done > (2000 if programs >= 24 else 0), done
+    """About 200 collectives for each program; `--exhaustive` makes it more than 10 000."""
+    option = request.config.getoption
+    programs = option("--seeds") or (60 if option("--exhaustive") else 12)
+    done = run_random(programs, devices=devices, repeats=10, timeout_s=60 + 10 * programs)
+    assert done > (10_000 if programs >= 60 else 2000 if programs >= 12 else 0), done
 
 
 @pytest.mark.exhaustive
@@ -345,12 +395,26 @@ def test_the_same_kinds_of_program_are_right_under_lax() -> None:
 
 
 @needs_engine
-def test_many_communicators_come_and_go() -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.exhaustive)])
+def test_many_communicators_come_and_go(count: int) -> None:
     run_program(
         """
-import random, itertools
+import gc, random, re, threading
+from jaxcoll._native import native
 draw = random.Random(0)
-for i in range(200):
+
+def held():
+    "Descriptors, threads and MiB of this process; communicators that are open."
+    jax.clear_caches()
+    gc.collect()
+    megabytes = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    communicators = int(re.search(r"(\\d+) communicators are open", native.comm_dump())[1])
+    threads = len(os.listdir("/proc/self/task"))
+    return len(os.listdir("/proc/self/fd")), threads, megabytes, communicators
+
+for i in range(COUNT):
+    if i == COUNT // 2:
+        fds, threads, megabytes, _ = held()
     order = draw.sample(range(n), draw.randrange(2, n + 1))
     mine = {d.id for d in jax.local_devices()}
     devices = sorted(jax.devices(), key=lambda d: d.id)
@@ -359,7 +423,13 @@ for i in range(200):
         x = small_integers((len(order), 10), seed=i)
         result = per_device(sub, lambda x: c.psum(x, "x"))(place(sub, x))
         compare(result, np.broadcast_to(x.sum(0), x.shape), f"mesh {order}")
-""",
+        del result, sub
+after = held()
+print("from", (fds, threads, megabytes), "to", after)
+assert after[0] <= fds and after[1] <= threads, "descriptors or threads are left"
+assert after[2] < megabytes + 64, "memory is left"
+assert after[3] == 0, "communicators are left"
+""".replace("COUNT", str(count)),
         devices=2,
         timeout_s=240,
     )
