@@ -63,6 +63,24 @@ def processes(mesh: Mesh | AbstractMesh) -> list[int]:
     return [device.process_index for device in mesh.devices.flat]
 
 
+def hosts(mesh: Mesh | AbstractMesh) -> list[int]:
+    """The host of each logical id, as JAX tells machines apart; empty as for `processes`."""
+    if isinstance(mesh, AbstractMesh):
+        return []
+    return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+
+
+def ranks_per_node(
+    groups: np.ndarray, process_of_logical: Sequence[int], host_of_logical: Sequence[int]
+) -> int:
+    """How many ranks of a group are near each other, and reduce before they talk to the others.
+
+    Those of one host where groups reach into several, else those of one process; as `ranks_per`.
+    """
+    per_host = ranks_per(groups, host_of_logical)
+    return per_host if per_host > 1 else ranks_per(groups, process_of_logical)
+
+
 def processes_per_group(groups: np.ndarray, process_of_logical: Sequence[int]) -> int:
     """How many processes a group reaches into, at most; 1 if processes are not known."""
     if len(process_of_logical) == 0:
@@ -70,15 +88,15 @@ def processes_per_group(groups: np.ndarray, process_of_logical: Sequence[int]) -
     return max(len(np.unique(row)) for row in np.asarray(process_of_logical)[groups])
 
 
-def ranks_per_process(groups: np.ndarray, process_of_logical: Sequence[int]) -> int:
-    """How many ranks of a group each of its processes has.
+def ranks_per(groups: np.ndarray, place_of_logical: Sequence[int]) -> int:
+    """How many ranks of a group each of its places (processes, hosts) has.
 
-    1 for groups within one process. 0 unless it is the same number for every process and group and
-    each process's ranks follow each other.
+    1 for groups within one place. 0 unless it is the same number for every place and group and each
+    place's ranks follow each other.
     """
-    if len(process_of_logical) == 0:
+    if len(place_of_logical) == 0:
         return 1
-    by_rank = np.asarray(process_of_logical)[groups]
+    by_rank = np.asarray(place_of_logical)[groups]
     if all((row == row[0]).all() for row in by_rank):
         return 1
     runs = set()

@@ -41,7 +41,7 @@ class _Group:
     # Whether the program may run on other devices than those of its mesh: each of its calls then
     # says where it runs, and device_ids, if there are any, are checked against that.
     movable: bool
-    ranks_per_process: int  # as _communicator.ranks_per_process
+    ranks_per_node: int  # as _communicator.ranks_per_node
     processes: int  # that a group reaches into, at most
     exported: bool
     program: str  # fingerprint of the program where there are several, or may be; "" else
@@ -75,7 +75,7 @@ class _Call:
             self.algorithm,
             self.group.size,
             byte_count=sum(compat.byte_count(operand) for operand in operands),
-            ranks_per_process=self.group.ranks_per_process,
+            ranks_per_node=self.group.ranks_per_node,
             processes=self.group.processes,
         )
 
@@ -97,7 +97,7 @@ class _Call:
             "device_ids": integers(self.group.device_ids or []),
             "root": integer(self.root),
             "permutation": integers(self.permutation),
-            "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_process)),
+            "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_node)),
             "channels": integer(1),
             "schedule": text(self.schedule),
             "program": text(self.group.program),
@@ -143,6 +143,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     # Where groups reach into other processes, one must know which: there a program that has moved
     # to another order of the devices is refused when it runs.
     processes = [] if exported else _communicator.processes(mesh)
+    hosts = [] if exported else _communicator.hosts(mesh)
     one_process = len(set(processes)) <= 1
     program = "" if one_process and not exported else compat.program_fingerprint(ctx)
     if not one_process:
@@ -154,7 +155,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         groups=groups,
         device_ids=device_ids,
         movable=movable,
-        ranks_per_process=_communicator.ranks_per_process(groups, processes),
+        ranks_per_node=_communicator.ranks_per_node(groups, processes, hosts),
         processes=_communicator.processes_per_group(groups, processes),
         exported=exported,
         program=program,

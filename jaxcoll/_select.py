@@ -32,20 +32,20 @@ def algorithms(collective: str) -> tuple[str, ...]:
 
 
 def _auto(
-    collective: str, world_size: int, byte_count: int, ranks_per_process: int, processes: int
+    collective: str, world_size: int, byte_count: int, ranks_per_node: int, processes: int
 ) -> str:
     if processes <= 1 or collective != "all_reduce":
         return _AUTO
-    if 1 < ranks_per_process < world_size:
+    if 1 < ranks_per_node < world_size:
         return "hierarchical"
     if byte_count > _ONE_STEP_BYTES:
         return "direct2"
     return _AUTO if world_size <= _ONE_STEP_RANKS else "recursive_doubling"
 
 
-def node_size(algorithm: str, ranks_per_process: int) -> int:
+def node_size(algorithm: str, ranks_per_node: int) -> int:
     """Ranks per node of a hierarchical algorithm; 0: the divisor nearest to the square root."""
-    return ranks_per_process if algorithm == "hierarchical" and ranks_per_process > 1 else 0
+    return ranks_per_node if algorithm == "hierarchical" and ranks_per_node > 1 else 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -55,7 +55,7 @@ def choose(
     world_size: int,
     *,
     byte_count: int = 0,
-    ranks_per_process: int = 1,
+    ranks_per_node: int = 1,
     processes: int = 1,
 ) -> str:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
@@ -65,7 +65,7 @@ def choose(
       algorithm: "auto" or one of `algorithms(collective)`.
       world_size: ranks per group.
       byte_count: bytes of one rank's operands.
-      ranks_per_process: ranks that a process has in a group, 0 if they differ.
+      ranks_per_node: ranks of a group that a host, or a process, has; 0 if they differ.
       processes: processes that the mesh reaches into.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
@@ -76,7 +76,7 @@ def choose(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if algorithm == "auto":
-        algorithm = _auto(collective, world_size, byte_count, ranks_per_process, processes)
+        algorithm = _auto(collective, world_size, byte_count, ranks_per_node, processes)
     if collective not in _UNSCHEDULED:
         spec = _schedule.ScheduleSpec(cast(_schedule.Collective, collective), world_size, algorithm)
         try:
