@@ -23,6 +23,7 @@ void Peer::Disconnect(std::string reason) {
   state_ = State::kDown;
   down_reason_ = std::move(reason);
   unsent_.clear();
+  in_transit.clear();
   untold_.clear();
   waiting_small_.clear();
   waiting_large_.clear();

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -52,6 +53,8 @@ class Peer {
     int32_t segment;
     int32_t op;
   };
+  // Puts whose source the link still reads, by token.
+  std::map<uint64_t, Waiting> in_transit;
   std::deque<Waiting>& waiting(bool small) { return small ? waiting_small_ : waiting_large_; }
   bool HasSlot(bool small) const { return !(small ? free_small_ : free_large_).empty(); }
   uint32_t TakeSlot(bool small);

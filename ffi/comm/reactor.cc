@@ -521,6 +521,7 @@ void Reactor::FinishIfDone(const CallId& id) {
 void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const Status& status) {
   std::unique_ptr<Call> call = std::move(it->second);
   calls_.erase(it);
+  Detach(*call);
   Call* const outer = std::exchange(current_, call.get());
   call->run.reset();  // returns the slots it kept
   current_ = outer;

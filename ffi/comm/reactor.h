@@ -116,6 +116,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::shared_ptr<Group> group;
     CallId id;
     Lender* lender = nullptr;  // while a handler works at it
+    int unsent = 0;            // puts whose source is a buffer of this call
     std::unique_ptr<Run> run;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
@@ -193,6 +194,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void PeerLeft(Peer& peer);
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
+  void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment, int32_t op);
+  void Detach(Call& call);
   std::string State();
   std::string DeadlineMessage(const Call& call);
   std::string Advice(const Call& call);
@@ -203,7 +206,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
 
   void OnNotice(int peer, const Notice& notice) override;
   void OnTold(int peer, std::string_view message) override;
-  void OnSent(int, uint64_t) override {}
+  void OnSent(int peer, uint64_t token) override;
   void SendReady(Run& run, int32_t rank, const MessageId& id) override;
   void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
   bool MayKeep(int32_t rank) override;
@@ -238,6 +241,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   std::map<uint64_t, Communicator> communicators_;
   std::deque<EarlyPoison> early_poisons_;
   std::deque<Record> records_;
+  uint64_t next_token_ = 1;
   bool armed_ = false;       // links may wake the thread
   Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
   std::vector<std::string> violations_;

@@ -82,17 +82,53 @@ void Reactor::Pump(Peer& peer, bool small) {
     const size_t bytes = run.MessageBytes(next.segment, next.op);
     const uint32_t offset = peer.TakeSlot(small);
     std::byte* const remote = peer.link()->remote_window();
-    std::byte* const message = (remote != nullptr ? remote : peer.mirror()) + offset;
-    run.Write(next.segment, next.op, message);
+    const std::byte* message = remote == nullptr ? run.Contiguous(next.segment, next.op) : nullptr;
+    const uint64_t token = message != nullptr ? next_token_++ : 0;
+    if (message == nullptr) {
+      std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + offset;
+      run.Write(next.segment, next.op, slot);
+      message = slot;
+    }
     NoticeFields fields = About(NoticeKind::kData, next.call, {next.segment, run.Key(next.op)});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
-    peer.link()->Put({message, bytes}, offset, Encode(fields), 0);
-    Call* const outer = std::exchange(current_, it->second.get());
-    run.OnSent(next.segment, next.op);
-    current_ = outer;
-    if (outer != it->second.get()) FinishIfDone(next.call);
+    if (peer.link()->Put({message, bytes}, offset, Encode(fields), token) || token == 0) {
+      Sent(it, next.segment, next.op);
+    } else {
+      peer.in_transit.emplace(token, next);
+      ++it->second->unsent;
+    }
+  }
+}
+
+void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment,
+                   int32_t op) {
+  Call* const call = it->second.get();
+  Call* const outer = std::exchange(current_, call);
+  call->run->OnSent(segment, op);
+  current_ = outer;
+  if (outer != call) FinishIfDone(it->first);
+}
+
+void Reactor::OnSent(int process, uint64_t token) {
+  const auto sent = PeerOf(process).in_transit.extract(token);
+  if (sent.empty()) return;
+  const auto it = calls_.find(sent.mapped().call);
+  JAXCOLL_CHECK(it != calls_.end(), "a call has ended before its puts");
+  --it->second->unsent;
+  Sent(it, sent.mapped().segment, sent.mapped().op);
+}
+
+// The buffers of a call that has failed go back to XLA: no link may read them any more.
+void Reactor::Detach(Call& call) {
+  if (call.unsent == 0) return;
+  for (const auto& [process, peer] : peers_) {
+    std::erase_if(peer->in_transit, [&](const auto& put) {
+      if (put.second.call != call.id) return false;
+      if (peer->link() != nullptr) peer->link()->Detach(put.first);
+      return true;
+    });
   }
 }
 

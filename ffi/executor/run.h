@@ -87,6 +87,9 @@ class Run {
   virtual MessageKey Key(int32_t op) const = 0;
   virtual size_t MessageBytes(int32_t segment, int32_t op) const = 0;
   virtual void Write(int32_t segment, int32_t op, std::byte* message) const = 0;
+  // The message where it lies, if it does in one piece; null: it must be written. It stays as it is
+  // until OnSent.
+  virtual const std::byte* Contiguous(int32_t /*segment*/, int32_t /*op*/) const { return nullptr; }
 
   // The ranks whose messages or readiness it waits for.
   virtual std::vector<int32_t> WaitingFor() const = 0;

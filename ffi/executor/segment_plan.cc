@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -88,9 +89,10 @@ SegmentPlan::Strip SegmentPlan::StripOf(int32_t chunk, const Part& part) const {
   const int64_t position = chunk % positions;
   const int64_t first = position * n / positions;
   const int64_t length = (position + 1) * n / positions - first;
-  const int64_t low = length * part.slice / part.slices;
-  const int64_t high = length * (part.slice + 1) / part.slices;
-  return {chunk / positions * n + first + low, high - low};
+  // All but the last one are as long as their message, and so need not be gathered to be sent.
+  const int64_t most = static_cast<int64_t>(part.stride / item_bytes_);
+  const int64_t low = std::min(length, most * part.slice);
+  return {chunk / positions * n + first + low, std::min(length - low, most)};
 }
 
 std::byte* SegmentPlan::Address(const LocalChunk& chunk, size_t part_index,
@@ -184,7 +186,7 @@ void SegmentPlan::ClearUnwritten(const MemberBuffers& buffers) const {
   const size_t members = program_->members.size();
   for (const LocalChunk& c : program_->zeros) {
     for (size_t v = 0; v < block_elements_.size(); ++v) {
-      const Part whole{static_cast<int32_t>(v), 0, 1, 0};
+      const Part whole{static_cast<int32_t>(v), 0, 1, std::numeric_limits<size_t>::max() / 2};
       const Strip strip = StripOf(c.chunk, whole);
       std::memset(buffers.outputs[v * members + c.member] + strip.first * item_bytes_, 0,
                   strip.count * item_bytes_);

@@ -44,7 +44,7 @@ class SegmentRun final : public Run {
     return plan_->MessageBytes(segment, plan_->program().ops[op]);
   }
   void Write(int32_t segment, int32_t op, std::byte* message) const override;
-  const std::byte* Contiguous(int32_t segment, int32_t op) const;
+  const std::byte* Contiguous(int32_t segment, int32_t op) const override;
 
   std::vector<int32_t> WaitingFor() const override;
 

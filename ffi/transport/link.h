@@ -59,6 +59,9 @@ class Link {
   // notice alone.
   virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
                    uint64_t token) = 0;
+  // The source of a put that is not through yet is about to go away: the link copies what it still
+  // needs of it. No OnSent comes for that token.
+  virtual void Detach(uint64_t token) = 0;
   virtual void Tell(std::string_view message) = 0;
 
   // Receives what has come and sends what was queued; at most `budget` notices. Returns whether it

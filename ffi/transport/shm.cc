@@ -78,6 +78,8 @@ class ShmLink final : public Link {
     return true;
   }
 
+  void Detach(uint64_t) override {}  // every source is copied at once
+
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
     // One byte ahead: an empty message would read as the end of the socket.

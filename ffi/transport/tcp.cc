@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <chrono>
 #include <optional>
+#include <utility>
 
 #include "transport/link.h"
 #include "transport/link_error.h"
@@ -108,6 +109,11 @@ class TcpLink final : public Link {
     return (*least)->Send(header, source, token);
   }
 
+  void Detach(uint64_t token) override {
+    std::erase(sent_tokens_, token);
+    for (auto& socket : sockets_) socket->Detach(token);
+  }
+
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
     const FrameHeader header = {kFrameMagic, FrameKind::kTell, message.size(), 0, {}};
@@ -118,8 +124,8 @@ class TcpLink final : public Link {
     if (!end_.ok()) return end_;
     bool did_something = false;
     for (auto& socket : sockets_) did_something |= socket->Flush(sent_tokens_);
-    for (uint64_t token : sent_tokens_) sink.OnSent(peer_, token);
-    sent_tokens_.clear();
+    // What the sink does may detach others.
+    for (const uint64_t token : std::exchange(sent_tokens_, {})) sink.OnSent(peer_, token);
 
     // A new first one each time: else the budget could be used up before the last one's turn.
     ++first_socket_;

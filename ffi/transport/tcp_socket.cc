@@ -66,13 +66,25 @@ bool TcpSocket::Send(const FrameHeader& header, std::span<const std::byte> paylo
   Outgoing& frame = outgoing_.back();
   const size_t payload_sent = sent < sizeof(header) ? 0 : sent - sizeof(header);
   if (payload.size() - payload_sent > max_copied_bytes) return false;
-  // Only the rest is kept: as if the payload had been that, of which nothing is sent.
-  const auto rest = payload.subspan(payload_sent);
+  CopyRest(frame);
+  return true;
+}
+
+// Only the rest is kept: as if the payload had been that, of which nothing is sent.
+void TcpSocket::CopyRest(Outgoing& frame) {
+  const size_t payload_sent =
+      frame.sent < sizeof(FrameHeader) ? 0 : frame.sent - sizeof(FrameHeader);
+  const auto rest = frame.payload.subspan(payload_sent);
   frame.copy.assign(rest.begin(), rest.end());
   frame.payload = frame.copy;
-  frame.sent = sent - payload_sent;
+  frame.sent -= payload_sent;
   frame.report = false;
-  return true;
+}
+
+void TcpSocket::Detach(uint64_t token) {
+  for (Outgoing& frame : outgoing_) {
+    if (frame.report && frame.token == token) CopyRest(frame);
+  }
 }
 
 bool TcpSocket::Flush(std::vector<uint64_t>& sent_tokens) {

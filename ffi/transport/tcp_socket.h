@@ -32,6 +32,8 @@ class TcpSocket {
   bool Send(const FrameHeader& header, std::span<const std::byte> payload, uint64_t token);
   // As Send, of a payload that is free afterwards.
   void SendCopy(const FrameHeader& header, std::span<const std::byte> payload);
+  // Copies the rest of the payload of the frame with this token, if it waits here.
+  void Detach(uint64_t token);
   // Sends more of what waits. Tokens of frames that are through, and that Send did not settle, are
   // appended to `sent`. Returns whether anything moved.
   bool Flush(std::vector<uint64_t>& sent);
@@ -69,6 +71,7 @@ class TcpSocket {
 
   bool Send(const FrameHeader& header, std::span<const std::byte> payload, uint64_t token,
             size_t max_copied_bytes);
+  static void CopyRest(Outgoing& frame);
   // Returns what the kernel took; 0 if it is full or the socket broken.
   size_t Write(std::span<const iovec> pieces);
   // Reads once. Returns the bytes that came; 0 if none.

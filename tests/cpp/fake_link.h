@@ -147,6 +147,15 @@ class FakeLink final : public Link {
     return reusable;
   }
 
+  void Detach(uint64_t token) override {
+    std::erase(out_->sent, token);
+    for (FakePipe::Put& put : out_->puts) {
+      if (put.late == nullptr || put.token != token) continue;
+      put.bytes.assign(put.late, put.late + put.size);
+      put.late = nullptr;
+    }
+  }
+
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= (64 << 10), "%zu bytes", message.size());
     if (out_->black_hole || out_->reader_gone) return;
