@@ -85,6 +85,11 @@ def _new_peer(index: int) -> _Peer:
     return _Peer(f"process {index}", asyncio.get_running_loop().create_future())
 
 
+def _link_timeout_s(timeout_s: float) -> float:
+    """Sooner than the deadline of the collective, which can only say that there is no link."""
+    return max(0.8 * timeout_s, timeout_s - 10)
+
+
 class Bootstrap:
     """Links this process to others of its job. One per process and job.
 
@@ -161,7 +166,7 @@ class Bootstrap:
             native,
             *job,
             version=jaxcoll.__version__,
-            timeout_s=values["JAXCOLL_TIMEOUT_S"] or _TIMEOUT_S,
+            timeout_s=_link_timeout_s(values["JAXCOLL_TIMEOUT_S"] or _TIMEOUT_S),
             transports=values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS,
             tcp_sockets=values["JAXCOLL_TCP_SOCKETS"] or _TCP_SOCKETS,
             ifname=values["JAXCOLL_IFNAME"],

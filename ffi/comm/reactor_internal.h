@@ -20,8 +20,8 @@ class Reactor::Group {
   std::vector<int64_t> device_ids;
   std::shared_ptr<const std::string> description;
   std::shared_ptr<const RunPlan> plan;
-  // Guarded by the reactor's mutex. How many calls pass before one is lent a thread again: the more,
-  // the more often that was in vain.
+  // Guarded by the reactor's mutex. How many calls pass before one is lent a thread again: the
+  // more, the more often that was in vain.
   int lend_backoff = 0;
   int lend_after = 0;
 };

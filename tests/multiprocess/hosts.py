@@ -76,7 +76,9 @@ class _Host:
     def command(self, *command: str) -> list[str]:
         """`command` on this host; it is killed when the one who started it ends."""
         inside = ["nsenter", "--target", str(self.pid), *self._user, "--net", "--uts", "--mount"]
-        return [*inside, "setpriv", "--pdeathsig", "KILL", *command]
+        # Who started it may have ended before the signal was asked for.
+        unless_orphan = ["sh", "-c", '[ "$PPID" != 1 ] && exec "$@"', "sh"]
+        return [*inside, "setpriv", "--pdeathsig", "KILL", *unless_orphan, *command]
 
     def run(self, *command: str) -> str:
         """Runs `command` on this host. Raises: RuntimeError if it fails."""
