@@ -89,8 +89,8 @@ VARIABLES = (
         default="300",
         takes="seconds above 0",
         meaning="how long a collective waits for the other devices before it fails, naming those "
-        "that did not arrive; a process that does not answer at all is given up after a fifth of it "
-        "(10 s at least)",
+        "that did not arrive; a process that does not answer at all is given up after a fifth of "
+        "it (10 s at least)",
         parse=_positive_number,
     ),
     Variable(
