@@ -29,7 +29,8 @@ def test_everything_is_verified_by_default(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_schedules_that_cannot_be_built_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--algorithm", "hierarchical[2x4]", "--world-size", "6"]
+    arguments = ["--collective", "all_reduce", "--world-size", "6"]
+    arguments += ["--algorithm", "hierarchical[2x4]"]
     assert verify.main(arguments) == 1
     captured = capsys.readouterr()
     assert "refused: hierarchical[2x4] does not fit 6 ranks" in captured.out
@@ -53,7 +54,7 @@ def test_wrong_schedules_fail(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algorithm", "rign"], "no algorithm rign; choose from binomial"),
+        (["--algorithm", "rign"], "no algorithm rign; choose from bine, bine_latency, binomial"),
         (["--algorithm", "ring[x]"], "write the dims as positive numbers"),
         (["--collective", "gather"], "invalid choice"),
         (["--world-size", "many"], "'many' is no world size"),

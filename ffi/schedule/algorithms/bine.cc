@@ -1,7 +1,10 @@
 // Bine (binomial negabinary) trees: De Sensi et al., "Bine Trees: Enhancing Collective Operations
 // by Optimizing Communication Locality", 2025. Trees and butterflies whose partners are
 // |rho(s)| = 1, 1, 3, 5, 11, ... ranks apart instead of 1, 2, 4, 8, ... (butterfly.h). Where
-// neighbouring ranks share a switch or a group, up to a third less leaves it.
+// neighbouring ranks share a switch or a group, a quarter to a third less leaves it, on average
+// over where groups begin. (Not where groups are aligned powers of two of ranks, and the root
+// begins one: binomial trees and halving-doubling, each bit of the rank at a time, then cross
+// fewer borders than any rotation of them.)
 //
 // P ranks, any P, K = ceil(log2 P):
 //   broadcast, reduce           K steps; every rank but the root receives, or sends, n once
