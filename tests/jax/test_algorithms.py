@@ -191,7 +191,7 @@ def dims_in(lowered):
     [(c, a) for c, a in ALGORITHMS if schedule.dims_kind(c, a) in ("torus", "nodes")],
 )
 def test_over_several_axes_an_algorithm_takes_them_for_its_dims(collective, algorithm):
-    ours, theirs = CALLS[collective]
+    _, theirs = CALLS[collective]
     mesh = make_mesh((2, 4), order=(3, 6, 1, 0, 7, 5, 2, 4))
     both = jax.sharding.Mesh(mesh.devices.reshape(8), ("x",))
     x = small_integers((8, 24, 5))
