@@ -128,7 +128,8 @@ def test_an_imported_msccl_algorithm_runs_in_a_program():
         gpus += "".join(f'<step s="{s}" {step} cnt="1"/>' for s, step in enumerate(steps))
         gpus += "</tb></gpu>"
     schedule = msccl.parse(
-        f'<algo name="pairs" nchunksperloop="2" ngpus="2" coll="allreduce" inplace="1">{gpus}</algo>'
+        '<algo name="pairs" nchunksperloop="2" ngpus="2" coll="allreduce" inplace="1">'
+        f"{gpus}</algo>"
     )
     mesh = make_mesh((2,))
     x = small_integers((2, 1001))
