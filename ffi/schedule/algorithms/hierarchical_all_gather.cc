@@ -1,7 +1,7 @@
-// Hierarchical all_gather: blocks cross between nodes once, on their rail, and what comes in is
-// passed on inside the node while the next piece is still on its way (the pipelined two-level
-// gather of NCCL-based stacks and of Cai et al., "Synthesizing optimal collective algorithms",
-// 2021, which found that this overlap reaches the bound on two chassis).
+// Hierarchical all_gather: Kandalla et al., "Designing multi-leader-based allgather algorithms for
+// multi-core clusters", 2009, with every rank a leader, and pipelined. Blocks cross between nodes
+// once, on their rail, and what comes in is passed on inside the node while the next piece is still
+// on its way.
 //
 // N nodes of G ranks, rank = node * G + place; each block is cut into kPieces. At the same time
 //   inside    a rank sends its own block to the G - 1 others of its node;
