@@ -104,6 +104,27 @@ def test_on_tori_proved_exact_and_reproducible_or_refused(
             schedule_interpreter.check(schedule, elements, seed)
 
 
+@pytest.mark.parametrize(
+    ("collective", "algorithm", "dims"),
+    [
+        *((c, a, (8, 4)) for c, a in ON_TORI),
+        *((c, a, (4, 8)) for c, a in ON_NODES),
+        *(
+            pytest.param(c, a, dims, marks=pytest.mark.exhaustive)
+            for algorithms_on, all_dims in (
+                (ON_TORI, ((8, 8), (4, 4, 4), (4, 16))),
+                (ON_NODES, ((8, 8), (16, 4), (32, 2))),
+            )
+            for (c, a), dims in itertools.product(algorithms_on, all_dims)
+        ),
+    ],
+)
+def test_larger_ones_are_proved_correct_and_reproducible(
+    collective: str, algorithm: str, dims: tuple[int, ...]
+) -> None:
+    assert verify(made(collective, algorithm, dims)).reproducible
+
+
 @pytest.mark.parametrize("dims", [(4, 4), (2, 2, 2), (3, 4), (5,), (2, 3, 4), (8, 8)])
 def test_bucket_costs_what_its_closed_form_says(dims: tuple[int, ...]) -> None:
     p, steps = prod(dims), sum(extent - 1 for extent in dims)
