@@ -84,6 +84,38 @@ def all_pairs_all_reduce(p: int) -> str:
     return file.text()
 
 
+def published_all_pairs(p: int) -> str:
+    """As msccl-tools' all-pairs files: shares of p chunks, whose sums are spread over all thread
+    blocks, which wait for each other by way of nops before and after."""
+    file = File("allreduce", p, p * p, inplace=1)
+    for r in range(p):
+        blocks = []
+        for k, q in enumerate(others_of(r, p)):
+            slot = others_of(q, p).index(r) * p
+            others = others_of(k, p - 1)
+            own = [j for j in range(p) if j % (p - 1) == k]
+            steps: list[Step] = [
+                ("s", f"i{q * p}", f"s{slot}", p, None),
+                ("r", f"i{r * p}", f"s{k * p}", p, None),
+            ]
+            steps += [("nop", "i-1", "o-1", 0, (other, 1)) for other in others]
+            steps += [
+                ("re", f"s{m * p + j}", f"i{r * p + j}", 1, None) for j in own for m in range(p - 1)
+            ]
+            last = {
+                other: 1 + (p - 2) + (p - 1) * len([j for j in range(p) if j % (p - 1) == other])
+                for other in others
+            }
+            steps += [("nop", "i-1", "o-1", 0, (other, last[other])) for other in others]
+            steps += [
+                ("s", f"i{r * p}", f"i{r * p}", p, None),
+                ("r", f"i{q * p}", f"i{q * p}", p, None),
+            ]
+            blocks.append(block(k, q, q, steps))
+        file.gpu((p * p, 0, p * (p - 1)), *blocks)
+    return file.text()
+
+
 def others_of(rank: int, p: int) -> list[int]:
     return [q for q in range(p) if q != rank]
 
@@ -164,6 +196,19 @@ def test_all_pairs_in_place_with_scratch_of_any_position(p: int) -> None:
     schedule = checked(all_pairs_all_reduce(p))
     assert schedule.cost().sent == (2 * Fraction(p - 1, p),) * p
     assert schedule.programs[0].scratch_blocks == p - 1
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 6])
+def test_the_published_all_pairs_algorithm(p: int) -> None:
+    schedule = checked(published_all_pairs(p))
+    assert schedule.cost().sent == (2 * Fraction(p - 1, p),) * p
+    assert schedule.cost().reduced == (Fraction(p - 1, p),) * p
+
+
+def test_an_all_pairs_algorithm_that_forgets_to_wait_is_refused() -> None:
+    forgotten = re.sub(r'depid="1" deps="1"', 'depid="-1" deps="-1"', published_all_pairs(4))
+    with pytest.raises(msccl.MscclError, match="neither waits for the other"):
+        msccl.parse(forgotten)
 
 
 @pytest.mark.parametrize("p", [2, 3, 5])
