@@ -54,7 +54,10 @@ def all_reduce(
       op: sum, mean, prod (bool only as a sum or mean, which counts in int32); min, max (all but
         complex); and, or, xor (integers and bool).
       axis_index_groups: indices along `axis_name` in equal-sized groups that reduce by themselves.
-      algorithm: "auto" or one of `jaxcoll.schedule.algorithms("all_reduce")`.
+      algorithm: "auto" or one of `jaxcoll.schedule.algorithms("all_reduce")`. Some must know where
+        the ranks are: over several mesh axes they take those, and ``"swing[4x4]"`` or
+        ``"hierarchical[2x8]"`` (nodes x ranks per node) says it; see
+        `jaxcoll.schedule.ScheduleSpec`.
       schedule: a schedule written in Python, for this number of ranks; it is verified first.
 
     Returns: pytree, same shapes and dtypes (mean: as ``sum / ranks``), bitwise equal on every rank
@@ -470,10 +473,12 @@ def _group(
     whole = prim.group_size(axes, None)  # NameError for an unbound axis
     _check_groups(groups, axes, whole)
     # Vmapped axes are reduced on each device: only the others communicate.
-    ranks = prim.group_size(compat.manual_mesh_axes(axes), groups)
+    mesh_axes = compat.manual_mesh_axes(axes)
+    ranks = prim.group_size(mesh_axes, groups)
+    sizes = () if groups else tuple(prim.group_size((axis,), None) for axis in mesh_axes)
     if schedule is not None and algorithm != "auto":
         raise ValueError(f"give either algorithm={algorithm!r} or a schedule, not both")
-    _select.choose(collective, algorithm, ranks)
+    _select.choose(collective, algorithm, ranks, axes=sizes)
     params = {
         "axis_name": axes,
         "axis_index_groups": groups,

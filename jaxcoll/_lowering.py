@@ -44,6 +44,7 @@ class _Group:
     ranks_per_node: int  # as _communicator.ranks_per_node
     processes: int  # that a group reaches into, at most
     exported: bool
+    axes: tuple[int, ...]  # sizes of the mesh axes that are the group; () with axis_index_groups
     program: str  # fingerprint of the program where there are several, or may be; "" else
     label: str
 
@@ -70,13 +71,14 @@ class _Call:
         return ", ".join(str(operand.type) for operand in operands)
 
     def attributes(self, operands: Sequence[Value]) -> dict[str, ir.Attribute]:
-        algorithm = _select.choose(
+        algorithm, dims = _select.choose(
             self.collective,
             self.algorithm,
             self.group.size,
             byte_count=sum(compat.byte_count(operand) for operand in operands),
             ranks_per_node=self.group.ranks_per_node,
             processes=self.group.processes,
+            axes=self.group.axes,
         )
 
         def text(value: str) -> ir.Attribute:
@@ -97,7 +99,7 @@ class _Call:
             "device_ids": integers(self.group.device_ids or []),
             "root": integer(self.root),
             "permutation": integers(self.permutation),
-            "node_size": integer(_select.node_size(algorithm, self.group.ranks_per_node)),
+            "dims": integers(dims),
             "channels": integer(1),
             "schedule": text(self.schedule),
             "program": text(self.group.program),
@@ -158,6 +160,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         ranks_per_node=_communicator.ranks_per_node(groups, processes, hosts),
         processes=_communicator.processes_per_group(groups, processes),
         exported=exported,
+        axes=() if axis_index_groups else tuple(mesh.shape[axis] for axis in axis_name),
         program=program,
         label=label,
     )

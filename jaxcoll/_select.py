@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jaxcoll import schedule as _schedule
 from jaxcoll import verify as _verify
@@ -43,9 +43,23 @@ def _auto(
     return _AUTO if world_size <= _ONE_STEP_RANKS else "recursive_doubling"
 
 
-def node_size(algorithm: str, ranks_per_node: int) -> int:
-    """Ranks per node of a hierarchical algorithm; 0: the divisor nearest to the square root."""
-    return ranks_per_node if algorithm == "hierarchical" and ranks_per_node > 1 else 0
+class Choice(NamedTuple):
+    """An algorithm and what it must know beside the number of ranks; see ScheduleSpec.dims."""
+
+    algorithm: str
+    dims: tuple[int, ...] = ()
+
+
+def _dims(
+    collective: str, algorithm: str, world_size: int, ranks_per_node: int, axes: tuple[int, ...]
+) -> tuple[int, ...]:
+    """What is known of the ranks' places; () leaves the algorithm its default."""
+    kind = _schedule.dims_kind(collective, algorithm)
+    if kind == "nodes" and ranks_per_node > 1:
+        return world_size // ranks_per_node, ranks_per_node
+    if (kind == "nodes" and len(axes) == 2) or (kind == "torus" and len(axes) > 1):
+        return axes
+    return ()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -57,33 +71,44 @@ def choose(
     byte_count: int = 0,
     ranks_per_node: int = 1,
     processes: int = 1,
-) -> str:
+    axes: tuple[int, ...] = (),
+) -> Choice:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
     Args:
       collective: the engine's name: "all_reduce", ..., "permute".
-      algorithm: "auto" or one of `algorithms(collective)`.
+      algorithm: "auto" or one of `algorithms(collective)`, with its dims in brackets or not.
       world_size: ranks per group.
       byte_count: bytes of one rank's operands.
       ranks_per_node: ranks of a group that a host, or a process, has; 0 if they differ.
       processes: processes that the mesh reaches into.
+      axes: sizes of the mesh axes whose product a group is, the last one varying fastest; () if a
+        group is something else. They are the dims of an algorithm that takes some, and has none
+        in brackets.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
     choices = ("auto", *algorithms(collective))
-    if algorithm not in choices:
+    try:
+        name, dims = _schedule.parse_algorithm(algorithm)
+    except ValueError as error:
+        raise UnknownAlgorithmError(f"{collective}: {error}") from error
+    if name not in choices or (dims and name in ("auto", *_UNSCHEDULED.get(collective, ()))):
         raise UnknownAlgorithmError(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
-    if algorithm == "auto":
-        algorithm = _auto(collective, world_size, byte_count, ranks_per_node, processes)
+    if name == "auto":
+        name = _auto(collective, world_size, byte_count, ranks_per_node, processes)
     if collective not in _UNSCHEDULED:
-        spec = _schedule.ScheduleSpec(cast(_schedule.Collective, collective), world_size, algorithm)
+        dims = dims or _dims(collective, name, world_size, ranks_per_node, axes)
+        spec = _schedule.ScheduleSpec(
+            cast(_schedule.Collective, collective), world_size, name, dims=dims
+        )
         try:
             _schedule.build_rank(spec, 0)
         except ValueError as error:  # names the sizes it takes
             raise WorldSizeError(f"{collective}: {error}") from error
-    return algorithm
+    return Choice(name, dims)
 
 
 def verified_text(

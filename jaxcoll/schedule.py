@@ -95,6 +95,31 @@ def algorithms(collective: str) -> tuple[str, ...]:
     return tuple(native.schedule_algorithms(collective))
 
 
+def parse_algorithm(text: str) -> tuple[str, tuple[int, ...]]:
+    """Name and dims of an algorithm: ``"swing[4x4]"`` is ``("swing", (4, 4))``.
+
+    Raises:
+      ValueError: brackets with anything but positive numbers and x between them.
+    """
+    name, bracket, rest = text.partition("[")
+    if not bracket:
+        return name, ()
+    extents = rest.removesuffix("]").split("x")
+    if not rest.endswith("]") or not all(
+        extent.isascii() and extent.isdecimal() and 0 < int(extent) <= MAX_INT32
+        for extent in extents
+    ):
+        raise ValueError(
+            f"algorithm {text!r}: write the dims as positive numbers in brackets, {name}[4x4]"
+        )
+    return name, tuple(map(int, extents))
+
+
+def dims_kind(collective: str, algorithm: str) -> str:
+    """What an algorithm's dims mean: "nodes", "torus", "aggregate", or "" for nothing."""
+    return str(native.schedule_dims(collective, algorithm))
+
+
 @dataclass(frozen=True)
 class ScheduleSpec:
     """What a built-in schedule is a pure function of.
@@ -104,19 +129,30 @@ class ScheduleSpec:
       world_size: ranks.
       algorithm: one of ``algorithms(collective)``.
       channels: independent copies of the pattern, each on its share of the chunks.
-      node_size: hierarchical: ranks per node, a divisor of `world_size`; 0 takes the divisor
-        nearest to its square root.
       root: broadcast and reduce: the root's rank.
       permutation: permute: pairs (source rank, destination rank).
+      dims: what some algorithms must know beside the number of ranks, () for their default; also
+        written behind the algorithm's name, ``"swing[4x4]"``:
+
+        - hierarchical and its relatives: nodes x ranks per node; default: nearest to a square;
+        - bucket, swing: the torus, whose last extent varies fastest; default: one ring;
+        - pat: the most blocks in one message, a power of two; default: no limit.
     """
 
     collective: Collective
     world_size: int
     algorithm: str = "direct"
     channels: int = 1
-    node_size: int = 0
     root: int = 0
     permutation: tuple[tuple[int, int], ...] = ()
+    dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        name, dims = parse_algorithm(self.algorithm)
+        if dims and self.dims:
+            raise ValueError(f"give dims either in algorithm={self.algorithm!r} or as dims")
+        object.__setattr__(self, "algorithm", name)
+        object.__setattr__(self, "dims", dims or tuple(self.dims))
 
 
 def build_rank(spec: ScheduleSpec, rank: int) -> Program:
@@ -132,7 +168,7 @@ def build_rank(spec: ScheduleSpec, rank: int) -> Program:
             spec.algorithm,
             spec.world_size,
             spec.channels,
-            spec.node_size,
+            list(spec.dims),
             spec.root,
             list(spec.permutation),
             rank,

@@ -45,6 +45,7 @@ from jaxcoll.schedule import (
     ScheduleSpec,
     algorithms,
     build,
+    parse_algorithm,
 )
 
 # Who contributed, in the order of evaluation: a rank, or what one op combined and rounded once.
@@ -410,7 +411,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--collective", choices=COLLECTIVES, action="append", help="repeatable; default: all"
     )
-    parser.add_argument("--algorithm", action="append", help="repeatable; default: all")
+    parser.add_argument(
+        "--algorithm",
+        type=_algorithm,
+        action="append",
+        metavar="NAME or NAME[4x4]",
+        help="repeatable; default: all. Brackets hold an algorithm's dims",
+    )
     parser.add_argument(
         "--world-size",
         type=_world_sizes,
@@ -419,18 +426,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="ranks; ranges include their ends; default: 1:17",
     )
     parser.add_argument("--channels", type=int, default=1, help="copies of the pattern")
-    parser.add_argument("--node-size", type=int, default=0, help="hierarchical: ranks per node")
     parser.add_argument("--root", type=int, default=0, help="broadcast and reduce")
     arguments = parser.parse_args(argv)
 
     collectives: Sequence[Collective] = arguments.collective or COLLECTIVES
     chosen = [
-        (collective, algorithm)
+        (collective, algorithm, dims)
         for collective in collectives
         for algorithm in algorithms(collective)
-        if not arguments.algorithm or algorithm in arguments.algorithm
+        for name, dims in arguments.algorithm or [(algorithm, ())]
+        if name == algorithm
     ]
-    unknown = set(arguments.algorithm or ()) - {algorithm for _, algorithm in chosen}
+    unknown = {name for name, _ in arguments.algorithm or ()} - {name for _, name, _ in chosen}
     if unknown:
         names = sorted({name for collective in collectives for name in algorithms(collective)})
         parser.error(f"no algorithm {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
@@ -439,17 +446,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict"
     )
     failures = 0
-    for collective, algorithm in chosen:
+    for collective, algorithm, dims in chosen:
         for world_size in arguments.world_size:
             spec = ScheduleSpec(
                 collective,
                 world_size,
                 algorithm,
                 arguments.channels,
-                arguments.node_size,
                 arguments.root,
                 # Permutations need one to be given: a shift by one rank stands for all.
                 tuple((rank, (rank + 1) % world_size) for rank in range(world_size)),
+                dims,
             )
             line = f"{collective:<15} {algorithm:<19} {world_size:>5}"
             try:
@@ -482,6 +489,13 @@ def _verdict(verification: Verification) -> str:
     if verification.in_place_safe:
         facts.append("safe in place")
     return ", ".join(facts)
+
+
+def _algorithm(text: str) -> tuple[str, tuple[int, ...]]:
+    try:
+        return parse_algorithm(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _world_sizes(text: str) -> list[int]:

@@ -26,7 +26,11 @@ PYTHON_LAYERS = [
     {"_environment", "_errors", "_handshake", "_host", "_native", "_version"},
     {"_connection", "_store_thread"},
     {"_dial", "_listener"},
-    {"_ir", "schedule", "_happens_before", "verify"},
+    {
+        *("_ir", "schedule", "_happens_before", "verify"),
+        *("interop.__init__", "interop.goal", "interop.mscclpp"),
+        *("interop.msccl", "interop.msccl_xml", "interop.command"),
+    },
     {"_jax_compat"},
     {"_bootstrap", "_primitive", "_select"},
     {"_startup"},

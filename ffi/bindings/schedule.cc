@@ -95,12 +95,26 @@ Program FromTuple(const ProgramTuple& tuple) {
 }
 
 ProgramTuple Build(std::string_view collective, std::string algorithm, int32_t world_size,
-                   int32_t channels, int32_t node_size, int32_t root,
+                   int32_t channels, std::vector<int32_t> dims, int32_t root,
                    std::vector<std::pair<int32_t, int32_t>> permutation, int32_t rank) {
   const ScheduleSpec spec{
-      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, node_size, root,
-      std::move(permutation)};
+      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
+      std::move(permutation),        std::move(dims)};
   return ToTuple(ValueOrThrow(BuildSchedule(spec, rank)));
+}
+
+std::string_view DimsOf(std::string_view collective, std::string_view algorithm) {
+  switch (DimsKindOf(CollectiveOrThrow(collective), algorithm)) {
+    case DimsKind::kNone:
+      return "";
+    case DimsKind::kNodes:
+      return "nodes";
+    case DimsKind::kTorus:
+      return "torus";
+    case DimsKind::kAggregate:
+      return "aggregate";
+  }
+  return "";
 }
 
 std::vector<std::string> AlgorithmsOf(std::string_view collective) {
@@ -129,9 +143,11 @@ ProgramTuple WithInferredDependencies(const ProgramTuple& tuple) {
 
 void BindSchedule(nb::module_& m) {
   m.def("build_schedule", &Build, "collective"_a, "algorithm"_a, "world_size"_a, "channels"_a,
-        "node_size"_a, "root"_a, "permutation"_a, "rank"_a, "One rank's program, as tuples.");
+        "dims"_a, "root"_a, "permutation"_a, "rank"_a, "One rank's program, as tuples.");
   m.def("schedule_algorithms", &AlgorithmsOf, "collective"_a,
         "Names of the algorithms of a collective.");
+  m.def("schedule_dims", &DimsOf, "collective"_a, "algorithm"_a,
+        "What an algorithm's dims mean: nodes, torus, aggregate, or nothing.");
   m.def("serialize_schedule", &SerializePrograms, "programs"_a, "All ranks' programs as text.");
   m.def("parse_schedule", &ParsePrograms, "text"_a, "The inverse of serialize_schedule.");
   m.def("infer_dependencies", &WithInferredDependencies, "program"_a,

@@ -63,9 +63,12 @@ Status CallSite::FindMembers() {
   // All that the other processes must agree on.
   slot_signature_ =
       spec_.program + ' ' + spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
-  for (const int64_t number : {spec_.root, spec_.node_size, spec_.channels, spec_.group_size}) {
+  for (const int64_t number : {spec_.root, spec_.channels, spec_.group_size}) {
     slot_signature_ += ' ' + std::to_string(number);
   }
+  slot_signature_ += " [";
+  for (const int64_t extent : spec_.dims) slot_signature_ += ' ' + std::to_string(extent);
+  slot_signature_ += ']';
   for (const int64_t rank : spec_.permutation) slot_signature_ += ' ' + std::to_string(rank);
   slot_signature_ += '\n' + spec_.signature + '\n' + spec_.schedule;
   for (const int64_t logical : spec_.groups) slot_signature_ += ' ' + std::to_string(logical);

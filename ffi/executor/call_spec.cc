@@ -71,7 +71,9 @@ StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
 std::string CacheKey(const CallSpec& spec) {
   std::ostringstream key;
   key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
-      << ' ' << spec.node_size << ' ' << spec.channels;
+      << ' ' << spec.channels << " [";
+  for (const int64_t extent : spec.dims) key << ' ' << extent;
+  key << ']';
   for (const int64_t rank : spec.permutation) key << ' ' << rank;
   key << '\n' << spec.schedule;
   return key.str();
@@ -99,7 +101,7 @@ StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vecto
   schedule.algorithm = spec.algorithm;
   schedule.world_size = static_cast<int32_t>(spec.group_size);
   schedule.channels = static_cast<int32_t>(spec.channels);
-  schedule.node_size = static_cast<int32_t>(spec.node_size);
+  schedule.dims.assign(spec.dims.begin(), spec.dims.end());
   schedule.root = static_cast<int32_t>(spec.root);
   if (spec.permutation.size() % 2 != 0) {
     return InvalidArgument("a permutation is a list of (source, destination) pairs");

@@ -23,7 +23,7 @@ struct CallSpec {
       device_ids;  // global device id by logical id; empty: logical id is an operand
   int64_t root = 0;
   std::vector<int64_t> permutation;
-  int64_t node_size = 0;
+  std::vector<int64_t> dims;  // of the algorithm
   int64_t channels = 1;
   std::string schedule;   // serialised; empty: BuildSchedule
   std::string program;    // fingerprint of the program, where other processes take part

@@ -48,6 +48,13 @@ Operand ProgramBuilder::Chunks(BufferKind buffer, int32_t begin, int32_t count) 
   return {buffer, {{share + begin, count}}};
 }
 
+Operand ProgramBuilder::Chunks(BufferKind buffer, const std::vector<Interval>& chunks) const {
+  const int32_t share = channel_ * static_cast<int32_t>(layout_.chunks);
+  Operand operand{buffer, {}};
+  for (const Interval& interval : chunks) Append(operand, share + interval.begin, interval.count);
+  return operand;
+}
+
 Operand ProgramBuilder::Blocks(BufferKind buffer, int32_t first, int32_t count) const {
   Operand operand{buffer, {}};
   const int32_t share = static_cast<int32_t>(layout_.chunks);
@@ -63,6 +70,16 @@ Operand ProgramBuilder::Blocks(BufferKind buffer, const std::vector<int32_t>& bl
   for (int32_t block : blocks) {
     const Interval chunks = Blocks(buffer, block).chunks.front();
     Append(operand, chunks.begin, chunks.count);
+  }
+  return operand;
+}
+
+Operand ProgramBuilder::Parts(BufferKind buffer, const std::vector<int32_t>& blocks,
+                              int32_t part) const {
+  Operand operand{buffer, {}};
+  const int32_t share = channel_ * static_cast<int32_t>(layout_.chunks);
+  for (int32_t block : blocks) {
+    Append(operand, block * program_.chunks_per_block + share + part, 1);
   }
   return operand;
 }

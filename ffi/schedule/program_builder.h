@@ -37,10 +37,14 @@ class ProgramBuilder {
 
   // Chunks of block 0; for collectives whose input and output are one block.
   Operand Chunks(BufferKind buffer, int32_t begin, int32_t count = 1) const;
+  // The same for any chunks of block 0.
+  Operand Chunks(BufferKind buffer, const std::vector<Interval>& chunks) const;
   // Whole blocks, first to first + count - 1, wrapping around at the buffer's end.
   Operand Blocks(BufferKind buffer, int32_t first, int32_t count = 1) const;
   // The same for blocks in any order, each taken modulo the buffer's block count.
   Operand Blocks(BufferKind buffer, const std::vector<int32_t>& blocks) const;
+  // Chunk `part`, of the layout's `chunks`, of each of those blocks.
+  Operand Parts(BufferKind buffer, const std::vector<int32_t>& blocks, int32_t part) const;
 
   // Ops belong to the current step; the operands of a transfer are those of both sides.
   void Send(int32_t peer, Operand source, Operand destination_on_peer);
@@ -49,8 +53,14 @@ class ProgramBuilder {
   void Copy(Operand source, Operand destination);
   void Reduce(std::vector<Operand> sources, Operand destination);
 
+  // Ops are named by their index. The last one also waits for an earlier one to complete, beyond
+  // what data demands: what is sent first then has the ports to itself.
+  int32_t LastOp() const { return static_cast<int32_t>(program_.ops.size()) - 1; }
+  void LastOpWaitsFor(int32_t op) { program_.ops.back().depends_on.push_back(op); }
+
   void SetStep(int32_t step) { step_ = step; }
   void NextStep() { ++step_; }
+  int32_t Step() const { return step_; }
   // Ops of different lanes do not wait for each other to start. Back to 0 with every channel.
   void SetLane(int32_t lane) { lane_ = lane; }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 #include <limits>
 #include <string>
 
@@ -16,12 +18,15 @@ constexpr int32_t kMaxWorldSize = 1 << 20;
 constexpr int32_t kMaxChannels = 1 << 10;
 
 Layout NoScratch(const ScheduleSpec&) { return {}; }
+Status AnyDims(const ScheduleSpec&) { return {}; }
 
 struct Algorithm {
   Collective collective;
   std::string_view name;
   Layout (*layout)(const ScheduleSpec&);
   void (*build)(ProgramBuilder&);  // one rank, one channel
+  DimsKind dims = DimsKind::kNone;
+  Status (*check)(const ScheduleSpec&) = AnyDims;  // of dims that fit their kind
 };
 
 constexpr std::array kAlgorithms = {
@@ -35,21 +40,53 @@ constexpr std::array kAlgorithms = {
     Algorithm{Collective::kAllReduce, "double_tree", DoubleTreeAllReduceLayout,
               DoubleTreeAllReduce},
     Algorithm{Collective::kAllReduce, "hierarchical", HierarchicalAllReduceLayout,
-              HierarchicalAllReduce},
+              HierarchicalAllReduce, DimsKind::kNodes},
+    Algorithm{Collective::kAllReduce, "hierarchical_halving", HierarchicalHalvingAllReduceLayout,
+              HierarchicalHalvingAllReduce, DimsKind::kNodes},
+    Algorithm{Collective::kAllReduce, "hierarchical_tree", HierarchicalTreeAllReduceLayout,
+              HierarchicalTreeAllReduce, DimsKind::kNodes},
+    Algorithm{Collective::kAllReduce, "bucket", BucketAllReduceLayout, BucketAllReduce,
+              DimsKind::kTorus},
+    Algorithm{Collective::kAllReduce, "swing", SwingAllReduceLayout, SwingAllReduce,
+              DimsKind::kTorus, CheckSwing},
+    Algorithm{Collective::kAllReduce, "swing_latency", SwingLatencyAllReduceLayout,
+              SwingLatencyAllReduce, DimsKind::kTorus, CheckSwingLatency},
+    Algorithm{Collective::kAllReduce, "bine", BineAllReduceLayout, BineAllReduce},
+    Algorithm{Collective::kAllReduce, "bine_latency", BineLatencyAllReduceLayout,
+              BineLatencyAllReduce},
     Algorithm{Collective::kReduceScatter, "direct", DirectReduceScatterLayout, DirectReduceScatter},
     Algorithm{Collective::kReduceScatter, "ring", RingReduceScatterLayout, RingReduceScatter},
     Algorithm{Collective::kReduceScatter, "recursive_halving", RecursiveHalvingReduceScatterLayout,
               RecursiveHalvingReduceScatter},
+    Algorithm{Collective::kReduceScatter, "bucket", BucketReduceScatterLayout, BucketReduceScatter,
+              DimsKind::kTorus},
+    Algorithm{Collective::kReduceScatter, "swing", SwingReduceScatterLayout, SwingReduceScatter,
+              DimsKind::kTorus, CheckSwing},
+    Algorithm{Collective::kReduceScatter, "bine", BineReduceScatterLayout, BineReduceScatter},
+    Algorithm{Collective::kReduceScatter, "pat", PatReduceScatterLayout, PatReduceScatter,
+              DimsKind::kAggregate},
     Algorithm{Collective::kAllGather, "direct", NoScratch, DirectAllGather},
     Algorithm{Collective::kAllGather, "ring", NoScratch, RingAllGather},
     Algorithm{Collective::kAllGather, "recursive_doubling", NoScratch, RecursiveDoublingAllGather},
     Algorithm{Collective::kAllGather, "bruck", NoScratch, BruckAllGather},
+    Algorithm{Collective::kAllGather, "hierarchical", HierarchicalAllGatherLayout,
+              HierarchicalAllGather, DimsKind::kNodes},
+    Algorithm{Collective::kAllGather, "bucket", BucketAllGatherLayout, BucketAllGather,
+              DimsKind::kTorus},
+    Algorithm{Collective::kAllGather, "swing", SwingAllGatherLayout, SwingAllGather,
+              DimsKind::kTorus, CheckSwing},
+    Algorithm{Collective::kAllGather, "bine", NoScratch, BineAllGather},
+    Algorithm{Collective::kAllGather, "pat", NoScratch, PatAllGather, DimsKind::kAggregate},
     Algorithm{Collective::kAllToAll, "direct", NoScratch, DirectAllToAll},
     Algorithm{Collective::kAllToAll, "bruck", BruckAllToAllLayout, BruckAllToAll},
+    Algorithm{Collective::kAllToAll, "hierarchical", HierarchicalAllToAllLayout,
+              HierarchicalAllToAll, DimsKind::kNodes},
     Algorithm{Collective::kBroadcast, "direct", NoScratch, DirectBroadcast},
     Algorithm{Collective::kBroadcast, "binomial", NoScratch, BinomialBroadcast},
+    Algorithm{Collective::kBroadcast, "bine", NoScratch, BineBroadcast},
     Algorithm{Collective::kReduce, "direct", DirectReduceLayout, DirectReduce},
     Algorithm{Collective::kReduce, "binomial", BinomialReduceLayout, BinomialReduce},
+    Algorithm{Collective::kReduce, "bine", BineReduceLayout, BineReduce},
     Algorithm{Collective::kPermute, "direct", NoScratch, DirectPermute},
 };
 
@@ -82,23 +119,81 @@ Status CheckPermutation(const ScheduleSpec& spec) {
   return {};
 }
 
-std::string Divisors(int32_t n) {
-  std::string result;
+std::string Text(const std::vector<int32_t>& dims) {
+  std::string text;
+  for (int32_t extent : dims) text += (text.empty() ? "" : "x") + std::to_string(extent);
+  return text;
+}
+
+// "1x6, 2x3, 3x2, 6x1"
+std::string Factorings(int32_t n) {
+  std::string text;
   for (int32_t d = 1; d <= n; ++d) {
-    if (n % d == 0) result += (d == 1 ? "" : ", ") + std::to_string(d);
+    if (n % d == 0) text += (d == 1 ? "" : ", ") + Text({d, n / d});
   }
-  return result;
+  return text;
+}
+
+// The divisor nearest to the square root balances the two levels where nothing else is known.
+int32_t BalancedNodeSize(int32_t world_size) {
+  const double root = std::sqrt(world_size);
+  int32_t best = 1;
+  for (int32_t size = 2; size <= world_size; ++size) {
+    if (world_size % size == 0 && std::abs(size - root) < std::abs(best - root)) best = size;
+  }
+  return best;
+}
+
+std::vector<int32_t> DefaultDims(DimsKind kind, int32_t world_size) {
+  switch (kind) {
+    case DimsKind::kNone:
+      return {};
+    case DimsKind::kNodes:
+      return {world_size / BalancedNodeSize(world_size), BalancedNodeSize(world_size)};
+    case DimsKind::kTorus:
+      return {world_size};
+    case DimsKind::kAggregate:
+      return {static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(world_size)))};
+  }
+  return {};
+}
+
+Status CheckDims(const ScheduleSpec& spec, const Algorithm& algorithm) {
+  const std::string given = spec.algorithm + "[" + Text(spec.dims) + "]";
+  const std::string ranks = std::to_string(spec.world_size) + " ranks";
+  if (algorithm.dims == DimsKind::kNone) {
+    if (spec.dims.empty()) return {};
+    return InvalidArgument(given + ": " + spec.algorithm + " takes no dims");
+  }
+  int64_t product = 1;
+  for (int32_t extent : spec.dims) {
+    if (extent < 1) return InvalidArgument(given + ": dims must be positive");
+    product = std::min<int64_t>(product * extent, kMaxWorldSize + 1);
+  }
+  switch (algorithm.dims) {
+    case DimsKind::kNodes:
+      if (spec.dims.size() == 2 && product == spec.world_size) break;
+      return InvalidArgument(given + " does not fit " + ranks +
+                             ": write nodes x ranks per node, one of " +
+                             Factorings(spec.world_size));
+    case DimsKind::kTorus:
+      if (product == spec.world_size) break;
+      return InvalidArgument(given + " does not fit " + ranks +
+                             ": write extents whose product is the number of ranks, e.g. " +
+                             Text({spec.world_size}) + " or one of " + Factorings(spec.world_size));
+    case DimsKind::kAggregate:
+      if (spec.dims.size() == 1 && std::has_single_bit(static_cast<uint32_t>(spec.dims[0]))) break;
+      return InvalidArgument(given + ": write the most blocks in one message, a power of two");
+    case DimsKind::kNone:
+      break;
+  }
+  return algorithm.check(spec);
 }
 
 Status CheckSpec(const ScheduleSpec& spec) {
   if (Status s = Check("world_size", spec.world_size, 1, kMaxWorldSize); !s.ok()) return s;
   if (Status s = Check("channels", spec.channels, 1, kMaxChannels); !s.ok()) return s;
   if (Status s = Check("root", spec.root, 0, spec.world_size - 1); !s.ok()) return s;
-  if (spec.node_size != 0 && (spec.node_size < 0 || spec.world_size % spec.node_size != 0)) {
-    return InvalidArgument("node_size is " + std::to_string(spec.node_size) +
-                           ", but must be 0 (choose) or divide the world size " +
-                           std::to_string(spec.world_size) + ": " + Divisors(spec.world_size));
-  }
   return CheckPermutation(spec);
 }
 
@@ -131,10 +226,13 @@ Status CheckLayout(const ScheduleSpec& spec, const Layout& layout) {
 
 }  // namespace
 
-StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
-  StatusOr<Algorithm> algorithm = Find(spec);
+StatusOr<Program> BuildSchedule(const ScheduleSpec& asked, int32_t rank) {
+  StatusOr<Algorithm> algorithm = Find(asked);
   if (!algorithm.ok()) return algorithm.status();
-  if (Status s = CheckSpec(spec); !s.ok()) return s;
+  if (Status s = CheckSpec(asked); !s.ok()) return s;
+  ScheduleSpec spec = asked;
+  if (spec.dims.empty()) spec.dims = DefaultDims(algorithm->dims, spec.world_size);
+  if (Status s = CheckDims(spec, *algorithm); !s.ok()) return s;
   if (Status s = Check("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
 
   // Alone there is nobody to talk to; a permutation alone may still leave the output to be zeros.
@@ -152,6 +250,13 @@ StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
     }
   }
   return std::move(builder).Finish();
+}
+
+DimsKind DimsKindOf(Collective collective, std::string_view algorithm) {
+  for (const Algorithm& known : kAlgorithms) {
+    if (known.collective == collective && known.name == algorithm) return known.dims;
+  }
+  return DimsKind::kNone;
 }
 
 std::vector<std::string> Algorithms(Collective collective) {

@@ -97,15 +97,26 @@ struct ScheduleSpec {
   Collective collective = Collective::kAllReduce;
   std::string algorithm = "direct";
   int32_t world_size = 1;
-  int32_t channels = 1;   // independent copies of the pattern, each on its share of the chunks
-  int32_t node_size = 0;  // hierarchical: ranks per node, a divisor of world_size
-  int32_t root = 0;       // broadcast, reduce
+  int32_t channels = 1;  // independent copies of the pattern, each on its share of the chunks
+  int32_t root = 0;      // broadcast, reduce
   std::vector<std::pair<int32_t, int32_t>> permutation;  // permute: (source, destination)
+  std::vector<int32_t> dims;                             // see DimsKind; empty: the default
+};
+
+// What `dims` says to an algorithm.
+enum class DimsKind : uint8_t {
+  kNone,       // nothing; must be empty
+  kNodes,      // {nodes, ranks per node}, consecutive ranks; default: nearest to a square
+  kTorus,      // extents of a torus, the last one varies fastest; default: one ring
+  kAggregate,  // {most blocks in one message}, a power of two; default: as many as there are
 };
 
 // One rank's program; O(this rank's ops). Fails, naming the choices, for an unknown algorithm, and
 // with the sizes it takes for a world size that the algorithm cannot serve.
 StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
+
+// Of an algorithm that the collective has.
+DimsKind DimsKindOf(Collective collective, std::string_view algorithm);
 
 // The algorithms of a collective, in the order `jaxcoll info` prints them.
 std::vector<std::string> Algorithms(Collective collective);

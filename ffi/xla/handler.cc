@@ -146,7 +146,7 @@ ffi::ErrorOr<std::unique_ptr<Instruction>> Instantiate(ffi::Dictionary attribute
   reader.Read("device_ids", spec.device_ids);
   reader.Read("root", spec.root);
   reader.Read("permutation", spec.permutation);
-  reader.Read("node_size", spec.node_size);
+  reader.Read("dims", spec.dims);
   reader.Read("channels", spec.channels);
   reader.Read("schedule", spec.schedule);
   reader.Read("program", spec.program);

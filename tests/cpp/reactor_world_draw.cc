@@ -155,9 +155,11 @@ bool World::DrawSchedule(Site& site) {
   if (site.collective == Collective::kBroadcast || site.collective == Collective::kReduce) {
     spec.root = static_cast<int32_t>(Draw(random_, 0, ranks - 1));
   }
-  if (spec.algorithm == "hierarchical") {
-    spec.node_size = static_cast<int32_t>(Draw(random_, 1, ranks));
-    while (ranks % spec.node_size != 0) --spec.node_size;
+  const DimsKind dims = DimsKindOf(site.collective, spec.algorithm);
+  if (dims == DimsKind::kNodes || (dims == DimsKind::kTorus && Chance(random_, 50))) {
+    auto size = static_cast<int32_t>(Draw(random_, 1, ranks));
+    while (ranks % size != 0) --size;
+    spec.dims = {ranks / size, size};
   }
   if (site.collective == Collective::kPermute) {
     std::vector<int32_t> to(ranks);

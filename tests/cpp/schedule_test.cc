@@ -72,8 +72,8 @@ TEST(ScheduleTest, NegativeSpecsAreRefused) {
     EXPECT_FALSE(BuildSchedule(spec, 0).ok());
     spec.permutation = {{0, bad}};
     EXPECT_FALSE(BuildSchedule(spec, 0).ok());
-    for (int32_t ScheduleSpec::*field : {&ScheduleSpec::world_size, &ScheduleSpec::channels,
-                                         &ScheduleSpec::node_size, &ScheduleSpec::root}) {
+    for (int32_t ScheduleSpec::*field :
+         {&ScheduleSpec::world_size, &ScheduleSpec::channels, &ScheduleSpec::root}) {
       ScheduleSpec broken = Spec(Collective::kAllReduce, "ring", 4);
       broken.*field = bad;
       EXPECT_FALSE(BuildSchedule(broken, 0).ok());

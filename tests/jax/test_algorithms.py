@@ -1,5 +1,7 @@
 """Every algorithm of every collective, for groups of 2 to 8 ranks, against lax on integers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,3 +178,98 @@ def test_auto_is_resolved_while_tracing():
     )
     assert TARGET in text
     assert '"auto"' not in text
+
+
+def dims_in(lowered):
+    found = set(re.findall(r"dims = array<i64(?:: ([^>]*))?>", lowered.as_text()))
+    assert len(found) == 1, found
+    return found.pop()
+
+
+@pytest.mark.parametrize(
+    ("collective", "algorithm"),
+    [(c, a) for c, a in ALGORITHMS if schedule.dims_kind(c, a) in ("torus", "nodes")],
+)
+def test_over_several_axes_an_algorithm_takes_them_for_its_dims(collective, algorithm):
+    _, theirs = CALLS[collective]
+    mesh = make_mesh((2, 4), order=(3, 6, 1, 0, 7, 5, 2, 4))
+    both = jax.sharding.Mesh(mesh.devices.reshape(8), ("x",))
+    x = small_integers((8, 24, 5))
+    expected = np.asarray(jax.jit(per_device(both, theirs))(x))
+
+    def over(axes, name):
+        rebound = {"x": axes}
+
+        def body(x):
+            return getattr(jaxcoll, collective)(
+                x,
+                rebound["x"],
+                **({} if collective != "all_to_all" else {"split_axis": 0, "concat_axis": 0}),
+                **({} if collective in ("all_reduce", "all_gather") else {"tiled": True}),
+                algorithm=name,
+            )
+
+        return jax.jit(per_device(mesh, body)).lower(x)
+
+    for axes, name, dims in (
+        (("x", "y"), algorithm, "2, 4"),
+        (("y", "x"), algorithm, "4, 2"),
+        (("x", "y"), f"{algorithm}[4x2]", "4, 2"),
+        (("x", "y"), f"{algorithm}[2x4]", "2, 4"),
+    ):
+        lowered = over(axes, name)
+        assert dims_in(lowered) == dims
+        assert f'algorithm = "{algorithm}"' in lowered.as_text()
+        if axes == ("x", "y"):
+            np.testing.assert_array_equal(np.asarray(lowered.compile()(x)), expected)
+    assert dims_in(over("y", algorithm)) == ""  # one axis says nothing: the algorithm's default
+    with pytest.raises(jaxcoll.WorldSizeError, match="does not fit 8 ranks"):
+        over(("x", "y"), f"{algorithm}[3x3]")
+
+
+def test_groups_of_an_axis_say_nothing_of_their_places():
+    mesh = make_mesh((8,))
+
+    def body(x):
+        groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
+        return jaxcoll.all_reduce(x, "x", axis_index_groups=groups, algorithm="bucket[2x2]")
+
+    x = small_integers((8, 24))
+    lowered = jax.jit(per_device(mesh, body, check_vma=False)).lower(x)
+    assert dims_in(lowered) == "2, 2"
+    np.testing.assert_array_equal(
+        np.asarray(lowered.compile()(x)), np.repeat(x.reshape(2, 4, 24).sum(1), 4, axis=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("ring[2x4]", "ring takes no dims"),
+        ("swing[2x", "write the dims as positive numbers in brackets"),
+        ("auto[8]", "has no algorithm 'auto"),
+        ("swirl[8]", "choose one of auto, direct"),
+    ],
+)
+def test_dims_that_mean_nothing_are_refused_while_tracing(algorithm, message):
+    mesh = make_mesh((8,))
+    error = jaxcoll.WorldSizeError if "ring" in algorithm else jaxcoll.UnknownAlgorithmError
+    with pytest.raises(error, match=re.escape(message)):
+        jax.eval_shape(
+            per_device(mesh, lambda x: jaxcoll.all_reduce(x, "x", algorithm=algorithm)),
+            small_integers((8, 4)),
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["bucket", "swing", "swing_latency", "hierarchical_tree"])
+def test_floats_on_a_torus_are_bitwise_equal_on_all_ranks_and_in_all_runs(algorithm):
+    mesh = make_mesh((2, 4))
+    x = np.random.default_rng(3).normal(size=(8, 4001)) * 10.0 ** np.arange(-4, 4)[:, None]
+    x = place(mesh, jnp.asarray(x, jnp.float32))
+
+    def body(x):
+        return jaxcoll.all_reduce(x, ("x", "y"), algorithm=algorithm)
+
+    function = jax.jit(per_device(mesh, body))
+    results = {np.asarray(function(x))[rank].tobytes() for rank in range(8) for _ in range(3)}
+    assert len(results) == 1

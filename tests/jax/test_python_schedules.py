@@ -6,6 +6,7 @@ import pytest
 from lax_oracle import TARGET, make_mesh, per_device, small_integers
 
 import jaxcoll
+from jaxcoll.interop import msccl
 from jaxcoll.schedule import INPUT, OUTPUT, Schedule, copy, put, put_reduce
 
 
@@ -109,3 +110,28 @@ def test_a_schedule_for_another_size_or_collective_is_refused():
         lowered("all_reduce", schedule, small_integers((8, 6)))
     with pytest.raises(ValueError, match=r"all_reduce.*all_gather"):
         lowered("all_gather", schedule, small_integers((4, 6)))
+
+
+def test_an_imported_msccl_algorithm_runs_in_a_program():
+    """All pairs in place, two ranks: a chunk each way through scratch, sums, a chunk each way."""
+    gpus = ""
+    for rank, peer in ((0, 1), (1, 0)):
+        steps = [
+            f'type="s" srcbuf="i" srcoff="{peer}" dstbuf="s" dstoff="0"',
+            f'type="r" srcbuf="i" srcoff="{rank}" dstbuf="s" dstoff="0"',
+            f'type="re" srcbuf="s" srcoff="0" dstbuf="i" dstoff="{rank}"',
+            f'type="s" srcbuf="i" srcoff="{rank}" dstbuf="i" dstoff="{rank}"',
+            f'type="r" srcbuf="i" srcoff="{peer}" dstbuf="i" dstoff="{peer}"',
+        ]
+        gpus += f'<gpu id="{rank}" i_chunks="2" o_chunks="0" s_chunks="1">'
+        gpus += f'<tb id="0" send="{peer}" recv="{peer}" chan="0">'
+        gpus += "".join(f'<step s="{s}" {step} cnt="1"/>' for s, step in enumerate(steps))
+        gpus += "</tb></gpu>"
+    schedule = msccl.parse(
+        '<algo name="pairs" nchunksperloop="2" ngpus="2" coll="allreduce" inplace="1">'
+        f"{gpus}</algo>"
+    )
+    mesh = make_mesh((2,))
+    x = small_integers((2, 1001))
+    result = per_device(mesh, lambda x: jaxcoll.all_reduce(x, "x", schedule=schedule))(x)
+    np.testing.assert_array_equal(result, np.broadcast_to(x.sum(0), x.shape))

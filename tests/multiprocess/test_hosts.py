@@ -99,14 +99,14 @@ if pauses := list(longest_pauses_ms()):
 
 x = small_integers((n, 100_000), seed=99)
 f, placed = per_device(mesh, CALLS["all_reduce"]), place(mesh, x)
-assert "node_size = 2 : i64" in f.lower(placed).as_text()
+assert "dims = array<i64: 4, 2>" in f.lower(placed).as_text()
 compare(f(placed), expected_of("all_reduce", x), "ranks of a process reduce first")
 
 # JAX tells machines apart by their boot id; as if each of these hosts were one.
 jax.clear_caches()
 jaxcoll._communicator.hosts = lambda mesh: [d.process_index // 2 for d in mesh.devices.flat]
 f = per_device(mesh, CALLS["all_reduce"])
-assert "node_size = 4 : i64" in f.lower(placed).as_text()
+assert "dims = array<i64: 2, 4>" in f.lower(placed).as_text()
 compare(f(placed), expected_of("all_reduce", x), "ranks of a host reduce first")
 finished("which way")
 """

@@ -14,6 +14,16 @@ from jaxcoll.verify import verify
 
 WORLD_SIZES = [*range(1, 18), 32, 64]
 ALL = [(c, a) for c in COLLECTIVES for a in algorithms(c)]
+# Channels of ops that one of the spec's channels takes, where it is more than one; on a ring.
+LANES = {
+    "double_tree": 2,
+    "hierarchical_tree": 2,
+    "bucket": 2,
+    "swing": 2,
+    "swing_latency": 2,
+    ("all_gather", "hierarchical"): 3,
+    ("all_to_all", "hierarchical"): 3,
+}
 
 
 def spec_of(collective: str, algorithm: str, world_size: int, **options: object) -> ScheduleSpec:
@@ -41,12 +51,13 @@ def test_issue_lists_are_served(collective: str, algorithm: str) -> None:
         algorithm
         in {
             "all_reduce": "direct direct2 ring recursive_doubling halving_doubling double_tree "
-            "hierarchical",
-            "reduce_scatter": "direct ring recursive_halving",
-            "all_gather": "direct ring recursive_doubling bruck",
-            "all_to_all": "direct bruck",
-            "broadcast": "direct binomial",
-            "reduce": "direct binomial",
+            "hierarchical hierarchical_halving hierarchical_tree bucket swing swing_latency bine "
+            "bine_latency",
+            "reduce_scatter": "direct ring recursive_halving bucket swing bine pat",
+            "all_gather": "direct ring recursive_doubling bruck hierarchical bucket swing bine pat",
+            "all_to_all": "direct bruck hierarchical",
+            "broadcast": "direct binomial bine",
+            "reduce": "direct binomial bine",
             "permute": "direct",
         }[collective].split()
     )
@@ -87,7 +98,7 @@ def test_channels_are_independent_copies(
         len(p.ops) for p in single.programs
     )
     # No dependency leads from one copy to another.
-    lanes = 2 if algorithm == "double_tree" and world_size > 1 else 1
+    lanes = LANES.get((collective, algorithm), LANES.get(algorithm, 1)) if world_size > 1 else 1
     for program in schedule.programs:
         for op in program.ops:
             for dependency in op.depends_on:
@@ -98,7 +109,9 @@ def test_channels_are_independent_copies(
 def test_hierarchical_takes_every_divisor(world_size: int) -> None:
     for node_size in divisors(world_size):
         schedule = build(
-            ScheduleSpec("all_reduce", world_size, "hierarchical", node_size=node_size)
+            ScheduleSpec(
+                "all_reduce", world_size, "hierarchical", dims=(world_size // node_size, node_size)
+            )
         )
         assert verify(schedule).reproducible
         schedule_interpreter.check(schedule, 29, node_size)
@@ -107,11 +120,13 @@ def test_hierarchical_takes_every_divisor(world_size: int) -> None:
 def test_hierarchical_chooses_the_divisor_nearest_the_square_root() -> None:
     for world_size, node_size in ((12, 3), (16, 4), (7, 1), (64, 8), (24, 4)):
         assert build(ScheduleSpec("all_reduce", world_size, "hierarchical")) == build(
-            ScheduleSpec("all_reduce", world_size, "hierarchical", node_size=node_size)
+            ScheduleSpec(
+                "all_reduce", world_size, f"hierarchical[{world_size // node_size}x{node_size}]"
+            )
         )
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "binomial"])
+@pytest.mark.parametrize("algorithm", ["direct", "binomial", "bine"])
 @pytest.mark.parametrize("collective", ["broadcast", "reduce"])
 def test_every_rank_can_be_the_root(collective: str, algorithm: str) -> None:
     for world_size in (2, 3, 6, 8):
@@ -177,7 +192,17 @@ def test_one_rank_is_built_without_the_others() -> None:
         ({"world_size": 0}, "world_size is 0, but must be from 1"),
         ({"channels": 0}, "channels is 0"),
         ({"root": 4}, "root is 4, but must be from 0 to 3"),
-        ({"node_size": 3}, "must be 0 (choose) or divide the world size 4: 1, 2, 4"),
+        ({"algorithm": "ring[4]"}, "ring takes no dims"),
+        (
+            {"algorithm": "hierarchical[2x3]"},
+            "hierarchical[2x3] does not fit 4 ranks: write nodes x ranks per node, one of 1x4, "
+            "2x2, 4x1",
+        ),
+        ({"algorithm": "hierarchical[4]"}, "does not fit 4 ranks"),
+        ({"algorithm": "hierarchical", "dims": (-2, -2)}, "dims must be positive"),
+        ({"algorithm": "hierarchical[2x2"}, "write the dims as positive numbers in brackets"),
+        ({"algorithm": "hierarchical[2x0]"}, "write the dims as positive numbers in brackets"),
+        ({"algorithm": "hierarchical[2x2]", "dims": (2, 2)}, "give dims either in"),
         ({"permutation": ((0, 4),)}, "permutation destination is 4"),
         ({"permutation": ((0, 1), (0, 2))}, "permutation names source 0 twice"),
         ({"permutation": ((0, 1), (2, 1))}, "permutation names destination 1 twice"),
@@ -185,9 +210,8 @@ def test_one_rank_is_built_without_the_others() -> None:
     ],
 )
 def test_bad_specs_are_refused_with_the_choices(changes: dict, message: str) -> None:
-    spec = ScheduleSpec(**{"collective": "all_reduce", "world_size": 4, **changes})
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_rank(spec, 0)
+        build_rank(ScheduleSpec(**{"collective": "all_reduce", "world_size": 4, **changes}), 0)
 
 
 def test_a_rank_outside_the_world_is_refused() -> None:

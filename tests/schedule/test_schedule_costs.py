@@ -168,7 +168,7 @@ def test_double_tree_ranks_have_children_in_one_tree_only(p: int) -> None:
 @pytest.mark.parametrize(("p", "node_size"), [(4, 2), (6, 3), (8, 2), (12, 4), (16, 4), (7, 7)])
 def test_hierarchical(p: int, node_size: int) -> None:
     nodes = p // node_size
-    schedule = build(ScheduleSpec("all_reduce", p, "hierarchical", node_size=node_size))
+    schedule = build(ScheduleSpec("all_reduce", p, f"hierarchical[{nodes}x{node_size}]"))
     assert schedule.cost().steps == 2 * (node_size - 1) + 2 * (nodes - 1)
     chunk = Fraction(1, schedule.programs[0].chunks_per_block)
     for program in schedule.programs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jaxcoll import verify
+from jaxcoll.schedule import COLLECTIVES, algorithms
 
 
 def test_prints_a_line_per_schedule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,14 +24,16 @@ def test_prints_a_line_per_schedule(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_everything_is_verified_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main(["--world-size", "3", "--channels", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 21
+    built_in = sum(len(algorithms(collective)) for collective in COLLECTIVES)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + built_in
 
 
 def test_schedules_that_cannot_be_built_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--algorithm", "hierarchical", "--node-size", "4", "--world-size", "6"]
+    arguments = ["--collective", "all_reduce", "--world-size", "6"]
+    arguments += ["--algorithm", "hierarchical[2x4]"]
     assert verify.main(arguments) == 1
     captured = capsys.readouterr()
-    assert "refused: node_size is 4" in captured.out
+    assert "refused: hierarchical[2x4] does not fit 6 ranks" in captured.out
     assert "1 schedules were refused" in captured.err
 
 
@@ -51,7 +54,8 @@ def test_wrong_schedules_fail(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--algorithm", "rign"], "no algorithm rign; choose from binomial"),
+        (["--algorithm", "rign"], "no algorithm rign; choose from bine, bine_latency, binomial"),
+        (["--algorithm", "ring[x]"], "write the dims as positive numbers"),
         (["--collective", "gather"], "invalid choice"),
         (["--world-size", "many"], "'many' is no world size"),
         (["--world-size", "4:2"], "is no world size"),

@@ -57,5 +57,54 @@ void DoubleTreeAllReduce(ProgramBuilder& b);
 // hierarchical.cc
 Layout HierarchicalAllReduceLayout(const ScheduleSpec& spec);
 void HierarchicalAllReduce(ProgramBuilder& b);
+Layout HierarchicalHalvingAllReduceLayout(const ScheduleSpec& spec);
+void HierarchicalHalvingAllReduce(ProgramBuilder& b);
+Layout HierarchicalTreeAllReduceLayout(const ScheduleSpec& spec);
+void HierarchicalTreeAllReduce(ProgramBuilder& b);
+
+// hierarchical_all_gather.cc
+Layout HierarchicalAllGatherLayout(const ScheduleSpec& spec);
+void HierarchicalAllGather(ProgramBuilder& b);
+
+// hierarchical_all_to_all.cc
+Layout HierarchicalAllToAllLayout(const ScheduleSpec& spec);
+void HierarchicalAllToAll(ProgramBuilder& b);
+
+// bucket.cc
+Layout BucketAllReduceLayout(const ScheduleSpec& spec);
+void BucketAllReduce(ProgramBuilder& b);
+Layout BucketReduceScatterLayout(const ScheduleSpec& spec);
+void BucketReduceScatter(ProgramBuilder& b);
+Layout BucketAllGatherLayout(const ScheduleSpec& spec);
+void BucketAllGather(ProgramBuilder& b);
+
+// swing.cc
+Status CheckSwing(const ScheduleSpec& spec);
+Layout SwingAllReduceLayout(const ScheduleSpec& spec);
+void SwingAllReduce(ProgramBuilder& b);
+Layout SwingReduceScatterLayout(const ScheduleSpec& spec);
+void SwingReduceScatter(ProgramBuilder& b);
+Layout SwingAllGatherLayout(const ScheduleSpec& spec);
+void SwingAllGather(ProgramBuilder& b);
+Status CheckSwingLatency(const ScheduleSpec& spec);
+Layout SwingLatencyAllReduceLayout(const ScheduleSpec& spec);
+void SwingLatencyAllReduce(ProgramBuilder& b);
+
+// bine.cc
+void BineBroadcast(ProgramBuilder& b);
+Layout BineReduceLayout(const ScheduleSpec& spec);
+void BineReduce(ProgramBuilder& b);
+Layout BineAllReduceLayout(const ScheduleSpec& spec);
+void BineAllReduce(ProgramBuilder& b);
+Layout BineLatencyAllReduceLayout(const ScheduleSpec& spec);
+void BineLatencyAllReduce(ProgramBuilder& b);
+Layout BineReduceScatterLayout(const ScheduleSpec& spec);
+void BineReduceScatter(ProgramBuilder& b);
+void BineAllGather(ProgramBuilder& b);
+
+// pat.cc
+void PatAllGather(ProgramBuilder& b);
+Layout PatReduceScatterLayout(const ScheduleSpec& spec);
+void PatReduceScatter(ProgramBuilder& b);
 
 }  // namespace jaxcoll

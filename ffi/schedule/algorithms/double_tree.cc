@@ -13,6 +13,8 @@
 //
 // Invariant: a node at depth d sends chunk j up in step h - d + j, having reduced its children's,
 // and down in step h + d + j. The root sums each chunk once, so all ranks end bitwise equal.
+#include "schedule/algorithms/double_tree.h"
+
 #include <array>
 #include <bit>
 
@@ -21,17 +23,14 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
 constexpr BufferKind kOut = BufferKind::kOutput;
 
-// Chunks per tree and channel. With m chunks the pipeline is full (m - 1) of 2h + m - 1 steps; not
-// measured yet, and `channels` multiplies it.
-constexpr int32_t kPipelineDepth = 8;
+constexpr int32_t kPipelineDepth = TreeGroup::kPieces / 2;
 constexpr int32_t kNone = -1;
 
 struct TreeNode {
   int32_t depth = 0;
-  int32_t parent = kNone;  // ranks
+  int32_t parent = kNone;  // indices in the group
   int32_t left = kNone, right = kNone;
 };
 
@@ -63,7 +62,7 @@ TreeNode InOrderNode(int32_t i, int32_t n) {
   return result;
 }
 
-TreeNode NodeOf(int32_t rank, int32_t size, int32_t tree) {
+TreeNode NodeOf(int32_t index, int32_t size, int32_t tree) {
   const bool mirrored = tree == 1 && size % 2 == 0;
   const int32_t shift = tree == 1 && size % 2 == 1 ? 1 : 0;
   auto number = [&](int32_t r) { return mirrored ? size - r : (r - shift + size) % size + 1; };
@@ -71,7 +70,7 @@ TreeNode NodeOf(int32_t rank, int32_t size, int32_t tree) {
     if (i == kNone) return kNone;
     return mirrored ? size - i : (i - 1 + shift) % size;
   };
-  TreeNode node = InOrderNode(number(rank), size);
+  TreeNode node = InOrderNode(number(index), size);
   node.parent = rank_of(node.parent);
   node.left = rank_of(node.left);
   node.right = rank_of(node.right);
@@ -80,53 +79,63 @@ TreeNode NodeOf(int32_t rank, int32_t size, int32_t tree) {
 
 }  // namespace
 
-Layout DoubleTreeAllReduceLayout(const ScheduleSpec&) {
-  // A lane per tree: a rank that waits in one must not hold up the other.
-  return {.chunks = 2 * kPipelineDepth, .lanes = 2};
-}
-
-void DoubleTreeAllReduce(ProgramBuilder& b) {
-  const int32_t height = std::bit_width(static_cast<uint32_t>(b.size())) - 1;
-  // What a rank passes up: its input if it is a leaf.
-  auto partial = [](const TreeNode& node) { return node.left == kNone ? kIn : kOut; };
+void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group) {
+  const int32_t height = std::bit_width(static_cast<uint32_t>(group.size)) - 1;
+  const int32_t begin_step = b.Step(), steps = 2 * height + kPipelineDepth - 1;
+  // What a rank passes up: its own if it is a leaf.
+  auto partial = [&](const TreeNode& node) { return node.left == kNone ? group.from : kOut; };
 
   for (int32_t tree = 0; tree < 2; ++tree) {
-    b.SetLane(tree);
-    const TreeNode node = NodeOf(b.rank(), b.size(), tree);
+    b.SetLane(group.first_lane + tree);
+    const TreeNode node = NodeOf(group.index, group.size, tree);
     std::array<TreeNode, 2> children;
-    const std::array<int32_t, 2> child_ranks = {node.left, node.right};
+    const std::array<int32_t, 2> child_indices = {node.left, node.right};
     for (int c = 0; c < 2; ++c) {
-      if (child_ranks[c] != kNone) children[c] = NodeOf(child_ranks[c], b.size(), tree);
+      if (child_indices[c] != kNone) children[c] = NodeOf(child_indices[c], group.size, tree);
     }
-    for (int32_t step = 0; step < 2 * height + kPipelineDepth - 1; ++step) {
-      b.SetStep(step);
+    for (int32_t step = 0; step < steps; ++step) {
+      b.SetStep(begin_step + step);
       auto chunk = [&](BufferKind buffer, int32_t j) {
-        return b.Chunks(buffer, tree * kPipelineDepth + j);
+        return group.piece(buffer, tree * kPipelineDepth + j);
       };
       auto valid = [](int32_t j) { return 0 <= j && j < kPipelineDepth; };
 
       if (int32_t j = step - height + node.depth + 1; valid(j)) {
-        BufferKind local = kIn;
+        BufferKind local = group.from;
         for (int c = 0; c < 2; ++c) {
-          if (child_ranks[c] == kNone) continue;
-          b.RecvReduce(child_ranks[c], chunk(partial(children[c]), j), chunk(local, j),
-                       chunk(kOut, j));
+          if (child_indices[c] == kNone) continue;
+          b.RecvReduce(group.rank_of(child_indices[c]), chunk(partial(children[c]), j),
+                       chunk(local, j), chunk(kOut, j));
           local = kOut;
         }
       }
-      if (int32_t j = step - height + node.depth; node.parent != kNone && valid(j)) {
-        b.Send(node.parent, chunk(partial(node), j), chunk(kOut, j));
+      const int32_t parent = node.parent == kNone ? kNone : group.rank_of(node.parent);
+      if (int32_t j = step - height + node.depth; parent != kNone && valid(j)) {
+        b.Send(parent, chunk(partial(node), j), chunk(kOut, j));
       }
-      if (int32_t j = step - height - node.depth + 1; node.parent != kNone && valid(j)) {
-        b.Recv(node.parent, chunk(kOut, j), chunk(kOut, j));
+      if (int32_t j = step - height - node.depth + 1; parent != kNone && valid(j)) {
+        b.Recv(parent, chunk(kOut, j), chunk(kOut, j));
       }
       if (int32_t j = step - height - node.depth; valid(j)) {
-        for (int32_t child : child_ranks) {
-          if (child != kNone) b.Send(child, chunk(kOut, j), chunk(kOut, j));
+        for (int32_t child : child_indices) {
+          if (child != kNone) b.Send(group.rank_of(child), chunk(kOut, j), chunk(kOut, j));
         }
       }
     }
   }
+  b.SetStep(begin_step + steps);
+}
+
+Layout DoubleTreeAllReduceLayout(const ScheduleSpec&) {
+  return {.chunks = TreeGroup::kPieces, .lanes = TreeGroup::kLanes};
+}
+
+void DoubleTreeAllReduce(ProgramBuilder& b) {
+  DoubleTreeSteps(
+      b, {.size = b.size(),
+          .index = b.rank(),
+          .rank_of = [](int32_t index) { return index; },
+          .piece = [&](BufferKind buffer, int32_t piece) { return b.Chunks(buffer, piece); }});
 }
 
 }  // namespace jaxcoll

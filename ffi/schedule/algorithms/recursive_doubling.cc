@@ -9,7 +9,7 @@
 // blocks, of that whole aligned group of 2^k ranks. Sums keep the lower half on the left on both
 // sides, so all ranks evaluate one expression, (x0 + x1) + (x2 + x3), and end bitwise equal.
 #include "schedule/algorithms/algorithms.h"
-#include "schedule/algorithms/fold.h"
+#include "schedule/algorithms/exchange.h"
 
 namespace jaxcoll {
 namespace {
@@ -24,13 +24,12 @@ Layout RecursiveDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? 1 : 0};
 }
 
-void RecursiveDoublingAllReduce(ProgramBuilder& b) {
-  const Fold fold(b.size());
-  const Operand input = b.Blocks(kIn, 0), output = b.Blocks(kOut, 0);
+void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const Exchange& exchange) {
+  const Operand input = exchange.whole(kIn), output = exchange.whole(kOut);
   // A rank cannot receive over what it is sending, so results alternate between two buffers; the
   // last round's is the output. Round -1 is the fold.
   auto result = [&](int32_t round) {
-    return (fold.rounds - 1 - round) % 2 == 0 ? output : b.Blocks(kTmp, 0);
+    return (fold.rounds - 1 - round) % 2 == 0 ? output : exchange.whole(kTmp);
   };
   auto value_before = [&](int32_t round, int32_t rank) {
     return round == 0 && !fold.InPair(rank) ? input : result(round - 1);
@@ -45,18 +44,27 @@ void RecursiveDoublingAllReduce(ProgramBuilder& b) {
   if (fold.InPair(b.rank())) b.RecvReduce(b.rank() - 1, input, input, result(-1));
   if (fold.pairs > 0) b.NextStep();
 
+  const int32_t folded = fold.Folded(b.rank());
   for (int32_t k = 0; k < fold.rounds; ++k, b.NextStep()) {
-    const int32_t peer = fold.Rank(fold.Folded(b.rank()) ^ (1 << k));
+    const int32_t peer = fold.Rank(exchange.partner(folded, k));
     const Operand mine = value_before(k, b.rank()), theirs = value_before(k, peer);
     b.Send(peer, mine, result(k));
-    if (peer < b.rank()) {
+    if (!exchange.first(folded, k)) {
       b.RecvReduce(peer, theirs, mine, result(k));
-    } else {  // incoming op local would put the upper half first
+    } else {  // incoming op local would put the partner's on the left
       b.Recv(peer, theirs, result(k));
       b.Reduce({mine, result(k)}, result(k));
     }
   }
   if (fold.InPair(b.rank())) b.Send(b.rank() - 1, output, output);
+}
+
+void RecursiveDoublingAllReduce(ProgramBuilder& b) {
+  ExchangeAllReduce(
+      b, Fold(b.size()),
+      {.whole = [&](BufferKind buffer) { return b.Blocks(buffer, 0); },
+       .partner = [](int32_t folded, int32_t round) { return folded ^ (1 << round); },
+       .first = [](int32_t folded, int32_t round) { return (folded >> round & 1) == 0; }});
 }
 
 void RecursiveDoublingAllGather(ProgramBuilder& b) {

@@ -10,6 +10,8 @@
 // n / 2^k of the vector, and holds the group's sum of that part. The doubling rounds of the
 // all-reduce undo the halving rounds in reverse. Each chunk is summed in one place, whose bits all
 // ranks receive.
+#include "schedule/algorithms/recursive_halving.h"
+
 #include "schedule/algorithms/algorithms.h"
 #include "schedule/algorithms/fold.h"
 
@@ -26,42 +28,60 @@ Layout HalvingDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = Fold(spec.world_size).size};
 }
 
-void HalvingDoublingAllReduce(ProgramBuilder& b) {
-  const Fold fold(b.size());
-  const Operand input = b.Chunks(kIn, 0, fold.size), output = b.Chunks(kOut, 0, fold.size);
-  if (fold.Waits(b.rank())) {
-    b.Send(b.rank() + 1, input, output);
-    b.SetStep(1 + 2 * fold.rounds);
-    b.Recv(b.rank() + 1, output, output);
+void HalvingDoublingSteps(ProgramBuilder& b, const FoldedGroup& group) {
+  const Fold& fold = group.fold;
+  const BufferKind from = group.from;
+  const Operand input = group.part(from, 0, fold.size), output = group.part(kOut, 0, fold.size);
+  auto rank_of = [&](int32_t folded) { return group.rank_of(fold.Rank(folded)); };
+  const int32_t begin_step = b.Step();
+  if (fold.Waits(group.index)) {
+    b.Send(group.rank_of(group.index + 1), input, output);
+    b.SetStep(begin_step + 1 + 2 * fold.rounds);
+    b.Recv(group.rank_of(group.index + 1), output, output);
+    b.NextStep();
     return;
   }
-  if (fold.InPair(b.rank())) b.RecvReduce(b.rank() - 1, input, input, output);
+  if (fold.InPair(group.index)) {
+    b.RecvReduce(group.rank_of(group.index - 1), input, input, output);
+  }
   if (fold.pairs > 0) b.NextStep();
 
   // Distances double while halves shrink: the largest messages go to the nearest rank. What a
   // folded rank is responsible for after `rounds` rounds depends on its lowest bits only.
-  const int32_t folded = fold.Folded(b.rank());
+  const int32_t folded = fold.Folded(group.index);
   auto part = [&](BufferKind buffer, int32_t member, int32_t rounds) {
     int32_t begin = 0, count = fold.size;
     for (int32_t k = 0; k < rounds; ++k) {
       count /= 2;
       if (member >> k & 1) begin += count;
     }
-    return b.Chunks(buffer, begin, count);
+    return group.part(buffer, begin, count);
   };
-  auto value = [&](int32_t k, int32_t rank) { return k == 0 && !fold.InPair(rank) ? kIn : kOut; };
+  auto value = [&](int32_t k, int32_t member) {
+    return k == 0 && !fold.InPair(fold.Rank(member)) ? from : kOut;
+  };
   for (int32_t k = 0; k < fold.rounds; ++k, b.NextStep()) {
-    const int32_t partner = folded ^ (1 << k), peer = fold.Rank(partner);
-    b.Send(peer, part(value(k, b.rank()), partner, k + 1), part(kOut, partner, k + 1));
-    b.RecvReduce(peer, part(value(k, peer), folded, k + 1), part(value(k, b.rank()), folded, k + 1),
-                 part(kOut, folded, k + 1));
+    const int32_t partner = folded ^ (1 << k), peer = rank_of(partner);
+    b.Send(peer, part(value(k, folded), partner, k + 1), part(kOut, partner, k + 1));
+    b.RecvReduce(peer, part(value(k, partner), folded, k + 1),
+                 part(value(k, folded), folded, k + 1), part(kOut, folded, k + 1));
   }
   for (int32_t k = fold.rounds - 1; k >= 0; --k, b.NextStep()) {
-    const int32_t partner = folded ^ (1 << k), peer = fold.Rank(partner);
+    const int32_t partner = folded ^ (1 << k), peer = rank_of(partner);
     b.Send(peer, part(kOut, folded, k + 1), part(kOut, folded, k + 1));
     b.Recv(peer, part(kOut, partner, k + 1), part(kOut, partner, k + 1));
   }
-  if (fold.InPair(b.rank())) b.Send(b.rank() - 1, output, output);
+  if (fold.InPair(group.index)) b.Send(group.rank_of(group.index - 1), output, output);
+  if (fold.pairs > 0) b.NextStep();
+}
+
+void HalvingDoublingAllReduce(ProgramBuilder& b) {
+  const Fold fold(b.size());
+  HalvingDoublingSteps(b, {.fold = fold,
+                           .index = b.rank(),
+                           .rank_of = [](int32_t index) { return index; },
+                           .part = [&](BufferKind buffer, int32_t begin,
+                                       int32_t count) { return b.Chunks(buffer, begin, count); }});
 }
 
 Layout RecursiveHalvingReduceScatterLayout(const ScheduleSpec& spec) {

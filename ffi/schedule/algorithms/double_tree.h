@@ -1,0 +1,30 @@
+// The double binary tree over any subset of the ranks, from which double_tree.cc and
+// hierarchical.cc are made.
+#pragma once
+
+#include <functional>
+
+#include "schedule/program_builder.h"
+
+namespace jaxcoll {
+
+struct TreeGroup {
+  // Of what is reduced, half for each tree. With m pieces per tree the pipeline is full in (m - 1)
+  // of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
+  static constexpr int32_t kPieces = 16;
+  // One per tree: a rank that waits in one must not hold up the other.
+  static constexpr int32_t kLanes = 2;
+
+  int32_t size = 1;
+  int32_t index = 0;  // this rank among the members
+  std::function<int32_t(int32_t index)> rank_of;
+  std::function<Operand(BufferKind, int32_t piece)> piece;
+  // Where the members' contributions are: input, or output (then it is reduced in place).
+  BufferKind from = BufferKind::kInput;
+  int32_t first_lane = 0;
+};
+
+// An all-reduce; leaves the lane at the last tree's.
+void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group);
+
+}  // namespace jaxcoll
