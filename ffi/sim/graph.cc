@@ -7,7 +7,6 @@
 #include <numeric>
 #include <string>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 
 #include "sim/network.h"
@@ -45,22 +44,22 @@ class GraphBuilder {
     std::vector<Graph::Node> nodes;  // chains, dependents and extents numbered within the rank
     std::vector<uint32_t> edges;
     std::vector<Graph::Chain> chains;
-    std::vector<Graph::Extent> extents;
+    ExtentTable extents;
     std::vector<Receipt> sends, receipts;  // receipts by key
     int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0;
   };
 
   // Positions within a block, whole blocks first and together, since only lengths matter here.
-  static std::vector<Interval> Canonical(const std::vector<Interval>& chunks, int32_t per_block);
-  static uint64_t Hash(const Graph::Extent& extent);
+  static void Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+                        std::vector<Interval>& result);
   Status Match(Graph& graph, const std::vector<uint32_t>& first_op);
 
   std::vector<Rank> ranks_;
 };
 
-std::vector<Interval> GraphBuilder::Canonical(const std::vector<Interval>& chunks,
-                                              int32_t per_block) {
-  std::vector<Interval> result = {{0, 0}};
+void GraphBuilder::Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+                             std::vector<Interval>& result) {
+  result.assign({{0, 0}});
   Interval run{-1, 0};
   auto add = [&](const Interval& interval) {
     if (interval.begin % per_block == 0 && interval.count % per_block == 0) {
@@ -79,15 +78,6 @@ std::vector<Interval> GraphBuilder::Canonical(const std::vector<Interval>& chunk
   }
   if (run.count > 0) add(run);
   if (result.front().count == 0) result.erase(result.begin());
-  return result;
-}
-
-uint64_t GraphBuilder::Hash(const Graph::Extent& extent) {
-  uint64_t hash = static_cast<uint64_t>(extent.arity);
-  for (const Interval& chunks : extent.chunks) {
-    hash = Mix(hash, uint64_t(chunks.begin) << 32 | uint64_t(chunks.count));
-  }
-  return hash;
 }
 
 Status GraphBuilder::Pack(int32_t rank, const Program& program) {
@@ -104,7 +94,7 @@ Status GraphBuilder::Pack(int32_t rank, const Program& program) {
   for (uint32_t i = 0; i < count; ++i) place[order[i]] = i;
 
   out.nodes.resize(count);
-  std::unordered_map<uint64_t, std::vector<uint32_t>> known;  // hash of an extent: which there are
+  std::vector<Interval> chunks;
   for (uint32_t i = 0; i < count; ++i) {
     const Op& op = program.ops[order[i]];
     Graph::Node& node = out.nodes[i];
@@ -130,20 +120,9 @@ Status GraphBuilder::Pack(int32_t rank, const Program& program) {
           .push_back({MessageKey(op.peer, op.channel, op.sequence), i});
     }
 
-    Graph::Extent extent;
-    if (op.kind == OpKind::kReduce) extent.arity = static_cast<int32_t>(op.sources.size());
-    extent.chunks = Canonical(op.destination.chunks, program.chunks_per_block);
-    const uint64_t hash = Hash(extent);
-    std::vector<uint32_t>& alike = known[hash];
-    auto same = std::find_if(alike.begin(), alike.end(),
-                             [&](uint32_t e) { return out.extents[e] == extent; });
-    if (same == alike.end()) {
-      alike.push_back(static_cast<uint32_t>(out.extents.size()));
-      node.extent = alike.back();
-      out.extents.push_back(std::move(extent));
-    } else {
-      node.extent = *same;
-    }
+    Canonical(op.destination.chunks, program.chunks_per_block, chunks);
+    node.extent = out.extents.Intern(
+        op.kind == OpKind::kReduce ? static_cast<int32_t>(op.sources.size()) : 1, chunks);
   }
   std::sort(out.receipts.begin(), out.receipts.end(),
             [](const Receipt& a, const Receipt& b) { return a.key < b.key; });
@@ -200,24 +179,12 @@ StatusOr<Graph> GraphBuilder::Join() {
   }
   graph.nodes_.reserve(ops);
   graph.edges_.reserve(edges);
-  std::unordered_map<uint64_t, std::vector<uint32_t>> known;
   for (size_t r = 0; r < ranks_.size(); ++r) {
     Rank& rank = ranks_[r];
     // The same extents occur on many ranks.
     std::vector<uint32_t> extent_of(rank.extents.size());
-    for (size_t e = 0; e < rank.extents.size(); ++e) {
-      const Graph::Extent& extent = rank.extents[e];
-      const uint64_t hash = Hash(extent);
-      std::vector<uint32_t>& alike = known[hash];
-      auto same = std::find_if(alike.begin(), alike.end(),
-                               [&](uint32_t k) { return graph.extents_[k] == extent; });
-      if (same == alike.end()) {
-        alike.push_back(static_cast<uint32_t>(graph.extents_.size()));
-        extent_of[e] = alike.back();
-        graph.extents_.push_back(extent);
-      } else {
-        extent_of[e] = *same;
-      }
+    for (uint32_t e = 0; e < rank.extents.size(); ++e) {
+      extent_of[e] = graph.extents_.Intern(rank.extents.arity(e), rank.extents.chunks(e));
     }
     const uint32_t first_chain = static_cast<uint32_t>(graph.chains_.size());
     const uint32_t first_edge = static_cast<uint32_t>(graph.edges_.size());
@@ -314,7 +281,7 @@ StatusOr<Graph> Graph::Build(const ScheduleSpec& spec) {
 
 size_t Graph::bytes() const {
   return nodes_.size() * sizeof(Node) + edges_.size() * sizeof(uint32_t) +
-         chains_.size() * sizeof(Chain) + extents_.size() * sizeof(Extent);
+         chains_.size() * sizeof(Chain) + extents_.bytes();
 }
 
 std::vector<int64_t> Graph::ExtentBytes(int64_t block_elements, int64_t element_bytes) const {
@@ -328,9 +295,9 @@ std::vector<int64_t> Graph::ExtentBytes(int64_t block_elements, int64_t element_
   };
   std::vector<int64_t> bytes;
   bytes.reserve(extents_.size());
-  for (const Extent& extent : extents_) {
+  for (uint32_t extent = 0; extent < extents_.size(); ++extent) {
     int64_t elements = 0;
-    for (const Interval& chunks : extent.chunks) {
+    for (const Interval& chunks : extents_.chunks(extent)) {
       elements += before(int64_t{chunks.begin} + chunks.count) - before(chunks.begin);
     }
     bytes.push_back(elements * element_bytes);

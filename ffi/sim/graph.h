@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "schedule/schedule.h"
+#include "sim/extents.h"
 
 namespace jaxcoll::sim {
 
@@ -53,7 +54,7 @@ class Graph {
     return {edges_.data() + nodes_[op].first_dependent, edges_.data() + end};
   }
   // Sources of a reduce; 1 for other ops.
-  int32_t arity(uint32_t op) const { return extents_[nodes_[op].extent].arity; }
+  int32_t arity(uint32_t op) const { return extents_.arity(nodes_[op].extent); }
   int32_t input_blocks() const { return input_blocks_; }
   int32_t output_blocks() const { return output_blocks_; }
   // Memory of the packed form.
@@ -65,19 +66,12 @@ class Graph {
 
  private:
   friend class GraphBuilder;
-  struct Extent {
-    int32_t arity = 1;
-    // By position within a block; an interval may reach over several blocks.
-    std::vector<Interval> chunks;
-    friend bool operator==(const Extent&, const Extent&) = default;
-  };
-
   int32_t world_size_ = 0;
   int32_t chunks_per_block_ = 1, input_blocks_ = 1, output_blocks_ = 1;
   std::vector<Node> nodes_;
   std::vector<uint32_t> edges_;
   std::vector<Chain> chains_;
-  std::vector<Extent> extents_;
+  ExtentTable extents_;
 };
 
 }  // namespace jaxcoll::sim
