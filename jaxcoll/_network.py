@@ -83,6 +83,7 @@ class Topology:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _media: list[str] = field(default_factory=list)  # by cable
     _parallel: Counter[tuple[str, str]] = field(default_factory=Counter)
+    memo: dict[Any, Any] = field(default_factory=dict)  # what others computed about it
 
     def add_host(self, name: str, *, forwards: bool = False) -> str:
         """Adds an endpoint and returns its name."""

@@ -17,11 +17,14 @@ This module does not import JAX.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jaxcoll._bounds import Bounds
 from jaxcoll._ir import to_tuple
 from jaxcoll._native import native
 from jaxcoll._network import Placement, Topology, TopologyError
@@ -56,6 +59,7 @@ def run(
     background: Sequence[Traffic] = (),
     itemsize: int = 4,
     record: bool = False,
+    bounds: Literal["all", "quick", "none"] = "all",
 ) -> Timeline:
     """Simulates one collective.
 
@@ -74,6 +78,8 @@ def run(
       background: traffic that is not of the collective.
       itemsize: bytes per element; chunks are cut at elements.
       record: keep every message.
+      bounds: which lower bounds to compute: "quick" leaves out those by maximal flows to every
+        rank and by linear programs, which take seconds near 100 ranks (once per network).
 
     Returns:
       Times, what every link carried, messages.
@@ -82,8 +88,11 @@ def run(
       TopologyError: a placement, component or network that cannot be; ranks that must talk and
         have no path left.
       ValueError: a schedule that cannot be built, or that deadlocks.
-      SimulationError: a defect of the simulator, found by its own checks.
+      SimulationError: a defect of the simulator, found by its own checks: bytes were lost, a link
+        was overfull, or the time is below a bound.
     """
+    if bounds not in ("all", "quick", "none"):
+        raise ValueError(f"bounds is {bounds!r}; there are all, quick and none")
     if routing not in ROUTINGS:
         raise ValueError(f"unknown routing {routing!r}; there are {', '.join(ROUTINGS)}")
     if nbytes < 1:
@@ -152,7 +161,7 @@ def run(
     for time_ps, link, bandwidth_Bps in link_changes:
         if time_ps == 0:
             capacities[link] = bandwidth_Bps * model.efficiency
-    return Timeline(
+    timeline = Timeline(
         collective=schedule.collective,
         algorithm=schedule.algorithm,
         topology=topology,
@@ -168,6 +177,38 @@ def run(
         event_count=out["event_count"],
         capacities_Bps=capacities,
     )
+    if bounds == "none":
+        return timeline
+    best = capacities.copy()  # a link may be mended on the way
+    for _, link, bandwidth_Bps in link_changes:
+        best[link] = max(best[link], bandwidth_Bps * model.efficiency)
+    found = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all").of(
+        schedule.collective,
+        timeline.nbytes,
+        model,
+        stragglers,
+        root=schedule.root,
+        permutation=schedule.permutation,
+    )
+    timeline = replace(timeline, bounds=found)
+    # Every event is rounded to a picosecond; bounds are floating point.
+    slack_ps = 1e-6 * timeline.time_ps + packed.ops / world_size + 2
+    if found and timeline.time_ps + slack_ps < found[0].time_s * 1e12:
+        raise SimulationError(
+            f"{timeline!r} is below its {found[0].name} bound of {found[0].time_s * 1e6:.3f} us; "
+            "this is a defect of the simulator or of the bound"
+        )
+    return timeline
+
+
+def _bounds_of(
+    topology: Topology, hosts: tuple[str, ...], capacities: NDArray[np.float64], *, flow: bool
+) -> Bounds:
+    """Kept with the network: sweeps ask for the same again and again."""
+    key = (hosts, capacities.tobytes(), flow)
+    if key not in topology.memo:
+        topology.memo[key] = Bounds(topology, hosts, capacities, flow=flow)
+    return topology.memo[key]
 
 
 def pack(schedule: Schedule | ScheduleSpec) -> Any:
