@@ -18,8 +18,9 @@ CPP_LAYERS = {
     "transport": {"base"},
     "executor": {"base", "schedule", "transport"},
     "comm": {"base", "schedule", "transport", "executor"},
+    "sim": {"base", "schedule"},
     "xla": {"base", "schedule", "transport", "executor", "comm"},
-    "bindings": {"base", "schedule", "transport", "executor", "comm", "xla"},
+    "bindings": {"base", "schedule", "transport", "executor", "comm", "sim", "xla"},
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
@@ -27,6 +28,12 @@ PYTHON_LAYERS = [
     {"_connection", "_store_thread"},
     {"_dial", "_listener"},
     {"_ir", "schedule", "_happens_before", "verify"},
+    {"_network", "_network_kinds", "topology"},
+    {"_timeline", "_bounds"},
+    {"simulate"},
+    {"_sweep"},
+    {"_page", "_perfetto"},
+    {"_simulate_command"},
     {"_jax_compat"},
     {"_bootstrap", "_primitive", "_select"},
     {"_startup"},
@@ -36,7 +43,7 @@ PYTHON_LAYERS = [
     {"debug", "info", "launch"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
-WITHOUT_JAX = set().union(*PYTHON_LAYERS[:4])
+WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})])
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),

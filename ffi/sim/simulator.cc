@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <memory>
 #include <queue>
 #include <string>
@@ -117,7 +118,7 @@ class Simulation {
 
   std::shared_ptr<const Route> FindRoute(int32_t source, int32_t destination, int32_t channel,
                                          int32_t part);
-  int32_t PortOf(uint32_t chain, const Route& route);
+  int32_t PortOf(uint32_t chain, const std::shared_ptr<const Route>& route);
   int32_t AddFlow(Flow flow);
   void RemoveFlow(int32_t id);
   void Settle(Flow& flow) const;
@@ -159,10 +160,12 @@ class Simulation {
   std::vector<Flow> flows_;
   std::vector<Port> ports_;
   struct LastPort {
-    int32_t link = kNone, port = kNone;
+    std::shared_ptr<const Route> route;
+    int32_t port = kNone;
   };
-  std::vector<LastPort> last_port_;  // by chain: spares most look-ups
-  std::unordered_map<uint64_t, int32_t> port_ids_;
+  std::vector<LastPort> last_port_;                    // by chain: spares most look-ups
+  std::unordered_map<uint64_t, int32_t> port_ids_;     // (chain, first link or set of them)
+  std::map<std::vector<int32_t>, int32_t> port_sets_;  // where a message leaves by several links
   std::vector<int32_t> touched_ports_;
   std::vector<int32_t> failed_links_;
   Result result_;
@@ -366,7 +369,7 @@ void Simulation::Ready(uint32_t send) {
   const auto route = FindRoute(node_of_[message.record.source],
                                node_of_[message.record.destination], chain.channel, 0);
   if (Failed()) return;
-  message.port = PortOf(graph_.node(send).chain, *route);
+  message.port = PortOf(graph_.node(send).chain, route);
   Port& port = ports_[message.port];
   port.waiting.emplace_back(send, id);
   std::push_heap(port.waiting.begin(), port.waiting.end(), std::greater<>());
@@ -376,15 +379,22 @@ void Simulation::Ready(uint32_t send) {
   }
 }
 
-int32_t Simulation::PortOf(uint32_t chain, const Route& route) {
-  int32_t link = route.hops.front().link;
-  for (int32_t h = 1; h < route.first_hops; ++h) link = std::min(link, route.hops[h].link);
+int32_t Simulation::PortOf(uint32_t chain, const std::shared_ptr<const Route>& taken) {
+  const Route& route = *taken;
   LastPort& last = last_port_[chain];
-  if (last.link == link) return last.port;
-  const auto [entry, is_new] = port_ids_.try_emplace(uint64_t(chain) << 32 | uint32_t(link),
+  if (last.route == taken) return last.port;
+  int32_t port = route.hops.front().link;
+  if (route.first_hops > 1) {
+    std::vector<int32_t> links;
+    for (int32_t h = 0; h < route.first_hops; ++h) links.push_back(route.hops[h].link);
+    std::sort(links.begin(), links.end());
+    const auto id = network_.link_count() + static_cast<int32_t>(port_sets_.size());
+    port = port_sets_.try_emplace(std::move(links), id).first->second;
+  }
+  const auto [entry, is_new] = port_ids_.try_emplace(uint64_t(chain) << 32 | uint32_t(port),
                                                      static_cast<int32_t>(ports_.size()));
   if (is_new) ports_.emplace_back();
-  last = {link, entry->second};
+  last = {taken, entry->second};
   return last.port;
 }
 
@@ -571,6 +581,7 @@ void Simulation::ChangeLink(const LinkChange& change) {
   ledger_.ChangeCapacity(change.link, change.bytes_per_ps, now_);
   share_.SetCapacity(change.link, change.bytes_per_ps);
   router_.Reset();
+  std::fill(last_port_.begin(), last_port_.end(), LastPort{});
   if (change.bytes_per_ps <= 0) failed_links_.push_back(change.link);
 }
 
