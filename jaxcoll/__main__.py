@@ -11,6 +11,7 @@ _COMMANDS = {
     "launch": ("jaxcoll.launch", "start the processes of a job on this machine"),
     "info": ("jaxcoll.info", "print versions, devices, and what this build can do"),
     "verify": ("jaxcoll.verify", "prove that schedules are right"),
+    "simulate": ("jaxcoll._simulate_command", "predict collectives on modelled networks"),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -75,12 +75,14 @@ class Topology:
     Attributes:
       name: to print.
       groups: named sets of endpoints whose cuts are worth a bound: racks, pods, nodes, halves.
+      node_size: endpoints per server, where they come in servers; else 0.
     """
 
     name: str
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    node_size: int = 0
     _media: list[str] = field(default_factory=list)  # by cable
     _parallel: Counter[tuple[str, str]] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)  # what others computed about it
@@ -366,13 +368,6 @@ class Topology:
             for host in self.hosts:
                 if host not in seen:
                     raise TopologyError(f"{self.name} is disconnected: {host!r} {how} {first!r}")
-
-    def scaled(self, factor: float) -> Topology:
-        """The same network with all capacities multiplied."""
-        other = Topology(self.name, dict(self.nodes), [], dict(self.groups), list(self._media))
-        other.links = [replace(x, bandwidth_Bps=x.bandwidth_Bps * factor) for x in self.links]
-        other._parallel = Counter(self._parallel)
-        return other
 
     def __repr__(self) -> str:
         return (

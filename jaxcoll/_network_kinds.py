@@ -240,7 +240,7 @@ def _rails(
     _at_least("nodes", nodes, 1)
     _at_least("gpus_per_node", gpus, 1)
     _at_least("nodes_per_leaf", nodes_per_leaf, 1)
-    topology = Topology(f"{kind}({nodes} x {gpus})")
+    topology = Topology(f"{kind}({nodes} x {gpus})", node_size=gpus)
     for s in range(uplinks):
         topology.add_switch(f"spine{s}", "spine")
     for rail in range(gpus):
@@ -296,13 +296,13 @@ def dragonfly(
                 topology.connect(router, f"r{g}.{other}", bandwidth_Bps, latency_s, medium="copper")
         topology.groups[f"group{g}"] = tuple(members)
     # Every group deals its links to the other groups in turn, as often as all of them get one.
-    for _ in range((a * h) // max(1, groups - 1) if groups > 1 else 0):
+    for turn in range((a * h) // (groups - 1) if groups > 1 else 0):
         for g, other in itertools.combinations(range(groups), 2):
             ends = []
             for here, there in ((g, other), (other, g)):
                 # The how-manieth of all groups but `here` the other one is.
                 place = (there - here - 1) % groups
-                ends.append(f"r{here}.{(_ * (groups - 1) + place) // h}")
+                ends.append(f"r{here}.{(turn * (groups - 1) + place) // h}")
             topology.connect(*ends, bandwidth_Bps, far)
     _halves(topology)
     return topology
