@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         if file and file != "-" and not Path(file).resolve().parent.is_dir():
             parser.error(f"there is no folder for {file}")
     try:
-        return _simulate(parser, options)
+        return _simulate(parser, options, sys.argv[2:] if argv is None else argv)
     except (TopologyError, ValueError) as error:
         print(f"jaxcoll simulate: {error}", file=sys.stderr)
         return 1
@@ -248,7 +248,9 @@ def main(argv: list[str] | None = None) -> int:
         os._exit(130)  # simulations that are under way would be waited for
 
 
-def _simulate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _simulate(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: list[str]
+) -> int:
     networks = [topologies.parse(text) for text in options.topology]
     named = options.algorithm != "all"
     wanted = options.algorithm.split(",") if named else []
@@ -317,7 +319,7 @@ def _simulate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         print(_components(networks, options.prices))
     report = {
         "simulated": True,
-        "command": ["jaxcoll", "simulate", *(sys.argv[2:] if not parser.prog else [])],
+        "command": ["jaxcoll", "simulate", *arguments],
         "model": vars(setting.model),
         "seeds": options.seeds,
         "topologies": [
