@@ -100,9 +100,7 @@ class Bounds:
         if collective == "permute" and not pairs:
             return ()
         found = [
-            Bound(
-                "latency", self._latency(collective, overhead_s, model.latency_s, root, pairs)
-            ),
+            Bound("latency", self._latency(collective, overhead_s, model.latency_s, root, pairs)),
             Bound("ports", self._ports(collective, n, root, pairs) + least_s),
         ]
         if reduce_s > 0 and collective in ("all_reduce", "reduce_scatter", "reduce"):
@@ -238,25 +236,26 @@ class Bounds:
                     leave = sum(s in members and d not in members for s, d in pairs)
                     enter = sum(d in members and s not in members for s, d in pairs)
                     demand = (float(leave), float(enter))
-            seconds = max(
-                (bytes_ / rate if rate > 0 else math.inf)
-                for bytes_, rate in zip(demand, (out, into), strict=True)
-                if bytes_ > 0
-            ) if any(demand) else 0.0
+            seconds = (
+                max(
+                    (bytes_ / rate if rate > 0 else math.inf)
+                    for bytes_, rate in zip(demand, (out, into), strict=True)
+                    if bytes_ > 0
+                )
+                if any(demand)
+                else 0.0
+            )
             if math.isfinite(seconds) and seconds > 0:
                 found.append((f"cut {name}", seconds))
         return found
 
     def _cut_capacities(self) -> list[tuple[str, frozenset[int], float, float]]:
         """(group, its ranks, capacity out of it, into it)."""
-        rank_of = {self._topology.index[h]: None for h in self._topology.hosts}
-        rank_of.update({node: rank for rank, node in enumerate(self._ranks)})  # type: ignore[misc]
+        rank_of = {node: rank for rank, node in enumerate(self._ranks)}
         index = self._topology.index
         cuts: dict[frozenset[int], str] = {}
         for name, group in self._topology.groups.items():
-            members = frozenset(
-                r for r in (rank_of[index[host]] for host in group) if r is not None
-            )
+            members = frozenset(rank_of[index[h]] for h in group if index[h] in rank_of)
             if 1 < len(members) < len(self._ranks) and members not in cuts:
                 cuts[members] = name
         chosen = sorted(cuts.items(), key=lambda cut: -len(cut[0]))
@@ -305,9 +304,7 @@ class Bounds:
         )
         graph.sum_duplicates()
         graph.data = np.minimum(graph.data, np.iinfo(np.int32).max)
-        graph = csr_array(
-            (graph.data.astype(np.int32), graph.indices, graph.indptr), graph.shape
-        )
+        graph = csr_array((graph.data.astype(np.int32), graph.indices, graph.indptr), graph.shape)
         return float(maximum_flow(graph, first, last).flow_value) * unit
 
     # --- flow ---

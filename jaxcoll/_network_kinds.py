@@ -303,7 +303,7 @@ def dragonfly(
                 # The how-manieth of all groups but `here` the other one is.
                 place = (there - here - 1) % groups
                 ends.append(f"r{here}.{(turn * (groups - 1) + place) // h}")
-            topology.connect(*ends, bandwidth_Bps, far)
+            topology.connect(ends[0], ends[1], bandwidth_Bps, far)
     _halves(topology)
     return topology
 

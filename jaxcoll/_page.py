@@ -109,13 +109,11 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
 
 def size_text(nbytes: float) -> str:
     """1048576 -> 1 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while nbytes >= 1024 and len(units) > 1:
         nbytes /= 1024
-    else:
-        unit = "TiB"
-    return f"{nbytes:.3g} {unit}"
+        del units[0]
+    return f"{nbytes:.3g} {units[0]}"
 
 
 def time_text(seconds: float) -> str:
@@ -331,7 +329,8 @@ def _heat_map(timeline: Timeline) -> str:
             what = "failed" if failed else f"{load:.1%}, {size_text(float(timeline.link_bytes[i]))}"
             squares.append(
                 f"<rect x='{x}' y='{y}' width='{cell - 1}' height='{cell - 1}' "
-                f"fill='{'none' if failed else _heat(load)}' stroke='var(--line)' stroke-width='.5'>"
+                f"fill='{'none' if failed else _heat(load)}' "
+                "stroke='var(--line)' stroke-width='.5'>"
                 f"<title>{escape(topology.links[i].name)}: {what}</title></rect>"
             )
             if failed:
@@ -346,9 +345,7 @@ def _heat_map(timeline: Timeline) -> str:
             f"mean {loads.mean():.0%}, most {loads.max():.0%}</p>"
             f"<svg width='{columns * cell}' height='{height}'>{''.join(squares)}</svg>"
         )
-    scale = "".join(
-        f"<tspan style='fill:{_heat(i / 10)}'>&#9608;</tspan>" for i in range(11)
-    )
+    scale = "".join(f"<tspan style='fill:{_heat(i / 10)}'>&#9608;</tspan>" for i in range(11))
     return (
         f"<h3>{escape(_name(timeline))}</h3><div class='card'>{''.join(rows)}"
         f"<svg width='260' height='18'><text x='0' y='13'>0 {scale} 100 %</text></svg></div>"
@@ -375,7 +372,8 @@ def _messages(timeline: Timeline) -> str:
         x, wide = left + sent * scale, max(0.6, (gone - sent) * scale)
         text = (
             f"{source} to {destination}, step {step}, {size_text(nbytes)}: sent from "
-            f"{time_text(sent / 1e12)} to {time_text(gone / 1e12)}, there {time_text(arrived / 1e12)}"
+            f"{time_text(sent / 1e12)} to {time_text(gone / 1e12)}, "
+            f"there {time_text(arrived / 1e12)}"
             + (f", reduced {time_text(done / 1e12)}" if done > arrived else "")
         )
         svg.append(
@@ -414,9 +412,11 @@ def _table(outcomes: Sequence[Outcome]) -> str:
     for o in outcomes:
         t = o.median
         link, load = t.bottlenecks(1)[0]
-        bound = f"<td>{time_text(t.bound_s)}</td><td>{o.p50_s / t.bound_s:.2f}</td>" if (
-            t.bound_s
-        ) else "<td></td><td></td>"
+        bound = (
+            f"<td>{time_text(t.bound_s)}</td><td>{o.p50_s / t.bound_s:.2f}</td>"
+            if (t.bound_s)
+            else "<td></td><td></td>"
+        )
         rows.append(
             f"<tr><td class='text'>{escape(_label(o))}</td>"
             f"<td class='text'>{t.collective}</td><td class='text'>{escape(t.algorithm)}</td>"

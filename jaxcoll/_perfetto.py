@@ -29,13 +29,22 @@ def trace(timeline: Timeline) -> dict[str, Any]:
         events.append(_thread(2, rank, f"rank {rank} ({host})"))
     for number, row in enumerate(timeline.messages.tolist()):
         step, channel, source, destination, nbytes, ready, sent, left, arrived, done = row
-        arguments = {"step": step, "channel": channel, "bytes": nbytes, "waited_us": (sent - ready) / 1e6}
+        arguments = {
+            "step": step,
+            "channel": channel,
+            "bytes": nbytes,
+            "waited_us": (sent - ready) / 1e6,
+        }
         tid = source * channels + channel
         events.append(_slice(1, tid, f"to {destination}, step {step}", sent, left, arguments))
-        events.append(_slice(2, destination, f"from {source}, step {step}", arrived, done, arguments))
+        events.append(
+            _slice(2, destination, f"from {source}, step {step}", arrived, done, arguments)
+        )
         flow = {"cat": "message", "name": "message", "id": number}
         events.append({"ph": "s", "pid": 1, "tid": tid, "ts": sent / 1e6, **flow})
-        events.append({"ph": "f", "bp": "e", "pid": 2, "tid": destination, "ts": arrived / 1e6, **flow})
+        events.append(
+            {"ph": "f", "bp": "e", "pid": 2, "tid": destination, "ts": arrived / 1e6, **flow}
+        )
     return {"displayTimeUnit": "ns", "otherData": {"simulated": title}, "traceEvents": events}
 
 

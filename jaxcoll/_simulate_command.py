@@ -35,8 +35,8 @@ topologies:
 
 examples:
   jaxcoll simulate --topology fat_tree:64,radix=8 --bytes 64K:64M --overhead 1us
-  jaxcoll simulate --topology fat_tree:128,radix=8 --topology torus:8x16 --algorithm ring,double_tree \\
-      --bytes 1M:1G --routing ecmp,spray --fail 0,4 --seeds 20 --html report.html
+  jaxcoll simulate --topology fat_tree:128,radix=8 --topology torus:8x16 --bytes 1M:1G \\
+      --algorithm ring,double_tree --routing ecmp,spray --fail 0,4 --seeds 20 --html report.html
 """
 
 
@@ -112,14 +112,18 @@ def _pairs(text: str) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcoll simulate",
-        description="Simulates collectives on modelled networks: the same schedules that run. Every "
-        "time it prints is simulated, and stands beside a bound that no schedule can beat.",
+        description="Simulates collectives on modelled networks: the same schedules that run. "
+        "Every time it prints is simulated, and stands beside a bound that no schedule can beat.",
         epilog=_EXAMPLES.format(kinds=", ".join(KINDS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--topology", action="append", required=True, metavar="NETWORK", help="see below; repeatable"
+        "--topology",
+        action="append",
+        required=True,
+        metavar="NETWORK",
+        help="see below; repeatable",
     )
     what.add_argument(
         "--collective",
@@ -163,13 +167,21 @@ def _parser() -> argparse.ArgumentParser:
         help="cables that are down, drawn anew for each seed; e.g. 0,8",
     )
     network.add_argument(
-        "--down", action="append", default=[], metavar="NAME", help="a node or link a--b that is down"
+        "--down",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a node or link a--b that is down",
     )
     network.add_argument(
         "--fail-at", type=_one(parse_seconds), metavar="TIME", help="when --fail happens, e.g. 50us"
     )
     network.add_argument(
-        "--background", type=float, default=0.0, metavar="SHARE", help="other traffic, 0 to 1 of a port"
+        "--background",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="other traffic, 0 to 1 of a port",
     )
     network.add_argument(
         "--prices", type=_pairs, metavar="NAME=PRICE,...", help="e.g. switches=30000,optics=500"
@@ -195,7 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--in-flight", type=int, default=1, help="messages per port and channel")
     cost.add_argument("--jitter", type=float, default=0.0, help="relative, of every computation")
     cost.add_argument(
-        "--slow", type=_pairs, default={}, metavar="RANK=FACTOR,...", help="ranks that compute slower"
+        "--slow",
+        type=_pairs,
+        default={},
+        metavar="RANK=FACTOR,...",
+        help="ranks that compute slower",
     )
     cost.add_argument(
         "--late", type=_one(parse_seconds), default=0.0, metavar="TIME", help="scale of late starts"
@@ -372,9 +388,11 @@ _HEAD = (
 def _line(outcome: Outcome) -> str:
     case, median = outcome.case, outcome.median
     busiest = ", ".join(f"{name} {load:.0%}" for name, load in median.bottlenecks(2))
-    bound = f"{median.bound_s * 1e6:12.2f} {outcome.p50_s / median.bound_s:7.2f}" if (
-        median.bound_s
-    ) else f"{'-':>12} {'-':>7}"
+    bound = (
+        f"{median.bound_s * 1e6:12.2f} {outcome.p50_s / median.bound_s:7.2f}"
+        if (median.bound_s)
+        else f"{'-':>12} {'-':>7}"
+    )
     return (
         f"{case.topology.name:36} {case.spec.collective:14} {case.spec.algorithm:18} "
         f"{median.nbytes:12d} {case.routing:7} {case.fail:4d} "

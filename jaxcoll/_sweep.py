@@ -176,9 +176,9 @@ class Sweep:
         )
         return range(setting.seeds if chance else 1)
 
-    def outcomes(self, jobs: int = 0, step: Callable[[str], None] = lambda what: None) -> Iterator[
-        Outcome
-    ]:
+    def outcomes(
+        self, jobs: int = 0, step: Callable[[str], None] = lambda what: None
+    ) -> Iterator[Outcome]:
         """Runs everything, on `jobs` cores (0: all), and yields cases in order.
 
         Args:

@@ -108,9 +108,7 @@ def run(
     index = topology.index
     for name, values in (("slowdown", stragglers.slowdown), ("start_s", stragglers.start_s)):
         if values and len(values) != world_size:
-            raise ValueError(
-                f"stragglers.{name} has {len(values)} entries for {world_size} ranks"
-            )
+            raise ValueError(f"stragglers.{name} has {len(values)} entries for {world_size} ranks")
     for traffic in background:
         for end in (traffic.source, traffic.destination):
             if end not in index:

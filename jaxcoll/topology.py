@@ -193,9 +193,7 @@ def from_yaml(path: str | Path) -> Topology:
     try:
         import yaml
     except ImportError:
-        raise TopologyError(
-            f"reading {path} needs PyYAML: pip install 'jaxcoll[sim]'"
-        ) from None
+        raise TopologyError(f"reading {path} needs PyYAML: pip install 'jaxcoll[sim]'") from None
     try:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:

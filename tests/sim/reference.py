@@ -73,7 +73,9 @@ class _Evaluation:
         blocks = max(layout.input_blocks, layout.output_blocks)
         self._elements = max(1, nbytes // (blocks * itemsize))
         self._ops: dict[Key, Op] = {
-            (program.rank, i): op for program in schedule.programs for i, op in enumerate(program.ops)
+            (program.rank, i): op
+            for program in schedule.programs
+            for i, op in enumerate(program.ops)
         }
         self._mate: dict[Key, Key] = {}
         self._before: dict[Key, Key | None] = {}  # on the same channel

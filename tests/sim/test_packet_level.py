@@ -11,8 +11,9 @@ error:
           sooner than their share says, which lowers the mean. Above 1, so no efficiency in the
           strict sense: the fluid model is pessimistic here
 
-Tails (p99, max) are too low by more where packets are sprayed, since no queues are modelled. Factors
-for them are fitted on the sprayed rows and tested on the others, where they turn out not to hold.
+Tails (p99, max) are too low by more where packets are sprayed, since no queues are modelled.
+Factors for them are fitted on the sprayed rows and tested on the others, where they turn out not to
+hold.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def test_means_are_within_ten_percent_after_one_factor(mode: str, expected: floa
 
 def test_medians_follow_where_paths_do_not_collide() -> None:
     for row, published in PUBLISHED.items():
-        error = predicted(row, factor("spray" if "sprayed" in row else "ecmp"))[0] / published[0] - 1
+        error = (
+            predicted(row, factor("spray" if "sprayed" in row else "ecmp"))[0] / published[0] - 1
+        )
         # One path per flow: unfairness lets half of the flows end early, which fluid does not see.
         assert abs(error) < (0.11 if "sprayed" in row else 0.25), row
 

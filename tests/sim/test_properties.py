@@ -10,7 +10,7 @@ import pytest
 
 from jaxcoll import simulate
 from jaxcoll._bounds import Bounds
-from jaxcoll.schedule import OUTPUT, INPUT, Schedule, ScheduleSpec, algorithms, build, copy, put
+from jaxcoll.schedule import INPUT, OUTPUT, Schedule, ScheduleSpec, algorithms, build, copy, put
 from jaxcoll.simulate import Change, Model, SimulationError, Stragglers, Timeline, Traffic, run
 from jaxcoll.topology import (
     Topology,
@@ -84,7 +84,11 @@ def test_relabelling_hosts_changes_nothing() -> None:
         for _ in range(4):
             placement = rng.sample(topology.hosts, 12)
             timeline = run(
-                spec("all_reduce", algorithm, 12), topology, 12_000, model=MODEL, placement=placement
+                spec("all_reduce", algorithm, 12),
+                topology,
+                12_000,
+                model=MODEL,
+                placement=placement,
             )
             times.add(timeline.time_ps)
         assert len(times) == 1, algorithm
@@ -129,7 +133,11 @@ def test_the_same_seed_gives_the_same_result_and_another_another(
 
 def test_messages_are_recorded_in_order_of_cause() -> None:
     timeline = run(
-        spec("all_reduce", "halving_doubling"), NETWORKS["leaf_spine"], 10**6, model=MODEL, record=True
+        spec("all_reduce", "halving_doubling"),
+        NETWORKS["leaf_spine"],
+        10**6,
+        model=MODEL,
+        record=True,
     )
     assert len(timeline.messages) == timeline.message_count == 16 * 8
     ready, sent, left, arrived, done = timeline.messages[:, 5:].T
@@ -145,7 +153,9 @@ def test_a_port_takes_one_message_of_a_channel_at_a_time_unless_told() -> None:
     n = 4_000_000
     one = run(spec("broadcast", "direct", 4), topology, n, record=True)
     assert sorted(one.messages[:, 7].tolist()) == [4 * 10**9, 8 * 10**9, 12 * 10**9]
-    at_once = run(spec("broadcast", "direct", 4), topology, n, model=Model(in_flight=0), record=True)
+    at_once = run(
+        spec("broadcast", "direct", 4), topology, n, model=Model(in_flight=0), record=True
+    )
     assert at_once.messages[:, 7].tolist() == [12 * 10**9] * 3
 
 
@@ -296,7 +306,7 @@ def test_bounds_are_met_where_a_schedule_is_optimal() -> None:
 
 
 def test_flow_bounds_equal_known_optima() -> None:
-    """Even-d ring all_to_all: n b d / 8 per direction pair; all_gather: into a rank by both ports."""
+    """Even-d ring all_to_all: n b d / 8; all_gather: into a rank by both its ports."""
     d, n = 8, 8 * 1000
     around = ring(d, bandwidth_Bps=1e9, latency_s=0)
     bounds = {b.name: b.time_s for b in run(spec("all_to_all", "direct", d), around, n).bounds}
@@ -329,7 +339,7 @@ def test_latency_bound_counts_turns_only_where_messages_occupy_the_port() -> Non
         assert bounds["latency"] == pytest.approx((p - 1).bit_length() * 1e-6)
 
 
-# --- schedules written in Python -------------------------------------------------------------------
+# --- schedules written in Python ------------------------------------------------------------------
 
 
 def test_a_schedule_written_in_python_is_simulated_as_the_built_in_one() -> None:
@@ -362,5 +372,5 @@ def test_a_message_without_a_receiver_is_refused() -> None:
     from jaxcoll.schedule import send
 
     lost = Schedule.from_ops("all_reduce", 2, [send(0, 1, INPUT[0], OUTPUT[0])])
-    with pytest.raises(ValueError, match="from rank 0 to rank 1 .* is never received"):
+    with pytest.raises(ValueError, match=r"from rank 0 to rank 1 .* is never received"):
         run(lost, switch(2), 100)

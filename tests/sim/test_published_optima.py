@@ -36,7 +36,9 @@ def simulated(collective: Collective, algorithm: str, placement: str) -> Timelin
     return run(spec, two_chassis(), GIGABYTE, routing="spray", placement=placement)
 
 
-@pytest.mark.parametrize(("collective", "optimum_s"), [("all_gather", 7.75e-3), ("all_to_all", 80e-3)])
+@pytest.mark.parametrize(
+    ("collective", "optimum_s"), [("all_gather", 7.75e-3), ("all_to_all", 80e-3)]
+)
 def test_no_schedule_beats_the_optimum(collective: Collective, optimum_s: float) -> None:
     for algorithm in algorithms(collective):
         for placement in ("linear", "strided:16"):

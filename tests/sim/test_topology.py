@@ -154,7 +154,7 @@ def test_a_fail_set_is_drawn_between_switches_with_a_seed() -> None:
         network.draw_failures(129)
 
 
-# --- text, YAML, networkx --------------------------------------------------------------------------
+# --- text, YAML, networkx -------------------------------------------------------------------------
 
 
 def test_text() -> None:
@@ -220,7 +220,10 @@ def test_yaml(tmp_path: Path) -> None:
         ("kind: ring", "`size` is missing"),
         ("nodes: []", "`links` should be a list"),
         ("nodes: [{host: true}]\nlinks: []", "needs a `name`"),
-        ("nodes: [{name: a, host: true}]\nlinks: [{ends: [a, b], bandwidth: 1}]", "unknown node 'b'"),
+        (
+            "nodes: [{name: a, host: true}]\nlinks: [{ends: [a, b], bandwidth: 1}]",
+            "unknown node 'b'",
+        ),
         ("nodes: [{name: a, host: true}]\nlinks: [{ends: [a]}]", "needs `ends"),
         ("nodes: [{name: a}, {name: b}]\nlinks: [{ends: [a, b]}]", "needs a `bandwidth`"),
         (
@@ -311,9 +314,7 @@ def test_placements_that_cannot_be(placement: object, message: str) -> None:
 
 
 def test_failures_that_cut_the_network_are_named() -> None:
-    with pytest.raises(
-        TopologyError, match=r"leads from h3 to h0; down: leaf0"
-    ):
+    with pytest.raises(TopologyError, match=r"leads from h3 to h0; down: leaf0"):
         # Rank 3's messages to rank 0 are the first without a path.
         run(
             ScheduleSpec("permute", 4, permutation=((3, 0),)),
