@@ -18,8 +18,9 @@ CPP_LAYERS = {
     "transport": {"base"},
     "executor": {"base", "schedule", "transport"},
     "comm": {"base", "schedule", "transport", "executor"},
+    "sim": {"base", "schedule"},
     "xla": {"base", "schedule", "transport", "executor", "comm"},
-    "bindings": {"base", "schedule", "transport", "executor", "comm", "xla"},
+    "bindings": {"base", "schedule", "transport", "executor", "comm", "sim", "xla"},
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
@@ -31,6 +32,12 @@ PYTHON_LAYERS = [
         *("interop.__init__", "interop.goal", "interop.mscclpp"),
         *("interop.msccl", "interop.msccl_xml", "interop.command"),
     },
+    {"_network", "_network_kinds", "topology"},
+    {"_timeline", "_bounds"},
+    {"simulate"},
+    {"_sweep"},
+    {"_page", "_perfetto"},
+    {"_simulate_command"},
     {"_jax_compat"},
     {"_bootstrap", "_primitive", "_select"},
     {"_startup"},
@@ -40,7 +47,7 @@ PYTHON_LAYERS = [
     {"debug", "info", "launch"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
-WITHOUT_JAX = set().union(*PYTHON_LAYERS[:4])
+WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})])
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),

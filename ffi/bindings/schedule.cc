@@ -2,16 +2,8 @@
 // nothing here holds state.
 #include "schedule/schedule.h"
 
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/string_view.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
-
-#include <stdexcept>
-#include <tuple>
-
 #include "bindings/bindings.h"
+#include "bindings/program_tuple.h"
 #include "schedule/dependencies.h"
 
 namespace nb = nanobind;
@@ -20,32 +12,12 @@ using namespace nb::literals;
 namespace jaxcoll {
 namespace {
 
-// (buffer, [(begin, count), ...])
-using OperandTuple = std::tuple<int, std::vector<std::pair<int32_t, int32_t>>>;
-// (kind, channel, peer, sequence, step, sources, destination, depends_on)
-using OpTuple = std::tuple<int, int32_t, int32_t, int32_t, int32_t, std::vector<OperandTuple>,
-                           OperandTuple, std::vector<int32_t>>;
-// (rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops)
-using ProgramTuple = std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
-
-template <typename T>
-T ValueOrThrow(StatusOr<T> result) {
-  if (!result.ok()) throw std::invalid_argument(result.status().message());  // ValueError
-  return std::move(*result);
-}
-
 template <typename Enum>
 Enum EnumOrThrow(int value, Enum last) {
   if (value < 0 || value > static_cast<int>(last)) {
     throw std::invalid_argument("no such kind of op or buffer: " + std::to_string(value));
   }
   return static_cast<Enum>(value);
-}
-
-Collective CollectiveOrThrow(std::string_view name) {
-  std::optional<Collective> collective = ParseCollective(name);
-  if (!collective) throw std::invalid_argument("unknown collective '" + std::string(name) + "'");
-  return *collective;
 }
 
 OperandTuple ToTuple(const Operand& operand) {
@@ -76,7 +48,15 @@ Operand FromTuple(const OperandTuple& tuple) {
   return operand;
 }
 
-Program FromTuple(const ProgramTuple& tuple) {
+}  // namespace
+
+Collective CollectiveOrThrow(std::string_view name) {
+  std::optional<Collective> collective = ParseCollective(name);
+  if (!collective) throw std::invalid_argument("unknown collective '" + std::string(name) + "'");
+  return *collective;
+}
+
+Program ProgramFromTuple(const ProgramTuple& tuple) {
   const auto& [rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops] = tuple;
   Program program{rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, {}};
   for (const auto& [kind, channel, peer, sequence, step, sources, destination, depends_on] : ops) {
@@ -93,6 +73,8 @@ Program FromTuple(const ProgramTuple& tuple) {
   }
   return program;
 }
+
+namespace {
 
 ProgramTuple Build(std::string_view collective, std::string algorithm, int32_t world_size,
                    int32_t channels, std::vector<int32_t> dims, int32_t root,
@@ -123,7 +105,7 @@ std::vector<std::string> AlgorithmsOf(std::string_view collective) {
 
 std::string SerializePrograms(const std::vector<ProgramTuple>& programs) {
   std::vector<Program> converted;
-  for (const ProgramTuple& program : programs) converted.push_back(FromTuple(program));
+  for (const ProgramTuple& program : programs) converted.push_back(ProgramFromTuple(program));
   return Serialize(converted);
 }
 
@@ -134,7 +116,7 @@ std::vector<ProgramTuple> ParsePrograms(std::string_view text) {
 }
 
 ProgramTuple WithInferredDependencies(const ProgramTuple& tuple) {
-  Program program = FromTuple(tuple);
+  Program program = ProgramFromTuple(tuple);
   InferDependencies(program);
   return ToTuple(program);
 }

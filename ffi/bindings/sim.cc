@@ -1,0 +1,173 @@
+// The simulator. jaxcoll/topology.py and jaxcoll/simulate.py own what users see; times are integers
+// in picoseconds here.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "bindings/program_tuple.h"
+#include "sim/simulator.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace jaxcoll {
+namespace {
+
+using sim::Graph;
+using sim::Network;
+using sim::Time;
+
+Graph GraphOfSpec(std::string_view collective, std::string algorithm, int32_t world_size,
+                  int32_t channels, int32_t node_size, int32_t root,
+                  std::vector<std::pair<int32_t, int32_t>> permutation) {
+  const ScheduleSpec spec{
+      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, node_size, root,
+      std::move(permutation)};
+  nb::gil_scoped_release release;
+  return ValueOrThrow(Graph::Build(spec));
+}
+
+Graph GraphOfPrograms(const std::vector<ProgramTuple>& tuples) {
+  std::vector<Program> programs;
+  for (const ProgramTuple& tuple : tuples) programs.push_back(ProgramFromTuple(tuple));
+  return ValueOrThrow(Graph::Build(static_cast<int32_t>(programs.size()), [&](int32_t rank) {
+    return StatusOr<Program>(programs[rank]);
+  }));
+}
+
+Network MakeNetwork(std::vector<std::string> names, const std::vector<bool>& forwards,
+                    const std::vector<int32_t>& from, const std::vector<int32_t>& to,
+                    const std::vector<double>& bandwidth_Bps, const std::vector<Time>& latency_ps) {
+  Network network;
+  network.node_names = std::move(names);
+  network.forwards.assign(forwards.begin(), forwards.end());
+  for (size_t i = 0; i < from.size(); ++i) {
+    network.links.push_back(
+        {from.at(i), to.at(i), bandwidth_Bps.at(i) / sim::kPicosecondsPerSecond, latency_ps.at(i)});
+  }
+  return network;
+}
+
+template <typename T>
+nb::object Array(std::vector<T> values, size_t columns) {
+  auto* kept = new std::vector<T>(std::move(values));
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  const size_t rows = kept->size() / columns;
+  if (columns == 1) return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), {rows}, owner));
+  return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), {rows, columns}, owner));
+}
+
+sim::Routing RoutingOrThrow(std::string_view name) {
+  if (name == "ecmp") return sim::Routing::kEcmp;
+  if (name == "split") return sim::Routing::kSplit;
+  if (name == "spray") return sim::Routing::kSpray;
+  throw std::invalid_argument("unknown routing '" + std::string(name) +
+                              "'; there are ecmp, split and spray");
+}
+
+nb::dict Run(const Graph& graph, const Network& network, const std::vector<int32_t>& node_of,
+             int64_t block_elements, int64_t element_bytes, Time overhead_ps, Time latency_ps,
+             double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing,
+             int32_t split, uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps,
+             double jitter, std::vector<double> slowdown, std::vector<Time> start_ps,
+             const std::vector<std::tuple<Time, int32_t, double>>& changes,
+             const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
+             bool record) {
+  sim::Parameters p;
+  p.overhead = overhead_ps;
+  p.latency = latency_ps;
+  p.reduce_ps_per_byte = reduce_ps_per_byte;
+  p.copy_ps_per_byte = copy_ps_per_byte;
+  p.routing = RoutingOrThrow(routing);
+  p.split = split;
+  p.seed = seed;
+  p.in_flight = in_flight;
+  p.efficiency = efficiency;
+  p.quantum = quantum_ps;
+  p.jitter = jitter;
+  p.slowdown = std::move(slowdown);
+  p.start = std::move(start_ps);
+  for (const auto& [time, link, bandwidth_Bps] : changes) {
+    p.changes.push_back({time, link, bandwidth_Bps / sim::kPicosecondsPerSecond});
+  }
+  for (const auto& [source, destination, time, bytes, bandwidth_Bps] : background) {
+    p.background.push_back(
+        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond});
+  }
+  p.record = record;
+  p.interrupted = [] {  // Control-C
+    nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+  };
+  sim::Result result;
+  {
+    nb::gil_scoped_release release;
+    StatusOr<sim::Result> outcome =
+        sim::Simulate(graph, network, node_of, block_elements, element_bytes, p);
+    if (outcome.ok()) {
+      result = std::move(*outcome);
+    } else {
+      nb::gil_scoped_acquire acquire;
+      if (PyErr_Occurred()) throw nb::python_error();
+      if (outcome.status().code() == StatusCode::kInternal) {
+        throw std::runtime_error(outcome.status().message());
+      }
+      throw std::invalid_argument(outcome.status().message());
+    }
+  }
+  nb::dict all;
+  all["time_ps"] = result.time;
+  all["rank_time_ps"] = Array(std::move(result.rank_time), 1);
+  all["link_bytes"] = Array(std::move(result.link_bytes), 1);
+  std::vector<int64_t> rows;
+  rows.reserve(result.messages.size() * 10);
+  for (const sim::MessageRecord& m : result.messages) {
+    for (int64_t value :
+         {int64_t{m.step}, int64_t{m.channel}, int64_t{m.source}, int64_t{m.destination}, m.bytes,
+          m.ready, m.sent, m.left, m.arrived, m.done}) {
+      rows.push_back(value);
+    }
+  }
+  all["messages"] = Array(std::move(rows), 10);
+  all["message_count"] = result.message_count;
+  all["event_count"] = result.event_count;
+  return all;
+}
+
+// What the router would take, as (link, share of the flow): for tests and for showing paths.
+std::vector<std::pair<int32_t, double>> RouteOf(const Network& network, std::string_view routing,
+                                                uint64_t seed, int32_t source, int32_t destination,
+                                                int32_t channel, int32_t part) {
+  sim::Router router(network, RoutingOrThrow(routing), seed);
+  const auto route = ValueOrThrow(router.Find(source, destination, channel, part));
+  std::vector<std::pair<int32_t, double>> hops;
+  for (const sim::Hop& hop : route->hops) hops.emplace_back(hop.link, hop.weight);
+  return hops;
+}
+
+}  // namespace
+
+void BindSim(nb::module_& m) {
+  nb::class_<Graph>(m, "SimGraph", "A schedule packed for the simulator; free of sizes.")
+      .def_prop_ro("world_size", &Graph::world_size)
+      .def_prop_ro("ops", &Graph::op_count)
+      .def_prop_ro("nbytes", &Graph::bytes);
+  nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
+  m.def("sim_graph", &GraphOfSpec, "collective"_a, "algorithm"_a, "world_size"_a, "channels"_a,
+        "node_size"_a, "root"_a, "permutation"_a, "A built-in schedule, packed.");
+  m.def("sim_graph_of_programs", &GraphOfPrograms, "programs"_a,
+        "All ranks' programs, as tuples, packed.");
+  m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,
+        "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links.");
+  m.def("simulate", &Run, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,
+        "element_bytes"_a, "overhead_ps"_a, "latency_ps"_a, "reduce_ps_per_byte"_a,
+        "copy_ps_per_byte"_a, "routing"_a, "split"_a, "seed"_a, "in_flight"_a, "efficiency"_a,
+        "quantum_ps"_a, "jitter"_a, "slowdown"_a, "start_ps"_a, "changes"_a, "background"_a,
+        "record"_a, "One simulation; see ffi/sim/simulator.h.");
+  m.def("sim_route", &RouteOf, "network"_a, "routing"_a, "seed"_a, "source"_a, "destination"_a,
+        "channel"_a, "part"_a, "The links of a message, as (link, share).");
+}
+
+}  // namespace jaxcoll

@@ -1,0 +1,192 @@
+#include "sim/fair_share.h"
+
+#include <algorithm>
+#include <bit>
+#include <functional>
+
+namespace jaxcoll::sim {
+namespace {
+
+// Sums of shares such as 1/7 are inexact; what is over by less is no contention.
+constexpr double kSlack = 1 + 1e-9;
+
+// Equal shares must be equal whatever the order of the arithmetic, or flows that end together would
+// end in two steps of a picosecond: 40 significant bits are kept.
+double Rounded(double rate) {
+  constexpr uint64_t kDropped = 12;
+  const uint64_t bits = std::bit_cast<uint64_t>(rate) + (uint64_t{1} << (kDropped - 1));
+  return std::bit_cast<double>(bits >> kDropped << kDropped);
+}
+
+}  // namespace
+
+FairShare::FairShare(const Network& network) : links_(network.links.size()) {
+  for (size_t i = 0; i < links_.size(); ++i) links_[i].capacity = network.links[i].bytes_per_ps;
+}
+
+void FairShare::Touch(int32_t link) {
+  if (links_[link].touched) return;
+  links_[link].touched = true;
+  touched_.push_back(link);
+}
+
+int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit) {
+  int32_t id;
+  if (free_.empty()) {
+    id = static_cast<int32_t>(flows_.size());
+    flows_.emplace_back();
+  } else {
+    id = free_.back();
+    free_.pop_back();
+  }
+  Flow& flow = flows_[id];
+  flow.hops = hops;
+  flow.hop_count = hop_count;
+  flow.limit = limit;
+  flow.rate = -1;
+  flow.alive = true;
+  flow.places.resize(hop_count);
+  for (int32_t h = 0; h < hop_count; ++h) {
+    LinkState& link = links_[hops[h].link];
+    flow.places[h] = static_cast<int32_t>(link.flows.size());
+    link.flows.push_back({id, h});
+    link.demand += hops[h].weight * limit;
+    Touch(hops[h].link);
+  }
+  added_.push_back(id);
+  return id;
+}
+
+void FairShare::Remove(int32_t id) {
+  Flow& flow = flows_[id];
+  for (int32_t h = 0; h < flow.hop_count; ++h) {
+    LinkState& link = links_[flow.hops[h].link];
+    const OnLink moved = link.flows.back();
+    link.flows[flow.places[h]] = moved;
+    flows_[moved.flow].places[moved.hop] = flow.places[h];
+    link.flows.pop_back();
+    link.demand = link.flows.empty() ? 0 : link.demand - flow.hops[h].weight * flow.limit;
+    Touch(flow.hops[h].link);
+  }
+  flow.alive = false;
+  free_.push_back(id);
+}
+
+void FairShare::SetCapacity(int32_t link, double bytes_per_ps) {
+  links_[link].capacity = bytes_per_ps;
+  Touch(link);
+}
+
+std::vector<int32_t> FairShare::FlowsOn(int32_t link) const {
+  std::vector<int32_t> flows;
+  for (const OnLink& entry : links_[link].flows) flows.push_back(entry.flow);
+  return flows;
+}
+
+const std::vector<int32_t>& FairShare::Update() {
+  ++update_;
+  changed_.clear();
+  component_links_.clear();
+  component_flows_.clear();
+  // Where contention was or is, rates may change.
+  for (int32_t id : touched_) {
+    LinkState& link = links_[id];
+    link.touched = false;
+    const bool contended = link.demand > link.capacity * kSlack;
+    if (link.contended || contended) component_links_.push_back(id);
+    link.contended = contended;
+    link.seen = 0;
+  }
+  touched_.clear();
+  for (int32_t id : component_links_) links_[id].seen = update_;
+  for (size_t next = 0; next < component_links_.size(); ++next) Visit(component_links_[next]);
+  Fill();
+  for (int32_t id : added_) {  // those that met no contention
+    Flow& flow = flows_[id];
+    if (!flow.alive || flow.rate >= 0) continue;
+    flow.rate = Rounded(flow.limit);
+    changed_.push_back(id);
+  }
+  added_.clear();
+  return changed_;
+}
+
+// Takes a link's flows into the component, and the contended links that those use.
+void FairShare::Visit(int32_t link) {
+  for (const OnLink& entry : links_[link].flows) {
+    Flow& flow = flows_[entry.flow];
+    if (flow.seen == update_) continue;
+    flow.seen = update_;
+    flow.filled = false;
+    component_flows_.push_back(entry.flow);
+    for (int32_t h = 0; h < flow.hop_count; ++h) {
+      LinkState& other = links_[flow.hops[h].link];
+      if (!other.contended || other.seen == update_) continue;
+      other.seen = update_;
+      component_links_.push_back(flow.hops[h].link);
+    }
+  }
+}
+
+void FairShare::Freeze(int32_t id, double rate) {
+  Flow& flow = flows_[id];
+  flow.filled = true;
+  for (int32_t h = 0; h < flow.hop_count; ++h) {
+    LinkState& link = links_[flow.hops[h].link];
+    if (!link.contended) continue;
+    link.left -= flow.hops[h].weight * rate;
+    link.weight -= flow.hops[h].weight;
+  }
+  rate = Rounded(rate);
+  if (rate == flow.rate) return;
+  flow.rate = rate;
+  changed_.push_back(id);
+}
+
+void FairShare::Fill() {
+  if (component_flows_.empty()) return;
+  heap_.clear();
+  auto level = [](const LinkState& link) {
+    return link.weight > 1e-12 ? std::max(link.left, 0.0) / link.weight : 0.0;
+  };
+  for (int32_t id : component_links_) {
+    LinkState& link = links_[id];
+    if (!link.contended) continue;
+    link.left = link.capacity;
+    link.weight = 0;
+    for (const OnLink& entry : link.flows) {
+      link.weight += flows_[entry.flow].hops[entry.hop].weight;
+    }
+    heap_.emplace_back(level(link), id);
+  }
+  const auto later = std::greater<>();  // a heap with the lowest level on top
+  std::make_heap(heap_.begin(), heap_.end(), later);
+  std::sort(component_flows_.begin(), component_flows_.end(), [this](int32_t a, int32_t b) {
+    return std::pair(flows_[a].limit, a) < std::pair(flows_[b].limit, b);
+  });
+  size_t next = 0;  // among the flows, by limit
+  while (true) {
+    while (next < component_flows_.size() && flows_[component_flows_[next]].filled) ++next;
+    if (next == component_flows_.size()) return;
+    const double limit = flows_[component_flows_[next]].limit;
+    if (heap_.empty() || limit <= heap_.front().first) {
+      Freeze(component_flows_[next++], limit);
+      continue;
+    }
+    std::pop_heap(heap_.begin(), heap_.end(), later);
+    auto [was, id] = heap_.back();
+    heap_.pop_back();
+    LinkState& link = links_[id];
+    if (link.weight <= 1e-12) continue;                             // all its flows are filled
+    if (const double now = level(link); now > was * (1 + 1e-12)) {  // others took less since
+      heap_.emplace_back(now, id);
+      std::push_heap(heap_.begin(), heap_.end(), later);
+      continue;
+    }
+    for (const OnLink& entry : link.flows) {
+      if (!flows_[entry.flow].filled) Freeze(entry.flow, was);
+    }
+  }
+}
+
+}  // namespace jaxcoll::sim

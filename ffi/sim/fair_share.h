@@ -1,0 +1,75 @@
+// Max-min fair rates of flows over links, kept up to date as flows come and go (Bertsekas and
+// Gallager, "Data Networks", 1992, section 6.5: progressive filling).
+//
+// Only what can change is looked at. A link on which all flows together could never exceed its
+// capacity (each runs at most at the capacity of its own route) constrains nobody and is passed
+// over; a change spreads from flow to flow over the other, contended links only. In a ring without
+// collisions no link is contended, and a change costs the length of a route.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "sim/router.h"
+
+namespace jaxcoll::sim {
+
+class FairShare {
+ public:
+  explicit FairShare(const Network& network);
+
+  // `hops` must outlive the flow. `limit` is the rate at which the flow would run alone.
+  int32_t Add(const Hop* hops, int32_t hop_count, double limit);
+  void Remove(int32_t flow);
+  void SetCapacity(int32_t link, double bytes_per_ps);
+
+  // Brings the rates up to date. Returns the flows whose rate changed, new ones included, in a
+  // fixed order.
+  const std::vector<int32_t>& Update();
+  double rate(int32_t flow) const { return flows_[flow].rate; }
+
+  // Flows on a link now.
+  std::vector<int32_t> FlowsOn(int32_t link) const;
+
+ private:
+  struct Flow {
+    const Hop* hops = nullptr;
+    int32_t hop_count = 0;
+    bool alive = false;
+    bool filled = false;  // in this update: its rate is final
+    uint32_t seen = 0;    // the update that last looked at it
+    double limit = 0;
+    double rate = -1;             // -1: not known yet
+    std::vector<int32_t> places;  // by hop: where the link's list has it
+  };
+  struct OnLink {
+    int32_t flow;
+    int32_t hop;
+  };
+  struct LinkState {
+    double capacity = 0;
+    double demand = 0;       // sum of weight * limit of its flows
+    bool contended = false;  // as of the last update
+    bool touched = false;
+    uint32_t seen = 0;
+    // While rates are filled in:
+    double left = 0, weight = 0;
+    std::vector<OnLink> flows;
+  };
+
+  void Touch(int32_t link);
+  void Visit(int32_t link);
+  void Fill();
+  void Freeze(int32_t flow, double rate);
+
+  std::vector<LinkState> links_;
+  std::vector<Flow> flows_;
+  std::vector<int32_t> free_;
+  std::vector<int32_t> touched_, added_;
+  uint32_t update_ = 0;
+  std::vector<int32_t> component_links_, component_flows_, changed_;
+  std::vector<std::pair<double, int32_t>> heap_;
+};
+
+}  // namespace jaxcoll::sim

@@ -1,0 +1,308 @@
+#include "sim/graph.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "sim/network.h"
+
+namespace jaxcoll::sim {
+namespace {
+
+bool IsTransfer(OpKind kind) { return kind != OpKind::kCopy && kind != OpKind::kReduce; }
+
+// A message's name at either end, among those of one rank: 20 bits of peer, 12 of channel.
+uint64_t MessageKey(int32_t peer, int32_t channel, int32_t sequence) {
+  return uint64_t(peer) << 44 | uint64_t(channel) << 32 | uint32_t(sequence);
+}
+
+constexpr int32_t kMaxWorldSize = 1 << 20;
+constexpr int32_t kMaxChannels = 1 << 12;
+constexpr int32_t kMaxStep = (1 << 29) - 1;
+
+}  // namespace
+
+// Packs ranks one by one, in any order and in parallel, and then joins them.
+class GraphBuilder {
+ public:
+  explicit GraphBuilder(int32_t world_size) : ranks_(world_size) {}
+
+  Status Pack(int32_t rank, const Program& program);
+  StatusOr<Graph> Join();
+
+ private:
+  struct Receipt {
+    uint64_t key;
+    uint32_t op;  // of this rank
+  };
+  struct Rank {
+    std::vector<Graph::Node> nodes;  // chains, dependents and extents numbered within the rank
+    std::vector<uint32_t> edges;
+    std::vector<Graph::Chain> chains;
+    ExtentTable extents;
+    std::vector<Receipt> sends, receipts;  // receipts by key
+    int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0;
+  };
+
+  // Positions within a block, whole blocks first and together, since only lengths matter here.
+  static void Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+                        std::vector<Interval>& result);
+  Status Match(Graph& graph, const std::vector<uint32_t>& first_op);
+
+  std::vector<Rank> ranks_;
+};
+
+void GraphBuilder::Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+                             std::vector<Interval>& result) {
+  result.assign({{0, 0}});
+  Interval run{-1, 0};
+  auto add = [&](const Interval& interval) {
+    if (interval.begin % per_block == 0 && interval.count % per_block == 0) {
+      result.front().count += interval.count;
+    } else {
+      result.push_back({interval.begin % per_block, interval.count});
+    }
+  };
+  for (const Interval& interval : chunks) {
+    if (run.begin + run.count == interval.begin) {
+      run.count += interval.count;
+    } else {
+      if (run.count > 0) add(run);
+      run = interval;
+    }
+  }
+  if (run.count > 0) add(run);
+  if (result.front().count == 0) result.erase(result.begin());
+}
+
+Status GraphBuilder::Pack(int32_t rank, const Program& program) {
+  Rank& out = ranks_[rank];
+  out.chunks_per_block = program.chunks_per_block;
+  out.input_blocks = program.input_blocks;
+  out.output_blocks = program.output_blocks;
+  const size_t count = program.ops.size();
+  std::vector<uint32_t> order(count), place(count);  // op at a place; place of an op
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    return program.ops[a].channel < program.ops[b].channel;
+  });
+  for (uint32_t i = 0; i < count; ++i) place[order[i]] = i;
+
+  out.nodes.resize(count);
+  std::vector<Interval> chunks;
+  for (uint32_t i = 0; i < count; ++i) {
+    const Op& op = program.ops[order[i]];
+    Graph::Node& node = out.nodes[i];
+    if (op.channel < 0 || op.channel >= kMaxChannels || op.step < 0 || op.step > kMaxStep) {
+      return InvalidArgument("rank " + std::to_string(rank) + " has an op on channel " +
+                             std::to_string(op.channel) + " in step " + std::to_string(op.step) +
+                             "; channels end at " + std::to_string(kMaxChannels - 1) +
+                             ", steps at " + std::to_string(kMaxStep));
+    }
+    node.kind = static_cast<uint32_t>(op.kind);
+    node.step = static_cast<uint32_t>(op.step);
+    if (out.chains.empty() || out.chains.back().channel != op.channel) {
+      out.chains.push_back({rank, op.channel, i, i});
+    }
+    out.chains.back().end = i + 1;
+    node.chain = static_cast<uint32_t>(out.chains.size() - 1);
+    if (IsTransfer(op.kind)) {
+      if (op.peer < 0 || op.peer >= static_cast<int32_t>(ranks_.size()) || op.peer == rank) {
+        return InvalidArgument("rank " + std::to_string(rank) + " exchanges a message with rank " +
+                               std::to_string(op.peer));
+      }
+      (op.kind == OpKind::kSend ? out.sends : out.receipts)
+          .push_back({MessageKey(op.peer, op.channel, op.sequence), i});
+    }
+
+    Canonical(op.destination.chunks, program.chunks_per_block, chunks);
+    node.extent = out.extents.Intern(
+        op.kind == OpKind::kReduce ? static_cast<int32_t>(op.sources.size()) : 1, chunks);
+  }
+  std::sort(out.receipts.begin(), out.receipts.end(),
+            [](const Receipt& a, const Receipt& b) { return a.key < b.key; });
+
+  // Dependencies the other way round.
+  std::vector<uint32_t> degree(count + 1, 0);
+  for (uint32_t i = 0; i < count; ++i) {
+    const std::vector<int32_t>& before = program.ops[order[i]].depends_on;
+    out.nodes[i].dependencies = static_cast<uint32_t>(before.size());
+    for (int32_t dependency : before) {
+      if (dependency < 0 || static_cast<size_t>(dependency) >= count) {
+        return InvalidArgument("rank " + std::to_string(rank) + " has an op that depends on op " +
+                               std::to_string(dependency) + ", but " + std::to_string(count) +
+                               " ops");
+      }
+      ++degree[place[dependency] + 1];
+    }
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    degree[i + 1] += degree[i];
+    out.nodes[i].first_dependent = degree[i];
+  }
+  out.edges.resize(degree[count]);
+  for (uint32_t i = 0; i < count; ++i) {
+    for (int32_t dependency : program.ops[order[i]].depends_on) {
+      out.edges[degree[place[dependency]]++] = i;
+    }
+  }
+  return {};
+}
+
+StatusOr<Graph> GraphBuilder::Join() {
+  Graph graph;
+  graph.world_size_ = static_cast<int32_t>(ranks_.size());
+  graph.chunks_per_block_ = ranks_.front().chunks_per_block;
+  graph.input_blocks_ = ranks_.front().input_blocks;
+  graph.output_blocks_ = ranks_.front().output_blocks;
+  std::vector<uint32_t> first_op;
+  uint64_t ops = 0, edges = 0;
+  for (const Rank& rank : ranks_) {
+    if (rank.chunks_per_block != graph.chunks_per_block_ ||
+        rank.input_blocks != graph.input_blocks_ || rank.output_blocks != graph.output_blocks_) {
+      return InvalidArgument("rank " + std::to_string(&rank - ranks_.data()) +
+                             " has another layout than rank 0");
+    }
+    first_op.push_back(static_cast<uint32_t>(ops));
+    ops += rank.nodes.size();
+    edges += rank.edges.size();
+  }
+  if (ops >= Graph::kNone || edges >= Graph::kNone) {
+    return InvalidArgument("the schedule has " + std::to_string(ops) + " ops and " +
+                           std::to_string(edges) + " dependencies; at most " +
+                           std::to_string(Graph::kNone - 1) + " of each can be simulated");
+  }
+  graph.nodes_.reserve(ops);
+  graph.edges_.reserve(edges);
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    Rank& rank = ranks_[r];
+    // The same extents occur on many ranks.
+    std::vector<uint32_t> extent_of(rank.extents.size());
+    for (uint32_t e = 0; e < rank.extents.size(); ++e) {
+      extent_of[e] = graph.extents_.Intern(rank.extents.arity(e), rank.extents.chunks(e));
+    }
+    const uint32_t first_chain = static_cast<uint32_t>(graph.chains_.size());
+    const uint32_t first_edge = static_cast<uint32_t>(graph.edges_.size());
+    for (Graph::Node node : rank.nodes) {
+      node.chain += first_chain;
+      node.first_dependent += first_edge;
+      node.extent = extent_of[node.extent];
+      graph.nodes_.push_back(node);
+    }
+    for (uint32_t edge : rank.edges) graph.edges_.push_back(edge + first_op[r]);
+    for (Graph::Chain chain : rank.chains) {
+      chain.begin += first_op[r];
+      chain.end += first_op[r];
+      graph.chains_.push_back(chain);
+    }
+    rank.nodes = {};
+    rank.edges = {};
+    rank.extents = {};
+  }
+  if (Status s = Match(graph, first_op); !s.ok()) return s;
+  return graph;
+}
+
+Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) {
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    for (const Receipt& send : ranks_[r].sends) {
+      const size_t peer = send.key >> 44;
+      const uint64_t key = (send.key & ((uint64_t{1} << 44) - 1)) | uint64_t(r) << 44;
+      const std::vector<Receipt>& receipts = ranks_[peer].receipts;
+      auto receipt =
+          std::lower_bound(receipts.begin(), receipts.end(), key,
+                           [](const Receipt& a, uint64_t wanted) { return a.key < wanted; });
+      const uint32_t op = first_op[r] + send.op;
+      if (receipt == receipts.end() || receipt->key != key) {
+        return InvalidArgument("a message from rank " + std::to_string(r) + " to rank " +
+                               std::to_string(peer) + " (step " +
+                               std::to_string(graph.nodes_[op].step) + ") is never received");
+      }
+      const uint32_t mate = first_op[peer] + receipt->op;
+      graph.nodes_[op].mate = mate;
+      graph.nodes_[mate].mate = op;
+      if (graph.nodes_[op].extent != graph.nodes_[mate].extent) {
+        return InvalidArgument("a message from rank " + std::to_string(r) + " to rank " +
+                               std::to_string(peer) + " (step " +
+                               std::to_string(graph.nodes_[op].step) +
+                               ") names other chunks at its two ends");
+      }
+    }
+  }
+  for (uint32_t op = 0; op < graph.op_count(); ++op) {
+    if (IsTransfer(graph.kind(op)) && graph.nodes_[op].mate == Graph::kNone) {
+      return InvalidArgument("rank " + std::to_string(graph.chain_of(op).rank) +
+                             " waits for a message (step " + std::to_string(graph.nodes_[op].step) +
+                             ") that is never sent");
+    }
+  }
+  return {};
+}
+
+StatusOr<Graph> Graph::Build(int32_t world_size,
+                             const std::function<StatusOr<Program>(int32_t)>& program_of) {
+  if (world_size < 1 || world_size > kMaxWorldSize) {
+    return InvalidArgument("world_size is " + std::to_string(world_size) +
+                           ", but must be from 1 to " + std::to_string(kMaxWorldSize));
+  }
+  GraphBuilder builder(world_size);
+  std::atomic<int32_t> next = 0;
+  std::mutex mutex;
+  Status first_error;
+  auto work = [&] {
+    for (int32_t rank; (rank = next.fetch_add(1, std::memory_order_relaxed)) < world_size;) {
+      StatusOr<Program> program = program_of(rank);
+      Status status = program.ok() ? builder.Pack(rank, *program) : program.status();
+      if (status.ok()) continue;
+      std::lock_guard lock(mutex);
+      if (first_error.ok()) first_error = std::move(status);
+      next.store(world_size, std::memory_order_relaxed);
+    }
+  };
+  {
+    const unsigned helpers =
+        world_size < 64 ? 0 : std::max(1u, std::thread::hardware_concurrency()) - 1;
+    std::vector<std::jthread> threads;
+    for (unsigned i = 0; i < helpers; ++i) threads.emplace_back(work);
+    work();
+  }
+  if (!first_error.ok()) return first_error;
+  return builder.Join();
+}
+
+StatusOr<Graph> Graph::Build(const ScheduleSpec& spec) {
+  return Build(spec.world_size, [&](int32_t rank) { return BuildSchedule(spec, rank); });
+}
+
+size_t Graph::bytes() const {
+  return nodes_.size() * sizeof(Node) + edges_.size() * sizeof(uint32_t) +
+         chains_.size() * sizeof(Chain) + extents_.bytes();
+}
+
+std::vector<int64_t> Graph::ExtentBytes(int64_t block_elements, int64_t element_bytes) const {
+  const int64_t per_block = chunks_per_block_;
+  // Elements before chunk `c`, counted over blocks: position j of a block starts at
+  // floor(j * n / C), computed without overflow.
+  auto before = [&](int64_t c) {
+    const int64_t j = c % per_block, whole = block_elements / per_block,
+                  rest = block_elements % per_block;
+    return c / per_block * block_elements + j * whole + j * rest / per_block;
+  };
+  std::vector<int64_t> bytes;
+  bytes.reserve(extents_.size());
+  for (uint32_t extent = 0; extent < extents_.size(); ++extent) {
+    int64_t elements = 0;
+    for (const Interval& chunks : extents_.chunks(extent)) {
+      elements += before(int64_t{chunks.begin} + chunks.count) - before(chunks.begin);
+    }
+    bytes.push_back(elements * element_bytes);
+  }
+  return bytes;
+}
+
+}  // namespace jaxcoll::sim

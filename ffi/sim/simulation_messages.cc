@@ -1,0 +1,289 @@
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "sim/simulation.h"
+
+namespace jaxcoll::sim {
+
+// --- messages ------------------------------------------------------------------------------------
+
+void Simulation::Ready(uint32_t send) {
+  int32_t id;
+  if (free_messages_.empty()) {
+    id = static_cast<int32_t>(messages_.size());
+    messages_.emplace_back();
+  } else {
+    id = free_messages_.back();
+    free_messages_.pop_back();
+  }
+  const Graph::Chain& chain = graph_.chain_of(send);
+  Message& message = messages_[id];
+  message = {};
+  message.send = send;
+  message.record.step = graph_.node(send).step;
+  message.record.channel = chain.channel;
+  message.record.source = chain.rank;
+  message.record.destination = Rank(graph_.node(send).mate);
+  message.record.bytes = Bytes(send);
+  message.record.ready = now_;
+  const auto route = FindRoute(node_of_[message.record.source],
+                               node_of_[message.record.destination], chain.channel, 0);
+  if (Failed()) return;
+  message.port = PortOf(graph_.node(send).chain, route);
+  Port& port = ports_[message.port];
+  port.waiting.emplace_back(send, id);
+  std::push_heap(port.waiting.begin(), port.waiting.end(), std::greater<>());
+  if (!port.touched) {
+    port.touched = true;
+    touched_ports_.push_back(message.port);
+  }
+}
+
+int32_t Simulation::PortOf(uint32_t chain, const std::shared_ptr<const Route>& taken) {
+  const Route& route = *taken;
+  LastPort& last = last_port_[chain];
+  if (last.route == taken) return last.port;
+  int32_t port = route.hops.front().link;
+  if (route.first_hops > 1) {
+    std::vector<int32_t> links;
+    for (int32_t h = 0; h < route.first_hops; ++h) links.push_back(route.hops[h].link);
+    std::sort(links.begin(), links.end());
+    const auto id = network_.link_count() + static_cast<int32_t>(port_sets_.size());
+    port = port_sets_.try_emplace(std::move(links), id).first->second;
+  }
+  const auto [entry, is_new] = port_ids_.try_emplace(uint64_t(chain) << 32 | uint32_t(port),
+                                                     static_cast<int32_t>(ports_.size()));
+  if (is_new) ports_.emplace_back();
+  last = {taken, entry->second};
+  return last.port;
+}
+
+// Messages that became ready together are taken in program order: so not before all of them have.
+void Simulation::Dispatch() {
+  while (!touched_ports_.empty()) {
+    std::vector<int32_t> touched;
+    touched.swap(touched_ports_);
+    for (int32_t id : touched) {
+      ports_[id].touched = false;
+      while (!ports_[id].waiting.empty() &&
+             (p_.in_flight == 0 || ports_[id].active < p_.in_flight)) {
+        auto& waiting = ports_[id].waiting;
+        std::pop_heap(waiting.begin(), waiting.end(), std::greater<>());
+        const int32_t message = waiting.back().second;
+        waiting.pop_back();
+        ++ports_[id].active;
+        Begin(message);
+        if (Failed()) return;
+      }
+    }
+    Drain();
+  }
+}
+
+void Simulation::Begin(int32_t id) {
+  Message& message = messages_[id];
+  message.record.sent = now_;
+  const Time overhead = Worked(message.send, static_cast<double>(p_.overhead));
+  if (overhead == 0) {
+    BeginData(id);
+    return;
+  }
+  Flow flow;
+  flow.route = FindRoute(node_of_[message.record.source], node_of_[message.record.destination],
+                         message.record.channel, 0);
+  if (Failed()) return;
+  flow.message = id;
+  flow.overhead = true;
+  flow.left = static_cast<double>(overhead) * flow.route->port_rate;
+  AddFlow(std::move(flow));
+}
+
+void Simulation::BeginData(int32_t id) {
+  const MessageRecord record = messages_[id].record;
+  const int64_t wanted = p_.routing == Routing::kSplit ? p_.split : 1;
+  const int64_t parts = std::clamp<int64_t>(record.bytes, 1, wanted);  // none of them empty
+  messages_[id].arrival = now_;
+  messages_[id].parts = static_cast<int32_t>(parts);
+  for (int64_t part = 0; part < parts; ++part) {
+    Flow flow;
+    flow.route = FindRoute(node_of_[record.source], node_of_[record.destination], record.channel,
+                           static_cast<int32_t>(part));
+    if (Failed()) return;
+    if (record.bytes == 0) {
+      PartLeft(id, flow.route->latency);
+      return;
+    }
+    flow.message = id;
+    flow.part = static_cast<int32_t>(part);
+    flow.bytes = record.bytes / parts + (part < record.bytes % parts ? 1 : 0);
+    flow.left = static_cast<double>(flow.bytes);
+    AddFlow(std::move(flow));
+  }
+}
+
+void Simulation::PartLeft(int32_t id, Time latency) {
+  Message& message = messages_[id];
+  message.arrival = std::max(message.arrival, now_ + latency);
+  if (--message.parts > 0) return;
+  message.record.left = now_;
+  Port& port = ports_[message.port];
+  --port.active;
+  if (!port.touched) {
+    port.touched = true;
+    touched_ports_.push_back(message.port);
+  }
+  At(message.arrival + p_.latency, Event::kArrived, static_cast<uint32_t>(id));
+  Complete(message.send);
+}
+
+void Simulation::Arrived(int32_t id) {
+  Message& message = messages_[id];
+  message.record.arrived = message.record.done = now_;
+  const uint32_t receive = graph_.node(message.send).mate;
+  if (graph_.kind(receive) == OpKind::kRecvReduce) {
+    Compute(receive, p_.reduce_ps_per_byte * static_cast<double>(message.record.bytes));
+    message.record.done = std::max(now_, busy_until_[message.record.destination]);
+  } else {
+    Complete(receive);
+  }
+  ++result_.message_count;
+  if (p_.record) result_.messages.push_back(message.record);
+  free_messages_.push_back(id);
+  Drain();
+}
+
+// --- flows ---------------------------------------------------------------------------------------
+
+std::shared_ptr<const Route> Simulation::FindRoute(int32_t source, int32_t destination,
+                                                   int32_t channel, int32_t part) {
+  auto route = router_.Find(source, destination, channel, part);
+  if (!route.ok()) {
+    Fail(route.status());
+    return nullptr;
+  }
+  return std::move(*route);
+}
+
+int32_t Simulation::AddFlow(Flow flow) {
+  const Route& route = *flow.route;
+  double limit = flow.overhead ? route.port_rate : route.capacity;
+  if (flow.background != kNone)
+    limit = std::min(limit, p_.background[flow.background].bytes_per_ps);
+  const int32_t hops = flow.overhead ? route.first_hops : static_cast<int32_t>(route.hops.size());
+  const int32_t id = share_.Add(route.hops.data(), hops, limit);
+  if (static_cast<size_t>(id) >= flows_.size()) flows_.resize(id + 1);
+  flow.since = now_;
+  flow.order = order_++;
+  flow.rate = 0;
+  flows_[id] = std::move(flow);
+  return id;
+}
+
+void Simulation::RemoveFlow(int32_t id) {
+  share_.Remove(id);
+  ends_.Erase(id);
+  flows_[id].route.reset();
+}
+
+// Brings what is left up to now_.
+void Simulation::Settle(Flow& flow) const {
+  flow.left = std::max(0.0, flow.left - flow.rate * static_cast<double>(now_ - flow.since));
+  flow.since = now_;
+}
+
+void Simulation::UpdateRates() {
+  ++result_.rate_updates;
+  for (int32_t id : share_.Update()) {
+    Flow& flow = flows_[id];
+    Settle(flow);
+    flow.rate = share_.rate(id);
+    const double wait = flow.rate > 0 ? flow.left / flow.rate : 0;
+    if (flow.rate <= 0 || wait > 4e18) {
+      ends_.Erase(id);  // stands still until something changes
+      continue;
+    }
+    Time end = now_ + std::llround(wait);
+    if (p_.quantum > 0) end = (end + p_.quantum - 1) / p_.quantum * p_.quantum;
+    ends_.Set(id, end, flow.order);
+  }
+}
+
+std::pair<int32_t, int32_t> Simulation::Ends(const Flow& flow) const {
+  if (flow.background != kNone) {
+    const Background& traffic = p_.background[flow.background];
+    return {traffic.source, traffic.destination};
+  }
+  const MessageRecord& record = messages_[flow.message].record;
+  return {node_of_[record.source], node_of_[record.destination]};
+}
+
+void Simulation::EnterBytes(const Flow& flow, int64_t bytes) {
+  if (flow.overhead || bytes <= 0) return;
+  const auto [source, destination] = Ends(flow);
+  ledger_.Enter(*flow.route, source, destination, bytes);
+}
+
+void Simulation::FlowEnded(int32_t id) {
+  const Flow flow = flows_[id];
+  EnterBytes(flow, flow.bytes);
+  RemoveFlow(id);
+  if (flow.background != kNone) return;
+  if (flow.overhead) {
+    BeginData(flow.message);
+  } else {
+    PartLeft(flow.message, flow.route->latency);
+  }
+  Drain();
+}
+
+void Simulation::ChangeLink(const LinkChange& change) {
+  network_.links[change.link].bytes_per_ps = change.bytes_per_ps;
+  ledger_.ChangeCapacity(change.link, change.bytes_per_ps, now_);
+  share_.SetCapacity(change.link, change.bytes_per_ps);
+  router_.Reset();
+  std::fill(last_port_.begin(), last_port_.end(), LastPort{});
+  if (change.bytes_per_ps <= 0) failed_links_.push_back(change.link);
+}
+
+// After all changes of this instant, since a failed switch is many failed links.
+void Simulation::RerouteAll() {
+  if (failed_links_.empty()) return;
+  std::vector<int32_t> flows;
+  for (int32_t link : failed_links_) {
+    for (int32_t id : share_.FlowsOn(link)) flows.push_back(id);
+  }
+  failed_links_.clear();
+  std::sort(flows.begin(), flows.end());
+  flows.erase(std::unique(flows.begin(), flows.end()), flows.end());
+  for (int32_t id : flows) {
+    if (!Failed()) Reroute(id);
+  }
+}
+
+// What has gone has arrived; the rest takes another way, from the source.
+void Simulation::Reroute(int32_t id) {
+  Settle(flows_[id]);
+  Flow flow = flows_[id];
+  RemoveFlow(id);
+  const auto [source, destination] = Ends(flow);
+  const int32_t channel = flow.message == kNone ? 0 : messages_[flow.message].record.channel;
+  if (flow.overhead) {
+    const double rest = flow.left / flow.route->port_rate;
+    flow.route = FindRoute(source, destination, channel, flow.part);
+    if (Failed()) return;
+    flow.left = rest * flow.route->port_rate;
+  } else {
+    const int64_t rest = static_cast<int64_t>(std::ceil(flow.left));
+    EnterBytes(flow, flow.bytes - rest);
+    flow.route = FindRoute(source, destination, channel, flow.part);
+    if (Failed()) return;
+    flow.bytes = rest;
+    flow.left = static_cast<double>(rest);
+  }
+  AddFlow(std::move(flow));
+}
+
+}  // namespace jaxcoll::sim

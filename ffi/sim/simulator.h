@@ -1,0 +1,94 @@
+// Simulates one collective: its dependency graph, in time, over a network.
+//
+// A message. Both ends start (as the IR says: every earlier op of the channel has started, every
+// dependency has completed). The sender's port then takes the messages of a channel one by one, in
+// program order: each first occupies the port for the overhead o, then flows to the other end at a
+// max-min fair rate. The send completes when the last byte has left, and the last byte arrives
+// after the latency l and those of the links. A recv_reduce then has its rank reduce what came, one
+// message at a time, at the reduce rate.
+//
+//   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
+//
+// A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
+// their own and share the port's rate; `in_flight` messages of one channel may be under way at once.
+//
+// Flows are fluid: no packets, no queues in switches. Nothing is drawn from a global stream of
+// random numbers, so equal seeds give equal results, event by event.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "sim/graph.h"
+#include "sim/network.h"
+#include "sim/router.h"
+
+namespace jaxcoll::sim {
+
+// A link's capacity from `time` on; 0 fails it, and what flows over it is routed anew.
+struct LinkChange {
+  Time time = 0;
+  int32_t link = 0;
+  double bytes_per_ps = 0;
+};
+
+// Traffic that is not of the collective: `bytes` from node to node from `time` on, at most at
+// `bytes_per_ps`. It ends with the collective.
+struct Background {
+  int32_t source = 0, destination = 0;
+  Time time = 0;
+  int64_t bytes = 0;
+  double bytes_per_ps = 0;
+};
+
+struct Parameters {
+  Time overhead = 0;  // o: per message, occupies the port
+  Time latency = 0;   // l: per message, occupies nothing
+  double reduce_ps_per_byte = 0;
+  double copy_ps_per_byte = 0;
+  Routing routing = Routing::kEcmp;
+  int32_t split = 1;      // kSplit: parts of a message
+  uint64_t seed = 0;      // of routes and jitter
+  int32_t in_flight = 1;  // messages of one channel that a port sends at once; 0: all
+  double efficiency = 1;  // share of every capacity that carries payload
+  Time quantum = 0;       // flows end at multiples of it only: coarser and faster; 0: exactly
+  double jitter = 0;      // standard deviation of each overhead, reduction and copy, relative
+  std::vector<double> slowdown;  // by rank: factor on the same; empty: 1
+  std::vector<Time> start;       // by rank: when it calls the collective; empty: 0
+  std::vector<LinkChange> changes;
+  std::vector<Background> background;
+  bool record = false;  // keep every message
+  // Asked now and then; true gives up with an error.
+  std::function<bool()> interrupted;
+};
+
+struct MessageRecord {
+  uint32_t step = 0;
+  int32_t channel = 0;
+  int32_t source = 0, destination = 0;  // ranks
+  int64_t bytes = 0;
+  Time ready = 0;    // both ends had started
+  Time sent = 0;     // the port began
+  Time left = 0;     // the last byte left
+  Time arrived = 0;  // the last byte was there
+  Time done = 0;     // and had been reduced
+};
+
+struct Result {
+  Time time = 0;                    // the last op of the last rank completed
+  std::vector<Time> rank_time;      // by rank
+  std::vector<int64_t> link_bytes;  // by link: payload of the collective and of background traffic
+  std::vector<MessageRecord> messages;
+  uint64_t message_count = 0, event_count = 0, rate_updates = 0;
+};
+
+// `node_of`: by rank, its endpoint. Fails, naming the component, where a pair of ranks that must
+// talk has no path, and where the schedule can get no further.
+// Checked at the end: every byte that entered a switch left it, every endpoint sent and got what
+// the schedule says, and no link carried more than its capacity allows.
+StatusOr<Result> Simulate(const Graph& graph, const Network& network,
+                          const std::vector<int32_t>& node_of, int64_t block_elements,
+                          int64_t element_bytes, const Parameters& parameters);
+
+}  // namespace jaxcoll::sim

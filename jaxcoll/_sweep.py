@@ -1,0 +1,270 @@
+"""Many simulations at once: what ``jaxcoll simulate`` runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from jaxcoll._network import Topology, TopologyError
+from jaxcoll._timeline import Change, Model, Routing, Stragglers, Timeline, Traffic
+from jaxcoll.schedule import Collective, ScheduleSpec
+from jaxcoll.simulate import pack, run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a sweep share.
+
+    Attributes:
+      model: costs of messages and computing.
+      ranks: how many; 0: one per endpoint.
+      placement: see `Topology.place`.
+      seeds: simulations of every case that chance has a part in.
+      failed: components that are down in every case.
+      fail_at_s: when the drawn failures happen; None: before the start.
+      jitter: see `Stragglers`.
+      slowdown: rank -> factor.
+      late_s: scale of late starts, drawn per rank, normal.
+      background: share of its port that every endpoint sends to another, drawn per seed.
+      itemsize: bytes per element.
+      bounds: which bounds to compute.
+    """
+
+    model: Model = Model()  # noqa: RUF009 - frozen
+    ranks: int = 0
+    placement: str | None = None
+    seeds: int = 1
+    failed: tuple[str, ...] = ()
+    fail_at_s: float | None = None
+    jitter: float = 0.0
+    slowdown: tuple[tuple[int, float], ...] = ()
+    late_s: float = 0.0
+    background: float = 0.0
+    itemsize: int = 4
+    bounds: Literal["all", "quick", "none"] = "all"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    topology: Topology
+    spec: ScheduleSpec
+    nbytes: int
+    routing: Routing
+    fail: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case, and what came out for each seed."""
+
+    case: Case
+    timelines: tuple[Timeline, ...]
+
+    @property
+    def median(self) -> Timeline:
+        """The run whose time is the (lower) median."""
+        return sorted(self.timelines, key=lambda t: t.time_ps)[(len(self.timelines) - 1) // 2]
+
+    @property
+    def p50_s(self) -> float:
+        return statistics.median(t.time_s for t in self.timelines)
+
+    @property
+    def p99_s(self) -> float:
+        """The 99th percentile, by nearest rank: with up to 100 seeds the worst."""
+        times = sorted(t.time_s for t in self.timelines)
+        return times[min(len(times) - 1, -(-99 * len(times) // 100) - 1)]
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        median, spec = self.median, self.case.spec
+        return {
+            "topology": self.case.topology.name,
+            "collective": spec.collective,
+            "algorithm": spec.algorithm,
+            "ranks": spec.world_size,
+            "channels": spec.channels,
+            "bytes": median.nbytes,
+            "routing": self.case.routing,
+            "failed_links": self.case.fail,
+            "time_s": self.p50_s,
+            "time_p99_s": self.p99_s,
+            "times_s": [t.time_s for t in self.timelines],
+            "algbw_GBps": median.algbw_GBps,
+            "busbw_GBps": median.busbw_GBps,
+            "bounds_s": {bound.name: bound.time_s for bound in median.bounds},
+            "gap": median.gap if median.bounds else None,
+            "bottlenecks": [
+                {"link": name, "utilisation": round(load, 6)} for name, load in median.bottlenecks()
+            ],
+            "messages": median.message_count,
+            "events": median.event_count,
+        }
+
+
+@dataclass
+class Refusal:
+    """A schedule that cannot be built for so many ranks."""
+
+    topology: Topology
+    spec: ScheduleSpec
+    reason: str
+
+
+@dataclass
+class Sweep:
+    """Cases in the order of the table, grouped by the schedule they share."""
+
+    setting: Setting
+    groups: dict[tuple[int, ScheduleSpec], list[Case]] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def add(
+        self,
+        topology: Topology,
+        collective: Collective,
+        algorithms: Iterable[str],
+        sizes: Sequence[int],
+        routings: Sequence[Routing],
+        fails: Sequence[int],
+        *,
+        channels: int = 1,
+        node_size: int = 0,
+        root: int = 0,
+    ) -> None:
+        """Adds all combinations."""
+        ranks = self.setting.ranks or len(topology.hosts)
+        permutation: tuple[tuple[int, int], ...] = ()
+        if collective == "permute":  # half way around: as far as it gets
+            permutation = tuple((r, (r + ranks // 2) % ranks) for r in range(ranks))
+        for algorithm in algorithms:
+            inside = node_size or topology.node_size
+            spec = ScheduleSpec(
+                collective,
+                ranks,
+                algorithm,
+                channels=channels,
+                node_size=inside if inside and ranks % inside == 0 else node_size,
+                root=root,
+                permutation=permutation,
+            )
+            self.groups[id(topology), spec] = [
+                Case(topology, spec, size, routing, fail)
+                for size, routing, fail in itertools.product(sizes, routings, fails)
+            ]
+
+    @property
+    def runs(self) -> int:
+        """Simulations in all."""
+        return sum(len(self._seeds(case)) for cases in self.groups.values() for case in cases)
+
+    def _seeds(self, case: Case) -> range:
+        setting = self.setting
+        chance = (
+            case.routing != "spray"
+            or case.fail > 0
+            or setting.jitter
+            or setting.late_s
+            or setting.background
+        )
+        return range(setting.seeds if chance else 1)
+
+    def outcomes(
+        self, jobs: int = 0, step: Callable[[str], None] = lambda what: None
+    ) -> Iterator[Outcome]:
+        """Runs everything, on `jobs` cores (0: all), and yields cases in order.
+
+        Args:
+          jobs: simulations at a time.
+          step: called after each of them, with what it was.
+
+        Raises:
+          TopologyError, ValueError, SimulationError: of the first simulation that failed.
+        """
+        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+            for (_, spec), cases in self.groups.items():
+                try:
+                    pack(spec)
+                except ValueError as error:
+                    self.refused.append(Refusal(cases[0].topology, spec, str(error)))
+                    continue
+                futures: dict[Future[Timeline], tuple[int, int]] = {}
+                for c, case in enumerate(cases):
+                    for seed in self._seeds(case):
+                        futures[pool.submit(self.run_one, case, seed)] = (c, seed)
+                left: list[dict[int, Timeline]] = [{} for _ in cases]
+                pending = set(futures)
+                try:
+                    while pending:
+                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            c, seed = futures[future]
+                            left[c][seed] = future.result()
+                            step(f"{spec.algorithm} {spec.collective} on {cases[c].topology.name}")
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+                for case, timelines in zip(cases, left, strict=True):
+                    yield Outcome(case, tuple(timelines[seed] for seed in sorted(timelines)))
+
+    def run_one(self, case: Case, seed: int, record: bool = False) -> Timeline:
+        """One simulation of a case."""
+        setting, topology = self.setting, case.topology
+        ranks = case.spec.world_size
+        stragglers = Stragglers.draw(
+            ranks, seed=seed, start_s=setting.late_s, jitter=setting.jitter
+        )
+        if setting.slowdown:
+            factors = [1.0] * ranks
+            for rank, factor in setting.slowdown:
+                if not 0 <= rank < ranks:
+                    raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
+                factors[rank] = factor
+            stragglers = replace(stragglers, slowdown=tuple(factors))
+        down = topology.draw_failures(case.fail, seed) if case.fail else []
+        changes: list[Change] = []
+        if setting.fail_at_s is not None:
+            changes = [Change(setting.fail_at_s, component) for component in down]
+            down = []
+        return run(
+            case.spec,
+            topology,
+            case.nbytes,
+            model=setting.model,
+            placement=setting.placement,
+            routing=case.routing,
+            seed=seed,
+            failures=[*setting.failed, *down],
+            changes=changes,
+            stragglers=stragglers,
+            background=_background(topology, setting.background, seed),
+            itemsize=setting.itemsize,
+            record=record,
+            bounds=setting.bounds,
+        )
+
+
+def _background(topology: Topology, share: float, seed: int) -> list[Traffic]:
+    """Every endpoint sends to another one, and is sent to by one, without end."""
+    if share <= 0:
+        return []
+    import random
+
+    hosts = topology.hosts
+    order = random.Random(seed).sample(hosts, len(hosts))
+    port_Bps = dict.fromkeys(hosts, 0.0)
+    for link in topology.links:
+        if link.source in port_Bps:
+            port_Bps[link.source] += link.bandwidth_Bps
+    return [
+        Traffic(a, b, share * port_Bps[a])
+        for a, b in zip(order, [*order[1:], order[0]], strict=True)
+        if a != b
+    ]

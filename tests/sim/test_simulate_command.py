@@ -1,0 +1,218 @@
+"""``jaxcoll simulate``."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from jaxcoll import _simulate_command
+from jaxcoll.schedule import algorithms
+from jaxcoll.simulate import SimulationError
+
+SMALL = ["--topology", "fat_tree:16,radix=4", "--bytes", "64K:1M", "--quiet"]
+
+
+def run(*arguments: str) -> int:
+    return _simulate_command.main([*SMALL, *arguments])
+
+
+def test_prints_a_line_per_case_and_says_that_it_is_simulated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--algorithm", "ring,double_tree", "--prices", "switches=1000,optics=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "simulated" in lines[0]
+    assert "time(us)" in lines[1]
+    assert "gap" in lines[1]
+    cases = [line.split() for line in lines[2:] if "all_reduce" in line]
+    assert [case[5] for case in cases] == ["ring"] * 3 + ["double_tree"] * 3
+    assert [int(case[6]) for case in cases] == [65536, 262144, 1048576] * 2
+    assert "20 switches" in lines[-1]
+    assert lines[-1].endswith("cost 20,096")
+
+
+def test_writes_json_page_and_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / name for name in ("out.json", "out.html", "out.trace.json")}
+    code = run(
+        "--topology",
+        "torus:4x4",
+        "--collective",
+        "all_reduce,all_to_all",
+        "--routing",
+        "ecmp,spray",
+        "--fail",
+        "0,2",
+        "--seeds",
+        "3",
+        "--overhead",
+        "1us",
+        "--reduce-rate",
+        "100GB/s",
+        "--json",
+        str(files["out.json"]),
+        "--html",
+        str(files["out.html"]),
+        "--trace",
+        str(files["out.trace.json"]),
+    )
+    assert code == 0
+    capsys.readouterr()
+    report = json.loads(files["out.json"].read_text())
+    assert report["simulated"] is True
+    assert report["command"][:2] == ["jaxcoll", "simulate"]
+    # 2 networks, 3 sizes, 2 routings, 2 failure counts.
+    schedules = 2 * sum(len(algorithms(name)) for name in ("all_reduce", "all_to_all"))
+    assert len(report["results"]) == (schedules - len(report["refused"])) * 3 * 2 * 2
+    for row in report["results"]:
+        chance = row["routing"] == "ecmp" or row["failed_links"]
+        assert len(row["times_s"]) == (3 if chance else 1)
+        assert min(row["times_s"]) <= row["time_s"] <= row["time_p99_s"] == max(row["times_s"])
+        assert row["gap"] >= 1 - 1e-6
+        assert row["bottlenecks"]
+    assert report["topologies"][1]["components"]["links"] == 32
+
+    trace = json.loads(files["out.trace.json"].read_text())
+    slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert all(event["dur"] >= 0 for event in slices)
+    assert "simulated" in trace["otherData"]
+    names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"]
+    assert "rank 3 (h3)" in names
+
+    check_page(files["out.html"].read_text())
+
+
+class Balance(HTMLParser):
+    """Every tag that is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(text: str) -> None:
+    """Self-contained, well formed, everything there."""
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert not re.search(r"(https?:)?//[a-z]", text.replace("</", "")), "it needs a network"
+    assert not [name for name, _ in parser.attributes if name in ("src", "href")]
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        numbers = re.findall(r"[-0-9.]+", " ".join(re.findall(r" d='([^']*)'", drawing)))
+        assert all(abs(float(number)) < 1e4 for number in numbers)
+        assert "nan" not in drawing
+    for title in ("Time against size", "Crossover map", "Load of the links", "Timeline"):
+        assert f"<h2>{title}" in text
+    # 2 collectives, 2 networks, 2 routings, 2 failure counts.
+    assert text.count("all_reduce on fat_tree(16, radix 4, 1:1), ecmp, 2 links down</h3>") == 1
+    assert sum("data-line" in drawing for drawing in drawings) == 16
+    assert "simulated" in text
+    assert "core1.1" in text
+
+
+def test_json_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--algorithm", "ring", "--json", "-") == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["results"]) == 3
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _simulate_command.main([*SMALL[:-1], "--algorithm", "ring", "--seeds", "4"]) == 0
+    assert "12 of 12 simulations: ring all_reduce on fat_tree" in capsys.readouterr().err
+
+
+def test_seeds_and_stragglers_and_failures_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(
+            "--algorithm",
+            "ring",
+            *("--seeds", "3", "--jitter", "0.05", "--slow", "3=2.5", "--late", "10us"),
+            *("--overhead", "1us", "--fail", "2", "--fail-at", "20us", "--background", "0.2"),
+            *("--split", "2", "--routing", "split", "--json", "-"),
+        )
+        == 0
+    )
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert all(len(set(row["times_s"])) == 3 for row in rows)
+
+
+def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--algorithm", "hierarchical", "--node-size", "5"]
+    assert run(*arguments) == 1
+    assert "# not simulated: hierarchical all_reduce on fat_tree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "star:3"], "unknown topology 'star'"),
+        (["--down", "leaf9"], "has no node or link 'leaf9'"),
+        (["--ranks", "17"], "has 16 endpoints, too few for 17 ranks"),
+        (["--fail", "33"], "has 32 cables that may fail, 33 were asked for"),
+        (["--down", "tor0.0"], "no path of working links leads from .*; down: tor0.0"),
+        (["--placement", "spiral"], "use linear, random:SEED or strided:K"),
+        (["--slow", "99=2"], "rank 99 is slow, but there are 16 ranks"),
+        (["--prices", "switch=2"], "there is a price for 'switch'"),
+    ],
+)
+def test_what_cannot_be_is_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--algorithm", "ring", *arguments) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algorithm", "rign"], "all_reduce has no algorithm rign; choose from direct"),
+        (["--collective", "gather"], "there is no collective 'gather'"),
+        (["--routing", "magic"], "there is no routing 'magic'; choose from ecmp, split, spray"),
+        (["--bytes", "4M:1M"], "write FROM:TO or FROM:TO:FACTOR"),
+        (["--bytes", "many"], "'many' is no size"),
+        (["--fail", "few"], "'few' is no number"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--overhead", "soon"], "'soon' is no time"),
+        (["--background", "2"], "--background is a share"),
+        (["--html", "/nowhere/at/all.html"], "there is no folder for /nowhere/at/all.html"),
+        (["--prices", "switches"], "write NAME=NUMBER"),
+    ],
+)
+def test_bad_arguments_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_defect_of_the_simulator_is_called_that(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise SimulationError("below its bound")
+
+    monkeypatch.setattr("jaxcoll._sweep.run", broken)
+    assert run("--algorithm", "ring") == 1
+    assert "defect of the simulator: below its bound" in capsys.readouterr().err
