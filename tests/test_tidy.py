@@ -18,8 +18,9 @@ CPP_LAYERS = {
     "transport": {"base"},
     "executor": {"base", "schedule", "transport"},
     "comm": {"base", "schedule", "transport", "executor"},
-    "xla": {"base", "schedule", "transport", "executor", "comm"},
-    "bindings": {"base", "schedule", "transport", "executor", "comm", "xla"},
+    "cuda": {"base", "schedule", "executor"},
+    "xla": {"base", "schedule", "transport", "executor", "comm", "cuda"},
+    "bindings": {"base", "schedule", "transport", "executor", "comm", "cuda", "xla"},
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
