@@ -205,6 +205,10 @@ class Interpreter {
         policy_.Release(&FlagOf(rank_, worker_, signal.flag).value, TagOf(epoch_, ended));
         continue;
       }
+      // What nobody waits for is not told: it might arrive when the sender is at another call, for
+      // which the flag means something else. Everything told is waited for within this launch.
+      const int64_t next_use = segment_ + int64_t{call_.depth} * call_.lanes;
+      if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
       Flag& flag = FlagOf(signal.peer, worker_, signal.flag);
       if (count == 0 && signal.kind == ProgramSignal::kArrived) {
         policy_.Release(&flag.fingerprint, call_.fingerprint);
