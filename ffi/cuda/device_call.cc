@@ -1,5 +1,6 @@
 // The part of device_program.h that knows sizes: how a call is cut, and what a failure means.
 #include <algorithm>
+#include <limits>
 
 #include "cuda/device_program.h"
 
@@ -22,6 +23,9 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
     return InvalidArgument("a launch takes " + std::to_string(kMaxProgramVectors) +
                            " vectors, not " + std::to_string(block_elements.size()));
   }
+  if (!Supports(dtype, reduce_op) && program.reduces) {
+    return InvalidArgument(std::string(Name(dtype)) + " has no " + std::string(Name(reduce_op)));
+  }
   ProgramCall call{};
   const int64_t item = static_cast<int64_t>(ItemBytes(dtype));
   call.dtype = static_cast<int32_t>(dtype);
@@ -29,8 +33,8 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   call.item_bytes = static_cast<int32_t>(item);
   call.depth = std::max(region.depth, 1);
   call.vector_count = static_cast<int32_t>(block_elements.size());
-  const int64_t max_slice =
-      std::max<int64_t>(RoundUp(region.max_slice_bytes, kSlotAlignment), kSlotAlignment);
+  const int64_t max_slice = std::max<int64_t>(
+      RoundUp(std::min<int64_t>(region.max_slice_bytes, 1 << 30), kSlotAlignment), kSlotAlignment);
   const int64_t min_slice = std::clamp<int64_t>(region.min_slice_bytes, kSlotAlignment, max_slice);
 
   // A lane for every slice that is worth one, as far as there are flags and slots.
@@ -76,8 +80,13 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
     const int64_t wanted = needed > lanes ? RoundUp(needed, lanes)
                                           : std::min(lanes, DivideUp(chunk * item, min_slice));
     const int64_t unit = kSlotAlignment / item;
-    vector.slice_elements = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
-    call.segment_count += DivideUp(chunk, vector.slice_elements);
+    const int64_t slice = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
+    const int64_t segments = call.segment_count + DivideUp(chunk, slice);
+    if (segments > std::numeric_limits<int32_t>::max() / 2) {
+      return InvalidArgument("a call of " + std::to_string(segments) + " segments is too long");
+    }
+    vector.slice_elements = static_cast<int32_t>(slice);
+    call.segment_count = static_cast<int32_t>(segments);
   }
   return call;
 }

@@ -90,6 +90,10 @@ class GraphBuilder {
         if (op.kind == OpKind::kReduce ? op.sources.empty() : op.sources.size() != sources) {
           return InvalidArgument(where + ": wrong number of sources");
         }
+        if (op.sources.size() > kMaxSources) {
+          return InvalidArgument(where + ": a reduction of " + std::to_string(op.sources.size()) +
+                                 " operands; at most " + std::to_string(kMaxSources));
+        }
         if (op.destination.buffer == BufferKind::kInput) {
           return InvalidArgument(where + ": inputs are read-only");
         }

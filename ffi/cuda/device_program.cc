@@ -514,6 +514,10 @@ DeviceProgram Packer::Table(int32_t rank) const {
   header.arrivals = arrivals_;
   header.departures = departures_;
   header.flags_per_worker = progress + 1;
+  for (const Program& other : programs_) {
+    for (const Op& op : other.ops)
+      header.reduces |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
+  }
   TableWriter writer(header);
   for (const std::vector<WorkerOp>& ops : workers) writer.Add(ops);
   return writer.Finish();

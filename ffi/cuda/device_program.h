@@ -39,6 +39,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "cuda/host_device.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
@@ -46,6 +47,7 @@ namespace jaxcoll::cuda {
 inline constexpr int kMaxProgramRanks = 16;    // of a communicator: the GPUs of one host
 inline constexpr int kMaxProgramVectors = 32;  // per launch; calls of more are several launches
 inline constexpr int kSlotAlignment = 256;
+inline constexpr int kMaxSources = 256;  // of one op
 
 // ---- The table ---------------------------------------------------------------------------------
 
@@ -62,13 +64,14 @@ struct ProgramHeader {
   int32_t arrivals;        // flags of messages to one worker, at most
   int32_t departures;      // flags of messages from one worker, at most
   int32_t flags_per_worker;
+  int32_t reduces;        // whether some rank has an op of several sources
   int32_t worker_offset;  // ProgramWorker[workers]
   int32_t op_offset;      // ProgramOp[]
   int32_t wait_offset;    // ProgramWait[]
   int32_t signal_offset;  // ProgramSignal[]
   int32_t piece_offset;   // ProgramPiece[]
   int32_t ref_offset;     // ProgramRef[]
-  int32_t padding[3];
+  int32_t padding[2];
 };
 static_assert(sizeof(ProgramHeader) == 80);
 
@@ -152,7 +155,7 @@ struct alignas(32) Flag {
 static_assert(sizeof(Flag) == 32);
 
 // Which use of a flag: uses are compared as numbers, and a later launch is above an earlier one.
-inline constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
+JAXCOLL_HD constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
 
 struct alignas(kSlotAlignment) RegionHeader {
   uint64_t epoch;               // launches that ended; of this rank's own
@@ -194,8 +197,8 @@ struct ProgramVector {
   const void* input;
   void* output;
   int64_t elements;        // of one block
-  int64_t slice_elements;  // of each chunk; the last slices may be shorter or empty
-  int64_t first_segment;
+  int32_t slice_elements;  // of each chunk; the last slices may be shorter or empty
+  int32_t first_segment;
 };
 
 // Parameters of one launch for one rank. All but the pointers and what hangs on the rank is equal
@@ -209,7 +212,7 @@ struct ProgramCall {
   int64_t stride_bytes;  // of a chunk in slots and scratch; kSlotAlignment divides it
   int64_t slot_offset;   // in a region
   int64_t scratch_offset;
-  int64_t segment_count;
+  int32_t segment_count;
   int32_t lanes;
   int32_t depth;
   int32_t dtype;      // a DType

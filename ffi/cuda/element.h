@@ -11,12 +11,7 @@
 #include <type_traits>
 
 #include "base/dtype.h"
-
-#if defined(__CUDACC__)
-#define JAXCOLL_HD __host__ __device__ __forceinline__
-#else
-#define JAXCOLL_HD inline __attribute__((always_inline))
-#endif
+#include "cuda/host_device.h"
 
 namespace jaxcoll::cuda {
 

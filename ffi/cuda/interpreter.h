@@ -6,12 +6,14 @@
 //   int thread(), threads()        of the block
 //   bool All(bool)                 barrier of the block; whether all threads said true. What a
 //                                  thread wrote before it, all may read behind it
+//   pointers()                     kPointers addresses that the block's threads share
 //   T Load<T>(address)             plain accesses of 1 to 16 bytes, aligned to their size
 //   void Store<T>(address, T)
-//   uint64_t Acquire(address)      system scope: who sees a value that was Released sees
+//   T Acquire(address)             system scope, 4 or 8 bytes: who sees a value that was Released sees
 //   void Release(address, value)   everything that had happened before its Release
 //   uint32_t Increment(address)    acquire and release, for the threads of one device; the old value
-//   uint64_t NowNs(), void Pause() for spins
+//   uint64_t NowNs()               for deadlines
+//   void Pause(spins)              in a loop that waits, every time
 //   void Trap()                    does not return on a GPU; a block in which it does returns false
 //
 // Every flag is written by one thread of one rank. The data behind it were written by all threads
@@ -27,13 +29,16 @@
 // For the compiler of kernels; it is what turns arrays into registers.
 #if defined(__CUDACC__)
 #define JAXCOLL_UNROLL _Pragma("unroll")
-#define JAXCOLL_UNROLL_2 _Pragma("unroll 2")
+#define JAXCOLL_NO_UNROLL _Pragma("unroll 1")
 #else
 #define JAXCOLL_UNROLL
-#define JAXCOLL_UNROLL_2
+#define JAXCOLL_NO_UNROLL
 #endif
 
 namespace jaxcoll::cuda {
+
+// Addresses that a block's threads share: operands of an op times chunks moved side by side.
+inline constexpr int32_t kPointers = 512;
 
 // How a thread accesses memory where everything is aligned.
 struct alignas(16) Bytes16 {
@@ -50,15 +55,16 @@ class Interpreter {
         bytes_(reinterpret_cast<const unsigned char*>(call.program)),
         rank_(program_.rank),
         worker_(block / call.lanes),
-        lane_(block % call.lanes) {}
+        lane_(block % call.lanes),
+        segment_(lane_) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
     // The epoch changes when all blocks have ended, so this one still reads the old value.
-    epoch_ = Header(rank_).epoch + 1;
+    epoch_ = static_cast<uint32_t>(Header(rank_).epoch) + 1;
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
     const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
-    for (count_ = 0; (segment_ = lane_ + count_ * call_.lanes) < call_.segment_count; ++count_) {
+    for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
       FindSegment();
       for (int32_t i = 0; i < worker.op_count; ++i) {
         const ProgramOp& op = ops[i];
@@ -75,7 +81,8 @@ class Interpreter {
   using Element = ElementOf<kDType>;
   using Stored = typename Element::Stored;
   using Wide = typename Element::Wide;
-  static constexpr int kPerAccess = 16 / static_cast<int>(sizeof(Stored));
+  static constexpr int32_t kItemBytes = sizeof(Stored);
+  static constexpr int32_t kPerAccess = 16 / static_cast<int>(sizeof(Stored));
   // Accesses of one thread in flight for each source. What is held is bounded by the registers.
   static constexpr int kUnroll = sizeof(Wide) * kPerAccess <= 16   ? 4
                                  : sizeof(Wide) * kPerAccess <= 32 ? 4
@@ -102,7 +109,7 @@ class Interpreter {
       ++vector_;
     }
     const ProgramVector& vector = call_.vectors[vector_];
-    slice_first_ = (segment_ - vector.first_segment) * vector.slice_elements;
+    slice_first_ = int64_t{segment_ - vector.first_segment} * vector.slice_elements;
   }
 
   // ---- Flags -----------------------------------------------------------------------------------
@@ -118,60 +125,64 @@ class Interpreter {
     return policy_.All(ok);
   }
 
-  JAXCOLL_HD bool WaitFor(const ProgramWait& wait) {
-    const uint64_t count = static_cast<uint64_t>(count_);
+  // The flag, and the use of it that is waited for.
+  struct Awaited {
+    const Flag* flag;
+    uint64_t tag;
+  };
+
+  JAXCOLL_HD Awaited AwaitedBy(const ProgramWait& wait) const {
+    const auto count = static_cast<uint64_t>(count_), depth = static_cast<uint64_t>(call_.depth);
     switch (wait.kind) {
-      case ProgramWait::kArrived: {
-        const Flag& flag = FlagOf(rank_, worker_, wait.flag);
-        uint64_t seen = 0;
-        if (!Spin(flag, TagOf(epoch_, count + 1), wait, seen)) return false;
-        // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
-        if (seen >> 32 != epoch_) {
-          return Fail(ProgramCause::kEpoch, wait, TagOf(epoch_, count + 1), seen, 0);
-        }
-        if (count > 0) return true;
-        const uint64_t fingerprint = policy_.Acquire(&flag.fingerprint);
-        if (fingerprint == call_.fingerprint) return true;
-        return Fail(ProgramCause::kMismatch, wait, TagOf(epoch_, count + 1), seen, fingerprint);
-      }
-      case ProgramWait::kFree: {
-        uint64_t seen = 0;
-        if (count < static_cast<uint64_t>(call_.depth)) {
-          return Spin(Header(rank_).done[wait.peer], TagOf(epoch_ - 1, 0), wait, seen);
-        }
-        return Spin(FlagOf(rank_, worker_, wait.flag),
-                    TagOf(epoch_, count - static_cast<uint64_t>(call_.depth) + 1), wait, seen);
-      }
+      case ProgramWait::kArrived:
+        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count + 1)};
+      case ProgramWait::kFree:
+        if (count < depth) return {&Header(rank_).done[wait.peer], TagOf(epoch_ - 1, 0)};
+        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
       default: {
-        uint64_t seen = 0;
+        // In the first segment, kWorkerSegment waits for no op at all: for a tag below all others.
         const bool before = wait.kind == ProgramWait::kWorkerSegment;
-        if (before && count == 0) return true;
+        const auto segments = before && count > 0 ? count - 1 : count;
         const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
         const uint64_t ended =
-            (before ? count - 1 : count) * static_cast<uint64_t>(other.op_count) +
-            static_cast<uint64_t>(wait.amount);
-        return Spin(FlagOf(rank_, wait.peer, wait.flag), TagOf(epoch_, ended), wait, seen);
+            segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
+        return {&FlagOf(rank_, wait.peer, wait.flag),
+                before && count == 0 ? 0 : TagOf(epoch_, ended)};
       }
     }
   }
 
-  JAXCOLL_HD bool Spin(const Flag& flag, uint64_t wanted, const ProgramWait& wait, uint64_t& seen) {
+  JAXCOLL_HD bool WaitFor(const ProgramWait& wait) {
     constexpr int kSpinsBetweenClocks = 64;
-    uint64_t deadline = 0;
-    for (int spins = 0; (seen = policy_.Acquire(&flag.value)) < wanted; ++spins) {
-      policy_.Pause();
+    const Awaited awaited = AwaitedBy(wait);
+    uint64_t deadline = 0, seen = 0, fingerprint = call_.fingerprint;
+    uint32_t cause = ProgramCause::kNone;
+    for (int spins = 0; (seen = policy_.Acquire(&awaited.flag->value)) < awaited.tag; ++spins) {
+      policy_.Pause(spins);
       if (spins % kSpinsBetweenClocks != 0) continue;
       const uint64_t now = policy_.NowNs();
       if (deadline == 0) deadline = now + call_.deadline_ns;
       if (now < deadline) continue;
-      return Fail(ProgramCause::kDeadline, wait, wanted, seen, 0);
+      cause = ProgramCause::kDeadline;
+      break;
     }
-    return true;
+    if (wait.kind == ProgramWait::kArrived && cause == ProgramCause::kNone) {
+      // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
+      if (seen >> 32 != epoch_) {
+        cause = ProgramCause::kEpoch;
+      } else if (count_ == 0) {
+        fingerprint = policy_.Acquire(&awaited.flag->fingerprint);
+        if (fingerprint != call_.fingerprint) cause = ProgramCause::kMismatch;
+      }
+    }
+    if (cause == ProgramCause::kNone) return true;
+    Fail(cause, wait, awaited.tag, seen, fingerprint);
+    return false;
   }
 
-  // The first one of a rank says why. Always false.
-  JAXCOLL_HD bool Fail(ProgramCause::Kind kind, const ProgramWait& wait, uint64_t wanted,
-                       uint64_t seen, uint64_t fingerprint) {
+  // The first one of a rank says why.
+  JAXCOLL_HD void Fail(uint32_t kind, const ProgramWait& wait, uint64_t wanted, uint64_t seen,
+                       uint64_t fingerprint) {
     if (policy_.Increment(&Header(rank_).failing) == 0) {
       ProgramCause& cause = *call_.cause;
       cause.rank = rank_;
@@ -187,10 +198,16 @@ class Interpreter {
       cause.seen = seen;
       cause.wanted_fingerprint = call_.fingerprint;
       cause.seen_fingerprint = fingerprint;
-      policy_.Release(&cause.kind, static_cast<uint32_t>(kind));
+      policy_.Release(&cause.kind, kind);
+    } else {
+      // A trap ends the writer, too: not before it is done, nor long after it was ended itself.
+      constexpr int kMostSpins = 1 << 20;
+      for (int spins = 0; spins < kMostSpins; ++spins) {
+        if (policy_.Acquire(&call_.cause->kind) != ProgramCause::kNone) break;
+        policy_.Pause(spins);
+      }
     }
     policy_.Trap();
-    return false;
   }
 
   // After the barrier behind the op: what its threads wrote goes before these.
@@ -207,7 +224,7 @@ class Interpreter {
       }
       // What nobody waits for is not told: it might arrive when the sender is at another call, for
       // which the flag means something else. Everything told is waited for within this launch.
-      const int64_t next_use = segment_ + int64_t{call_.depth} * call_.lanes;
+      const int32_t next_use = segment_ + call_.depth * call_.lanes;
       if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
       Flag& flag = FlagOf(signal.peer, worker_, signal.flag);
       if (count == 0 && signal.kind == ProgramSignal::kArrived) {
@@ -279,121 +296,124 @@ class Interpreter {
 
   // Threads that work together on a chunk, so that short ones are moved side by side.
   struct Team {
-    int32_t index, count;     // teams
+    int32_t index, count;     // of teams
     int32_t thread, threads;  // of the team
   };
 
-  JAXCOLL_HD Team TeamOf() const {
+  JAXCOLL_HD Team TeamOf(int32_t operands) const {
     const int32_t threads = policy_.threads();
     int32_t size = 32;  // a warp
-    const int64_t bytes = call_.vectors[vector_].slice_elements * int64_t{sizeof(Stored)};
-    while (size < threads && int64_t{size} * 16 < bytes) size *= 2;
+    const int32_t bytes = call_.vectors[vector_].slice_elements * kItemBytes;
+    while (size < threads && size * 16 < bytes) size *= 2;
     if (size > threads) size = threads;
-    return {policy_.thread() / size, threads / size, policy_.thread() % size, size};
+    int32_t count = threads / size;
+    if (count * operands > kPointers) count = kPointers / operands;
+    return {policy_.thread() / size, count, policy_.thread() % size, size};
   }
 
+  // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
+  // chunks are found first, by a thread each.
   JAXCOLL_HD void Move(const ProgramOp& op) {
-    const Team team = TeamOf();
-    int32_t turn = 0;
+    const int32_t operands = op.source_count + op.destination_count;
+    const Team team = TeamOf(operands);
+    const bool whole_blocks = program_.chunks_per_block == 1;
+    const ProgramPiece* pieces = At<ProgramPiece>(program_.piece_offset) + op.first_piece;
     for (int32_t p = 0; p < op.piece_count; ++p) {
-      const ProgramPiece& piece = At<ProgramPiece>(program_.piece_offset)[op.first_piece + p];
+      const ProgramPiece& piece = pieces[p];
       const ProgramRef* refs = At<ProgramRef>(program_.ref_offset) + piece.first_ref;
-      for (int32_t chunk = 0; chunk < piece.count; ++chunk) {
-        if (turn == team.index) {
-          const bool whole_blocks = program_.chunks_per_block == 1;
+      for (int32_t first = 0; first < piece.count; first += team.count) {
+        const int32_t chunks = piece.count - first < team.count ? piece.count - first : team.count;
+        if (p + first > 0) policy_.All(true);  // the addresses of the last round are not needed
+        for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
+          const int32_t chunk = first + i / operands;
           const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : chunk));
-          if (strip.count > 0) MoveChunk(op, refs, chunk, strip, team);
+          policy_.pointers()[i] = Address(refs[i % operands], chunk, strip);
         }
-        if (++turn == team.count) turn = 0;
+        policy_.All(true);
+        if (team.index >= chunks) continue;
+        const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : first + team.index));
+        MoveChunk(op, policy_.pointers() + team.index * operands, static_cast<int32_t>(strip.count),
+                  team);
       }
     }
   }
 
-  JAXCOLL_HD void MoveChunk(const ProgramOp& op, const ProgramRef* refs, int32_t chunk,
-                            const Strip& strip, const Team& team) {
+  // `at`: the addresses of sources and destinations.
+  JAXCOLL_HD void MoveChunk(const ProgramOp& op, unsigned char* const* at, int32_t count,
+                            const Team& team) {
     const int32_t operands = op.source_count + op.destination_count;
-    const auto offset = reinterpret_cast<uintptr_t>(Address(refs[0], chunk, strip)) % 16;
+    const auto offset = reinterpret_cast<uintptr_t>(at[0]) % 16;
     bool alike = true;  // all operands reach a multiple of 16 together
     for (int32_t i = 1; i < operands; ++i) {
-      alike &= reinterpret_cast<uintptr_t>(Address(refs[i], chunk, strip)) % 16 == offset;
+      alike &= reinterpret_cast<uintptr_t>(at[i]) % 16 == offset;
     }
-    int64_t head = strip.count, accesses = 0;
+    int32_t head = count, accesses = 0;
     if (alike) {
-      head = static_cast<int64_t>((16 - offset) % 16 / sizeof(Stored));
-      if (head > strip.count) head = strip.count;
-      accesses = (strip.count - head) / kPerAccess;
+      const auto to_multiple = static_cast<int32_t>((16 - offset) % 16 / sizeof(Stored));
+      head = to_multiple < count ? to_multiple : count;
+      accesses = (count - head) / kPerAccess;
     }
-    for (int64_t i = team.thread; i < head; i += team.threads) {
-      MoveElement(op, refs, chunk, strip, i);
+    for (int32_t i = team.thread; i < accesses; i += kUnroll * team.threads) {
+      MoveAccesses(op, at, head * kItemBytes + i * 16, team.threads * 16, accesses - i,
+                   team.threads);
     }
-    const int64_t body = head * int64_t{sizeof(Stored)};
-    int64_t at = team.thread;
-    for (; at + (kUnroll - 1) * team.threads < accesses; at += kUnroll * team.threads) {
-      MoveAccesses<kUnroll>(op, refs, chunk, strip, body + at * 16, team.threads * 16);
-    }
-    for (; at < accesses; at += team.threads) {
-      MoveAccesses<1>(op, refs, chunk, strip, body + at * 16, 0);
-    }
-    for (int64_t i = head + accesses * kPerAccess + team.thread; i < strip.count;
-         i += team.threads) {
-      MoveElement(op, refs, chunk, strip, i);
+    // What is before and behind.
+    for (int32_t i = team.thread; i < count - accesses * kPerAccess; i += team.threads) {
+      MoveElement(op, at, (i < head ? i : i + accesses * kPerAccess) * kItemBytes);
     }
   }
 
-  JAXCOLL_HD void MoveElement(const ProgramOp& op, const ProgramRef* refs, int32_t chunk,
-                              const Strip& strip, int64_t i) {
-    const auto address = [&](int32_t operand) {
-      return Address(refs[operand], chunk, strip) + i * int64_t{sizeof(Stored)};
-    };
+  JAXCOLL_HD void MoveElement(const ProgramOp& op, unsigned char* const* at, int32_t offset) {
     Stored result{};
-    if (op.source_count > 0) result = policy_.template Load<Stored>(address(0));
+    if (op.source_count > 0) result = policy_.template Load<Stored>(at[0] + offset);
     if (op.source_count > 1) {
       Wide sum = Element::Load(result);
+      JAXCOLL_NO_UNROLL
       for (int32_t s = 1; s < op.source_count; ++s) {
-        sum = Combine(reduce_op(), sum, Element::Load(policy_.template Load<Stored>(address(s))));
+        sum =
+            Combine(reduce_op(), sum, Element::Load(policy_.template Load<Stored>(at[s] + offset)));
       }
       result = Element::Store(sum);
     }
+    JAXCOLL_NO_UNROLL
     for (int32_t d = 0; d < op.destination_count; ++d) {
-      policy_.Store(address(op.source_count + d), result);
+      policy_.Store(at[op.source_count + d] + offset, result);
     }
   }
 
-  // kCount accesses of 16 bytes, `step` bytes apart. All are read before any is written: a
-  // destination may be a source.
-  template <int kCount>
-  JAXCOLL_HD void MoveAccesses(const ProgramOp& op, const ProgramRef* refs, int32_t chunk,
-                               const Strip& strip, int64_t at, int64_t step) {
-    const auto address = [&](int32_t operand) { return Address(refs[operand], chunk, strip) + at; };
-    Bytes16 result[kCount] = {};
-    if (op.source_count > 0) {
-      const unsigned char* from = address(0);
-      JAXCOLL_UNROLL
-      for (int u = 0; u < kCount; ++u) {
-        result[u] = policy_.template Load<Bytes16>(from + u * step);
-      }
-    }
+  // Accesses u = 0, 1, ... `step` bytes apart, those of which u * stride < left. All are read
+  // before any is written: a destination may be a source.
+  JAXCOLL_HD void MoveAccesses(const ProgramOp& op, unsigned char* const* at, int32_t offset,
+                               int32_t step, int32_t left, int32_t stride) {
+    Bytes16 result[kUnroll] = {};
+    if (op.source_count > 0) LoadAll(at[0] + offset, step, left, stride, result);
     if (op.source_count > 1) {
-      Wide sums[kCount][kPerAccess];
+      Wide sums[kUnroll][kPerAccess];
       JAXCOLL_UNROLL
-      for (int u = 0; u < kCount; ++u) Widen(result[u], sums[u]);
-      JAXCOLL_UNROLL_2
+      for (int u = 0; u < kUnroll; ++u) Widen(result[u], sums[u]);
+      JAXCOLL_NO_UNROLL
       for (int32_t s = 1; s < op.source_count; ++s) {
-        const unsigned char* from = address(s);
-        Bytes16 next[kCount];
-        JAXCOLL_UNROLL
-        for (int u = 0; u < kCount; ++u) {
-          next[u] = policy_.template Load<Bytes16>(from + u * step);
-        }
-        CombineAll(sums, next);
+        LoadAll(at[s] + offset, step, left, stride, result);
+        CombineAll(sums, result);
       }
       JAXCOLL_UNROLL
-      for (int u = 0; u < kCount; ++u) result[u] = Narrow(sums[u]);
+      for (int u = 0; u < kUnroll; ++u) result[u] = Narrow(sums[u]);
     }
+    JAXCOLL_NO_UNROLL
     for (int32_t d = 0; d < op.destination_count; ++d) {
-      unsigned char* to = address(op.source_count + d);
+      unsigned char* const to = at[op.source_count + d] + offset;
       JAXCOLL_UNROLL
-      for (int u = 0; u < kCount; ++u) policy_.Store(to + u * step, result[u]);
+      for (int u = 0; u < kUnroll; ++u) {
+        if (u * stride < left) policy_.Store(to + u * step, result[u]);
+      }
+    }
+  }
+
+  JAXCOLL_HD void LoadAll(const unsigned char* from, int32_t step, int32_t left, int32_t stride,
+                          Bytes16 (&into)[kUnroll]) const {
+    JAXCOLL_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      if (u * stride < left) into[u] = policy_.template Load<Bytes16>(from + u * step);
     }
   }
 
@@ -414,26 +434,42 @@ class Interpreter {
     return BitCast<Bytes16>(pack);
   }
 
-  template <int kCount>
-  JAXCOLL_HD void CombineAll(Wide (&sums)[kCount][kPerAccess], const Bytes16 (&next)[kCount]) {
-    // The op outside of the loops, the one that matters most by itself.
-    if (reduce_op() == ReduceOp::kSum) {
-      CombineBy(sums, next, [](Wide a, Wide b) { return Combine(ReduceOp::kSum, a, b); });
-    } else {
-      const ReduceOp op = reduce_op();
-      CombineBy(sums, next, [op](Wide a, Wide b) { return Combine(op, a, b); });
+  // The choice of the op stands outside of the loops.
+  JAXCOLL_HD void CombineAll(Wide (&sums)[kUnroll][kPerAccess], const Bytes16 (&next)[kUnroll]) {
+    switch (reduce_op()) {
+      case ReduceOp::kSum:
+        return CombineBy<ReduceOp::kSum>(sums, next);
+      case ReduceOp::kProd:
+        return CombineBy<ReduceOp::kProd>(sums, next);
+      case ReduceOp::kMin:
+        return CombineBy<ReduceOp::kMin>(sums, next);
+      case ReduceOp::kMax:
+        return CombineBy<ReduceOp::kMax>(sums, next);
+      case ReduceOp::kAnd:
+        return CombineBy<ReduceOp::kAnd>(sums, next);
+      case ReduceOp::kOr:
+        return CombineBy<ReduceOp::kOr>(sums, next);
+      case ReduceOp::kXor:
+        return CombineBy<ReduceOp::kXor>(sums, next);
     }
   }
 
-  template <int kCount, typename Op>
-  static JAXCOLL_HD void CombineBy(Wide (&sums)[kCount][kPerAccess], const Bytes16 (&next)[kCount],
-                                   Op op) {
-    JAXCOLL_UNROLL
-    for (int u = 0; u < kCount; ++u) {
-      Wide wide[kPerAccess];
-      Widen(next[u], wide);
+  template <ReduceOp kOp>
+  static JAXCOLL_HD void CombineBy(Wide (&sums)[kUnroll][kPerAccess],
+                                   const Bytes16 (&next)[kUnroll]) {
+    // An op that the type lacks is refused by PlanCall(); here it would only be code.
+    constexpr bool kWhole = std::is_integral_v<Wide>;
+    constexpr bool kReal = kWhole || std::is_floating_point_v<Wide>;
+    constexpr bool kBits = kOp == ReduceOp::kAnd || kOp == ReduceOp::kOr || kOp == ReduceOp::kXor;
+    constexpr bool kOrders = kOp == ReduceOp::kMin || kOp == ReduceOp::kMax;
+    if constexpr ((kWhole || !kBits) && (kReal || !kOrders)) {
       JAXCOLL_UNROLL
-      for (int i = 0; i < kPerAccess; ++i) sums[u][i] = op(sums[u][i], wide[i]);
+      for (int u = 0; u < kUnroll; ++u) {
+        Wide wide[kPerAccess];
+        Widen(next[u], wide);
+        JAXCOLL_UNROLL
+        for (int i = 0; i < kPerAccess; ++i) sums[u][i] = Combine(kOp, sums[u][i], wide[i]);
+      }
     }
   }
 
@@ -446,9 +482,9 @@ class Interpreter {
   const int32_t rank_;
   const int32_t worker_;
   const int32_t lane_;
-  uint64_t epoch_ = 0;
-  int64_t count_ = 0;        // segments of this lane before this one
-  int64_t segment_ = 0;      // of the call
+  uint32_t epoch_ = 0;
+  int32_t count_ = 0;        // segments of this lane before this one
+  int32_t segment_;          // of the call
   int32_t vector_ = 0;       // its vector
   int64_t slice_first_ = 0;  // elements of each chunk before this segment's
 };

@@ -230,7 +230,7 @@ TEST(Interpreter, CombinesEveryDTypeAsTheKernelsDo) {
 
 // More than one thread per block, so that a barrier that is missing is a race for TSan.
 TEST(Interpreter, SharesTheWorkOfABlock) {
-  for (const int threads : {2, 3}) {
+  for (const int threads : {2, 3, 70}) {
     for (const Draw& draw :
          {Draw{Collective::kAllReduce, "direct"}, Draw{Collective::kAllReduce, "ring"},
           Draw{Collective::kAllReduce, "halving_doubling"},
@@ -569,6 +569,15 @@ TEST(Pack, RefusesWhatDoesNotFitTogether) {
   refused([](auto& p) { p[0].ops[0].depends_on = {1}, p[0].ops[1].depends_on = {0}; }, "deadlocks");
   refused([](auto& p) { p[1].chunks_per_block = 4; }, "disagrees on blocks or chunks");
   refused([](auto& p) { p.clear(); }, "for 1 to 16 ranks");
+  refused(
+      [](auto& p) {
+        Op reduce;
+        reduce.kind = OpKind::kReduce;
+        reduce.destination = {BufferKind::kOutput, {{0, 1}}};
+        reduce.sources.assign(kMaxSources + 1, {BufferKind::kInput, {{0, 1}}});
+        p[0].ops.push_back(reduce);
+      },
+      "a reduction of 257 operands");
 }
 
 TEST(PlanCall, SaysWhatARegionLacks) {
@@ -589,31 +598,44 @@ TEST(PlanCall, SaysWhatARegionLacks) {
   EXPECT_TRUE(plan().ok());
   region.bytes -= 1;
   EXPECT_FALSE(plan().ok());
+  EXPECT_FALSE(PlanCall(header, {8}, DType::kFloat32, ReduceOp::kXor, kRegion).ok());
   region = kRegion;
   region.flag_capacity = header.flags_per_worker - 1;
   EXPECT_FALSE(plan().ok());
 }
 
-// Lanes divide large calls evenly and stay away from small ones; slots end where the region does.
+// Slots end where the region does, and so do flags; small calls stay on one lane.
 TEST(PlanCall, CutsCallsWithinTheRegion) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "halving_doubling", 8)), {0}, 1);
   ASSERT_TRUE(tables.ok());
   const ProgramHeader& header = tables->at(0).header();
-  RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_lanes = 32};
-  for (const int64_t elements : {int64_t{0}, int64_t{1}, int64_t{5000}, int64_t{1} << 24}) {
-    const auto call =
-        PlanCall(header, {elements, elements / 2}, DType::kFloat32, ReduceOp::kSum, region);
+  const RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_lanes = 32};
+  const std::pair<int64_t, int32_t> sizes[] = {{0, 1}, {1, 1}, {8 * 1024, 1}, {1 << 24, 32}};
+  for (const auto& [elements, lanes] : sizes) {
+    const auto call = PlanCall(header, {elements}, DType::kFloat32, ReduceOp::kSum, region);
     ASSERT_TRUE(call.ok());
+    EXPECT_EQ(call->lanes, lanes);
     EXPECT_LE(
         call->scratch_offset + int64_t{call->lanes} * header.scratch_chunks * call->stride_bytes,
         region.bytes);
     EXPECT_LE(BlockCount(header, *call) * header.flags_per_worker, region.flag_capacity);
     EXPECT_LE(call->vectors[0].slice_elements * 4, call->stride_bytes);
-    EXPECT_EQ(call->lanes, elements > 5000 ? 32 : 1);
-    if (elements > 5000) {
-      EXPECT_EQ(call->vectors[1].first_segment % call->lanes, 0);
-    }
+    EXPECT_GE(call->vectors[0].slice_elements * call->segment_count, elements / 8);
   }
+}
+
+// One slice more than there are lanes must not take twice as long.
+TEST(PlanCall, DividesTheWorkEvenly) {
+  const auto tables = Pack(BuildAll(Spec(Collective::kAllGather, "direct", 4)), {0}, 1);
+  ASSERT_TRUE(tables.ok());
+  const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_lanes = 16};
+  const int64_t bytes = region.max_slice_bytes * 17;
+  const auto call =
+      PlanCall(tables->at(0).header(), {bytes / 4}, DType::kFloat32, ReduceOp::kSum, region);
+  ASSERT_TRUE(call.ok());
+  ASSERT_EQ(call->lanes, 16);
+  const int64_t rounds = (call->segment_count + call->lanes - 1) / call->lanes;
+  EXPECT_LE(rounds * call->vectors[0].slice_elements * 4 * call->lanes, bytes * 11 / 10);
 }
 
 }  // namespace

@@ -26,10 +26,14 @@
 
 namespace jaxcoll::cuda {
 
-// The threads of a block. Spins and yields: there may be many more threads than cores.
+// The threads of a block, and what they share. Spins and yields: there may be many more threads than cores.
 class BlockBarrier {
  public:
   explicit BlockBarrier(int threads) : threads_(threads) {}
+  BlockBarrier(const BlockBarrier&) = delete;
+  BlockBarrier& operator=(const BlockBarrier&) = delete;
+
+  unsigned char* pointers[kPointers];
 
   bool All(bool mine) {
     if (!mine) bad_.store(true, std::memory_order_relaxed);
@@ -76,6 +80,8 @@ class HostPolicy {
     return barrier_.All(mine);
   }
 
+  unsigned char** pointers() { return barrier_.pointers; }
+
   template <typename T>
   T Load(const void* from) const {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(from) % sizeof(T), 0u);
@@ -89,8 +95,9 @@ class HostPolicy {
     std::memcpy(to, &value, sizeof(value));
   }
 
-  uint64_t Acquire(const uint64_t* from) {
-    return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(from)).load(std::memory_order_acquire);
+  template <typename T>
+  T Acquire(const T* from) {
+    return std::atomic_ref<T>(*const_cast<T*>(from)).load(std::memory_order_acquire);
   }
   template <typename T>
   void Release(T* to, T value) {
@@ -106,7 +113,7 @@ class HostPolicy {
   uint64_t NowNs() const {
     return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
   }
-  void Pause() const { std::this_thread::yield(); }
+  void Pause(int) const { std::this_thread::yield(); }
   void Trap() const {}
 
  private:
