@@ -183,6 +183,7 @@ TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
   int served = 0;
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16}) {
     for (const int channels : {1, 3}) {
+      if (channels > 1 && ranks > 5) continue;
       ScheduleSpec spec = Spec(collective, algorithm, ranks);
       spec.channels = channels;
       const std::vector<Program> programs = BuildAll(spec);
@@ -230,7 +231,7 @@ TEST(Interpreter, CombinesEveryDTypeAsTheKernelsDo) {
 
 // More than one thread per block, so that a barrier that is missing is a race for TSan.
 TEST(Interpreter, SharesTheWorkOfABlock) {
-  for (const int threads : {2, 3, 70}) {
+  for (const int threads : {2, 3}) {
     for (const Draw& draw :
          {Draw{Collective::kAllReduce, "direct"}, Draw{Collective::kAllReduce, "ring"},
           Draw{Collective::kAllReduce, "halving_doubling"},
@@ -247,6 +248,18 @@ TEST(Interpreter, SharesTheWorkOfABlock) {
       ExpectRight(cases, {.threads_per_block = threads});
     }
   }
+}
+
+// Several teams of threads in a block, which take chunks in turn.
+TEST(Interpreter, MovesChunksSideBySide) {
+  const auto programs = BuildAll(Spec(Collective::kAllToAll, "bruck", 5));
+  std::vector<std::unique_ptr<Case>> cases;
+  for (const int64_t elements : {40, 7}) {
+    cases.push_back(Make(programs, Collective::kAllToAll, {.block_elements = {elements}}));
+    ASSERT_NE(cases.back(), nullptr);
+    cases.back()->name = "bruck";
+  }
+  ExpectRight(cases, {.threads_per_block = 70});
 }
 
 // Gives every message and every local op a channel of its own choosing.
@@ -376,14 +389,12 @@ TEST(Interpreter, GivesTheSameBitsInEveryInterleaving) {
 
 // ---- Failure -----------------------------------------------------------------------------------
 
-constexpr uint64_t kSoonNs = 300'000'000;
-
 TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
-  const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
+  const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {50}});
   ASSERT_NE(one, nullptr);
   World world(4, kRegion);
-  const auto ok = world.Run({&one->launch}, {.deadline_ns = kSoonNs, .absent_rank = 2});
+  const auto ok = world.Run({&one->launch}, {.absent_rank = 2});
   for (const int rank : {0, 1, 3}) {
     EXPECT_FALSE(ok[rank]);
     const ProgramCause& cause = world.cause(rank);
@@ -404,7 +415,7 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   }
 }
 
-// It has ended one launch fewer than the others, as if one replay had been lost.
+// Its region has been made anew, and the others' have not.
 TEST(InterpreterFailure, ARankAtAnotherLaunchIsFound) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
   const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
@@ -412,8 +423,8 @@ TEST(InterpreterFailure, ARankAtAnotherLaunchIsFound) {
   World world(3, kRegion);
   for (const bool ok : world.Run({&one->launch}, {})) ASSERT_TRUE(ok);
   EXPECT_EQ(world.header(1).epoch, 1u);
-  world.header(1).epoch = 0;
-  const auto ok = world.Run({&one->launch}, {.deadline_ns = kSoonNs});
+  world.Clear(1);
+  const auto ok = world.Run({&one->launch}, {});
   EXPECT_FALSE(ok[0] || ok[1] || ok[2]);
   EXPECT_EQ(world.cause(1).kind, ProgramCause::kEpoch);
   EXPECT_NE(Describe(world.cause(1)).find("are at different launches"), std::string::npos);
@@ -428,7 +439,7 @@ TEST(InterpreterFailure, ARankThatIsAheadWritesNothing) {
   ASSERT_NE(one, nullptr);
   World world(2, kRegion);
   world.header(0).epoch = 2;
-  const auto ok = world.Run({&one->launch}, {.deadline_ns = kSoonNs});
+  const auto ok = world.Run({&one->launch}, {});
   EXPECT_FALSE(ok[0] || ok[1]);
   EXPECT_EQ(world.cause(0).kind, ProgramCause::kDeadline);
   EXPECT_EQ(world.cause(0).wait, ProgramWait::kFree);
@@ -442,7 +453,6 @@ TEST(InterpreterFailure, ARankAtAnotherCallIsFound) {
   ASSERT_NE(one, nullptr);
   World world(4, kRegion);
   World::Options options;
-  options.deadline_ns = kSoonNs;
   options.fingerprints = {7, 7, 7, 8};
   const auto ok = world.Run({&one->launch}, options);
   for (int rank = 0; rank < 4; ++rank) EXPECT_FALSE(ok[rank]);
@@ -473,7 +483,6 @@ TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
     const int victim = static_cast<int>(random() % ranks);
     const int after = static_cast<int>(random() % 30);
     World::Options options;
-    options.deadline_ns = kSoonNs / 3;
     options.disturb = [&](int rank, int) {
       return Disturbance{.seed = seed, .die_after = rank == victim ? after : -1};
     };

@@ -8,7 +8,6 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -26,10 +25,53 @@
 
 namespace jaxcoll::cuda {
 
+// A deadline passes when all threads wait and nothing can happen any more, and never before: no
+// test hangs, and none depends on how busy the machine is.
+class StuckClock {
+ public:
+  explicit StuckClock(int threads) : threads_(threads) {}
+
+  // After a change that others may wait for.
+  void Progress() { progress_.fetch_add(1, std::memory_order_acq_rel); }
+  // A thread has ended.
+  void Leave() {
+    threads_.fetch_sub(1, std::memory_order_acq_rel);
+    Progress();
+  }
+
+  struct Looks {
+    uint64_t progress = ~uint64_t{0};
+    int count = 0;
+  };
+  // A waiting thread looks again and again, at its condition in between. At its second look at the
+  // same progress it has seen all there is.
+  uint64_t NowNs(Looks& looks) {
+    const uint64_t progress = progress_.load(std::memory_order_acquire);
+    if (looks.progress != progress) looks = {progress, 0};
+    if (++looks.count == 2) {
+      uint64_t seen = stuck_.load(std::memory_order_acquire);
+      while (seen >> 16 <= progress &&
+             !stuck_.compare_exchange_weak(
+                 seen, seen >> 16 == progress ? seen + 1 : (progress << 16 | 1))) {
+      }
+    }
+    const uint64_t all = progress << 16 | threads_.load(std::memory_order_acquire);
+    return stuck_.load(std::memory_order_acquire) == all ? kLater : 1;
+  }
+
+  static constexpr uint64_t kDeadlineNs = 1000;
+
+ private:
+  static constexpr uint64_t kLater = 1 + 2 * kDeadlineNs;
+  std::atomic<uint64_t> progress_{1};
+  std::atomic<uint64_t> stuck_{0};  // progress and how many threads are stuck at it
+  std::atomic<uint64_t> threads_;
+};
+
 // The threads of a block, and what they share. Spins and yields: there may be many more threads than cores.
 class BlockBarrier {
  public:
-  explicit BlockBarrier(int threads) : threads_(threads) {}
+  BlockBarrier(int threads, StuckClock& clock) : threads_(threads), clock_(clock) {}
   BlockBarrier(const BlockBarrier&) = delete;
   BlockBarrier& operator=(const BlockBarrier&) = delete;
 
@@ -43,14 +85,20 @@ class BlockBarrier {
       bad_.store(false, std::memory_order_relaxed);
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
+      clock_.Progress();
     } else {
-      while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+      StuckClock::Looks looks;
+      for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+        std::this_thread::yield();
+        if (spins % 64 == 0) clock_.NowNs(looks);
+      }
     }
     return result_;
   }
 
  private:
   const int threads_;
+  StuckClock& clock_;
   std::atomic<int> arrived_{0};
   std::atomic<int> round_{0};
   std::atomic<bool> bad_{false};
@@ -66,10 +114,12 @@ struct Disturbance {
 
 class HostPolicy {
  public:
-  HostPolicy(int thread, int threads, BlockBarrier& barrier, const Disturbance& disturbance)
+  HostPolicy(int thread, int threads, BlockBarrier& barrier, StuckClock& clock,
+             const Disturbance& disturbance)
       : thread_(thread),
         threads_(threads),
         barrier_(barrier),
+        clock_(clock),
         disturbance_(disturbance),
         random_(disturbance.seed) {}
 
@@ -104,15 +154,14 @@ class HostPolicy {
     Disturb();
     if (disturbance_.die_after >= 0 && releases_++ >= disturbance_.die_after) return;
     std::atomic_ref<T>(*to).store(value, std::memory_order_release);
+    clock_.Progress();
     Disturb();
   }
   uint32_t Increment(uint32_t* at) {
     if (dead()) return std::numeric_limits<uint32_t>::max() - 1;  // somebody else's turn
     return std::atomic_ref<uint32_t>(*at).fetch_add(1, std::memory_order_acq_rel);
   }
-  uint64_t NowNs() const {
-    return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
-  }
+  uint64_t NowNs() { return clock_.NowNs(looks_); }
   void Pause(int) const { std::this_thread::yield(); }
   void Trap() const {}
 
@@ -124,6 +173,8 @@ class HostPolicy {
 
   const int thread_, threads_;
   BlockBarrier& barrier_;
+  StuckClock& clock_;
+  StuckClock::Looks looks_;
   const Disturbance disturbance_;
   std::minstd_rand random_;
   int releases_ = 0;
@@ -177,11 +228,11 @@ class World {
   RegionHeader& header(int rank) {
     return *reinterpret_cast<RegionHeader*>(regions_[rank]->data());
   }
+  void Clear(int rank) { std::memset(regions_[rank]->data(), 0, regions_[rank]->bytes()); }
   const ProgramCause& cause(int rank) const { return causes_[rank]; }
 
   struct Options {
     int threads_per_block = 1;
-    uint64_t deadline_ns = 120'000'000'000;
     std::vector<uint64_t> fingerprints = {};                       // by rank; else all equal
     std::function<Disturbance(int rank, int block)> disturb = {};  // else none
     int absent_rank = -1;                                          // never launches
@@ -190,6 +241,15 @@ class World {
   // Whether each rank ended all launches.
   std::vector<bool> Run(const std::vector<Launch*>& launches, const Options& options) {
     const int ranks = static_cast<int>(regions_.size());
+    int present = 0;
+    for (int rank = 0; rank < ranks; ++rank) {
+      int most = 0;
+      for (Launch* launch : launches) {
+        most = std::max(most, BlockCount(launch->programs[rank].header(), launch->calls[rank]));
+      }
+      if (rank != options.absent_rank) present += most * options.threads_per_block;
+    }
+    StuckClock clock(present);
     std::vector<std::unique_ptr<Rank>> state;
     std::vector<std::thread> threads;
     for (int rank = 0; rank < ranks; ++rank) {
@@ -199,14 +259,14 @@ class World {
         call.program = &launch->programs[rank].header();
         for (int peer = 0; peer < ranks; ++peer) call.regions[peer] = regions_[peer]->data();
         call.cause = &causes_[rank];
-        call.deadline_ns = options.deadline_ns;
+        call.deadline_ns = StuckClock::kDeadlineNs;
         call.fingerprint = options.fingerprints.empty() ? 7 : options.fingerprints[rank];
         most = std::max(most, BlockCount(*call.program, call));
       }
       const int per_block = options.threads_per_block;
-      state.push_back(std::make_unique<Rank>(most * per_block));
+      state.push_back(std::make_unique<Rank>(most * per_block, clock));
       for (int block = 0; block < most; ++block) {
-        state.back()->blocks.push_back(std::make_unique<BlockBarrier>(per_block));
+        state.back()->blocks.push_back(std::make_unique<BlockBarrier>(per_block, clock));
       }
     }
     for (int rank = 0; rank < ranks; ++rank) {
@@ -222,14 +282,16 @@ class World {
             Disturbance disturbance =
                 options.disturb ? options.disturb(rank, block) : Disturbance{};
             disturbance.seed += 97 * rank + 31 * block + thread;
-            HostPolicy policy(thread, options.threads_per_block, *mine.blocks[block], disturbance);
+            HostPolicy policy(thread, options.threads_per_block, *mine.blocks[block], clock,
+                              disturbance);
             for (Launch* launch : launches) {
               const ProgramCall& call = launch->calls[rank];
               if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
                 mine.ok = false;
               }
-              if (!mine.stream.All(mine.ok)) return;
+              if (!mine.stream.All(mine.ok)) break;
             }
+            clock.Leave();
           });
         }
       }
@@ -242,7 +304,7 @@ class World {
 
  private:
   struct Rank {
-    explicit Rank(int threads) : stream(threads) {}
+    Rank(int threads, StuckClock& clock) : stream(threads, clock) {}
     std::vector<std::unique_ptr<BlockBarrier>> blocks;
     BlockBarrier stream;
     std::atomic<bool> ok{true};
