@@ -15,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@
 
 #include "cuda/device_program.h"
 #include "cuda/interpreter.h"
+#include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
 
@@ -314,5 +316,45 @@ class World {
   std::vector<std::unique_ptr<DeviceMemory>> regions_;
   std::vector<ProgramCause> causes_;
 };
+
+// ---- Schedules to run
+
+// Small enough that a few thousand elements are many segments.
+inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
+                                       .flag_capacity = 2048,
+                                       .max_lanes = 2,
+                                       .depth = 2,
+                                       .max_slice_bytes = 512,
+                                       .min_slice_bytes = 256};
+
+inline ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t ranks) {
+  ScheduleSpec spec;
+  spec.collective = collective;
+  spec.algorithm = std::move(algorithm);
+  spec.world_size = ranks;
+  spec.root = ranks - 1;
+  if (collective == Collective::kPermute) {
+    // A shift without its last pair: one rank receives nothing.
+    for (int32_t r = 0; r + 1 < ranks; ++r) spec.permutation.push_back({r, (r + 2) % ranks});
+  }
+  return spec;
+}
+
+// Empty where the algorithm does not serve so many ranks.
+inline std::vector<Program> BuildAll(const ScheduleSpec& spec) {
+  std::vector<Program> programs;
+  for (int32_t rank = 0; rank < spec.world_size; ++rank) {
+    StatusOr<Program> program = BuildSchedule(spec, rank);
+    if (!program.ok()) return {};
+    programs.push_back(std::move(*program));
+  }
+  return programs;
+}
+
+inline std::vector<int32_t> AllRanks(size_t count) {
+  std::vector<int32_t> ranks(count);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
 
 }  // namespace jaxcoll::cuda
