@@ -3,7 +3,8 @@
 // A launch is for one rank, whose call is the kernel's parameter, or for all ranks at once on one
 // device: then their calls are in memory, and a block's rank is blockIdx.y. blockIdx.x is the
 // worker and its lane. All blocks of a rank must be resident together where workers wait for each
-// other; all blocks of all ranks where one launch is for all ranks (a cooperative launch checks it).
+// other; all blocks of all ranks where one launch is for all ranks, which a cooperative launch
+// checks.
 //
 // Data go by weak accesses. What orders them are the flags: bar.sync, then a release store at
 // system scope by one thread; an acquire load at system scope by one thread, then bar.sync. Both

@@ -9,9 +9,9 @@
 //   pointers()                     kPointers addresses that the block's threads share
 //   T Load<T>(address)             plain accesses of 1 to 16 bytes, aligned to their size
 //   void Store<T>(address, T)
-//   T Acquire(address)             system scope, 4 or 8 bytes: who sees a value that was Released sees
-//   void Release(address, value)   everything that had happened before its Release
-//   uint32_t Increment(address)    acquire and release, for the threads of one device; the old value
+//   T Acquire(address)             system scope, 4 or 8 bytes: who sees a value that was Released
+//   void Release(address, value)   sees everything that had happened before its Release
+//   uint32_t Increment(address)    acquire and release among one device's threads; the old value
 //   uint64_t NowNs()               for deadlines
 //   void Pause(spins)              in a loop that waits, every time
 //   void Trap()                    does not return on a GPU; a block in which it does returns false
@@ -84,9 +84,10 @@ class Interpreter {
   static constexpr int32_t kItemBytes = sizeof(Stored);
   static constexpr int32_t kPerAccess = 16 / static_cast<int>(sizeof(Stored));
   // Accesses of one thread in flight for each source. What is held is bounded by the registers.
-  static constexpr int kUnroll = sizeof(Wide) * kPerAccess <= 16   ? 4
-                                 : sizeof(Wide) * kPerAccess <= 32 ? 4
-                                                                   : 2;
+  static constexpr int kHeldBytes = (sizeof(Wide) < 4 ? 4 : sizeof(Wide)) * kPerAccess;
+  static constexpr int kUnroll = sizeof(Wide) < 4 || kHeldBytes > 32 ? 2
+                                 : sizeof(Wide) == 8                 ? 3
+                                                                     : 4;
 
   template <typename T>
   JAXCOLL_HD const T* At(int32_t offset) const {

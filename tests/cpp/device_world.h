@@ -70,7 +70,8 @@ class StuckClock {
   std::atomic<uint64_t> threads_;
 };
 
-// The threads of a block, and what they share. Spins and yields: there may be many more threads than cores.
+// The threads of a block, and what they share. Spins and yields: there may be many more threads
+// than cores.
 class BlockBarrier {
  public:
   BlockBarrier(int threads, StuckClock& clock) : threads_(threads), clock_(clock) {}
