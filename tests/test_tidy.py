@@ -18,9 +18,12 @@ CPP_LAYERS = {
     "transport": {"base"},
     "executor": {"base", "schedule", "transport"},
     "comm": {"base", "schedule", "transport", "executor"},
+    "cuda": {"base", "schedule", "executor"},
     "sim": {"base", "schedule"},
-    "xla": {"base", "schedule", "transport", "executor", "comm"},
-    "bindings": {"base", "schedule", "transport", "executor", "comm", "sim", "xla"},
+    "xla": {"base", "schedule", "transport", "executor", "comm", "cuda"},
+    "bindings": {
+        *("base", "schedule", "transport", "executor", "comm", "cuda", "sim", "xla"),
+    },
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [

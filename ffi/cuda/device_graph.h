@@ -1,0 +1,44 @@
+// What the ops of all ranks wait for: messages, workers and an order that cannot deadlock.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "schedule/schedule.h"
+
+namespace jaxcoll::cuda {
+
+// A message, by its two sides. BuildGraph() fills in the first five.
+struct Message {
+  int32_t source = 0, destination = 0;  // ranks
+  int32_t sender = 0, receiver = 0;     // ops of those
+  int32_t chunk_count = 0;
+  int32_t arrival = 0;       // flag of the receiving worker
+  int32_t departure = 0;     // flag of the sending worker
+  int32_t first_slot = 0;    // chunk in the receiving worker's slots
+  int32_t last_reader = -1;  // the op after which the slot is free
+  bool in_place = false;     // stays in its slot
+};
+
+struct DeviceGraph {
+  int32_t workers = 1;
+  std::map<int32_t, int32_t> worker_of_channel;
+  std::vector<Message> messages;
+  std::vector<std::vector<int32_t>> message_of;          // [rank][op] -> message, -1: local
+  std::vector<std::vector<std::vector<int32_t>>> order;  // [rank][worker] -> ops
+  std::vector<std::vector<int32_t>> place_in_order;      // [rank][op]
+};
+
+// Checks all that Pack() relies on; see there.
+StatusOr<DeviceGraph> BuildGraph(const std::vector<Program>& programs, int32_t max_workers);
+
+inline bool IsSend(const Op& op) { return op.kind == OpKind::kSend; }
+inline bool IsReceive(const Op& op) {
+  return op.kind == OpKind::kRecv || op.kind == OpKind::kRecvReduce;
+}
+std::vector<int32_t> ListChunks(const Operand& operand);
+
+}  // namespace jaxcoll::cuda

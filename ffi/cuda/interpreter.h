@@ -1,0 +1,493 @@
+// Runs a packed schedule (device_program.h). One text for the kernel and for a test on the host.
+//
+// RunBlock() is one thread block: one worker on one lane of one rank. What differs between a GPU
+// and the test is a Policy:
+//
+//   int thread(), threads()        of the block
+//   bool All(bool)                 barrier of the block; whether all threads said true. What a
+//                                  thread wrote before it, all may read behind it
+//   pointers()                     kPointers addresses that the block's threads share
+//   T Load<T>(address)             plain accesses of 1 to 16 bytes, aligned to their size
+//   void Store<T>(address, T)
+//   T Acquire(address)             system scope, 4 or 8 bytes: who sees a value that was Released
+//   void Release(address, value)   sees everything that had happened before its Release
+//   uint32_t Increment(address)    acquire and release among one device's threads; the old value
+//   uint64_t NowNs()               for deadlines
+//   void Pause(spins)              in a loop that waits, every time
+//   void Trap()                    does not return on a GPU; a block in which it does returns false
+//
+// Every flag is written by one thread of one rank. The data behind it were written by all threads
+// of that block, before the barrier that stands before the Release; and are read by all threads of
+// the waiting block, after the barrier that stands behind the Acquire.
+//
+// Numbers are combined as element.h says, in the order of a piece's sources, and rounded once.
+#pragma once
+
+#include "cuda/device_program.h"
+#include "cuda/element.h"
+
+// For the compiler of kernels; it is what turns arrays into registers.
+#if defined(__CUDACC__)
+#define JAXCOLL_UNROLL _Pragma("unroll")
+#define JAXCOLL_NO_UNROLL _Pragma("unroll 1")
+#else
+#define JAXCOLL_UNROLL
+#define JAXCOLL_NO_UNROLL
+#endif
+
+namespace jaxcoll::cuda {
+
+// Addresses that a block's threads share: operands of an op times chunks moved side by side.
+inline constexpr int32_t kPointers = 512;
+
+// How a thread accesses memory where everything is aligned.
+struct alignas(16) Bytes16 {
+  uint8_t byte[16];
+};
+
+template <typename Policy, DType kDType>
+class Interpreter {
+ public:
+  JAXCOLL_HD Interpreter(Policy& policy, const ProgramCall& call, int32_t block)
+      : policy_(policy),
+        call_(call),
+        program_(*call.program),
+        bytes_(reinterpret_cast<const unsigned char*>(call.program)),
+        rank_(program_.rank),
+        worker_(block / call.lanes),
+        lane_(block % call.lanes),
+        segment_(lane_) {}
+
+  // Whether the block did all it should.
+  JAXCOLL_HD bool Run() {
+    // The epoch changes when all blocks have ended, so this one still reads the old value.
+    epoch_ = static_cast<uint32_t>(Header(rank_).epoch) + 1;
+    const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
+    const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
+    for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
+      FindSegment();
+      for (int32_t i = 0; i < worker.op_count; ++i) {
+        const ProgramOp& op = ops[i];
+        if (!Wait(op)) return false;
+        if (op.destination_count > 0) Move(op);
+        policy_.All(true);
+        Signal(op, worker.op_count);
+      }
+    }
+    return Finish();
+  }
+
+ private:
+  using Element = ElementOf<kDType>;
+  using Stored = typename Element::Stored;
+  using Wide = typename Element::Wide;
+  static constexpr int32_t kItemBytes = sizeof(Stored);
+  static constexpr int32_t kPerAccess = 16 / static_cast<int>(sizeof(Stored));
+  // Accesses of one thread in flight for each source. What is held is bounded by the registers.
+  static constexpr int kHeldBytes = (sizeof(Wide) < 4 ? 4 : sizeof(Wide)) * kPerAccess;
+  static constexpr int kUnroll = sizeof(Wide) < 4 || kHeldBytes > 32 ? 2
+                                 : sizeof(Wide) == 8                 ? 3
+                                                                     : 4;
+
+  template <typename T>
+  JAXCOLL_HD const T* At(int32_t offset) const {
+    return reinterpret_cast<const T*>(bytes_ + offset);
+  }
+
+  JAXCOLL_HD RegionHeader& Header(int32_t rank) const {
+    return *reinterpret_cast<RegionHeader*>(call_.regions[rank]);
+  }
+
+  // Of this block's partner on `rank`, or of another worker of this lane.
+  JAXCOLL_HD Flag& FlagOf(int32_t rank, int32_t worker, int32_t flag) const {
+    Flag* flags = reinterpret_cast<Flag*>(call_.regions[rank] + sizeof(RegionHeader));
+    return flags[(int64_t{worker} * call_.lanes + lane_) * program_.flags_per_worker + flag];
+  }
+
+  JAXCOLL_HD void FindSegment() {
+    while (vector_ + 1 < call_.vector_count &&
+           segment_ >= call_.vectors[vector_ + 1].first_segment) {
+      ++vector_;
+    }
+    const ProgramVector& vector = call_.vectors[vector_];
+    slice_first_ = int64_t{segment_ - vector.first_segment} * vector.slice_elements;
+  }
+
+  // ---- Flags -----------------------------------------------------------------------------------
+
+  // Each thread takes some of the flags; all go on when all have come.
+  JAXCOLL_HD bool Wait(const ProgramOp& op) {
+    if (op.wait_count == 0) return true;
+    const ProgramWait* waits = At<ProgramWait>(program_.wait_offset) + op.first_wait;
+    bool ok = true;
+    for (int32_t i = policy_.thread(); i < op.wait_count && ok; i += policy_.threads()) {
+      ok = WaitFor(waits[i]);
+    }
+    return policy_.All(ok);
+  }
+
+  // The flag, and the use of it that is waited for.
+  struct Awaited {
+    const Flag* flag;
+    uint64_t tag;
+  };
+
+  JAXCOLL_HD Awaited AwaitedBy(const ProgramWait& wait) const {
+    const auto count = static_cast<uint64_t>(count_), depth = static_cast<uint64_t>(call_.depth);
+    switch (wait.kind) {
+      case ProgramWait::kArrived:
+        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count + 1)};
+      case ProgramWait::kFree:
+        if (count < depth) return {&Header(rank_).done[wait.peer], TagOf(epoch_ - 1, 0)};
+        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
+      default: {
+        // In the first segment, kWorkerSegment waits for no op at all: for a tag below all others.
+        const bool before = wait.kind == ProgramWait::kWorkerSegment;
+        const auto segments = before && count > 0 ? count - 1 : count;
+        const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
+        const uint64_t ended =
+            segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
+        return {&FlagOf(rank_, wait.peer, wait.flag),
+                before && count == 0 ? 0 : TagOf(epoch_, ended)};
+      }
+    }
+  }
+
+  JAXCOLL_HD bool WaitFor(const ProgramWait& wait) {
+    constexpr int kSpinsBetweenClocks = 64;
+    const Awaited awaited = AwaitedBy(wait);
+    uint64_t deadline = 0, seen = 0, fingerprint = call_.fingerprint;
+    uint32_t cause = ProgramCause::kNone;
+    for (int spins = 0; (seen = policy_.Acquire(&awaited.flag->value)) < awaited.tag; ++spins) {
+      policy_.Pause(spins);
+      if (spins % kSpinsBetweenClocks != 0) continue;
+      const uint64_t now = policy_.NowNs();
+      if (deadline == 0) deadline = now + call_.deadline_ns;
+      if (now < deadline) continue;
+      cause = ProgramCause::kDeadline;
+      break;
+    }
+    if (wait.kind == ProgramWait::kArrived && cause == ProgramCause::kNone) {
+      // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
+      if (seen >> 32 != epoch_) {
+        cause = ProgramCause::kEpoch;
+      } else if (count_ == 0) {
+        fingerprint = policy_.Acquire(&awaited.flag->fingerprint);
+        if (fingerprint != call_.fingerprint) cause = ProgramCause::kMismatch;
+      }
+    }
+    if (cause == ProgramCause::kNone) return true;
+    Fail(cause, wait, awaited.tag, seen, fingerprint);
+    return false;
+  }
+
+  // The first one of a rank says why.
+  JAXCOLL_HD void Fail(uint32_t kind, const ProgramWait& wait, uint64_t wanted, uint64_t seen,
+                       uint64_t fingerprint) {
+    if (policy_.Increment(&Header(rank_).failing) == 0) {
+      ProgramCause& cause = *call_.cause;
+      cause.rank = rank_;
+      cause.peer = wait.peer;
+      cause.wait = wait.kind;
+      cause.channel = wait.channel;
+      cause.sequence = wait.sequence;
+      cause.op = wait.op;
+      cause.worker = worker_;
+      cause.lane = lane_;
+      cause.segment = segment_;
+      cause.wanted = wanted;
+      cause.seen = seen;
+      cause.wanted_fingerprint = call_.fingerprint;
+      cause.seen_fingerprint = fingerprint;
+      policy_.Release(&cause.kind, kind);
+    } else {
+      // A trap ends the writer, too: not before it is done, nor long after it was ended itself.
+      constexpr int kMostSpins = 1 << 20;
+      for (int spins = 0; spins < kMostSpins; ++spins) {
+        if (policy_.Acquire(&call_.cause->kind) != ProgramCause::kNone) break;
+        policy_.Pause(spins);
+      }
+    }
+    policy_.Trap();
+  }
+
+  // After the barrier behind the op: what its threads wrote goes before these.
+  JAXCOLL_HD void Signal(const ProgramOp& op, int32_t op_count) {
+    const ProgramSignal* signals = At<ProgramSignal>(program_.signal_offset) + op.first_signal;
+    const uint64_t count = static_cast<uint64_t>(count_);
+    for (int32_t i = policy_.thread(); i < op.signal_count; i += policy_.threads()) {
+      const ProgramSignal& signal = signals[i];
+      if (signal.kind == ProgramSignal::kWorker) {
+        const uint64_t ended =
+            count * static_cast<uint64_t>(op_count) + static_cast<uint64_t>(signal.amount);
+        policy_.Release(&FlagOf(rank_, worker_, signal.flag).value, TagOf(epoch_, ended));
+        continue;
+      }
+      // What nobody waits for is not told: it might arrive when the sender is at another call, for
+      // which the flag means something else. Everything told is waited for within this launch.
+      const int32_t next_use = segment_ + call_.depth * call_.lanes;
+      if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
+      Flag& flag = FlagOf(signal.peer, worker_, signal.flag);
+      if (count == 0 && signal.kind == ProgramSignal::kArrived) {
+        policy_.Release(&flag.fingerprint, call_.fingerprint);
+      }
+      policy_.Release(&flag.value, TagOf(epoch_, count + 1));
+    }
+  }
+
+  // The last block to end ends the launch: all of them have read what came for them.
+  JAXCOLL_HD bool Finish() {
+    policy_.All(true);
+    if (policy_.thread() != 0) return true;
+    RegionHeader& header = Header(rank_);
+    const auto blocks = static_cast<uint32_t>(program_.workers * call_.lanes);
+    if (policy_.Increment(&header.finished) + 1 != blocks) return true;
+    header.finished = 0;  // nobody else looks before the next launch
+    header.epoch = epoch_;
+    for (int32_t peer = 0; peer < program_.world_size; ++peer) {
+      if (peer == rank_) continue;
+      policy_.Release(&Header(peer).done[rank_].value, TagOf(epoch_, 0));
+    }
+    return true;
+  }
+
+  // ---- Data ------------------------------------------------------------------------------------
+
+  // Elements of a block.
+  struct Strip {
+    int64_t first;
+    int64_t count;
+  };
+
+  // This segment's slice of the chunk at a position.
+  JAXCOLL_HD Strip StripAt(int32_t position) const {
+    const ProgramVector& vector = call_.vectors[vector_];
+    const int64_t n = vector.elements;
+    const int64_t begin = position * n / program_.chunks_per_block + slice_first_;
+    const int64_t end = (position + 1) * n / program_.chunks_per_block;
+    const int64_t count = end - begin < vector.slice_elements ? end - begin : vector.slice_elements;
+    return {begin, count < 0 ? 0 : count};
+  }
+
+  JAXCOLL_HD unsigned char* Address(const ProgramRef& ref, int32_t chunk,
+                                    const Strip& strip) const {
+    const ProgramVector& vector = call_.vectors[vector_];
+    switch (ref.place) {
+      case ProgramRef::kInput:
+      case ProgramRef::kOutput: {
+        const int64_t block = ref.index + (program_.chunks_per_block == 1 ? chunk : 0);
+        const int64_t at = (block * vector.elements + strip.first) * sizeof(Stored);
+        return ref.place == ProgramRef::kInput
+                   ? const_cast<unsigned char*>(static_cast<const unsigned char*>(vector.input)) +
+                         at
+                   : static_cast<unsigned char*>(vector.output) + at;
+      }
+      case ProgramRef::kScratch:
+        return call_.regions[rank_] + call_.scratch_offset +
+               (int64_t{lane_} * program_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
+      default: {
+        const int64_t block = int64_t{worker_} * call_.lanes + lane_;
+        const int64_t use = block * call_.depth + count_ % call_.depth;
+        const int32_t rank = ref.place == ProgramRef::kSlot ? rank_ : ref.peer;
+        return call_.regions[rank] + call_.slot_offset +
+               (use * program_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
+      }
+    }
+  }
+
+  // Threads that work together on a chunk, so that short ones are moved side by side.
+  struct Team {
+    int32_t index, count;     // of teams
+    int32_t thread, threads;  // of the team
+  };
+
+  JAXCOLL_HD Team TeamOf(int32_t operands) const {
+    const int32_t threads = policy_.threads();
+    int32_t size = 32;  // a warp
+    const int32_t bytes = call_.vectors[vector_].slice_elements * kItemBytes;
+    while (size < threads && size * 16 < bytes) size *= 2;
+    if (size > threads) size = threads;
+    int32_t count = threads / size;
+    if (count * operands > kPointers) count = kPointers / operands;
+    return {policy_.thread() / size, count, policy_.thread() % size, size};
+  }
+
+  // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
+  // chunks are found first, by a thread each.
+  JAXCOLL_HD void Move(const ProgramOp& op) {
+    const int32_t operands = op.source_count + op.destination_count;
+    const Team team = TeamOf(operands);
+    const bool whole_blocks = program_.chunks_per_block == 1;
+    const ProgramPiece* pieces = At<ProgramPiece>(program_.piece_offset) + op.first_piece;
+    for (int32_t p = 0; p < op.piece_count; ++p) {
+      const ProgramPiece& piece = pieces[p];
+      const ProgramRef* refs = At<ProgramRef>(program_.ref_offset) + piece.first_ref;
+      for (int32_t first = 0; first < piece.count; first += team.count) {
+        const int32_t chunks = piece.count - first < team.count ? piece.count - first : team.count;
+        if (p + first > 0) policy_.All(true);  // the addresses of the last round are not needed
+        for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
+          const int32_t chunk = first + i / operands;
+          const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : chunk));
+          policy_.pointers()[i] = Address(refs[i % operands], chunk, strip);
+        }
+        policy_.All(true);
+        if (team.index >= chunks) continue;
+        const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : first + team.index));
+        MoveChunk(op, policy_.pointers() + team.index * operands, static_cast<int32_t>(strip.count),
+                  team);
+      }
+    }
+  }
+
+  // `at`: the addresses of sources and destinations.
+  JAXCOLL_HD void MoveChunk(const ProgramOp& op, unsigned char* const* at, int32_t count,
+                            const Team& team) {
+    const int32_t operands = op.source_count + op.destination_count;
+    const auto offset = reinterpret_cast<uintptr_t>(at[0]) % 16;
+    bool alike = true;  // all operands reach a multiple of 16 together
+    for (int32_t i = 1; i < operands; ++i) {
+      alike &= reinterpret_cast<uintptr_t>(at[i]) % 16 == offset;
+    }
+    int32_t head = count, accesses = 0;
+    if (alike) {
+      const auto to_multiple = static_cast<int32_t>((16 - offset) % 16 / sizeof(Stored));
+      head = to_multiple < count ? to_multiple : count;
+      accesses = (count - head) / kPerAccess;
+    }
+    for (int32_t i = team.thread; i < accesses; i += kUnroll * team.threads) {
+      MoveAccesses(op, at, head * kItemBytes + i * 16, team.threads * 16, accesses - i,
+                   team.threads);
+    }
+    // What is before and behind.
+    for (int32_t i = team.thread; i < count - accesses * kPerAccess; i += team.threads) {
+      MoveElement(op, at, (i < head ? i : i + accesses * kPerAccess) * kItemBytes);
+    }
+  }
+
+  JAXCOLL_HD void MoveElement(const ProgramOp& op, unsigned char* const* at, int32_t offset) {
+    Stored result{};
+    if (op.source_count > 0) result = policy_.template Load<Stored>(at[0] + offset);
+    if (op.source_count > 1) {
+      Wide sum = Element::Load(result);
+      JAXCOLL_NO_UNROLL
+      for (int32_t s = 1; s < op.source_count; ++s) {
+        sum =
+            Combine(reduce_op(), sum, Element::Load(policy_.template Load<Stored>(at[s] + offset)));
+      }
+      result = Element::Store(sum);
+    }
+    JAXCOLL_NO_UNROLL
+    for (int32_t d = 0; d < op.destination_count; ++d) {
+      policy_.Store(at[op.source_count + d] + offset, result);
+    }
+  }
+
+  // Accesses u = 0, 1, ... `step` bytes apart, those of which u * stride < left. All are read
+  // before any is written: a destination may be a source.
+  JAXCOLL_HD void MoveAccesses(const ProgramOp& op, unsigned char* const* at, int32_t offset,
+                               int32_t step, int32_t left, int32_t stride) {
+    Bytes16 result[kUnroll] = {};
+    if (op.source_count > 0) LoadAll(at[0] + offset, step, left, stride, result);
+    if (op.source_count > 1) {
+      Wide sums[kUnroll][kPerAccess];
+      JAXCOLL_UNROLL
+      for (int u = 0; u < kUnroll; ++u) Widen(result[u], sums[u]);
+      JAXCOLL_NO_UNROLL
+      for (int32_t s = 1; s < op.source_count; ++s) {
+        LoadAll(at[s] + offset, step, left, stride, result);
+        CombineAll(sums, result);
+      }
+      JAXCOLL_UNROLL
+      for (int u = 0; u < kUnroll; ++u) result[u] = Narrow(sums[u]);
+    }
+    JAXCOLL_NO_UNROLL
+    for (int32_t d = 0; d < op.destination_count; ++d) {
+      unsigned char* const to = at[op.source_count + d] + offset;
+      JAXCOLL_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        if (u * stride < left) policy_.Store(to + u * step, result[u]);
+      }
+    }
+  }
+
+  JAXCOLL_HD void LoadAll(const unsigned char* from, int32_t step, int32_t left, int32_t stride,
+                          Bytes16 (&into)[kUnroll]) const {
+    JAXCOLL_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      if (u * stride < left) into[u] = policy_.template Load<Bytes16>(from + u * step);
+    }
+  }
+
+  struct Pack16 {
+    Stored element[kPerAccess];
+  };
+
+  static JAXCOLL_HD void Widen(const Bytes16& bytes, Wide (&wide)[kPerAccess]) {
+    const Pack16 pack = BitCast<Pack16>(bytes);
+    JAXCOLL_UNROLL
+    for (int i = 0; i < kPerAccess; ++i) wide[i] = Element::Load(pack.element[i]);
+  }
+
+  static JAXCOLL_HD Bytes16 Narrow(const Wide (&wide)[kPerAccess]) {
+    Pack16 pack;
+    JAXCOLL_UNROLL
+    for (int i = 0; i < kPerAccess; ++i) pack.element[i] = Element::Store(wide[i]);
+    return BitCast<Bytes16>(pack);
+  }
+
+  // The choice of the op stands outside of the loops.
+  JAXCOLL_HD void CombineAll(Wide (&sums)[kUnroll][kPerAccess], const Bytes16 (&next)[kUnroll]) {
+    switch (reduce_op()) {
+      case ReduceOp::kSum:
+        return CombineBy<ReduceOp::kSum>(sums, next);
+      case ReduceOp::kProd:
+        return CombineBy<ReduceOp::kProd>(sums, next);
+      case ReduceOp::kMin:
+        return CombineBy<ReduceOp::kMin>(sums, next);
+      case ReduceOp::kMax:
+        return CombineBy<ReduceOp::kMax>(sums, next);
+      case ReduceOp::kAnd:
+        return CombineBy<ReduceOp::kAnd>(sums, next);
+      case ReduceOp::kOr:
+        return CombineBy<ReduceOp::kOr>(sums, next);
+      case ReduceOp::kXor:
+        return CombineBy<ReduceOp::kXor>(sums, next);
+    }
+  }
+
+  template <ReduceOp kOp>
+  static JAXCOLL_HD void CombineBy(Wide (&sums)[kUnroll][kPerAccess],
+                                   const Bytes16 (&next)[kUnroll]) {
+    // An op that the type lacks is refused by PlanCall(); here it would only be code.
+    constexpr bool kWhole = std::is_integral_v<Wide>;
+    constexpr bool kReal = kWhole || std::is_floating_point_v<Wide>;
+    constexpr bool kBits = kOp == ReduceOp::kAnd || kOp == ReduceOp::kOr || kOp == ReduceOp::kXor;
+    constexpr bool kOrders = kOp == ReduceOp::kMin || kOp == ReduceOp::kMax;
+    if constexpr ((kWhole || !kBits) && (kReal || !kOrders)) {
+      JAXCOLL_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        Wide wide[kPerAccess];
+        Widen(next[u], wide);
+        JAXCOLL_UNROLL
+        for (int i = 0; i < kPerAccess; ++i) sums[u][i] = Combine(kOp, sums[u][i], wide[i]);
+      }
+    }
+  }
+
+  JAXCOLL_HD ReduceOp reduce_op() const { return static_cast<ReduceOp>(call_.reduce_op); }
+
+  Policy& policy_;
+  const ProgramCall& call_;
+  const ProgramHeader& program_;
+  const unsigned char* const bytes_;  // the table
+  const int32_t rank_;
+  const int32_t worker_;
+  const int32_t lane_;
+  uint32_t epoch_ = 0;
+  int32_t count_ = 0;        // segments of this lane before this one
+  int32_t segment_;          // of the call
+  int32_t vector_ = 0;       // its vector
+  int64_t slice_first_ = 0;  // elements of each chunk before this segment's
+};
+
+}  // namespace jaxcoll::cuda

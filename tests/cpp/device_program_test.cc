@@ -1,0 +1,459 @@
+// Every schedule as the GPU's interpreter runs it, on threads, against the engine for CPUs.
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <tuple>
+
+#include "device_world.h"
+#include "executor/local_plan.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
+                                       Collective::kAllGather, Collective::kAllToAll,
+                                       Collective::kBroadcast, Collective::kReduce,
+                                       Collective::kPermute};
+
+// Numbers of every size, and every code where there are few.
+void Fill(unsigned char* data, size_t count, DType dtype, std::mt19937& random) {
+  const size_t item = ItemBytes(dtype);
+  for (size_t i = 0; i < count * item; ++i) {
+    data[i] = static_cast<unsigned char>(dtype == DType::kBool ? random() % 2 : random());
+  }
+  for (size_t i = 0; i < count && dtype == DType::kFloat32; i += 2) {
+    const float value = static_cast<float>(random()) / static_cast<float>(1 << 20);
+    std::memcpy(data + i * item, &value, item);
+  }
+}
+
+// One call: its inputs, its outputs, and what they should be.
+struct Case {
+  Launch launch;
+  std::vector<std::unique_ptr<DeviceMemory>> inputs, outputs, expected;  // [vector * ranks + rank]
+  std::string name;
+
+  std::string Wrong(const std::vector<bool>& ok) const {
+    const size_t ranks = launch.calls.size();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (ok[i % ranks] &&
+          std::memcmp(outputs[i]->data(), expected[i]->data(), outputs[i]->bytes()) != 0) {
+        return name + ": rank " + std::to_string(i % ranks) + ", vector " +
+               std::to_string(i / ranks);
+      }
+    }
+    return "";
+  }
+};
+
+struct Values {
+  std::vector<int64_t> block_elements;
+  DType dtype = DType::kFloat32;
+  ReduceOp op = ReduceOp::kSum;
+  uint32_t seed = 1;
+};
+
+// Fails the test and returns null if it cannot be made.
+std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collective collective,
+                           const Values& values, int max_workers = 64,
+                           const RegionSize& region = kRegion) {
+  auto result = std::make_unique<Case>();
+  const size_t ranks = programs.size();
+  auto packed = Pack(programs, AllRanks(ranks), max_workers);
+  EXPECT_TRUE(packed.ok()) << packed.status().message();
+  if (!packed.ok()) return nullptr;
+  result->launch.programs = std::move(*packed);
+  auto local = Compile(programs, collective);
+  EXPECT_TRUE(local.ok()) << local.status().message();
+  if (!local.ok()) return nullptr;
+  const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.block_elements,
+                       values.dtype, values.op);
+  const auto call = PlanCall(result->launch.programs[0].header(), values.block_elements,
+                             values.dtype, values.op, region);
+  EXPECT_TRUE(call.ok()) << call.status().message();
+  if (!call.ok()) return nullptr;
+  result->launch.calls.assign(ranks, *call);
+
+  std::mt19937 random(values.seed);
+  RunBuffers buffers;
+  for (size_t v = 0; v < values.block_elements.size(); ++v) {
+    const size_t elements = values.block_elements[v];
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      const size_t in = elements * programs[0].input_blocks;
+      const size_t out = elements * programs[0].output_blocks * ItemBytes(values.dtype);
+      result->inputs.push_back(std::make_unique<DeviceMemory>(in * ItemBytes(values.dtype)));
+      Fill(result->inputs.back()->data(), in, values.dtype, random);
+      result->outputs.push_back(std::make_unique<DeviceMemory>(out));
+      std::memset(result->outputs.back()->data(), 0xa5, out);
+      result->expected.push_back(std::make_unique<DeviceMemory>(out));
+      buffers.inputs.push_back(reinterpret_cast<std::byte*>(result->inputs.back()->data()));
+      buffers.outputs.push_back(reinterpret_cast<std::byte*>(result->expected.back()->data()));
+      result->launch.calls[rank].vectors[v].input = result->inputs.back()->data();
+      result->launch.calls[rank].vectors[v].output = result->outputs.back()->data();
+    }
+  }
+  const DeviceMemory scratch(std::max<size_t>(plan.scratch_bytes(), 1));
+  buffers.scratch = reinterpret_cast<std::byte*>(scratch.data());
+  for (int level = 0; level < plan.LevelCount(); ++level) {
+    for (int batch = 0; batch < plan.BatchCount(level); ++batch) {
+      plan.RunBatch(level, batch, buffers);
+    }
+  }
+  return result;
+}
+
+// Runs the cases one after the other in one region.
+void ExpectRight(const std::vector<std::unique_ptr<Case>>& cases, World::Options options = {},
+                 const RegionSize& region = kRegion) {
+  std::vector<Launch*> launches;
+  for (const auto& one : cases) launches.push_back(&one->launch);
+  const int ranks = static_cast<int>(cases[0]->launch.calls.size());
+  World world(ranks, region);
+  const std::vector<bool> ok = world.Run(launches, options);
+  for (int rank = 0; rank < ranks; ++rank) {
+    EXPECT_TRUE(ok[rank]) << cases[0]->name << ": " << Describe(world.cause(rank));
+  }
+  for (const auto& one : cases) EXPECT_EQ(one->Wrong(ok), "");
+}
+
+struct Draw {
+  Collective collective;
+  std::string algorithm;
+};
+
+std::vector<Draw> EveryAlgorithm() {
+  std::vector<Draw> all;
+  for (const Collective collective : kCollectives) {
+    for (const std::string& algorithm : Algorithms(collective)) {
+      all.push_back({collective, algorithm});
+    }
+  }
+  return all;
+}
+
+class EverySchedule : public testing::TestWithParam<Draw> {};
+
+// Sizes that leave chunks empty, cut them unevenly, and need many segments; one launch after the
+// other in the same region, as replays are.
+TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
+  const auto& [collective, algorithm] = GetParam();
+  int served = 0;
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16}) {
+    for (const int channels : {1, 3}) {
+      if (channels > 1 && ranks > 5) continue;
+      ScheduleSpec spec = Spec(collective, algorithm, ranks);
+      spec.channels = channels;
+      const std::vector<Program> programs = BuildAll(spec);
+      if (programs.empty()) continue;
+      ++served;
+      std::vector<std::unique_ptr<Case>> cases;
+      uint32_t seed = 100 * ranks;
+      for (const int64_t elements : {1000, 0, 1, 67, 1000, 333}) {
+        cases.push_back(Make(programs, collective, {.block_elements = {elements}, .seed = ++seed}));
+        ASSERT_NE(cases.back(), nullptr);
+        cases.back()->name = algorithm + ", " + std::to_string(ranks) + " ranks, " +
+                             std::to_string(channels) + " channels, " + std::to_string(elements) +
+                             " elements";
+      }
+      ExpectRight(cases);
+    }
+  }
+  EXPECT_GT(served, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EverySchedule, testing::ValuesIn(EveryAlgorithm()),
+                         [](const auto& info) {
+                           return std::string(Name(info.param.collective)) + "_" +
+                                  info.param.algorithm;
+                         });
+
+TEST(Interpreter, CombinesEveryDTypeAsTheKernelsDo) {
+  for (int d = 0; d < kDTypeCount; ++d) {
+    std::vector<std::unique_ptr<Case>> cases;
+    for (int o = 0; o < kReduceOpCount; ++o) {
+      const auto dtype = static_cast<DType>(d);
+      const auto op = static_cast<ReduceOp>(o);
+      if (!Supports(dtype, op)) continue;
+      for (const char* algorithm : {"direct2", "ring"}) {
+        const auto programs = BuildAll(Spec(Collective::kAllReduce, algorithm, 3));
+        cases.push_back(Make(programs, Collective::kAllReduce,
+                             {.block_elements = {700, 5}, .dtype = dtype, .op = op}));
+        ASSERT_NE(cases.back(), nullptr);
+        cases.back()->name = std::string(Name(dtype)) + " " + std::string(Name(op));
+      }
+    }
+    ExpectRight(cases);
+  }
+}
+
+// More than one thread per block, so that a barrier that is missing is a race for TSan.
+TEST(Interpreter, SharesTheWorkOfABlock) {
+  for (const int threads : {2, 3}) {
+    for (const Draw& draw :
+         {Draw{Collective::kAllReduce, "direct"}, Draw{Collective::kAllReduce, "ring"},
+          Draw{Collective::kAllReduce, "halving_doubling"},
+          Draw{Collective::kReduceScatter, "ring"}, Draw{Collective::kAllToAll, "bruck"},
+          Draw{Collective::kAllGather, "recursive_doubling"}}) {
+      std::vector<std::unique_ptr<Case>> cases;
+      const auto programs = BuildAll(Spec(draw.collective, draw.algorithm, 4));
+      for (const int64_t elements : {801, 3}) {
+        cases.push_back(Make(programs, draw.collective,
+                             {.block_elements = {elements, 19}, .dtype = DType::kBFloat16}));
+        ASSERT_NE(cases.back(), nullptr);
+        cases.back()->name = draw.algorithm;
+      }
+      ExpectRight(cases, {.threads_per_block = threads});
+    }
+  }
+}
+
+// Several teams of threads in a block, which take chunks in turn.
+TEST(Interpreter, MovesChunksSideBySide) {
+  const auto programs = BuildAll(Spec(Collective::kAllToAll, "bruck", 5));
+  std::vector<std::unique_ptr<Case>> cases;
+  for (const int64_t elements : {40, 7}) {
+    cases.push_back(Make(programs, Collective::kAllToAll, {.block_elements = {elements}}));
+    ASSERT_NE(cases.back(), nullptr);
+    cases.back()->name = "bruck";
+  }
+  ExpectRight(cases, {.threads_per_block = 70});
+}
+
+// Gives every message and every local op a channel of its own choosing.
+std::vector<Program> Rechannel(std::vector<Program> programs, int channels, std::mt19937& random) {
+  using Key = std::tuple<int32_t, int32_t, int32_t, int32_t>;  // source, destination, old ids
+  std::map<Key, std::pair<int32_t, int32_t>> renamed;
+  std::map<std::tuple<int32_t, int32_t, int32_t>, int32_t> sequences;
+  for (Program& program : programs) {
+    for (Op& op : program.ops) {
+      if (op.peer < 0) {
+        op.channel = static_cast<int32_t>(random() % channels);
+        continue;
+      }
+      const bool sends = op.kind == OpKind::kSend;
+      const int32_t from = sends ? program.rank : op.peer, to = sends ? op.peer : program.rank;
+      auto [it, added] = renamed.try_emplace({from, to, op.channel, op.sequence});
+      if (added) {
+        const auto channel = static_cast<int32_t>(random() % channels);
+        it->second = {channel, sequences[{from, to, channel}]++};
+      }
+      std::tie(op.channel, op.sequence) = it->second;
+    }
+  }
+  return programs;
+}
+
+// Channels that wait for each other, run by as many workers, by fewer and by one.
+TEST(Interpreter, OrdersWorkersThatDependOnEachOther) {
+  std::mt19937 random(11);
+  for (const Draw& draw : EveryAlgorithm()) {
+    for (const int ranks : {3, 4}) {
+      auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+      if (programs.empty()) continue;
+      for (const int workers : {1, 3, 8}) {
+        const auto mixed = Rechannel(programs, 5, random);
+        std::vector<std::unique_ptr<Case>> cases;
+        for (const int64_t elements : {900, 13, 900}) {
+          cases.push_back(Make(mixed, draw.collective, {.block_elements = {elements}}, workers));
+          ASSERT_NE(cases.back(), nullptr);
+          cases.back()->name = draw.algorithm + ", " + std::to_string(workers) + " workers";
+        }
+        ExpectRight(cases, {.threads_per_block = 1});
+      }
+    }
+  }
+}
+
+// Different schedules, sizes and dtypes one after the other in one region.
+TEST(Interpreter, SharesARegionBetweenCallsThatFollowEachOther) {
+  constexpr uint32_t kSeed = 5;
+  std::mt19937 random(kSeed);
+  const std::vector<Draw> all = EveryAlgorithm();
+  std::vector<std::unique_ptr<Case>> cases;
+  while (cases.size() < 60) {
+    const Draw& draw = all[random() % all.size()];
+    ScheduleSpec spec = Spec(draw.collective, draw.algorithm, 4);
+    spec.channels = 1 + static_cast<int32_t>(random() % 3);
+    const auto programs = BuildAll(spec);
+    if (programs.empty()) continue;
+    Values values{.block_elements = {static_cast<int64_t>(random() % 1500)},
+                  .dtype = random() % 2 ? DType::kFloat32 : DType::kInt16,
+                  .seed = static_cast<uint32_t>(random())};
+    for (int more = static_cast<int>(random() % 4); more > 0; --more) {
+      values.block_elements.push_back(static_cast<int64_t>(random() % 300));
+    }
+    cases.push_back(Make(programs, draw.collective, values));
+    ASSERT_NE(cases.back(), nullptr);
+    cases.back()->name = "call " + std::to_string(cases.size()) + ", " + draw.algorithm;
+  }
+  const auto disturb = [](int, int) { return Disturbance{.seed = kSeed, .yields = true}; };
+  ExpectRight(cases, {.disturb = disturb});
+}
+
+// Branches of a graph: regions of their own, at the same time.
+TEST(Interpreter, RunsSeveralCallsAtTheSameTime) {
+  std::vector<std::thread> branches;
+  for (const char* algorithm : {"direct", "ring", "double_tree"}) {
+    branches.emplace_back([algorithm] {
+      std::vector<std::unique_ptr<Case>> cases;
+      const auto programs = BuildAll(Spec(Collective::kAllReduce, algorithm, 4));
+      for (uint32_t seed = 0; seed < 10; ++seed) {
+        cases.push_back(
+            Make(programs, Collective::kAllReduce, {.block_elements = {700}, .seed = seed}));
+        if (cases.back() == nullptr) return;
+        cases.back()->name = algorithm;
+      }
+      ExpectRight(cases);
+    });
+  }
+  for (std::thread& branch : branches) branch.join();
+}
+
+// JAXCOLL_TEST_SEEDS: more of them.
+int Seeds(int count) {
+  const char* wanted = std::getenv("JAXCOLL_TEST_SEEDS");
+  return wanted != nullptr ? std::atoi(wanted) : count;
+}
+
+TEST(Interpreter, GivesTheSameBitsInEveryInterleaving) {
+  const std::vector<Draw> all = EveryAlgorithm();
+  for (int i = 0; i < Seeds(40); ++i) {
+    const auto seed = static_cast<uint32_t>(1000 + i);
+    std::mt19937 random(seed);
+    const Draw& draw = all[random() % all.size()];
+    auto programs =
+        BuildAll(Spec(draw.collective, draw.algorithm, 2 + static_cast<int32_t>(random() % 4)));
+    if (programs.empty()) continue;
+    if (random() % 2) programs = Rechannel(programs, 3, random);
+    RegionSize region = kRegion;
+    region.depth = 1 + static_cast<int32_t>(random() % 3);
+    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    std::vector<std::unique_ptr<Case>> cases;
+    for (int launch = 0; launch < 3; ++launch) {
+      cases.push_back(Make(programs, draw.collective,
+                           {.block_elements = {static_cast<int64_t>(random() % 2000)},
+                            .seed = static_cast<uint32_t>(random())},
+                           1 + static_cast<int>(random() % 4), region));
+      ASSERT_NE(cases.back(), nullptr);
+      cases.back()->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
+    }
+    World::Options options;
+    options.threads_per_block = 1 + static_cast<int>(random() % 2);
+    options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
+    ExpectRight(cases, options, region);
+  }
+}
+
+// ---- Failure -----------------------------------------------------------------------------------
+
+TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
+  const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
+  const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {50}});
+  ASSERT_NE(one, nullptr);
+  World world(4, kRegion);
+  const auto ok = world.Run({&one->launch}, {.absent_rank = 2});
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_FALSE(ok[rank]);
+    const ProgramCause& cause = world.cause(rank);
+    EXPECT_EQ(cause.kind, ProgramCause::kDeadline);
+    EXPECT_EQ(cause.rank, rank);
+    EXPECT_EQ(cause.peer, 2);
+    EXPECT_EQ(cause.wait, ProgramWait::kArrived);
+    EXPECT_EQ(cause.channel, 0);
+    EXPECT_EQ(cause.sequence, 0);
+    EXPECT_EQ(programs[rank].ops[cause.op].peer, 2);
+    EXPECT_EQ(programs[rank].ops[cause.op].kind, OpKind::kRecv);
+    const std::string text = Describe(cause);
+    EXPECT_NE(text.find("rank " + std::to_string(rank) +
+                        " waited too long for a message from "
+                        "rank 2 (channel 0, message 0, segment 0"),
+              std::string::npos)
+        << text;
+  }
+}
+
+// Its region has been made anew, and the others' have not.
+TEST(InterpreterFailure, ARankAtAnotherLaunchIsFound) {
+  const auto programs = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
+  const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
+  ASSERT_NE(one, nullptr);
+  World world(3, kRegion);
+  for (const bool ok : world.Run({&one->launch}, {})) ASSERT_TRUE(ok);
+  EXPECT_EQ(world.header(1).epoch, 1u);
+  world.Clear(1);
+  const auto ok = world.Run({&one->launch}, {});
+  EXPECT_FALSE(ok[0] || ok[1] || ok[2]);
+  EXPECT_EQ(world.cause(1).kind, ProgramCause::kEpoch);
+  EXPECT_NE(Describe(world.cause(1)).find("are at different launches"), std::string::npos);
+  EXPECT_NE(world.cause(0).kind, ProgramCause::kNone);
+  EXPECT_NE(world.cause(2).kind, ProgramCause::kNone);
+}
+
+// One more than the others: it waits for room that it is never told of.
+TEST(InterpreterFailure, ARankThatIsAheadWritesNothing) {
+  const auto programs = BuildAll(Spec(Collective::kAllGather, "direct", 2));
+  const auto one = Make(programs, Collective::kAllGather, {.block_elements = {50}});
+  ASSERT_NE(one, nullptr);
+  World world(2, kRegion);
+  world.header(0).epoch = 2;
+  const auto ok = world.Run({&one->launch}, {});
+  EXPECT_FALSE(ok[0] || ok[1]);
+  EXPECT_EQ(world.cause(0).kind, ProgramCause::kDeadline);
+  EXPECT_EQ(world.cause(0).wait, ProgramWait::kFree);
+  EXPECT_NE(Describe(world.cause(0)).find("waited too long for room for a message to rank 1"),
+            std::string::npos);
+}
+
+TEST(InterpreterFailure, ARankAtAnotherCallIsFound) {
+  const auto programs = BuildAll(Spec(Collective::kAllReduce, "recursive_doubling", 4));
+  const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
+  ASSERT_NE(one, nullptr);
+  World world(4, kRegion);
+  World::Options options;
+  options.fingerprints = {7, 7, 7, 8};
+  const auto ok = world.Run({&one->launch}, options);
+  for (int rank = 0; rank < 4; ++rank) EXPECT_FALSE(ok[rank]);
+  EXPECT_EQ(world.cause(3).kind, ProgramCause::kMismatch);
+  EXPECT_EQ(world.cause(3).wanted_fingerprint, 8u);
+  EXPECT_EQ(world.cause(3).seen_fingerprint, 7u);
+  EXPECT_EQ(world.cause(2).kind, ProgramCause::kMismatch);
+  EXPECT_EQ(world.cause(2).peer, 3);
+  EXPECT_NE(Describe(world.cause(2)).find("rank 2 and rank 3 are at different calls"),
+            std::string::npos);
+}
+
+// A block stops somewhere without a word: nobody hangs, and who succeeds is right.
+TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
+  const std::vector<Draw> all = EveryAlgorithm();
+  int failed = 0;
+  for (int i = 0; i < Seeds(40); ++i) {
+    const auto seed = static_cast<uint32_t>(i);
+    std::mt19937 random(seed);
+    const Draw& draw = all[random() % all.size()];
+    const int ranks = 2 + static_cast<int>(random() % 3);
+    const auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+    if (programs.empty()) continue;
+    const auto one = Make(programs, draw.collective, {.block_elements = {1500}, .seed = seed});
+    ASSERT_NE(one, nullptr);
+    one->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
+    World world(ranks, kRegion);
+    const int victim = static_cast<int>(random() % ranks);
+    const int after = static_cast<int>(random() % 30);
+    World::Options options;
+    options.disturb = [&](int rank, int) {
+      return Disturbance{.seed = seed, .die_after = rank == victim ? after : -1};
+    };
+    const auto ok = world.Run({&one->launch}, options);
+    for (int rank = 0; rank < ranks; ++rank) {
+      if (rank == victim) continue;
+      failed += !ok[rank];
+      EXPECT_EQ(ok[rank], world.cause(rank).kind == ProgramCause::kNone) << one->name;
+    }
+    EXPECT_EQ(one->Wrong(ok), "");
+  }
+  EXPECT_GT(failed, 0) << "nobody died early enough to be missed";
+}
+
+}  // namespace
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,361 @@
+// GPUs made of threads: every thread of every block of every rank runs the interpreter kernel.
+//
+// A World has ranks with a region each. Run() puts launches one after the other on every rank, as
+// a stream does: a rank's next launch begins when all its blocks have ended the last one, whatever
+// the other ranks do. Several worlds may run at the same time.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda/device_program.h"
+#include "cuda/interpreter.h"
+#include "schedule/schedule.h"
+
+namespace jaxcoll::cuda {
+
+// A deadline passes when all threads wait and nothing can happen any more, and never before: no
+// test hangs, and none depends on how busy the machine is.
+class StuckClock {
+ public:
+  explicit StuckClock(int threads) : threads_(threads) {}
+
+  // After a change that others may wait for.
+  void Progress() { progress_.fetch_add(1, std::memory_order_acq_rel); }
+  // A thread has ended.
+  void Leave() {
+    threads_.fetch_sub(1, std::memory_order_acq_rel);
+    Progress();
+  }
+
+  struct Looks {
+    uint64_t progress = ~uint64_t{0};
+    int count = 0;
+  };
+  // A waiting thread looks again and again, at its condition in between. At its second look at the
+  // same progress it has seen all there is.
+  uint64_t NowNs(Looks& looks) {
+    const uint64_t progress = progress_.load(std::memory_order_acquire);
+    if (looks.progress != progress) looks = {progress, 0};
+    if (++looks.count == 2) {
+      uint64_t seen = stuck_.load(std::memory_order_acquire);
+      while (seen >> 16 <= progress &&
+             !stuck_.compare_exchange_weak(
+                 seen, seen >> 16 == progress ? seen + 1 : (progress << 16 | 1))) {
+      }
+    }
+    const uint64_t all = progress << 16 | threads_.load(std::memory_order_acquire);
+    return stuck_.load(std::memory_order_acquire) == all ? kLater : 1;
+  }
+
+  static constexpr uint64_t kDeadlineNs = 1000;
+
+ private:
+  static constexpr uint64_t kLater = 1 + 2 * kDeadlineNs;
+  std::atomic<uint64_t> progress_{1};
+  std::atomic<uint64_t> stuck_{0};  // progress and how many threads are stuck at it
+  std::atomic<uint64_t> threads_;
+};
+
+// The threads of a block, and what they share. Spins and yields: there may be many more threads
+// than cores.
+class BlockBarrier {
+ public:
+  BlockBarrier(int threads, StuckClock& clock) : threads_(threads), clock_(clock) {}
+  BlockBarrier(const BlockBarrier&) = delete;
+  BlockBarrier& operator=(const BlockBarrier&) = delete;
+
+  unsigned char* pointers[kPointers];
+
+  bool All(bool mine) {
+    if (!mine) bad_.store(true, std::memory_order_relaxed);
+    const int round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      result_ = !bad_.load(std::memory_order_relaxed);
+      bad_.store(false, std::memory_order_relaxed);
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      clock_.Progress();
+    } else {
+      StuckClock::Looks looks;
+      for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+        std::this_thread::yield();
+        if (spins % 64 == 0) clock_.NowNs(looks);
+      }
+    }
+    return result_;
+  }
+
+ private:
+  const int threads_;
+  StuckClock& clock_;
+  std::atomic<int> arrived_{0};
+  std::atomic<int> round_{0};
+  std::atomic<bool> bad_{false};
+  bool result_ = true;  // of the last round; written before round_ is
+};
+
+// How threads are disturbed, and what is to go wrong.
+struct Disturbance {
+  uint32_t seed = 0;
+  bool yields = false;  // at random, before and after flags
+  int die_after = -1;   // Releases of one thread, then it is gone without a word
+};
+
+class HostPolicy {
+ public:
+  HostPolicy(int thread, int threads, BlockBarrier& barrier, StuckClock& clock,
+             const Disturbance& disturbance)
+      : thread_(thread),
+        threads_(threads),
+        barrier_(barrier),
+        clock_(clock),
+        disturbance_(disturbance),
+        random_(disturbance.seed) {}
+
+  int thread() const { return thread_; }
+  int threads() const { return threads_; }
+  bool All(bool mine) {
+    if (dead()) mine = false;
+    return barrier_.All(mine);
+  }
+
+  unsigned char** pointers() { return barrier_.pointers; }
+
+  template <typename T>
+  T Load(const void* from) const {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(from) % sizeof(T), 0u);
+    T value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  }
+  template <typename T>
+  void Store(void* to, const T& value) const {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(to) % sizeof(T), 0u);
+    std::memcpy(to, &value, sizeof(value));
+  }
+
+  template <typename T>
+  T Acquire(const T* from) {
+    return std::atomic_ref<T>(*const_cast<T*>(from)).load(std::memory_order_acquire);
+  }
+  template <typename T>
+  void Release(T* to, T value) {
+    Disturb();
+    if (disturbance_.die_after >= 0 && releases_++ >= disturbance_.die_after) return;
+    std::atomic_ref<T>(*to).store(value, std::memory_order_release);
+    clock_.Progress();
+    Disturb();
+  }
+  uint32_t Increment(uint32_t* at) {
+    if (dead()) return std::numeric_limits<uint32_t>::max() - 1;  // somebody else's turn
+    return std::atomic_ref<uint32_t>(*at).fetch_add(1, std::memory_order_acq_rel);
+  }
+  uint64_t NowNs() { return clock_.NowNs(looks_); }
+  void Pause(int) const { std::this_thread::yield(); }
+  void Trap() const {}
+
+ private:
+  bool dead() const { return disturbance_.die_after >= 0 && releases_ > disturbance_.die_after; }
+  void Disturb() {
+    while (disturbance_.yields && random_() % 4 == 0) std::this_thread::yield();
+  }
+
+  const int thread_, threads_;
+  BlockBarrier& barrier_;
+  StuckClock& clock_;
+  StuckClock::Looks looks_;
+  const Disturbance disturbance_;
+  std::minstd_rand random_;
+  int releases_ = 0;
+};
+
+// RunBlock for a dtype that is known at run time.
+template <int kDType = 0>
+bool RunBlock(HostPolicy& policy, const ProgramCall& call, int32_t block) {
+  if constexpr (kDType == kDTypeCount) {
+    return false;
+  } else {
+    if (call.dtype != kDType) return RunBlock<kDType + 1>(policy, call, block);
+    return Interpreter<HostPolicy, static_cast<DType>(kDType)>(policy, call, block).Run();
+  }
+}
+
+// Memory of a device: aligned and cleared.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(size_t bytes)
+      : bytes_(bytes),
+        data_(
+            static_cast<unsigned char*>(::operator new (bytes, std::align_val_t{kSlotAlignment}))) {
+    std::memset(data_, 0, bytes);
+  }
+  ~DeviceMemory() { ::operator delete (data_, std::align_val_t{kSlotAlignment}); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  unsigned char* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  const size_t bytes_;
+  unsigned char* const data_;
+};
+
+// One call of a schedule on all ranks; the calls' pointers are set by World::Run.
+struct Launch {
+  std::vector<DeviceProgram> programs;  // by rank
+  std::vector<ProgramCall> calls;       // by rank, with input and output
+};
+
+class World {
+ public:
+  World(int ranks, const RegionSize& size) : size_(size), causes_(ranks) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      regions_.push_back(std::make_unique<DeviceMemory>(size.bytes));
+    }
+  }
+
+  RegionHeader& header(int rank) {
+    return *reinterpret_cast<RegionHeader*>(regions_[rank]->data());
+  }
+  void Clear(int rank) { std::memset(regions_[rank]->data(), 0, regions_[rank]->bytes()); }
+  const ProgramCause& cause(int rank) const { return causes_[rank]; }
+
+  struct Options {
+    int threads_per_block = 1;
+    std::vector<uint64_t> fingerprints = {};                       // by rank; else all equal
+    std::function<Disturbance(int rank, int block)> disturb = {};  // else none
+    int absent_rank = -1;                                          // never launches
+  };
+
+  // Whether each rank ended all launches.
+  std::vector<bool> Run(const std::vector<Launch*>& launches, const Options& options) {
+    const int ranks = static_cast<int>(regions_.size());
+    int present = 0;
+    for (int rank = 0; rank < ranks; ++rank) {
+      int most = 0;
+      for (Launch* launch : launches) {
+        most = std::max(most, BlockCount(launch->programs[rank].header(), launch->calls[rank]));
+      }
+      if (rank != options.absent_rank) present += most * options.threads_per_block;
+    }
+    StuckClock clock(present);
+    std::vector<std::unique_ptr<Rank>> state;
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < ranks; ++rank) {
+      int most = 0;
+      for (Launch* launch : launches) {
+        ProgramCall& call = launch->calls[rank];
+        call.program = &launch->programs[rank].header();
+        for (int peer = 0; peer < ranks; ++peer) call.regions[peer] = regions_[peer]->data();
+        call.cause = &causes_[rank];
+        call.deadline_ns = StuckClock::kDeadlineNs;
+        call.fingerprint = options.fingerprints.empty() ? 7 : options.fingerprints[rank];
+        most = std::max(most, BlockCount(*call.program, call));
+      }
+      const int per_block = options.threads_per_block;
+      state.push_back(std::make_unique<Rank>(most * per_block, clock));
+      for (int block = 0; block < most; ++block) {
+        state.back()->blocks.push_back(std::make_unique<BlockBarrier>(per_block, clock));
+      }
+    }
+    for (int rank = 0; rank < ranks; ++rank) {
+      if (rank == options.absent_rank) {
+        state[rank]->ok = false;
+        continue;
+      }
+      const int blocks = static_cast<int>(state[rank]->blocks.size());
+      for (int block = 0; block < blocks; ++block) {
+        for (int thread = 0; thread < options.threads_per_block; ++thread) {
+          threads.emplace_back([&, rank, block, thread] {
+            Rank& mine = *state[rank];
+            Disturbance disturbance =
+                options.disturb ? options.disturb(rank, block) : Disturbance{};
+            disturbance.seed += 97 * rank + 31 * block + thread;
+            HostPolicy policy(thread, options.threads_per_block, *mine.blocks[block], clock,
+                              disturbance);
+            for (Launch* launch : launches) {
+              const ProgramCall& call = launch->calls[rank];
+              if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
+                mine.ok = false;
+              }
+              if (!mine.stream.All(mine.ok)) break;
+            }
+            clock.Leave();
+          });
+        }
+      }
+    }
+    for (std::thread& thread : threads) thread.join();
+    std::vector<bool> ok;
+    for (const auto& rank : state) ok.push_back(rank->ok);
+    return ok;
+  }
+
+ private:
+  struct Rank {
+    Rank(int threads, StuckClock& clock) : stream(threads, clock) {}
+    std::vector<std::unique_ptr<BlockBarrier>> blocks;
+    BlockBarrier stream;
+    std::atomic<bool> ok{true};
+  };
+
+  const RegionSize size_;
+  std::vector<std::unique_ptr<DeviceMemory>> regions_;
+  std::vector<ProgramCause> causes_;
+};
+
+// ---- Schedules to run
+
+// Small enough that a few thousand elements are many segments.
+inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
+                                       .flag_capacity = 2048,
+                                       .max_lanes = 2,
+                                       .depth = 2,
+                                       .max_slice_bytes = 512,
+                                       .min_slice_bytes = 256};
+
+inline ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t ranks) {
+  ScheduleSpec spec;
+  spec.collective = collective;
+  spec.algorithm = std::move(algorithm);
+  spec.world_size = ranks;
+  spec.root = ranks - 1;
+  if (collective == Collective::kPermute) {
+    // A shift without its last pair: one rank receives nothing.
+    for (int32_t r = 0; r + 1 < ranks; ++r) spec.permutation.push_back({r, (r + 2) % ranks});
+  }
+  return spec;
+}
+
+// Empty where the algorithm does not serve so many ranks.
+inline std::vector<Program> BuildAll(const ScheduleSpec& spec) {
+  std::vector<Program> programs;
+  for (int32_t rank = 0; rank < spec.world_size; ++rank) {
+    StatusOr<Program> program = BuildSchedule(spec, rank);
+    if (!program.ok()) return {};
+    programs.push_back(std::move(*program));
+  }
+  return programs;
+}
+
+inline std::vector<int32_t> AllRanks(size_t count) {
+  std::vector<int32_t> ranks(count);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+}  // namespace jaxcoll::cuda
