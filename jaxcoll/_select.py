@@ -22,6 +22,11 @@ _AUTO = "direct"
 _ONE_STEP_BYTES = 16 << 10
 _ONE_STEP_RANKS = 8
 
+# On GPUs: up to this many bytes every rank reads all vectors, above it each adds up its own share
+# and writes it to all. Not measured yet.
+_GPU_ONE_SHOT_BYTES = 256 << 10
+_GPU_ALGORITHMS = ("direct", "direct2")
+
 # Its sizes are data: there is nothing to schedule before it runs.
 _UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
 
@@ -32,8 +37,16 @@ def algorithms(collective: str) -> tuple[str, ...]:
 
 
 def _auto(
-    collective: str, world_size: int, byte_count: int, ranks_per_node: int, processes: int
+    collective: str,
+    world_size: int,
+    byte_count: int,
+    ranks_per_node: int,
+    processes: int,
+    on_gpu: bool,
 ) -> str:
+    if on_gpu:
+        two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
+        return "direct2" if two_shots else _AUTO
     if processes <= 1 or collective != "all_reduce":
         return _AUTO
     if 1 < ranks_per_node < world_size:
@@ -57,6 +70,7 @@ def choose(
     byte_count: int = 0,
     ranks_per_node: int = 1,
     processes: int = 1,
+    on_gpu: bool = False,
 ) -> str:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
@@ -67,6 +81,7 @@ def choose(
       byte_count: bytes of one rank's operands.
       ranks_per_node: ranks of a group that a host, or a process, has; 0 if they differ.
       processes: processes that the mesh reaches into.
+      on_gpu: whether GPU kernels run it.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
@@ -76,7 +91,15 @@ def choose(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if algorithm == "auto":
-        algorithm = _auto(collective, world_size, byte_count, ranks_per_node, processes)
+        algorithm = _auto(
+            collective, world_size, byte_count, ranks_per_node, processes, on_gpu
+        )
+    if on_gpu and algorithm not in _GPU_ALGORITHMS:
+        served = [a for a in choices if a in ("auto", *_GPU_ALGORITHMS)]
+        raise UnknownAlgorithmError(
+            f"on GPUs {collective} has no algorithm {algorithm!r}; choose one of "
+            f"{', '.join(served)}"
+        )
     if collective not in _UNSCHEDULED:
         spec = _schedule.ScheduleSpec(cast(_schedule.Collective, collective), world_size, algorithm)
         try:

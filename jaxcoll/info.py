@@ -65,8 +65,8 @@ def _versions() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     for platform_name in sorted({device.platform for device in jax.devices()} | {"cpu"}):
         count = len(jax.devices(platform_name))
-        served = "" if platform_name == "cpu" else ", not served by this version"
-        yield f"{count} {platform_name}{served}"
+        served = platform_name == "cpu" or (platform_name == "gpu" and native.cuda_built)
+        yield f"{count} {platform_name}{'' if served else ', not served by this build'}"
 
 
 def _built_in() -> Iterator[str]:
@@ -74,8 +74,20 @@ def _built_in() -> Iterator[str]:
     engine = native.engine_info()
     yield f"XLA FFI API {major}.{minor}"
     yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
+    yield f"cuda     {_cuda()}"
     yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
+
+
+def _cuda() -> str:
+    if not native.cuda_built:
+        return "none in this build"
+    cuda = native.cuda_info()
+    version = f"{cuda['runtime_version'] // 1000}.{cuda['runtime_version'] % 1000 // 10}"
+    if not cuda["driver"]:
+        return f"{version}; no GPU can be used: {cuda['problem']}"
+    groups = "".join(f"; {text}" for text in cuda["communicators"])
+    return f"{version}; {cuda['devices']} GPUs{groups}"
 
 
 def _collectives() -> Iterator[str]:
