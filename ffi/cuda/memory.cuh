@@ -4,8 +4,7 @@
 // bar.sync, a release store of the flag at system scope by one thread for each peer, an acquire
 // load of the peer's flag at system scope, bar.sync. Release and acquire are cumulative, so that
 // every write of every thread before the barrier is visible to every thread behind it, on every
-// rank. Loads bypass L1 (.cg): a line that an SM kept from the last call would be stale work for
-// the acquire to throw away.
+// rank. Loads bypass L1 (.cg): nothing is read twice from one SM.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +13,8 @@
 
 namespace jaxcoll::cuda {
 
+// A test without a GPU runs the kernels on threads and brings these functions with it.
+#if defined(__CUDACC__)
 __device__ inline void StoreRelease(uint64_t* address, uint64_t value) {
   asm volatile("st.release.sys.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
@@ -40,12 +41,12 @@ __device__ inline uint64_t NowNs() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
 }
+#endif
 
 // Writes the cause where the host will find it and ends the kernel, and with it the context: no
 // output of this launch can be read any more. The first thread of a rank that fails writes.
 __device__ inline void Fail(const Call& call, const CauseRecord& cause) {
   Header* const header = reinterpret_cast<Header*>(call.workspaces[call.rank]);
-  volatile uint32_t* const failing = &header->failing;
   if (atomicCAS(&header->failing, 0u, 1u) == 0u) {
     volatile CauseRecord* const record = call.cause;
     record->rank = call.rank;
@@ -63,10 +64,12 @@ __device__ inline void Fail(const Call& call, const CauseRecord& cause) {
     __threadfence_system();
     record->kind = cause.kind;
     __threadfence_system();
-    *failing = 2;
+    atomicExch(&header->failing, 2u);
   } else {
     // A trap ends the whole grid: not before the writer is done, nor long after it hangs.
-    for (int i = 0; i < 100000 && *failing != 2; ++i) __nanosleep(1000);
+    for (int i = 0; i < 100000 && atomicCAS(&header->failing, 2u, 2u) != 2u; ++i) {
+      __nanosleep(1000);
+    }
   }
   __trap();
 }
@@ -156,6 +159,7 @@ class Partners {
 
   // Last of all: the next launch goes on from here.
   __device__ void Leave() {
+    __syncthreads();  // a block without work has passed no barrier: all have read the counters
     if (threadIdx.x == 0) {
       own_->count[blockIdx.x] = count_;
       own_->round[blockIdx.x] = round_;

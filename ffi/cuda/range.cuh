@@ -79,18 +79,14 @@ __device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t by
     }
     return;
   }
-  // Single bytes up to the first boundary and from the last, by the first threads of the team.
+  // Single bytes up to the first boundary and from the last.
   const int width = (apart & 15) == 0 ? 16 : (apart & 7) == 0 ? 8 : 4;
   int64_t head = (width - (AddressOf(source) & (width - 1))) & (width - 1);
   if (head > bytes) head = bytes;
   const int64_t items = (bytes - head) / width;
   const int64_t body_end = head + items * width;
-  if (team.index < head) {
-    const unsigned char value = __ldcg(source + team.index);
-    for (int d = 0; d < to.count(); ++d) to[d][team.index] = value;
-  }
-  if (team.index < bytes - body_end) {
-    const int64_t at = body_end + team.index;
+  for (int64_t i = team.index; i < head + bytes - body_end; i += team.count) {
+    const int64_t at = i < head ? i : body_end + i - head;
     const unsigned char value = __ldcg(source + at);
     for (int d = 0; d < to.count(); ++d) to[d][at] = value;
   }
@@ -109,8 +105,7 @@ __device__ inline void Zero(unsigned char* destination, int64_t bytes, Team team
   for (int64_t i = team.index; i < packs; i += team.count) {
     reinterpret_cast<uint4*>(destination)[i] = uint4{};
   }
-  const int64_t at = packs * 16 + team.index;
-  if (at < bytes) destination[at] = 0;
+  for (int64_t i = packs * 16 + team.index; i < bytes; i += team.count) destination[i] = 0;
 }
 
 // ---- Reduction ---------------------------------------------------------------------------------

@@ -126,21 +126,31 @@ __device__ __forceinline__ void ReduceStaged(const Call& call, Streams& streams,
   }
 }
 
-// Launch bounds: two blocks of an SM would share its registers, but all loads of an element in
-// flight need up to 128 of them.
+struct ReduceShared {
+  Call call;
+  Streams streams;
+};
+
+// One block.
+template <typename E, int kOp, bool kHot>
+__device__ __forceinline__ void RunReduce(ReduceShared& shared, const Call& parameter,
+                                          const Call* all) {
+  LoadCall(shared.call, parameter, all);
+  Partners partners(shared.call);
+  if (shared.call.staged) {
+    ReduceStaged<E, kOp, kHot>(shared.call, shared.streams, partners);
+  } else {
+    ReduceDirect<E, kOp, kHot>(shared.call, shared.streams, partners);
+  }
+  partners.Leave();
+}
+
+// Launch bounds: all loads of an element in flight need up to 128 registers, so an SM has one block.
 template <typename E, int kOp, bool kHot>
 __global__ void __launch_bounds__(kThreads, 1)
     ReduceKernel(const __grid_constant__ Call parameter, const Call* all) {
-  __shared__ Call call;
-  __shared__ Streams streams;
-  LoadCall(call, parameter, all);
-  Partners partners(call);
-  if (call.staged) {
-    ReduceStaged<E, kOp, kHot>(call, streams, partners);
-  } else {
-    ReduceDirect<E, kOp, kHot>(call, streams, partners);
-  }
-  partners.Leave();
+  __shared__ ReduceShared shared;
+  RunReduce<E, kOp, kHot>(shared, parameter, all);
 }
 
 }  // namespace jaxcoll::cuda
