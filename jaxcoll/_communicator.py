@@ -185,7 +185,8 @@ class _Exchange:
 def start_gpus(mesh: Mesh | AbstractMesh) -> None:
     """Makes the engine for GPUs know the job's devices, once.
 
-    Raises: UnsupportedError for a mesh without devices: the host must know which ranks are where.
+    Raises: UnsupportedError where there is no GPU, and for a mesh without devices: the host must
+      know which ranks are where.
     """
     if isinstance(mesh, AbstractMesh):
         raise UnsupportedError(
@@ -195,12 +196,16 @@ def start_gpus(mesh: Mesh | AbstractMesh) -> None:
     with _starting:
         if native.cuda_started():
             return
+        try:
+            gpus = jax.devices("cuda")
+        except RuntimeError as error:
+            raise UnsupportedError(f"there is no GPU that JAX can use: {error}") from error
         values: dict[str, Any] = _environment.values()
         job = compat.distributed_store()
         exchange = _Exchange(job[0]) if job is not None and job[2] > 1 else None
         native.cuda_start(
             jax.process_index(),
-            [(d.id, d.process_index, d.local_hardware_id or 0) for d in jax.devices("cuda")],
+            [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
             values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
             None if exchange is None else exchange.publish,
