@@ -196,8 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     copy_Bps = native.cuda_copy_bandwidth(2 << 30, 20)
     report["copy_Bps"] = copy_Bps
     print(f"{report['device']['name']}: copies {copy_Bps / 1e9:.0f} GB/s, read + written")
-    print(f"{'collective':14} {'algorithm':9} {'how':6} {'dtype':8} ranks blocks {'size(B)':>10} "
-          f"{'time(us)':>9} {'busbw(GB/s)':>11} floor/time")
+    print(
+        f"{'collective':14} {'algorithm':9} {'how':6} {'dtype':8} ranks blocks {'size(B)':>10} "
+        f"{'time(us)':>9} {'busbw(GB/s)':>11} floor/time"
+    )
     for case in cases(args.quick):
         if time.monotonic() - begin > args.limit_s:
             report["left_out"] += 1
@@ -209,10 +211,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{case}: {error}", file=sys.stderr)
             break  # after a trap nothing runs any more
         report["rows"].append(row)
-        print(f"{case.collective:14} {case.algorithm:9} {'staged' if case.staged else 'direct':6} "
-              f"{case.dtype:8} {case.ranks:5} {row['blocks']:6} {case.size:10} "
-              f"{row['median_s'] * 1e6:9.1f} {row['busbw_Bps'] / 1e9:11.1f} "
-              f"{row['floor_over_time']:.2f}", flush=True)
+        print(
+            f"{case.collective:14} {case.algorithm:9} {'staged' if case.staged else 'direct':6} "
+            f"{case.dtype:8} {case.ranks:5} {row['blocks']:6} {case.size:10} "
+            f"{row['median_s'] * 1e6:9.1f} {row['busbw_Bps'] / 1e9:11.1f} "
+            f"{row['floor_over_time']:.2f}",
+            flush=True,
+        )
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.nccl:
         report["nccl"] = nccl_rows(limit_s=60)

@@ -85,8 +85,16 @@ def main(argv: Sequence[str]) -> int:
     def all_reduce() -> None:
         nccl("ncclGroupStart")
         for rank in range(ranks):
-            nccl("ncclAllReduce", inputs[rank], outputs[rank], ctypes.c_size_t(size // 4),
-                 _FLOAT32, _SUM, communicators[rank], streams[rank])
+            nccl(
+                "ncclAllReduce",
+                inputs[rank],
+                outputs[rank],
+                ctypes.c_size_t(size // 4),
+                _FLOAT32,
+                _SUM,
+                communicators[rank],
+                streams[rank],
+            )
         nccl("ncclGroupEnd")
 
     for _ in range(3):

@@ -91,9 +91,7 @@ def choose(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if algorithm == "auto":
-        algorithm = _auto(
-            collective, world_size, byte_count, ranks_per_node, processes, on_gpu
-        )
+        algorithm = _auto(collective, world_size, byte_count, ranks_per_node, processes, on_gpu)
     if on_gpu and algorithm not in _GPU_ALGORITHMS:
         served = [a for a in choices if a in ("auto", *_GPU_ALGORITHMS)]
         raise UnknownAlgorithmError(

@@ -100,7 +100,7 @@ def test_cpp_includes_only_from_its_own_and_lower_layers(layer: str) -> None:
             quote, header = match.groups()
             if header.startswith("xla/ffi/api/"):
                 assert layer == "xla", f"{path}: XLA's {header} outside of xla/"
-            elif header.startswith("cuda_") or header.startswith("cooperative_groups"):
+            elif header.startswith(("cuda_", "cooperative_groups")):
                 assert layer == "cuda", f"{path}: CUDA's {header} outside of cuda/"
             elif header.startswith("nanobind/") or header == "Python.h":
                 assert layer == "bindings", f"{path}: {header} outside of bindings/"

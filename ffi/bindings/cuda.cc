@@ -118,8 +118,7 @@ void BindCuda(nb::module_& m) {
         job.options.workspace_bytes = static_cast<uint64_t>(workspace_mib) << 20;
         job.options.timeout_s = TimeoutS();
         if (publish && fetch) {
-          job.exchange =
-              std::make_unique<PythonExchange>(std::move(*publish), std::move(*fetch));
+          job.exchange = std::make_unique<PythonExchange>(std::move(*publish), std::move(*fetch));
         }
         cuda::StartJob(std::move(job));
       },

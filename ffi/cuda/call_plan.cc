@@ -163,8 +163,8 @@ int64_t CallPlan::SlotBytes(uint64_t available) const {
   // No more than a vector has for each block.
   int64_t parts = blocks;
   if (mode == Mode::kAllReduceTwoShot) parts *= world_size;
-  const int64_t largest = *std::max_element(elements.begin(), elements.end()) *
-                          static_cast<int64_t>(ItemBytes(dtype));
+  const int64_t largest =
+      *std::max_element(elements.begin(), elements.end()) * static_cast<int64_t>(ItemBytes(dtype));
   const int64_t useful = (largest + parts - 1) / parts + kAlignment - 1;
   const int64_t bytes = std::min({static_cast<int64_t>(fits), kHalfBytes / slots, useful});
   return bytes / kAlignment * kAlignment;

@@ -53,8 +53,8 @@ std::string Digest(const std::string& text) {
 
 struct Registry {
   std::mutex mutex;
-  std::set<const Communicator*> all;      // guarded by mutex
-  std::set<const Communicator*> told;     // guarded by mutex
+  std::set<const Communicator*> all;   // guarded by mutex
+  std::set<const Communicator*> told;  // guarded by mutex
   std::condition_variable changed;
   std::thread monitor;
   bool stop = false;  // guarded by mutex
@@ -114,9 +114,8 @@ Status Communicator::Init() {
   if (!all_local_ && exchange_ == nullptr) {
     return Status(StatusCode::kInternal, "other processes take part, but nothing links to them");
   }
-  const uint64_t for_lanes = options_.workspace_bytes - std::min<uint64_t>(
-                                                            options_.workspace_bytes,
-                                                            sizeof(Header));
+  const uint64_t for_lanes =
+      options_.workspace_bytes - std::min<uint64_t>(options_.workspace_bytes, sizeof(Header));
   lane_count_ = static_cast<uint32_t>(for_lanes / sizeof(Lane));
   if (staged_) lane_count_ = std::min<uint32_t>(kStagedLanes, lane_count_ / 2);
   if (lane_count_ == 0) {
@@ -125,8 +124,8 @@ Status Communicator::Init() {
   staging_begin_ = LaneOffset(lane_count_);
   for (uint32_t lane = 0; lane < lane_count_; ++lane) free_lanes_.push_back(lane);
   workspaces_.assign(members_.size(), std::vector<unsigned char*>(members_.size(), nullptr));
-  for (auto step : {&Communicator::EnablePeerAccess, &Communicator::Allocate,
-                    &Communicator::MapPeers}) {
+  for (auto step :
+       {&Communicator::EnablePeerAccess, &Communicator::Allocate, &Communicator::MapPeers}) {
     if (Status status = (this->*step)(); !status.ok()) return status;
   }
   return Status();

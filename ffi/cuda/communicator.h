@@ -34,8 +34,8 @@ struct Member {
 };
 
 struct CommunicatorOptions {
-  bool staged = false;          // even where operands could be reached
-  int max_blocks = 32;          // of a launch; the smallest of all processes counts
+  bool staged = false;                   // even where operands could be reached
+  int max_blocks = 32;                   // of a launch; the smallest of all processes counts
   uint64_t workspace_bytes = 128 << 20;  // per rank; equal in all processes
   double timeout_s = 300;
 };
@@ -108,9 +108,9 @@ class Communicator {
   CauseRecord* causes_ = nullptr;  // pinned host memory, by rank
 
   std::mutex mutex_;
-  std::deque<uint32_t> free_lanes_;            // guarded by mutex_; returned ones go last
-  uint64_t staging_used_ = 0;                  // guarded by mutex_
-  std::map<std::string, LaneGrant> granted_;   // guarded by mutex_; with other processes: for good
+  std::deque<uint32_t> free_lanes_;           // guarded by mutex_; returned ones go last
+  uint64_t staging_used_ = 0;                 // guarded by mutex_
+  std::map<std::string, LaneGrant> granted_;  // guarded by mutex_; with other processes: for good
   mutable std::mutex descriptions_mutex_;
   std::map<uint32_t, std::string> descriptions_;  // by lane; guarded by descriptions_mutex_
 };

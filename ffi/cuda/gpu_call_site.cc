@@ -58,8 +58,9 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   StatusOr<GroupTable> groups = GroupTable::Create(spec);
   if (!groups.ok()) return groups.status();
   if (!groups->ranks_by_device()) {
-    return InvalidArgument("this program does not say which GPUs it runs on; jaxcoll cannot serve "
-                           "exported programs and meshes without devices on GPUs");
+    return InvalidArgument(
+        "this program does not say which GPUs it runs on; jaxcoll cannot serve "
+        "exported programs and meshes without devices on GPUs");
   }
   std::unique_ptr<GpuCallSite> site(new GpuCallSite(std::move(spec), std::move(*groups)));
   if (!JobStarted()) return site;  // compiled for later; Prepare will say it

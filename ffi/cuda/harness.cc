@@ -144,8 +144,8 @@ StatusOr<Harness::Operands> Harness::MakeOperands(DeviceBuffers& buffers) const 
   for (int launch = 0; launch < plan_.launches(); ++launch) {
     std::vector<Call> calls;
     for (int rank = 0; rank < plan_.world_size; ++rank) {
-      StatusOr<Call> call = plan_.Bind(rank, launch, operands.inputs[rank].data(),
-                                       operands.outputs[rank].data());
+      StatusOr<Call> call =
+          plan_.Bind(rank, launch, operands.inputs[rank].data(), operands.outputs[rank].data());
       if (!call.ok()) return call.status();
       communicator_->Complete(lane_, *call);
       calls.push_back(*call);
@@ -169,8 +169,8 @@ Status Harness::Start(const Operands& operands, int leave_out) {
     }
     for (int rank = 0; rank < plan_.world_size; ++rank) {
       if (rank == leave_out) continue;
-      StatusOr<Call> call = plan_.Bind(rank, launch, operands.inputs[rank].data(),
-                                       operands.outputs[rank].data());
+      StatusOr<Call> call =
+          plan_.Bind(rank, launch, operands.inputs[rank].data(), operands.outputs[rank].data());
       if (!call.ok()) return call.status();
       communicator_->Complete(lane_, *call);
       if (Status status = Launch(plan_, *call, StreamOf(streams_[rank])); !status.ok()) {

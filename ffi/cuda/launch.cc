@@ -36,10 +36,9 @@ Status Launch(const CallPlan& plan, const Call& call, cudaStream_t stream) {
 Status LaunchAll(const CallPlan& plan, const Call* calls, cudaStream_t stream) {
   const Call unused = {};
   void* arguments[] = {const_cast<Call*>(&unused), &calls};
-  return ToStatus(
-      cudaLaunchCooperativeKernel(KernelOf(plan), dim3(plan.blocks, plan.world_size),
-                                  dim3(kThreads), arguments, 0, stream),
-      "starting a kernel for all ranks at once");
+  return ToStatus(cudaLaunchCooperativeKernel(KernelOf(plan), dim3(plan.blocks, plan.world_size),
+                                              dim3(kThreads), arguments, 0, stream),
+                  "starting a kernel for all ranks at once");
 }
 
 }  // namespace jaxcoll::cuda

@@ -21,10 +21,10 @@
 
 namespace jaxcoll::cuda {
 
-inline constexpr int kMaxRanks = 16;     // of a communicator: the GPUs of one host
-inline constexpr int kMaxBlocks = 160;   // per launch and rank
-inline constexpr int kMaxVectors = 32;   // per launch; calls of more are several launches
-inline constexpr int kThreads = 512;     // per block
+inline constexpr int kMaxRanks = 16;    // of a communicator: the GPUs of one host
+inline constexpr int kMaxBlocks = 160;  // per launch and rank
+inline constexpr int kMaxVectors = 32;  // per launch; calls of more are several launches
+inline constexpr int kThreads = 512;    // per block
 inline constexpr int kAlignment = 256;
 
 // A flag as it is written by one store.
@@ -148,7 +148,8 @@ JAXCOLL_HD constexpr int StagingSlots(Mode mode, int world_size) {
 
 // The staging area of a lane: for each block two halves, used in turn, so that a slot is written
 // again only when everybody has passed the barrier after the one that published it.
-JAXCOLL_HD constexpr uint64_t StagingBytes(Mode mode, int world_size, int blocks, int64_t slot_bytes) {
+JAXCOLL_HD constexpr uint64_t StagingBytes(Mode mode, int world_size, int blocks,
+                                           int64_t slot_bytes) {
   return uint64_t{2} * blocks * StagingSlots(mode, world_size) * slot_bytes;
 }
 

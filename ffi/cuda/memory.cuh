@@ -124,8 +124,7 @@ class Partners {
     ++count_;
     const int peer = threadIdx.x;
     if (peer < call_.world_size && peer != call_.rank) {
-      StoreRelease(&LaneOf(peer)->flags[blockIdx.x][call_.rank],
-                   FlagOf(call_.fingerprint, count_));
+      StoreRelease(&LaneOf(peer)->flags[blockIdx.x][call_.rank], FlagOf(call_.fingerprint, count_));
       Await(call_, peer, &own_->flags[blockIdx.x][peer], count_);
     }
     __syncthreads();
@@ -142,8 +141,7 @@ class Partners {
     Barrier();
   }
   __device__ const unsigned char* Input(int rank, int vector) const {
-    return reinterpret_cast<const unsigned char*>(
-        LoadRelaxed(&own_->pointers[rank][vector].input));
+    return reinterpret_cast<const unsigned char*>(LoadRelaxed(&own_->pointers[rank][vector].input));
   }
   __device__ unsigned char* Output(int rank, int vector) const {
     return reinterpret_cast<unsigned char*>(LoadRelaxed(&own_->pointers[rank][vector].output));

@@ -11,7 +11,8 @@
 
 namespace jaxcoll::cuda {
 
-__device__ inline void MoveDirect(const Call& call, unsigned char** destinations, Partners& partners) {
+__device__ inline void MoveDirect(const Call& call, unsigned char** destinations,
+                                  Partners& partners) {
   const int world_size = call.world_size;
   partners.ExchangePointers();
   for (int v = 0; v < call.vector_count; ++v) {
@@ -56,8 +57,7 @@ __device__ inline void MoveStaged(const Call& call, Partners& partners) {
     const auto* const input = static_cast<const unsigned char*>(call.vectors[v].input);
     auto* const output = static_cast<unsigned char*>(call.vectors[v].output);
     const int64_t total = call.vectors[v].elements * call.item_bytes;
-    for (int64_t at = blockIdx.x * call.slot_bytes; at < total;
-         at += gridDim.x * call.slot_bytes) {
+    for (int64_t at = blockIdx.x * call.slot_bytes; at < total; at += gridDim.x * call.slot_bytes) {
       const int64_t bytes = total - at < call.slot_bytes ? total - at : call.slot_bytes;
       const auto stage = [&](int slot, const unsigned char* from) {
         Copy(One{partners.Slot(rank, slot)}, from, bytes, Block());

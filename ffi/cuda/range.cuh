@@ -65,8 +65,7 @@ __device__ __forceinline__ void CopyItems(To to, const unsigned char* source, in
 // Every destination = source. Nothing overlaps. Not inlined: a kernel has many copies, and a copy of
 // one piece is thousands of loads.
 template <typename To>
-__device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t bytes,
-                                     Team team) {
+__device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t bytes, Team team) {
   if (bytes <= 0) return;
   uint64_t apart = 0;  // bits in which the addresses differ
   for (int d = 0; d < to.count(); ++d) apart |= AddressOf(to[d]) ^ AddressOf(source);

@@ -25,8 +25,7 @@ ffi::TypeInfo GpuInstruction::info = ffi::MakeTypeInfo<GpuInstruction>();
 ffi::ErrorOr<std::unique_ptr<GpuInstruction>> Instantiate(ffi::Dictionary attributes) {
   StatusOr<CallSpec> spec = ReadCallSpec(attributes);
   if (!spec.ok()) return ffi::Unexpected(ToFfiError(spec.status()));
-  StatusOr<std::unique_ptr<cuda::GpuCallSite>> site =
-      cuda::GpuCallSite::Create(std::move(*spec));
+  StatusOr<std::unique_ptr<cuda::GpuCallSite>> site = cuda::GpuCallSite::Create(std::move(*spec));
   if (!site.ok()) return ffi::Unexpected(ToFfiError(site.status()));
   auto instruction = std::make_unique<GpuInstruction>();
   instruction->site = std::move(*site);

@@ -1,8 +1,8 @@
-#include "cuda/call_plan.h"
-
 #include <gtest/gtest.h>
 
 #include <string>
+
+#include "cuda/call_plan.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -29,8 +29,7 @@ TEST(CudaCallPlan, RefusesWhatTheKernelsDoNotServe) {
   EXPECT_NE(Refusal(Spec("all_reduce", "ring"), Shape(8, 8)).find("'ring'"), std::string::npos);
   EXPECT_NE(Refusal(Spec("all_gather"), Shape(8, 31)).find("31"), std::string::npos);
   EXPECT_NE(Refusal(Spec("reduce_scatter"), Shape(9, 2)).find("9"), std::string::npos);
-  EXPECT_NE(Refusal(Spec("all_reduce"), Shape(8, 8, DType::kBool)).find("bool"),
-            std::string::npos);
+  EXPECT_NE(Refusal(Spec("all_reduce"), Shape(8, 8, DType::kBool)).find("bool"), std::string::npos);
   CallSpec many = Spec("all_reduce");
   many.group_size = kMaxRanks + 1;
   EXPECT_NE(Refusal(many, Shape(8, 8)).find("17 GPUs"), std::string::npos);
@@ -66,10 +65,10 @@ TEST(CudaCallPlan, SlotsFitWhatThereIs) {
     for (const int64_t elements : {4, 4096, 1 << 22}) {
       const bool splits = collective != std::string("all_reduce") && collective[0] != 'a';
       const CallShape shape =
-          collective == std::string("all_gather")    ? Shape(elements, 4 * elements)
-          : collective == std::string("all_to_all")  ? Shape(4 * elements, 4 * elements)
-          : splits                                   ? Shape(4 * elements, elements)
-                                                     : Shape(elements, elements);
+          collective == std::string("all_gather")   ? Shape(elements, 4 * elements)
+          : collective == std::string("all_to_all") ? Shape(4 * elements, 4 * elements)
+          : splits                                  ? Shape(4 * elements, elements)
+                                                    : Shape(elements, elements);
       const CallPlan plan = *CallPlan::Create(Spec(collective), shape, 32);
       for (const uint64_t available : {uint64_t{1} << 20, uint64_t{8} << 20}) {
         const int64_t bytes = plan.SlotBytes(available);

@@ -1,7 +1,5 @@
 // The GPU's element types against the CPU's kernels: every pair of codes of the 8-bit types, and
 // for wider ones the special values and random ones, with every op, bit for bit.
-#include "cuda/element.h"
-
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "base/kernels.h"
+#include "cuda/element.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -37,10 +36,10 @@ std::vector<Stored> Samples() {
     for (const int64_t beside : {-1, 0, 1}) add((uint64_t{1} << bit) + beside, ~uint64_t{0} << bit);
     add(~uint64_t{0} << bit, uint64_t{1} << bit);
   }
-  for (const uint64_t special : {uint64_t{0x7f800000}, uint64_t{0xff800000}, uint64_t{0x7fc00000},
-                                 uint64_t{0x7ff0} << 48, uint64_t{0xfff0} << 48,
-                                 uint64_t{0x7ff8} << 48, uint64_t{0x3ff0} << 48, uint64_t{0x7c00},
-                                 uint64_t{0xfc00}, uint64_t{0x7f80}, uint64_t{0x3f803f80}}) {
+  for (const uint64_t special :
+       {uint64_t{0x7f800000}, uint64_t{0xff800000}, uint64_t{0x7fc00000}, uint64_t{0x7ff0} << 48,
+        uint64_t{0xfff0} << 48, uint64_t{0x7ff8} << 48, uint64_t{0x3ff0} << 48, uint64_t{0x7c00},
+        uint64_t{0xfc00}, uint64_t{0x7f80}, uint64_t{0x3f803f80}}) {
     add(special, special);
   }
   for (int i = 0; i < 60; ++i) add(random(), random());

@@ -29,7 +29,8 @@ class Buffer {
  public:
   explicit Buffer(size_t bytes)
       : size_(bytes), data_(static_cast<unsigned char*>(::operator new(bytes, kAlign))) {}
-  Buffer(Buffer&& other) noexcept : size_(other.size_), data_(std::exchange(other.data_, nullptr)) {}
+  Buffer(Buffer&& other) noexcept
+      : size_(other.size_), data_(std::exchange(other.data_, nullptr)) {}
   ~Buffer() { ::operator delete(data_, kAlign); }
   Buffer& operator=(Buffer&&) = delete;
   unsigned char* data() const { return data_; }
@@ -189,7 +190,8 @@ class Group {
     call->slot_bytes = slot_bytes_;
     call->deadline_ns = static_cast<uint64_t>(timeout_s * 1e9);
     call->fingerprint = fingerprints_[rank];
-    for (int peer = 0; peer < case_.ranks; ++peer) call->workspaces[peer] = workspaces_[peer].data();
+    for (int peer = 0; peer < case_.ranks; ++peer)
+      call->workspaces[peer] = workspaces_[peer].data();
     call->cause = &causes_[rank];
     return *call;
   }
@@ -306,9 +308,8 @@ std::vector<Case> CollectivesOf(int ranks) {
 }
 
 class CudaKernels : public testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(Reach, CudaKernels, testing::Bool(), [](const auto& info) {
-  return info.param ? "Staged" : "Direct";
-});
+INSTANTIATE_TEST_SUITE_P(Reach, CudaKernels, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Staged" : "Direct"; });
 
 TEST_P(CudaKernels, EveryCollectiveForOneToEightRanks) {
   for (const int ranks : {1, 2, 3, 4, 5, 8}) {

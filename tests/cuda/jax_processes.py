@@ -66,6 +66,6 @@ def run(script: str, processes: int, timeout_s: float = 240, **environment: str)
             outputs.append(job.communicate()[0])
     codes = [job.returncode for job in jobs]
     if late or any(codes):
-        text = "\n".join(f"--- rank {r}: exit {c}\n{o}" for r, (c, o) in enumerate(zip(codes, outputs, strict=True)))
+        text = "".join(f"--- rank {r}: exit {codes[r]}\n{o}\n" for r, o in enumerate(outputs))
         raise AssertionError(f"{'late; ' if late else ''}exit codes {codes}\n{text}")
     return outputs

@@ -68,8 +68,7 @@ def compare(name, body, expected):
 
 total = x.sum(0)
 compare("vmap", jax.vmap(lambda row: c.psum(row, "x")), np.broadcast_to(total, x.shape))
-compare("grad", jax.grad(lambda v: (c.psum(v * v, "x") * 0.5).sum() + (c.all_gather(v, "x") * 0).sum()),
-        x * (n if LAX else 1))
+compare("grad", jax.grad(lambda v: (c.psum(v * v, "x") * 0.5).sum()), x)
 
 def many(v):
     def step(carry, _):
@@ -134,7 +133,8 @@ def test_a_process_that_does_not_call_is_named():
         JAXCOLL_TIMEOUT_S="3",
     )
     print(outputs[0])
-    assert "FIRST" in outputs[0] and "NEXT" in outputs[0], outputs[0]
+    for raised in ("FIRST", "NEXT"):
+        assert raised in outputs[0], outputs[0]
     assert "waited for rank 1 (device 1, process 1)" in outputs[0], outputs[0]
 
 
