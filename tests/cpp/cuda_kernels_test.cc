@@ -7,6 +7,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -140,7 +141,7 @@ class Group {
       }
     }
     for (std::thread& thread : running) thread.join();
-    return !world.trapped;
+    return !world.trapped.load();
   }
 
   CallPlan plan_;

@@ -5,14 +5,11 @@
 
 #include <sched.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <mutex>
-#include <thread>
-#include <vector>
 
 #if defined(__CUDACC__)
 #error "for the host's compiler"
@@ -41,44 +38,43 @@ namespace jaxcoll::cuda {
 
 struct Trapped {};
 
-// Threads that a trap has not ended.
+// Whether a trap has ended it. Relaxed: looking must not order what ranks do, or
+// ThreadSanitizer would take it for their barrier.
 struct World {
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool trapped = false;  // guarded by mutex
+  std::atomic<bool> trapped{false};
 
-  bool Trap() {
-    std::lock_guard lock(mutex);
-    trapped = true;
-    changed.notify_all();
-    return true;
-  }
-  void Check() {
-    std::lock_guard lock(mutex);
-    if (trapped) throw Trapped();
+  void Trap() { trapped.store(true, std::memory_order_relaxed); }
+  void Check() const {
+    if (trapped.load(std::memory_order_relaxed)) throw Trapped();
   }
 };
 
+// Of the threads of a block, or of a launch.
 class HostBarrier {
  public:
-  HostBarrier(World& world, int threads) : world_(world), threads_(threads) {}
+  HostBarrier(const World& world, int threads) : world_(world), threads_(threads) {}
   void Wait() {
-    std::unique_lock lock(world_.mutex);
+    std::unique_lock lock(mutex_);
     const uint64_t round = round_;
     if (++arrived_ == threads_) {
       arrived_ = 0;
       ++round_;
-      world_.changed.notify_all();
+      changed_.notify_all();
+      return;
     }
-    world_.changed.wait(lock, [&] { return round_ != round || world_.trapped; });
-    if (round_ == round) throw Trapped();
+    while (round_ == round) {
+      world_.Check();  // nobody notifies of a trap
+      changed_.wait_for(lock, std::chrono::milliseconds(20));
+    }
   }
 
  private:
-  World& world_;
+  const World& world_;
   const int threads_;
-  int arrived_ = 0;
-  uint64_t round_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int arrived_ = 0;     // guarded by mutex_
+  uint64_t round_ = 0;  // guarded by mutex_
 };
 
 // What a thread knows of itself.
