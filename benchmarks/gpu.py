@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcoll._native import native
+from jaxcoll._native import cuda, native
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _SPLITS = ("reduce_scatter", "all_to_all")
@@ -68,7 +68,7 @@ class Case:
 def measure(case: Case, copy_Bps: float, l2_bytes: int) -> dict[str, Any]:
     """One row: seconds, and what they mean."""
     given, returned = case.shapes()
-    harness = native.CudaHarness.create(
+    harness = cuda.CudaHarness.create(
         case.collective,
         case.algorithm,
         "sum" if case.collective in ("all_reduce", "reduce_scatter") else "",
@@ -167,13 +167,13 @@ def _output_of(*command: str) -> str | None:
 
 def where() -> dict[str, Any]:
     """The device and the software that were measured."""
-    cuda = native.cuda_info()
+    versions = cuda.cuda_info()
     smi = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
-        "device": native.cuda_device(),
+        "device": cuda.cuda_device(),
         "driver": smi.splitlines()[0] if smi else None,
-        "cuda_driver": cuda["driver_version"],
-        "cuda_runtime": cuda["runtime_version"],
+        "cuda_driver": versions["driver_version"],
+        "cuda_runtime": versions["runtime_version"],
         "jax": metadata.version("jax"),
         "commit": _output_of("git", "rev-parse", "HEAD") or os.environ.get("COMMIT"),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -188,12 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nccl", action="store_true", help="compare with NCCL, too")
     parser.add_argument("--limit-s", type=float, default=150, help="start no case after this")
     args = parser.parse_args(argv)
-    if not native.cuda_built or not native.cuda_info()["devices"]:
+    if not native.cuda_built or not cuda.cuda_info()["devices"]:
         print("there is no GPU, or this build has no kernels for one", file=sys.stderr)
         return 1
     begin = time.monotonic()
     report: dict[str, Any] = {**where(), "rows": [], "failed": [], "left_out": 0, "nccl": []}
-    copy_Bps = native.cuda_copy_bandwidth(2 << 30, 20)
+    copy_Bps = cuda.cuda_copy_bandwidth(2 << 30, 20)
     report["copy_Bps"] = copy_Bps
     print(f"{report['device']['name']}: copies {copy_Bps / 1e9:.0f} GB/s, read + written")
     print(

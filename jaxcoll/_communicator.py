@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxcoll import _bootstrap, _environment
 from jaxcoll import _jax_compat as compat
 from jaxcoll._errors import UnsupportedError
-from jaxcoll._native import native
+from jaxcoll._native import cuda, native
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
 
@@ -194,7 +194,7 @@ def start_gpus(mesh: Mesh | AbstractMesh) -> None:
             "has none; use one shard_map over all axes"
         )
     with _starting:
-        if native.cuda_started():
+        if cuda.cuda_started():
             return
         try:
             gpus = jax.devices("cuda")
@@ -203,7 +203,7 @@ def start_gpus(mesh: Mesh | AbstractMesh) -> None:
         values: dict[str, Any] = _environment.values()
         job = compat.distributed_store()
         exchange = _Exchange(job[0]) if job is not None and job[2] > 1 else None
-        native.cuda_start(
+        cuda.cuda_start(
             jax.process_index(),
             [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
@@ -211,7 +211,7 @@ def start_gpus(mesh: Mesh | AbstractMesh) -> None:
             None if exchange is None else exchange.publish,
             None if exchange is None else exchange.fetch,
         )
-        atexit.register(native.cuda_stop)
+        atexit.register(cuda.cuda_stop)
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:

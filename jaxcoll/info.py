@@ -13,7 +13,7 @@ import jax
 
 import jaxcoll
 from jaxcoll import _environment, _install, _select
-from jaxcoll._native import native
+from jaxcoll._native import cuda, native
 
 # As the API names them -> as schedules name them.
 _COLLECTIVES = {
@@ -82,12 +82,12 @@ def _built_in() -> Iterator[str]:
 def _cuda() -> str:
     if not native.cuda_built:
         return "none in this build"
-    cuda = native.cuda_info()
-    version = f"{cuda['runtime_version'] // 1000}.{cuda['runtime_version'] % 1000 // 10}"
-    if not cuda["driver"]:
-        return f"{version}; no GPU can be used: {cuda['problem']}"
-    groups = "".join(f"; {text}" for text in cuda["communicators"])
-    return f"{version}; {cuda['devices']} GPUs{groups}"
+    here = cuda.cuda_info()
+    version = f"{here['runtime_version'] // 1000}.{here['runtime_version'] % 1000 // 10}"
+    if not here["driver"]:
+        return f"{version}; no GPU can be used: {here['problem']}"
+    groups = "".join(f"; {text}" for text in here["communicators"])
+    return f"{version}; {here['devices']} GPUs{groups}"
 
 
 def _collectives() -> Iterator[str]:
