@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxcoll import _bootstrap
+from jaxcoll import _bootstrap, _environment
+from jaxcoll import _jax_compat as compat
 from jaxcoll._errors import UnsupportedError
-from jaxcoll._native import native
+from jaxcoll._native import cuda, native
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
 
@@ -159,6 +160,58 @@ def start(mesh: Mesh | AbstractMesh) -> None:
         )
     if len(set(processes(mesh))) > 1:
         start_engine()
+
+
+_CUDA_BLOCKS = 32
+_CUDA_WORKSPACE_MIB = 128
+
+
+class _Exchange:
+    """How the engine for GPUs tells other processes where its memory is. Any thread."""
+
+    def __init__(self, store: compat.DistributedStore) -> None:
+        self._store = store
+
+    def publish(self, key: str, value: bytes) -> None:
+        self._store.set(_bootstrap.PREFIX + key, value)
+
+    def fetch(self, key: str, timeout_s: float) -> bytes:
+        try:
+            return self._store.wait(_bootstrap.PREFIX + key, timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"nothing came within {timeout_s:g} s") from None
+
+
+def start_gpus(mesh: Mesh | AbstractMesh) -> None:
+    """Makes the engine for GPUs know the job's devices, once.
+
+    Raises: UnsupportedError where there is no GPU, and for a mesh without devices: the host must
+      know which ranks are where.
+    """
+    if isinstance(mesh, AbstractMesh):
+        raise UnsupportedError(
+            "on GPUs jaxcoll needs a mesh with devices, and the inner mesh of a nested shard_map "
+            "has none; use one shard_map over all axes"
+        )
+    with _starting:
+        if cuda.cuda_started():
+            return
+        try:
+            gpus = jax.devices("cuda")
+        except RuntimeError as error:
+            raise UnsupportedError(f"there is no GPU that JAX can use: {error}") from error
+        values: dict[str, Any] = _environment.values()
+        job = compat.distributed_store()
+        exchange = _Exchange(job[0]) if job is not None and job[2] > 1 else None
+        cuda.cuda_start(
+            jax.process_index(),
+            [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
+            values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
+            values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
+            None if exchange is None else exchange.publish,
+            None if exchange is None else exchange.fetch,
+        )
+        atexit.register(cuda.cuda_stop)
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:

@@ -108,6 +108,21 @@ VARIABLES = (
         parse=_one_of("portable", "avx2", "avx512"),
     ),
     Variable(
+        "JAXCOLL_CUDA_BLOCKS",
+        default="32",
+        takes="1 to 160",
+        meaning="multiprocessors of a GPU that one collective uses at most; the smallest number of "
+        "all processes counts",
+        parse=_integer_from(1, 160),
+    ),
+    Variable(
+        "JAXCOLL_CUDA_WORKSPACE_MIB",
+        default="128",
+        takes="1 to 65536",
+        meaning="GPU memory that a group of GPUs takes on each of them; the same in all processes",
+        parse=_integer_from(1, 65536),
+    ),
+    Variable(
         "JAXCOLL_TRANSPORT",
         default="both",
         takes="shm, tcp, comma separated",

@@ -103,19 +103,22 @@ __all__ = [
 
 
 def register_ffi(
-    targets: Mapping[str, Mapping[str, Any]], types: Mapping[str, Mapping[str, Any]]
+    platform: str,
+    targets: Mapping[str, Mapping[str, Any]],
+    types: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Registers FFI handlers and the state types they use, for CPU, without starting a back end.
+    """Registers FFI handlers and the state types they use, without starting a back end.
 
-    A starting CPU client registers pending targets before pending types, and a target whose state
-    type is unknown is refused. The client's own type handler, installed here first, makes types
-    known at once.
+    A target whose state type is unknown is refused. A starting CPU client registers pending targets
+    before pending types; its own type handler, installed here first, makes types known at once. The
+    plugin for CUDA registers types first.
     """
-    _xla_client.register_custom_type_handler("cpu", _xla_client._xla.register_custom_type)
+    if platform == "cpu":
+        _xla_client.register_custom_type_handler("cpu", _xla_client._xla.register_custom_type)
     for name, registration in types.items():
-        jax.ffi.register_ffi_type(name, dict(registration), platform="cpu")  # type: ignore[arg-type]
+        jax.ffi.register_ffi_type(name, dict(registration), platform=platform)  # type: ignore[arg-type]
     for name, stages in targets.items():
-        jax.ffi.register_ffi_target(name, dict(stages), platform="cpu")
+        jax.ffi.register_ffi_target(name, dict(stages), platform=platform)
 
 
 def num_cpu_devices() -> int:
@@ -391,6 +394,17 @@ def register_partitioner(
     """
     _xla_client.register_custom_call_partitioner(
         target, propagate, partition, infer, can_side_effecting_have_replicated_sharding=True
+    )
+    # Plugins have a registry of their own, which is there once they have been found.
+    _xla_bridge.register_plugin_callbacks(
+        partial(
+            _xla_client.register_custom_call_partitioner,
+            name=target,
+            prop_user_sharding=propagate,
+            partition=partition,
+            infer_sharding_from_operands=infer,
+            can_side_effecting_have_replicated_sharding=True,
+        )
     )
 
 

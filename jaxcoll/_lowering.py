@@ -27,7 +27,8 @@ TARGET = "jaxcoll_collective"
 # The same handlers for calls beside axes that XLA partitions. Only these have a partitioner:
 # XLA runs it, in Python, for every call that has one, 7 ms of each call's compilation.
 PARTITIONED_TARGET = "jaxcoll_collective_partitioned"
-SERVED_PLATFORMS = ("cpu",)
+_GPU = "cuda"
+SERVED_PLATFORMS = ("cpu", _GPU) if native.cuda_built else ("cpu",)
 
 Factors = list[str]
 
@@ -43,6 +44,7 @@ class _Group:
     movable: bool
     ranks_per_node: int  # as _communicator.ranks_per_node
     processes: int  # that a group reaches into, at most
+    on_gpu: bool
     exported: bool
     axes: tuple[int, ...]  # sizes of the mesh axes that are the group; () with axis_index_groups
     program: str  # fingerprint of the program where there are several, or may be; "" else
@@ -79,7 +81,10 @@ class _Call:
             ranks_per_node=self.group.ranks_per_node,
             processes=self.group.processes,
             axes=self.group.axes,
+            on_gpu=self.group.on_gpu,
         )
+        if self.schedule and self.group.on_gpu:
+            raise UnsupportedError("schedules written in Python run on CPUs only")
 
         def text(value: str) -> ir.Attribute:
             return ir.StringAttr.get(value)
@@ -114,6 +119,11 @@ def check_served(ctx: Any) -> None:
     if not isinstance(context, compat.SPMDAxisContext):
         raise UnsupportedError("no axes are bound by a shard_map or pmap")
     unserved = [p for p in ctx.module_context.platforms if p not in SERVED_PLATFORMS]
+    if unserved == [_GPU]:
+        raise UnsupportedError(
+            "this build of jaxcoll has no GPU kernels; reinstall it where nvcc is on PATH (CMake's "
+            "JAXCOLL_CUDA=ON says what is missing), or use jax.lax's collectives"
+        )
     if unserved:
         raise UnsupportedError(
             f"jaxcoll serves the platforms {', '.join(SERVED_PLATFORMS)}, but this program is "
@@ -121,15 +131,27 @@ def check_served(ctx: Any) -> None:
         )
     if not compat.is_for_export(ctx):
         _communicator.start(_mesh(ctx))
+    if _on_gpu(ctx):
+        if compat.is_for_export(ctx):
+            raise UnsupportedError(
+                "exported programs with jaxcoll's collectives run on CPUs only: on a GPU the host "
+                "must know the devices when the program is lowered"
+            )
+        _communicator.start_gpus(_mesh(ctx))
+
+
+def _on_gpu(ctx: Any) -> bool:
+    return _GPU in ctx.module_context.platforms
 
 
 def _mesh(ctx: Any) -> Mesh | AbstractMesh:
-    """The mesh of the innermost shard_map, with devices if other processes may have some of them.
+    """The mesh of the innermost shard_map, with devices if somebody must know them: where other
+    processes may have some of them, and on GPUs.
 
     A nested shard_map's own has none, nor has one that was made without.
     """
     mesh = ctx.module_context.axis_context.mesh
-    if not isinstance(mesh, AbstractMesh) or jax.process_count() == 1:
+    if not isinstance(mesh, AbstractMesh) or (jax.process_count() == 1 and not _on_gpu(ctx)):
         return mesh
     return _communicator.mesh_of(mesh, compat.program_devices())
 
@@ -150,7 +172,9 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     program = "" if one_process and not exported else compat.program_fingerprint(ctx)
     if not one_process:
         native.comm_lowering(program)
-    device_ids = None if movable and one_process else _communicator.device_ids(mesh)
+    # On GPUs the host must know, and the kernel compares the logical id of a moved program.
+    known = not movable or not one_process or _on_gpu(ctx)
+    device_ids = _communicator.device_ids(mesh) if known else None
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
     return _Group(
@@ -159,6 +183,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         movable=movable,
         ranks_per_node=_communicator.ranks_per_node(groups, processes, hosts),
         processes=_communicator.processes_per_group(groups, processes),
+        on_gpu=_on_gpu(ctx),
         exported=exported,
         axes=() if axis_index_groups else tuple(mesh.shape[axis] for axis in axis_name),
         program=program,
@@ -376,6 +401,11 @@ def _lower_ragged_all_to_all(
     schedule: str,
 ) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
+    if group.on_gpu and group.processes > 1:
+        raise UnsupportedError(
+            f"on GPUs ragged_all_to_all serves groups within one process, but {group.label} "
+            f"reaches into {group.processes}; use all_to_all of padded blocks there"
+        )
     call = _Call("ragged_all_to_all", group, algorithm, schedule)
     if 0 in _shape(operand) or 0 in _shape(output):
         return [output]  # nothing is sent

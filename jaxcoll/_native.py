@@ -1,6 +1,7 @@
 """The only importer of the extension module, so that a missing build is explained in one place."""
 
 import pkgutil
+from typing import Any
 
 import jaxcoll
 
@@ -16,4 +17,6 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "reinstall with `pip install --force-reinstall .`"
     ) from error
 
-__all__ = ["native"]
+cuda: Any = native  # names that only a build with GPU kernels has: see native.cuda_built
+
+__all__ = ["cuda", "native"]

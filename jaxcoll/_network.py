@@ -76,6 +76,7 @@ class Topology:
       name: to print.
       groups: named sets of endpoints whose cuts are worth a bound: racks, pods, nodes, halves.
       node_size: endpoints per server, where they come in servers; else 0.
+      extents: of a torus, the last one varying fastest; else ().
     """
 
     name: str
@@ -83,6 +84,7 @@ class Topology:
     links: list[Link] = field(default_factory=list)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     node_size: int = 0
+    extents: tuple[int, ...] = ()
     _media: list[str] = field(default_factory=list)  # by cable
     _parallel: Counter[tuple[str, str]] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)  # what others computed about it

@@ -57,7 +57,9 @@ def torus(
     """
     for length in dimensions:
         _at_least("a dimension of a torus", length, 1)
-    topology = Topology(name or f"torus({'x'.join(map(str, dimensions))})")
+    topology = Topology(
+        name or f"torus({'x'.join(map(str, dimensions))})", extents=tuple(dimensions)
+    )
     cells = list(itertools.product(*map(range, dimensions)))
     label = {cell: "h" + ".".join(map(str, cell)) for cell in cells}
     for cell in cells:

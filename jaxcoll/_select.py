@@ -22,6 +22,11 @@ _AUTO = "direct"
 _ONE_STEP_BYTES = 16 << 10
 _ONE_STEP_RANKS = 8
 
+# On GPUs: up to this many bytes every rank reads all vectors, above it each adds up its own share
+# and writes it to all. Not measured yet.
+_GPU_ONE_SHOT_BYTES = 256 << 10
+_GPU_ALGORITHMS = ("direct", "direct2")
+
 # Its sizes are data: there is nothing to schedule before it runs.
 _UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
 
@@ -32,8 +37,16 @@ def algorithms(collective: str) -> tuple[str, ...]:
 
 
 def _auto(
-    collective: str, world_size: int, byte_count: int, ranks_per_node: int, processes: int
+    collective: str,
+    world_size: int,
+    byte_count: int,
+    ranks_per_node: int,
+    processes: int,
+    on_gpu: bool,
 ) -> str:
+    if on_gpu:
+        two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
+        return "direct2" if two_shots else _AUTO
     if processes <= 1 or collective != "all_reduce":
         return _AUTO
     if 1 < ranks_per_node < world_size:
@@ -72,6 +85,7 @@ def choose(
     ranks_per_node: int = 1,
     processes: int = 1,
     axes: tuple[int, ...] = (),
+    on_gpu: bool = False,
 ) -> Choice:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
@@ -85,6 +99,7 @@ def choose(
       axes: sizes of the mesh axes whose product a group is, the last one varying fastest; () if a
         group is something else. They are the dims of an algorithm that takes some, and has none
         in brackets.
+      on_gpu: whether GPU kernels run it.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
@@ -98,7 +113,13 @@ def choose(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if name == "auto":
-        name = _auto(collective, world_size, byte_count, ranks_per_node, processes)
+        name = _auto(collective, world_size, byte_count, ranks_per_node, processes, on_gpu)
+    if on_gpu and name not in _GPU_ALGORITHMS:
+        served = [a for a in choices if a in ("auto", *_GPU_ALGORITHMS)]
+        raise UnknownAlgorithmError(
+            f"on GPUs {collective} has no algorithm {algorithm!r}; choose one of "
+            f"{', '.join(served)}"
+        )
     if collective not in _UNSCHEDULED:
         dims = dims or _dims(collective, name, world_size, ranks_per_node, axes)
         spec = _schedule.ScheduleSpec(

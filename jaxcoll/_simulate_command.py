@@ -15,7 +15,7 @@ from jaxcoll import topology as topologies
 from jaxcoll._perfetto import trace
 from jaxcoll._sweep import Outcome, Setting, Sweep
 from jaxcoll._timeline import ROUTINGS, Model, SimulationError
-from jaxcoll.schedule import COLLECTIVES, Collective, algorithms
+from jaxcoll.schedule import COLLECTIVES, Collective, algorithms, parse_algorithm
 from jaxcoll.topology import (
     KINDS,
     Topology,
@@ -144,7 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--ranks", type=int, default=0, help="default: one per endpoint")
     what.add_argument("--channels", type=int, default=1, help="see ScheduleSpec (default 1)")
-    what.add_argument("--node-size", type=int, default=0, help="ranks per server, hierarchical")
     what.add_argument("--root", type=int, default=0, help="of broadcast and reduce")
     what.add_argument(
         "--placement", default="linear", help="linear (default), random:SEED or strided:K"
@@ -296,7 +295,7 @@ def _simulate(
         network.check()
         for collective in options.collective:
             known = algorithms(collective)
-            unknown = [name for name in wanted if name not in known]
+            unknown = [name for name in wanted if parse_algorithm(name)[0] not in known]
             if unknown and len(options.collective) == 1:
                 parser.error(
                     f"{collective} has no algorithm {unknown[0]}; choose from {', '.join(known)}"
@@ -304,12 +303,11 @@ def _simulate(
             sweep.add(
                 network,
                 collective,
-                [name for name in known if not named or name in wanted],
+                [n for n in wanted if parse_algorithm(n)[0] in known] if named else known,
                 options.bytes,
                 options.routing,
                 options.fail,
                 channels=options.channels,
-                node_size=options.node_size,
                 root=options.root,
             )
     if not sweep.groups:

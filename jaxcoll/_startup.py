@@ -47,7 +47,8 @@ def _widen_dispatch_pool() -> bool:
 
 _environment.check()
 _pool_is_ours = _widen_dispatch_pool()
-compat.register_ffi(**native.ffi_registrations())
+for _platform, _registration in native.ffi_registrations().items():
+    compat.register_ffi(_platform, **_registration)
 # Exit handlers run in reverse order of registration, and JAX registered its own on import: calls
 # in flight are cancelled while the back end that waits for them still exists.
 atexit.register(native.shutdown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from jaxcoll._network import Topology, TopologyError
 from jaxcoll._timeline import Change, Model, Routing, Stragglers, Timeline, Traffic
-from jaxcoll.schedule import Collective, ScheduleSpec
+from jaxcoll.schedule import Collective, ScheduleSpec, dims_kind, parse_algorithm
 from jaxcoll.simulate import pack, run
 
 
@@ -118,6 +119,18 @@ class Refusal:
     reason: str
 
 
+def _dims(
+    topology: Topology, collective: Collective, algorithm: str, ranks: int
+) -> tuple[int, ...]:
+    """What the network says of the ranks' places, if the algorithm wants to know it."""
+    kind, inside = dims_kind(collective, algorithm), topology.node_size
+    if kind == "nodes" and inside and ranks % inside == 0:
+        return ranks // inside, inside
+    if kind == "torus" and ranks == math.prod(topology.extents):
+        return topology.extents
+    return ()
+
+
 @dataclass
 class Sweep:
     """Cases in the order of the table, grouped by the schedule they share."""
@@ -136,7 +149,6 @@ class Sweep:
         fails: Sequence[int],
         *,
         channels: int = 1,
-        node_size: int = 0,
         root: int = 0,
     ) -> None:
         """Adds all combinations."""
@@ -145,13 +157,13 @@ class Sweep:
         if collective == "permute":  # half way around: as far as it gets
             permutation = tuple((r, (r + ranks // 2) % ranks) for r in range(ranks))
         for algorithm in algorithms:
-            inside = node_size or topology.node_size
+            name, dims = parse_algorithm(algorithm)
             spec = ScheduleSpec(
                 collective,
                 ranks,
-                algorithm,
+                name,
                 channels=channels,
-                node_size=inside if inside and ranks % inside == 0 else node_size,
+                dims=dims or _dims(topology, collective, name, ranks),
                 root=root,
                 permutation=permutation,
             )

@@ -13,7 +13,7 @@ import jax
 
 import jaxcoll
 from jaxcoll import _environment, _install, _select
-from jaxcoll._native import native
+from jaxcoll._native import cuda, native
 
 # As the API names them -> as schedules name them.
 _COLLECTIVES = {
@@ -65,8 +65,8 @@ def _versions() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     for platform_name in sorted({device.platform for device in jax.devices()} | {"cpu"}):
         count = len(jax.devices(platform_name))
-        served = "" if platform_name == "cpu" else ", not served by this version"
-        yield f"{count} {platform_name}{served}"
+        served = platform_name == "cpu" or (platform_name == "gpu" and native.cuda_built)
+        yield f"{count} {platform_name}{'' if served else ', not served by this build'}"
 
 
 def _built_in() -> Iterator[str]:
@@ -74,8 +74,20 @@ def _built_in() -> Iterator[str]:
     engine = native.engine_info()
     yield f"XLA FFI API {major}.{minor}"
     yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
+    yield f"cuda     {_cuda()}"
     yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
+
+
+def _cuda() -> str:
+    if not native.cuda_built:
+        return "none in this build"
+    here = cuda.cuda_info()
+    version = f"{here['runtime_version'] // 1000}.{here['runtime_version'] % 1000 // 10}"
+    if not here["driver"]:
+        return f"{version}; no GPU can be used: {here['problem']}"
+    groups = "".join(f"; {text}" for text in here["communicators"])
+    return f"{version}; {here['devices']} GPUs{groups}"
 
 
 def _collectives() -> Iterator[str]:

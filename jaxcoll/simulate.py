@@ -227,7 +227,7 @@ def _pack_spec(spec: ScheduleSpec) -> Any:
         spec.algorithm,
         spec.world_size,
         spec.channels,
-        spec.node_size,
+        list(spec.dims),
         spec.root,
         list(spec.permutation),
     )

@@ -18,7 +18,7 @@ CPP_LAYERS = {
     "transport": {"base"},
     "executor": {"base", "schedule", "transport"},
     "comm": {"base", "schedule", "transport", "executor"},
-    "cuda": {"base", "schedule", "executor"},
+    "cuda": {"base", "schedule", "transport", "executor"},
     "sim": {"base", "schedule"},
     "xla": {"base", "schedule", "transport", "executor", "comm", "cuda"},
     "bindings": {
@@ -113,6 +113,8 @@ def test_cpp_includes_only_from_its_own_and_lower_layers(layer: str) -> None:
             quote, header = match.groups()
             if header.startswith("xla/ffi/api/"):
                 assert layer == "xla", f"{path}: XLA's {header} outside of xla/"
+            elif header.startswith(("cuda_", "cooperative_groups")):
+                assert layer == "cuda", f"{path}: CUDA's {header} outside of cuda/"
             elif header.startswith("nanobind/") or header == "Python.h":
                 assert layer == "bindings", f"{path}: {header} outside of bindings/"
             elif quote == '"':
@@ -249,7 +251,7 @@ def test_top_level_holds_what_it_should_and_nothing_else() -> None:
 
 
 def test_no_source_file_is_too_long() -> None:
-    for pattern in ("*.py", "*.cc", "*.h", "*.inc"):
+    for pattern in ("*.py", "*.cc", "*.h", "*.inc", "*.cu", "*.cuh"):
         for path in (
             p for f in ("jaxcoll", "ffi", "tests", "benchmarks") for p in (ROOT / f).rglob(pattern)
         ):
@@ -259,7 +261,10 @@ def test_no_source_file_is_too_long() -> None:
 
 def test_no_cpp_line_is_too_long() -> None:
     """clang-format leaves comments alone, since some are tables."""
-    for path in files("*.cc", "ffi", "tests") + files("*.h", "ffi") + files("*.inc", "ffi"):
+    patterns = ("*.cc", "*.h", "*.inc", "*.cu", "*.cuh")
+    for path in [path for pattern in patterns for path in files(pattern, "ffi")] + files(
+        "*.cc", "tests"
+    ):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert len(line) <= 100, f"{path}:{number}: {len(line)} columns"
 

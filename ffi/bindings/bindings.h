@@ -10,5 +10,6 @@ void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays,
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
 void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
 void BindSim(nanobind::module_& m);       // sim.cc: networks, schedules packed for them, time
+void BindCuda(nanobind::module_& m);      // cuda.cc: GPUs, or that this build has none
 
 }  // namespace jaxcoll

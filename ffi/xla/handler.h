@@ -1,5 +1,5 @@
-// The XLA FFI entry points of the custom call "jaxcoll_collective". This folder is the only one
-// that includes XLA's headers.
+// The XLA FFI entry points of the custom call "jaxcoll_collective", for CPUs (handler.cc) and for
+// GPUs (handler_cuda.cc). This folder is the only one that includes XLA's headers.
 #pragma once
 
 namespace jaxcoll {
@@ -8,11 +8,13 @@ namespace jaxcoll {
 // TypeId and a TypeInfo of the per-instruction state.
 struct FfiRegistration {
   void* instantiate;
+  void* initialize;  // null: there is nothing to do
   void* execute;
   void* type_id;
   void* type_info;
 };
 FfiRegistration GetFfiRegistration();
+FfiRegistration GetCudaFfiRegistration();  // only in a build with CUDA
 
 // The XLA FFI API version this was compiled against.
 int FfiApiMajor();

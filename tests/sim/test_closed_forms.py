@@ -120,7 +120,7 @@ def test_hierarchical(nodes: int, gpus: int, n: int) -> None:
         bandwidth_Bps=12.5e9,
         latency_s=across_s / 2,
     )
-    spec = ScheduleSpec("all_reduce", nodes * gpus, "hierarchical", node_size=gpus)
+    spec = ScheduleSpec("all_reduce", nodes * gpus, "hierarchical", dims=(nodes, gpus))
     unit = 4 * nodes * gpus
     n = n // unit * unit
     timeline = run(spec, topology, n, model=MODEL, bounds="quick")

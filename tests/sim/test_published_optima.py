@@ -32,7 +32,7 @@ def two_chassis() -> Topology:
 
 
 def simulated(collective: Collective, algorithm: str, placement: str) -> Timeline:
-    spec = ScheduleSpec(collective, 32, algorithm, node_size=16)
+    spec = ScheduleSpec(collective, 32, algorithm)
     return run(spec, two_chassis(), GIGABYTE, routing="spray", placement=placement)
 
 

@@ -157,7 +157,7 @@ def test_seeds_and_stragglers_and_failures_on_the_way(capsys: pytest.CaptureFixt
 
 
 def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--algorithm", "hierarchical", "--node-size", "5"]
+    arguments = ["--algorithm", "hierarchical[3x5]"]
     assert run(*arguments) == 1
     assert "# not simulated: hierarchical all_reduce on fat_tree" in capsys.readouterr().out
 

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# benchmarks/gpu.sh - builds, tests and measures the GPU kernels on a machine that has a GPU.
+#
+#   usage: benchmarks/gpu.sh [DIR]      DIR: where the results go, benchmarks/results by default
+#
+# Needs nvcc, cmake, ninja, and a python3 with jax, nanobind and pytest; no network. Builds into a
+# scratch directory for the local GPU alone and leaves nothing else behind. At most 9 minutes: every
+# step has a limit, and a step that fails or is late does not keep the next from running.
+#
+#   gpu.json          figures: device, driver, CUDA, JAX, commit, one row per measurement
+#   gpu-summary.txt   one line per step: passed or not, and how long it took
+#   gpu-*.log         the output of a step that did not pass
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-benchmarks/results}
+python=${PYTHON:-python3}
+mkdir -p "$out" && out=$(cd "$out" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export CUDA_DEVICE_MAX_CONNECTIONS=32  # a hardware queue for each rank's stream
+COMMIT=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+export COMMIT
+rm -f "$out"/gpu-summary.txt "$out"/gpu-*.log
+failed=0
+total_s=525
+
+step() {  # step NAME LIMIT_S COMMAND...
+    local name=$1 limit_s=$2 begin=$SECONDS status=0
+    shift 2
+    [ "$limit_s" -le $((total_s - SECONDS)) ] || limit_s=$((total_s - SECONDS))
+    if [ "$limit_s" -lt 5 ]; then
+        echo "$name: not run, no time left" | tee -a "$out/gpu-summary.txt"
+        failed=1
+        return 1
+    fi
+    echo "=== $name, at most $limit_s s"
+    timeout --kill-after=10 "$limit_s" "$@" >"$scratch/$name.log" 2>&1 || status=$?
+    tail -n 40 "$scratch/$name.log"
+    local result=passed
+    case $status in
+        0) ;;
+        124 | 137) result="late" ;;
+        *) result="failed ($status)" ;;
+    esac
+    echo "$name: $result, $((SECONDS - begin)) s; $(tail -n 1 "$scratch/$name.log")" |
+        tee -a "$out/gpu-summary.txt"
+    [ "$status" = 0 ] && return
+    failed=1
+    tail -c 1000000 "$scratch/$name.log" >"$out/gpu-$name.log"
+    return 1
+}
+
+build() {
+    local architecture
+    architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+    cmake -S . -B "$scratch/build" -GNinja -DJAXCOLL_CUDA=ON \
+        -DCMAKE_CUDA_ARCHITECTURES="${architecture:-90}-real" \
+        -DPython_EXECUTABLE="$(command -v "$python")" &&
+        cmake --build "$scratch/build" &&
+        mkdir -p "$scratch/site" && cp -r jaxcoll "$scratch/site/" &&
+        rm -f "$scratch"/site/jaxcoll/_jaxcoll*.so &&
+        cp "$scratch"/build/ffi/_jaxcoll*.so "$scratch/site/jaxcoll/"
+}
+export -f build
+export scratch python
+
+nvidia-smi || true
+step build 150 bash -c build || exit 1
+# The tests and benchmarks of this checkout over the package that was just built.
+cp -r tests benchmarks pyproject.toml "$scratch/site/"
+cd "$scratch/site" || exit 1
+export PYTHONPATH=$scratch/site
+pytest=("$python" -m pytest -q -p no:cacheprovider -W ignore)
+
+step info 60 env JAX_PLATFORMS=cuda,cpu "$python" -m jaxcoll info
+step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py -k "every_collective and grid"
+step figures 150 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100
+step kernels 120 "${pytest[@]}" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
+step processes 150 "${pytest[@]}" -s tests/cuda/test_cuda_processes.py
+for tool in memcheck racecheck; do
+    step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q \
+        -p no:cacheprovider tests/cuda/test_cuda_kernels.py -k "every_collective and grid and 2-"
+done
+step nccl 60 "$python" -m benchmarks.gpu --json "$out/gpu-nccl.json" --limit-s 0 --nccl
+cat "$out/gpu-summary.txt"
+exit $failed

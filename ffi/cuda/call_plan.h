@@ -1,0 +1,49 @@
+// What every rank of a group launches for one custom call: computed from what the HLO says and the
+// shapes, so equal on all ranks. Plain C++: no GPU is needed to make one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "cuda/layout.h"
+#include "executor/call_site.h"
+#include "executor/call_spec.h"
+
+namespace jaxcoll::cuda {
+
+struct CallPlan {
+  Mode mode = Mode::kAllGather;
+  DType dtype = DType::kUint8;
+  ReduceOp reduce_op = ReduceOp::kSum;
+  int world_size = 1;
+  int root = 0;
+  std::vector<std::pair<int, int>> permutation;  // (source, destination)
+  std::vector<int64_t> elements;                 // by vector: of one block
+  Ragged ragged = {};                            // without pointers
+  int blocks = 1;                                // of a launch
+  uint32_t fingerprint = 0;                      // never 0, which is what flags begin with
+
+  // Fails for a collective, algorithm, dtype or shape that the kernels do not serve. `max_blocks`
+  // is the communicator's.
+  static StatusOr<CallPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks);
+
+  int launches() const {
+    return static_cast<int>((elements.size() + kMaxVectors - 1) / kMaxVectors);
+  }
+  // Staged: bytes of a slot that are worth having, when `available` bytes may be taken; 0 if even
+  // the smallest slots do not fit.
+  int64_t SlotBytes(uint64_t available) const;
+  uint64_t StagingBytes(int64_t slot_bytes) const {
+    return cuda::StagingBytes(mode, world_size, blocks, slot_bytes);
+  }
+
+  // The parameters of launch `launch` for one rank, but for what the communicator adds. The
+  // operands are in the order of the custom call.
+  StatusOr<Call> Bind(int rank, int launch, const void* const* inputs, void* const* outputs) const;
+};
+
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,215 @@
+#include "cuda/gpu_call_site.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "cuda/launch.h"
+#include "cuda/runtime.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+// Set before the first call, never destroyed: calls may come until the process ends.
+std::atomic<Job*> the_job{nullptr};
+
+const Member* DeviceOfJob(int64_t device_id) {
+  const Job& job = *the_job.load(std::memory_order_acquire);
+  for (const Member& member : job.devices) {
+    if (member.device_id == device_id) return &member;
+  }
+  return nullptr;
+}
+
+// The communicator of a group, made when it is asked for first. Asked for while a program is set
+// up, in an order that is the same in all its processes.
+StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& all = *new std::map<std::vector<int64_t>, std::unique_ptr<Communicator>>;
+  std::vector<int64_t> key;
+  for (const Member& member : members) key.push_back(member.device_id);
+  std::lock_guard lock(mutex);
+  std::unique_ptr<Communicator>& communicator = all[key];
+  if (communicator == nullptr) {
+    const Job& job = *the_job.load(std::memory_order_acquire);
+    StatusOr<std::unique_ptr<Communicator>> made =
+        Communicator::Create(members, job.process, job.options, job.exchange.get());
+    if (!made.ok()) return made.status();
+    communicator = std::move(*made);
+    Communicator::StartMonitor();
+  }
+  return communicator.get();
+}
+
+}  // namespace
+
+void StartJob(Job job) {
+  Job* expected = nullptr;
+  auto* const started = new Job(std::move(job));
+  JAXCOLL_CHECK(the_job.compare_exchange_strong(expected, started), "the job was started before");
+}
+
+bool JobStarted() { return the_job.load(std::memory_order_acquire) != nullptr; }
+
+GpuCallSite::GpuCallSite(CallSpec spec, GroupTable groups)
+    : spec_(std::move(spec)), table_(std::move(groups)) {}
+
+StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
+  StatusOr<GroupTable> groups = GroupTable::Create(spec);
+  if (!groups.ok()) return groups.status();
+  if (!groups->ranks_by_device()) {
+    return InvalidArgument(
+        "this program does not say which GPUs it runs on; jaxcoll cannot serve "
+        "exported programs and meshes without devices on GPUs");
+  }
+  std::unique_ptr<GpuCallSite> site(new GpuCallSite(std::move(spec), std::move(*groups)));
+  if (!JobStarted()) return site;  // compiled for later; Prepare will say it
+  const Job& job = *the_job.load(std::memory_order_acquire);
+  if (job.exchange == nullptr) return site;
+  Interprocess* const processes = Interprocess::Get();
+  if (processes == nullptr) {
+    return Status(StatusCode::kFailedPrecondition, "this process is not linked to the others");
+  }
+  const CallSpec& s = site->spec_;
+  std::string& signature = site->slot_signature_;
+  signature = "cuda " + s.program + ' ' + s.collective + ' ' + s.algorithm + ' ' + s.reduce_op;
+  for (const int64_t number : {s.root, s.channels, s.group_size}) {
+    signature += ' ' + std::to_string(number);
+  }
+  signature += " [";
+  for (const int64_t extent : s.dims) signature += ' ' + std::to_string(extent);
+  signature += ']';
+  for (const int64_t rank : s.permutation) signature += ' ' + std::to_string(rank);
+  signature += '\n' + s.signature + '\n' + s.schedule;
+  for (const int64_t logical : s.groups) signature += ' ' + std::to_string(logical);
+  for (const int64_t device : s.device_ids) signature += ' ' + std::to_string(device);
+  site->slot_ = processes->TakeSlot(s.program, signature);
+  return site;
+}
+
+GpuCallSite::~GpuCallSite() {
+  for (const Group& group : groups_) {
+    if (group.communicator != nullptr) group.communicator->ReturnLane(group.lane);
+  }
+  if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
+}
+
+std::string GpuCallSite::Describe(const CallShape& shape) const {
+  std::string text = spec_.collective;
+  if (!spec_.reduce_op.empty()) text += "(" + spec_.reduce_op + ")";
+  if (!shape.inputs.empty()) {
+    text += " of " + std::string(Name(shape.inputs[0].dtype)) + "[";
+    for (size_t i = 0; i < shape.inputs[0].dimensions.size(); ++i) {
+      text += (i == 0 ? "" : ",") + std::to_string(shape.inputs[0].dimensions[i]);
+    }
+    text += "]";
+    if (spec_.collective != "ragged_all_to_all" && shape.inputs.size() > 1) {
+      text += " and " + std::to_string(shape.inputs.size() - 1) + " more";
+    }
+  }
+  if (!spec_.label.empty()) text += " over " + spec_.label;
+  return text + ", algorithm " + spec_.algorithm;
+}
+
+Status GpuCallSite::Prepare(const CallShape& shape) {
+  std::lock_guard lock(mutex_);
+  if (prepared()) return Status();
+  if (!JobStarted()) {
+    return Status(StatusCode::kFailedPrecondition,
+                  "jaxcoll does not know this job's GPUs yet: trace a program with one of its "
+                  "collectives before running a compiled one");
+  }
+  description_ = Describe(shape);
+  Status status = Unprefixed(shape);
+  if (status.ok()) {
+    prepared_.store(true, std::memory_order_release);
+    return status;
+  }
+  return Status(status.code(), description_ + ": " + status.message());
+}
+
+Status GpuCallSite::Unprefixed(const CallShape& shape) {
+  groups_.resize(table_.group_count());
+  // In the order of the groups, on all processes: so nobody waits for one who waits for him.
+  for (int32_t group = 0; group < table_.group_count(); ++group) {
+    if (groups_[group].communicator != nullptr) continue;  // an earlier attempt got this far
+    if (Status status = PrepareGroup(group, shape); !status.ok()) return status;
+  }
+  return Status();
+}
+
+Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape) {
+  const Job& job = *the_job.load(std::memory_order_acquire);
+  std::vector<Member> members;
+  bool here = false;
+  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+    const int64_t device = table_.DeviceId({group, rank});
+    const Member* const member = DeviceOfJob(device);
+    if (member == nullptr) {
+      return InvalidArgument("device " + std::to_string(device) + " is no GPU of this job");
+    }
+    members.push_back(*member);
+    here |= member->process == job.process;
+  }
+  if (!here) return Status();
+  StatusOr<Communicator*> communicator = CommunicatorOf(members);
+  if (!communicator.ok()) return communicator.status();
+  StatusOr<CallPlan> plan = CallPlan::Create(spec_, shape, (*communicator)->max_blocks());
+  if (!plan.ok()) return plan.status();
+  if ((*communicator)->staged() && plan->mode == Mode::kRaggedAllToAll) {
+    return InvalidArgument("ragged_all_to_all serves the GPUs of one process");
+  }
+  std::string key;
+  if (slot_) {
+    key = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' +
+          std::to_string(plan->fingerprint);
+  }
+  StatusOr<LaneGrant> lane = (*communicator)->TakeLane(*plan, key, description_);
+  if (!lane.ok()) return lane.status();
+  groups_[group] = {*communicator, std::move(*plan), *lane};
+  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+    const Member& member = members[rank];
+    if (member.process != job.process) continue;
+    const auto ordinal = static_cast<size_t>(member.ordinal);
+    if (place_of_ordinal_.size() <= ordinal) {
+      place_of_ordinal_.resize(ordinal + 1);
+      logical_of_ordinal_.resize(ordinal + 1);
+    }
+    place_of_ordinal_[ordinal] = Place{group, rank};
+    logical_of_ordinal_[ordinal] = static_cast<uint32_t>(table_.LogicalId({group, rank}));
+    const SetupScope scope(member.ordinal);
+    if (Status status = Preload(groups_[group].plan); !status.ok()) return status;
+  }
+  return Status();
+}
+
+Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs,
+                            void* const* outputs, const uint32_t* logical_id) const {
+  if (ordinal < 0 || ordinal >= static_cast<int>(place_of_ordinal_.size()) ||
+      !place_of_ordinal_[ordinal]) {
+    return InvalidArgument(description_ + ": GPU " + std::to_string(ordinal) +
+                           " is in none of its groups; compile the program for the mesh it runs "
+                           "on");
+  }
+  const Place place = *place_of_ordinal_[ordinal];
+  const Group& group = groups_[place.group];
+  if (const std::optional<std::string> cause = group.communicator->Cause()) {
+    return Status(StatusCode::kFailedPrecondition,
+                  "an earlier collective failed on these GPUs: " + *cause);
+  }
+  const DeviceScope scope(ordinal);
+  for (int launch = 0; launch < group.plan.launches(); ++launch) {
+    StatusOr<Call> call = group.plan.Bind(place.rank, launch, inputs, outputs);
+    if (!call.ok()) {
+      return Status(call.status().code(), description_ + ": " + call.status().message());
+    }
+    group.communicator->Complete(group.lane, *call);
+    call->logical_id = logical_id;
+    call->expected_logical_id = logical_of_ordinal_[ordinal];
+    Status status = Launch(group.plan, *call, static_cast<cudaStream_t>(stream));
+    if (!status.ok()) return Status(status.code(), description_ + ": " + status.message());
+  }
+  return Status();
+}
+
+}  // namespace jaxcoll::cuda

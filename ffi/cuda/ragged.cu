@@ -1,0 +1,17 @@
+#include "cuda/kernels.h"
+#include "cuda/ragged.cuh"
+
+namespace jaxcoll::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kThreads, 1)
+    Kernel(const __grid_constant__ Call parameter, const Call* all) {
+  __shared__ RaggedShared shared;
+  RunRagged(shared, parameter, all);
+}
+
+}  // namespace
+
+const void* RaggedKernel() { return reinterpret_cast<const void*>(&Kernel); }
+
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,127 @@
+// The kernels of ffi/cuda on threads of the host: what a thread block is, and the device functions
+// that they use. Include it before any .cuh. A trap anywhere ends all threads of the world, as it
+// ends a grid.
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+#if defined(__CUDACC__)
+#error "for the host's compiler"
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__  // tests run a kernel's body and bring what its block shares
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct Index {
+  int x = 0, y = 0;
+};
+
+namespace jaxcoll::cuda {
+
+struct Trapped {};
+
+// Whether a trap has ended it. Relaxed: looking must not order what ranks do, or
+// ThreadSanitizer would take it for their barrier.
+struct World {
+  std::atomic<bool> trapped{false};
+
+  void Trap() { trapped.store(true, std::memory_order_relaxed); }
+  void Check() const {
+    if (trapped.load(std::memory_order_relaxed)) throw Trapped();
+  }
+};
+
+// Of the threads of a block, or of a launch.
+class HostBarrier {
+ public:
+  HostBarrier(const World& world, int threads) : world_(world), threads_(threads) {}
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    const uint64_t round = round_;
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      ++round_;
+      changed_.notify_all();
+      return;
+    }
+    while (round_ == round) {
+      world_.Check();  // nobody notifies of a trap
+      changed_.wait_for(lock, std::chrono::milliseconds(20));
+    }
+  }
+
+ private:
+  const World& world_;
+  const int threads_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int arrived_ = 0;     // guarded by mutex_
+  uint64_t round_ = 0;  // guarded by mutex_
+};
+
+// What a thread knows of itself.
+struct HostThread {
+  World* world = nullptr;
+  HostBarrier* block = nullptr;
+};
+inline thread_local HostThread this_thread;
+
+inline void StoreRelease(uint64_t* address, uint64_t value) {
+  __atomic_store_n(address, value, __ATOMIC_RELEASE);
+}
+inline uint64_t LoadAcquire(const uint64_t* address) {
+  this_thread.world->Check();
+  sched_yield();  // there are more threads than cores, and this one may spin
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+}
+inline void StoreRelaxed(uint64_t* address, uint64_t value) {
+  __atomic_store_n(address, value, __ATOMIC_RELAXED);
+}
+inline uint64_t LoadRelaxed(const uint64_t* address) {
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+inline uint64_t NowNs() {
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+}  // namespace jaxcoll::cuda
+
+inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+inline void __syncthreads() { jaxcoll::cuda::this_thread.block->Wait(); }
+inline void __threadfence_system() {}  // atomics around it order what tests look at
+inline void __nanosleep(unsigned) { sched_yield(); }
+[[noreturn]] inline void __trap() {
+  jaxcoll::cuda::this_thread.world->Trap();
+  throw jaxcoll::cuda::Trapped();
+}
+inline uint32_t atomicCAS(uint32_t* address, uint32_t expected, uint32_t desired) {
+  __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_ACQ_REL,
+                              __ATOMIC_ACQUIRE);
+  return expected;
+}
+inline void atomicExch(uint32_t* address, uint32_t value) {
+  __atomic_store_n(address, value, __ATOMIC_RELEASE);
+}

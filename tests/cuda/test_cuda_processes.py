@@ -1,0 +1,157 @@
+"""The whole stack on a GPU: 2 and 4 JAX processes that share it, and one that has it alone."""
+
+import pytest
+from jax_processes import run
+from ranks_on_one_gpu import needs_gpu
+
+pytestmark = needs_gpu
+
+EVERY_CALL = """
+from spmd import *
+import jax.numpy as jnp
+mesh = make_mesh((jax.device_count(),))
+n = mesh.size
+assert n == processes and jax.devices()[0].platform == "gpu"
+shift = [(i, (i + 1) % n) for i in range(n)]
+chain = [(i, i - 1) for i in range(1, n)]
+
+def permuted(x, pairs):
+    out = np.zeros_like(x)
+    for source, target in pairs:
+        out[target] = x[source]
+    return out
+
+CALLS = {
+    "all_reduce": (lambda x: c.all_reduce(x, "x"), lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "one shot": (lambda x: c.all_reduce(x, "x", algorithm="direct"),
+                 lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "two shots": (lambda x: c.all_reduce(x, "x", algorithm="direct2"),
+                  lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "max": (lambda x: c.all_reduce(x, "x", op="max"),
+            lambda x: np.broadcast_to(x.max(0), x.shape)),
+    "all_gather": (lambda x: c.all_gather(x, "x", tiled=True),
+                   lambda x: np.broadcast_to(x.reshape(-1), (n, x.size))),
+    "reduce_scatter": (lambda x: c.reduce_scatter(x, "x", tiled=True),
+                       lambda x: x.sum(0).reshape(n, -1)),
+    "all_to_all": (lambda x: c.all_to_all(x, "x", 0, 0, tiled=True),
+                   lambda x: x.reshape(n, n, -1).swapaxes(0, 1).reshape(x.shape)),
+    "permute": (lambda x: c.ppermute(x, "x", shift), lambda x: permuted(x, shift)),
+    "chain": (lambda x: c.ppermute(x, "x", chain), lambda x: permuted(x, chain)),
+    "broadcast": (lambda x: c.broadcast(x, "x", n - 1),
+                  lambda x: np.broadcast_to(x[n - 1], x.shape)),
+}
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.int8, bfloat16):
+    for size in (4, 1004, 400_000):
+        x = rng.integers(-3, 4, (n, size // n * n)).astype(dtype)
+        for name, (call, expected) in CALLS.items():
+            for repeat in range(3):
+                got = rows(per_device(mesh, call)(place(mesh, x)))
+                want = expected(x.astype(np.float64))
+                for row, values in got.items():
+                    np.testing.assert_array_equal(
+                        values.astype(np.float64), want[row], err_msg=f"{name} {dtype} {size}")
+print("EQUAL")
+"""
+
+TRANSFORMATIONS = """
+from spmd import *
+import jax.numpy as jnp
+from jax import lax
+mesh = make_mesh((jax.device_count(),))
+n = mesh.size
+x = np.random.default_rng(0).integers(-3, 4, (n, 6, 5)).astype(np.float32)
+
+def compare(name, body, expected):
+    for row, values in rows(per_device(mesh, body)(place(mesh, x))).items():
+        np.testing.assert_array_equal(values, expected[row], err_msg=name)
+
+total = x.sum(0)
+compare("vmap", jax.vmap(lambda row: c.psum(row, "x")), np.broadcast_to(total, x.shape))
+compare("grad", jax.grad(lambda v: (c.psum(v * v, "x") * 0.5).sum()), x)
+
+def many(v):
+    def step(carry, _):
+        carry = c.psum(carry, "x") / n
+        return c.ppermute(carry, "x", [(i, (i + 1) % n) for i in range(n)]), carry.sum()
+    return lax.scan(step, v, None, length=10)[0]
+compare("scan", many, np.broadcast_to(total / n, x.shape))
+
+def independent(v):
+    return sum(c.psum(v * k, "x") for k in range(1, 6))
+compare("independent", independent, np.broadcast_to(total * 15, x.shape))
+
+f = per_device(mesh, lambda v: c.psum(c.psum(v, "x") * 0 + v, "x"))
+placed = place(mesh, x)
+for _ in range(200):  # replays, where XLA has made a graph of it
+    y = f(placed)
+for row, values in rows(y).items():
+    np.testing.assert_array_equal(values, total)
+print("EQUAL")
+"""
+
+GRAPHS = "--xla_gpu_graph_min_graph_size=1 --xla_gpu_enable_command_buffer=+CUSTOM_CALL,+FUSION"
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_collective_between_processes(processes):
+    assert all("EQUAL" in out for out in run(EVERY_CALL, processes))
+
+
+@pytest.mark.parametrize("flags", ["", GRAPHS], ids=["launches", "graphs"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_transformations_between_processes(processes, flags):
+    assert all("EQUAL" in out for out in run(TRANSFORMATIONS, processes, XLA_FLAGS=flags))
+
+
+def test_a_process_that_does_not_call_is_named():
+    """What XLA makes of a trap is printed: run with -s to see it."""
+    outputs = run(
+        """
+        from spmd import *
+        mesh = make_mesh((2,))
+        f = per_device(mesh, lambda v: c.psum(v, "x"))
+        placed = place(mesh, np.ones((2, 100), np.float32))
+        f(placed).block_until_ready()
+        if rank == 1:
+            time.sleep(15)  # process 0's deadline passes
+            os._exit(0)
+        try:
+            f(placed).block_until_ready()
+        except Exception as error:
+            print("FIRST", type(error).__name__, error)
+        from jaxcoll._native import native
+        print("CAUSE", native.cuda_info()["causes"])
+        try:
+            f(placed).block_until_ready()
+        except Exception as error:
+            print("NEXT", type(error).__name__, error)
+        sys.stdout.flush()
+        os._exit(0)  # the context is gone, and so is the other process
+        """,
+        2,
+        JAXCOLL_TIMEOUT_S="3",
+    )
+    print(outputs[0])
+    for raised in ("FIRST", "NEXT"):
+        assert raised in outputs[0], outputs[0]
+    assert "waited for rank 1 (device 1, process 1)" in outputs[0], outputs[0]
+
+
+def test_a_ragged_exchange_between_processes_is_refused_while_tracing():
+    outputs = run(
+        """
+        from spmd import *
+        import jaxcoll
+        mesh = make_mesh((2,))
+        def body(v):
+            z = jax.numpy.zeros(2, np.int32)
+            return jaxcoll.ragged_all_to_all(v, v, z, z, z, z, axis_name="x")
+        try:
+            per_device(mesh, body)(place(mesh, np.ones((2, 4, 3), np.float32)))
+        except jaxcoll.UnsupportedError as error:
+            print("REFUSED", error)
+        """,
+        2,
+    )
+    assert all("REFUSED" in out for out in outputs)
