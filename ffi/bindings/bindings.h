@@ -9,5 +9,6 @@ void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, programs, Build
 void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays, for tests
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
 void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
+void BindRdma(nanobind::module_& m);      // rdma.cc: links to them over RDMA
 
 }  // namespace jaxcoll

@@ -6,4 +6,5 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindKernels(m);
   jaxcoll::BindEngine(m);
   jaxcoll::BindComm(m);
+  jaxcoll::BindRdma(m);
 }

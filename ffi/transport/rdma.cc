@@ -529,13 +529,13 @@ StatusOr<std::unique_ptr<RdmaLink>> RdmaLink::Prepare(const RdmaConfig& config, 
 }
 
 std::string WhyNoRdma(const RdmaConfig& config, size_t window_bytes) {
-  if (const auto loaded = verbs::Load(); !loaded.ok()) return loaded.status().message();
   const RdmaPorts found = FindRdmaPorts(config, NumaNodeOfThisThread());
   if (found.usable.empty()) {
     std::string why;
     for (const std::string& left_out : found.left_out) why += (why.empty() ? "" : "; ") + left_out;
-    return why.empty() ? "this machine has no RDMA device (/sys/class/infiniband)" : why;
+    return why.empty() ? "this machine has no RDMA device (/sys/class/infiniband is empty)" : why;
   }
+  if (const auto loaded = verbs::Load(); !loaded.ok()) return loaded.status().message();
   const auto link = RdmaLink::Prepare(config, window_bytes, "");
   return link.ok() ? "" : link.status().message();
 }
