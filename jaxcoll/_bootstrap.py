@@ -195,8 +195,9 @@ class Bootstrap:
     def want(self, peer: int) -> None:
         """Asks for a link to process `peer`; returns at once.
 
-        The engine is told once, by one of comm_add_*_link or by comm_link_failed; nothing for a link that it has, and nothing at all after `close`. A link may also come
-        that only the peer wanted, or just before this call.
+        The engine is told once, by one of comm_add_*_link or by comm_link_failed; nothing for a
+        link that it has, and nothing at all after `close`. A link may also come that only the peer
+        wanted, or just before this call.
         """
         self._call_soon(self._want, peer)
 

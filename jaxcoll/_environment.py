@@ -121,8 +121,8 @@ VARIABLES = (
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",
-        meaning="what may carry data between processes; the best that both of a pair allow and have "
-        "is used",
+        meaning="what may carry data between processes; the best that both of a pair allow and "
+        "have is used",
         parse=_list_of("shm", "rdma", "tcp"),
     ),
     Variable(

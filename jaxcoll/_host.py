@@ -150,7 +150,9 @@ class Record:
     transports: tuple[str, ...]
     unix_name: str  # abstract, without its leading NUL
     addresses: tuple[tuple[str, int], ...]
-    fabrics: tuple[str, ...] = ()  # that its RDMA ports are of; processes with a common one may use rdma
+    fabrics: tuple[
+        str, ...
+    ] = ()  # that its RDMA ports are of; processes with a common one may use rdma
     no_rdma: str = ""  # why it has none
 
     def to_bytes(self) -> bytes:

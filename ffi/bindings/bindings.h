@@ -10,5 +10,6 @@ void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays,
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
 void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
 void BindRdma(nanobind::module_& m);      // rdma.cc: links to them over RDMA
+void BindLinkBench(nanobind::module_& m);  // link_bench.cc: a link alone, for benchmarks
 
 }  // namespace jaxcoll

@@ -7,4 +7,5 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindEngine(m);
   jaxcoll::BindComm(m);
   jaxcoll::BindRdma(m);
+  jaxcoll::BindLinkBench(m);
 }

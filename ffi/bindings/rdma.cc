@@ -12,6 +12,7 @@
 
 #include "base/environment.h"
 #include "bindings/bindings.h"
+#include "bindings/rdma_half.h"
 #include "comm/peer.h"
 #include "comm/reactor.h"
 #include "transport/rdma_ports.h"
@@ -39,11 +40,6 @@ RdmaConfig ConfigFromEnvironment() {
   config.deadline_s = TimeoutS();
   return config;
 }
-
-// What Python holds between the two steps of making a link.
-struct RdmaHalf {
-  std::unique_ptr<RdmaLink> link;
-};
 
 }  // namespace
 

@@ -28,8 +28,10 @@ constexpr size_t kPageBytes = 4096;
 constexpr int kControlFramesPerPoll = 16;
 constexpr int kCompletionsPerPoll = 64;
 // A look at the socket and at the devices is a system call each, a look at a completion queue is
-// not. A reactor that does not sleep hears of the peer's end this many calls of Poll later.
+// not. A reactor that does not sleep hears of the peer's end this many calls of Poll later, or idle
+// calls.
 constexpr uint64_t kPollsPerLook = 1024;
+constexpr uint64_t kIdlePollsPerLook = 32;
 // Puts of which some parts have come. An honest peer has no more under way.
 constexpr size_t kMaxPartialPuts = RdmaLink::kMaxRails * RdmaRail::kEntries;
 constexpr size_t kMaxReasonBytes = 400;
@@ -131,7 +133,7 @@ class RdmaLinkImpl final : public RdmaLink {
           offer->rails[i], {offer->window, offer->rings + i * RdmaRail::kRingBytes}, config_);
       if (!status.ok())
         return Status(status.code(), PeerName(peer_, description_) + ": " + status.message());
-      description_ += (live_rails() > 1 ? ", " : "; rails: ") + rail.rail->Describe();
+      rails_text_ += (rails_text_.empty() ? ", rails " : ", ") + rail.rail->Describe();
     }
     if (live_rails() == 0) {
       return Status(StatusCode::kUnavailable,
@@ -147,7 +149,7 @@ class RdmaLinkImpl final : public RdmaLink {
   }
 
   std::string_view transport() const override { return "rdma"; }
-  std::string Describe() const override { return description_; }
+  std::string Describe() const override { return description_ + rails_text_; }
   std::span<std::byte> window() override { return open_.bytes().first(window_bytes_); }
   size_t remote_window_bytes() const override { return window_bytes_; }
   std::byte* staging() override { return own_.bytes().data(); }
@@ -187,7 +189,9 @@ class RdmaLinkImpl final : public RdmaLink {
     bool any = PollRails(budget);
     const bool emptied = !any && arrived_.empty();
     any |= Deliver(sink, budget);
-    if (look_ || !peer_ready_ || control_->queued_bytes() > 0 || ++polls_ % kPollsPerLook == 0) {
+    if (any) idle_polls_ = 0;
+    if (look_ || !peer_ready_ || control_->queued_bytes() > 0 || ++polls_ % kPollsPerLook == 0 ||
+        ++idle_polls_ % kIdlePollsPerLook == 0) {
       any |= Look(sink);
     }
     any |= ServeFailures();
@@ -448,10 +452,9 @@ class RdmaLinkImpl final : public RdmaLink {
     backlog_.insert(backlog_.begin(), parts->begin(), parts->end());
     if (live_rails() == 0) return;
     Log(LogLevel::kWarning,
-        "%s: an RDMA rail has failed, %s: %s; %zu puts are repeated, and all goes over the %zu "
-        "rails that are left",
+        "%s: an RDMA rail has failed, %s: %s; rails left: %zu, repeated puts: %zu",
         PeerName(peer_, description_).c_str(), rail.rail->Describe().c_str(),
-        rail.rail->reason().c_str(), parts->size(), live_rails());
+        rail.rail->reason().c_str(), live_rails(), parts->size());
   }
 
   // From here on no source is read any more.
@@ -473,6 +476,7 @@ class RdmaLinkImpl final : public RdmaLink {
   const pid_t pid_ = ::getpid();
   int peer_ = -1;
   std::string description_;
+  std::string rails_text_;
   RegisteredPages open_;  // window and rings: the peer may write them
   RegisteredPages own_;   // staging and entries: the NIC may read them
   std::vector<Rail> rails_;
@@ -483,6 +487,7 @@ class RdmaLinkImpl final : public RdmaLink {
   std::vector<RailEntry> arrived_;              // and not delivered yet
   std::map<uint64_t, uint32_t> missing_parts_;  // of puts that have come in part
   uint64_t polls_ = 0;
+  uint64_t idle_polls_ = 0;
   bool look_ = true;
   bool peer_ready_ = false;
   bool gone_ = false;  // the socket has ended

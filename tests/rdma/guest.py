@@ -124,7 +124,9 @@ def run(
         share = Path(name)
         (share / "modules").write_text(f"{_modules(kernel)}\n")
         (share / "writable").write_text("".join(f"{path.resolve()}\n" for path in writable))
-        exports = [f"export {k}={shlex.quote(v)}" for k, v in environment.items() if k.isidentifier()]
+        exports = [
+            f"export {k}={shlex.quote(v)}" for k, v in environment.items() if k.isidentifier()
+        ]
         (share / "command").write_text(
             "\n".join([*exports, f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(command)}"])
         )

@@ -26,8 +26,7 @@ STEPS = {
         240,
     ),
     "benchmark": (
-        (sys.executable, "-m", "benchmarks.transport", "-b", "8", "-e", "64K", "-f", "16")
-        + ("-n", "20", "--transports", "shm,tcp,rdma"),
+        (sys.executable, "-m", "benchmarks.transport", *"-b 8 -e 64K -f 16 -n 20".split()),
         {},
         120,
     ),
