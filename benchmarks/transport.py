@@ -178,8 +178,8 @@ def print_tables(transport: str, description: str, rows: list[dict[str, Any]]) -
     for row in rows:
         print(
             f" {row['bytes']:<7d} {row['iterations']:<11d}    {row['t_min_us']:<11.2f}    "
-            f"{row['t_max_us']:<11.2f}  {row['t_typical_us']:<15.2f}    {row['t_avg_us']:<11.2f}    "
-            f"{row['t_stdev_us']:<13.2f}   {row['t_99_us']:<20.2f}   {row['t_999_us']:.2f}"
+            f"{row['t_max_us']:<11.2f}  {row['t_typical_us']:<15.2f}    {row['t_avg_us']:<11.2f} "
+            f"   {row['t_stdev_us']:<13.2f}   {row['t_99_us']:<20.2f}   {row['t_999_us']:.2f}"
         )
     print(" #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]")
     for row in rows:

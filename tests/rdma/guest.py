@@ -78,6 +78,7 @@ done < {SHARE}/writable
 mkdir -p /lib/modules/$(uname -r)
 mount --bind "$(cat {SHARE}/modules)" /lib/modules/$(uname -r)
 hostname rdma-guest
+echo "127.0.0.1 rdma-guest" >> /etc/hosts  # JAX looks itself up
 ip link set lo up
 modprobe rdma_rxe
 modprobe ib_uverbs

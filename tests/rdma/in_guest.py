@@ -26,7 +26,7 @@ STEPS = {
         240,
     ),
     "benchmark": (
-        (sys.executable, "-m", "benchmarks.transport", *"-b 8 -e 64K -f 16 -n 20".split()),
+        (sys.executable, "-m", "benchmarks.transport", "-e", "64K", "-f", "16", "-n", "20"),
         {},
         120,
     ),
