@@ -80,10 +80,9 @@ class Native(Protocol):
     def comm_prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
         """For the server the client's offer, for the client nothing. Raises: ValueError."""
 
-    def comm_add_rdma_link(
-        self, peer: int, half: RdmaHalf, sock: int, offer: bytes, text: str
-    ) -> None:
-        """Takes over the socket and uses up `half`; `offer` is the peer's."""
+    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+        """Takes over the socket and uses up what comm_prepare_rdma has returned; `offer` is the
+        peer's."""
 
     def comm_link_failed(self, peer: int, reason: str) -> None:
         """There will be no link to that peer."""

@@ -12,9 +12,10 @@
 // Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
 // but neither Poll nor the destructor.
 //
-// The end. What the peer had handed to the kernel (shm: had put; rdma: had been told to have arrived)
-// is delivered first, then each Poll returns the error. From then on the link reads no source, no OnSent comes for what was pending,
-// and Put and Tell do nothing. Closing drops what is queued: wait until writable_fds() is empty.
+// The end. What the peer had handed to the kernel (shm: had put; rdma: was told to have arrived) is
+// delivered first, then each Poll returns the error. From then on the link reads no source, no
+// OnSent comes for what was pending, and Put and Tell do nothing. Closing drops what is queued:
+// wait until writable_fds() is empty.
 #pragma once
 
 #include <array>
@@ -58,8 +59,8 @@ class Link {
   virtual std::byte* staging() { return nullptr; }
 
   // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
-  // `notice`. A source that lies in remote_window() or staging() at `offset` saves a copy. Returns true
-  // if the source may be reused at once, else OnSent(token) will say so. An empty source is a
+  // `notice`. A source that lies in remote_window() or staging() at `offset` saves a copy. Returns
+  // true if the source may be reused at once, else OnSent(token) will say so. An empty source is a
   // notice alone.
   virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
                    uint64_t token) = 0;

@@ -2,14 +2,15 @@
 // socket for what is told and for telling what has become of a rail.
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
-// peer may write, staging memory and entries that the NIC may read. Nothing else is ever registered,
-// so no key can outlive the memory that it names. A put's bytes lie in the staging memory at its
-// offset in the window: whoever puts a message together there saves Put's copy.
+// peer may write, staging memory and entries that the NIC may read. Nothing else is ever
+// registered, so no key can outlive the memory that it names. A put's bytes lie in the staging
+// memory at its offset in the window: whoever puts a message together there saves Put's copy.
 //
-// Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail, and
-// its notice is delivered when all have come. So no order between rails is needed. When one fails,
-// both sides close it, count what came by it and tell each other; what did not come is sent again by
-// the others, and the loss is logged. When the last one fails, the link ends with the first reason.
+// Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
+// and its notice is delivered when all have come. So no order between rails is needed. When one
+// fails, both sides close it, count what came by it and tell each other; what did not come is sent
+// again by the others, and the loss is logged. When the last one fails, the link ends with the
+// first reason.
 #pragma once
 
 #include <memory>

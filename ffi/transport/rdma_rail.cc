@@ -332,8 +332,11 @@ bool RdmaRail::Poll(int budget, std::vector<RailEntry>& arrived) {
                              library_->wc_status_str(completion.status) + " (status " +
                              std::to_string(completion.status) + ", vendor's code " +
                              std::to_string(completion.vendor_err) + ")";
-        const std::string trouble = domain_->device()->Look(qp_->qp_num, port_.port).fatal;
-        if (completion.status == verbs::kWcWrFlushErr && !trouble.empty()) reason = trouble;
+        const auto trouble = domain_->device()->Look(qp_->qp_num, port_.port);
+        if (completion.status == verbs::kWcWrFlushErr && !trouble.fatal.empty()) {
+          reason = trouble.fatal;
+        }
+        if (trouble.port_down) reason += "; its port is down";
         if (const std::string advice = Advice(completion.status); !advice.empty()) {
           reason += "; " + advice;
         }

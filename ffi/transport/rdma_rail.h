@@ -1,18 +1,18 @@
 // One queue pair of an rdma link: puts out, notices in, and an exact account of both.
 //
-// A put is an RDMA write of its bytes, then an RDMA write with immediate of its notice into the next
-// entry of the peer's ring. A reliable connection carries out both in that order, so whoever sees
-// the notice's completion sees the bytes. A notice alone is the second write alone. The immediate is
-// the entry's number: the bytes of a notice are more than its 32 bits.
+// A put is an RDMA write of its bytes, then an RDMA write with immediate of its notice into the
+// next entry of the peer's ring. A reliable connection carries out both in that order, so whoever
+// sees the notice's completion sees the bytes. A notice alone is the second write alone. The
+// immediate is the entry's number: the bytes of a notice are more than its 32 bits.
 //
 // Credits. A notice takes an entry of the peer's ring and one of its posted receives; there are
-// kEntries of each. The receiver says how many it has consumed in each notice that goes back, and by
-// a write without bytes when half of them have not been reported. Receives are posted anew before
-// their credit is, and some more for the reports, so they never run out.
+// kEntries of each. The receiver says how many it has consumed in each notice that goes back, and
+// by a write without bytes when half of them have not been reported. Receives are posted anew
+// before their credit is, and some more for the reports, so they never run out.
 //
 // A rail that fails is closed to the peer first (its queue pair enters the error state); then all
-// that had come is counted. Notices arrive in order, so that one number tells the peer exactly which
-// of its puts are here: it repeats the others elsewhere, and none comes twice.
+// that had come is counted. Notices arrive in order, so that one number tells the peer exactly
+// which of its puts are here: it repeats the others elsewhere, and none comes twice.
 //
 // Thread rule: that of the link.
 #pragma once

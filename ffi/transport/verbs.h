@@ -102,9 +102,9 @@ class Domain {
   Pd* const pd_;
 };
 
-// Memory that the NIC may read, and with kAccessRemoteWrite peers may write. Whoever registers memory
-// owns it until this object is gone: were it freed and mapped anew before, the NIC would go on with
-// the old pages.
+// Memory that the NIC may read, and with kAccessRemoteWrite peers may write. Whoever registers
+// memory owns it until this object is gone: were it freed and mapped anew before, the NIC would go
+// on with the old pages.
 class Region {
  public:
   // `access` 0 lets the NIC read, and nobody write.

@@ -1,6 +1,6 @@
 // What libibverbs' binary interface looks like, as far as it is used here: the layouts that
-// IBVERBS_1.1 has had since 2006 and cannot change. Declared here so that a build needs no header of
-// rdma-core; tests/cpp/verbs_test.cc compares them with that header where there is one.
+// IBVERBS_1.1 has had since 2006 and cannot change. Declared here so that a build needs no header
+// of rdma-core; tests/cpp/verbs_test.cc compares them with that header where there is one.
 //
 // Names follow the header's without their prefix: ibv_send_wr is SendWr.
 #pragma once

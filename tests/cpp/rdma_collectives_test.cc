@@ -48,7 +48,8 @@ class RdmaCollectivesTest : public testing::TestWithParam<int> {
       for (auto& completion : completions) completion->Done(*status);
     };
     for (int p = 0; p < count; ++p) {
-      reactors.push_back(Reactor::Create(p, process_of_device, [](int) {}, seams));
+      reactors.push_back(Reactor::Create(
+          p, process_of_device, [](int) {}, seams));
     }
     for (int a = 0; a < count; ++a) {
       for (int b = a + 1; b < count; ++b) {
@@ -161,8 +162,7 @@ TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   const int ranks = GetParam();
   for (const Collective collective :
        {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather,
-        Collective::kAllToAll, Collective::kBroadcast, Collective::kReduce,
-        Collective::kPermute}) {
+        Collective::kAllToAll, Collective::kBroadcast, Collective::kReduce, Collective::kPermute}) {
     for (const std::string& algorithm : Algorithms(collective)) {
       ScheduleSpec spec;
       spec.collective = collective;

@@ -23,7 +23,7 @@ STEPS = {
     "jax": (
         (*_LAUNCH, "-n", "2", str(HERE / "all_reduce.py")),
         {"JAXCOLL_TRANSPORT": "rdma", "JAXCOLL_LOG": "info", "JAX_PLATFORMS": "cpu"},
-        240,
+        300,
     ),
     "benchmark": (
         (sys.executable, "-m", "benchmarks.transport", "-e", "64K", "-f", "16", "-n", "20"),
