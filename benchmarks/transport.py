@@ -225,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
         launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "-m"]
         return subprocess.call([*launch, "benchmarks.transport", *arguments])
-    jax.distributed.initialize()
+    if not jax.distributed.is_initialized():
+        jax.distributed.initialize()
     job = compat.distributed_store()
     assert job is not None
     if job[2] != 2:

@@ -21,14 +21,9 @@ STEPS = {
     "rails": (("BINARY", "--gtest_filter=RdmaTest.*"), {}, 240),
     "collectives": (("BINARY", "--gtest_filter=*RdmaCollectivesTest*"), {}, 240),
     "jax": (
-        (*_LAUNCH, "-n", "2", str(HERE / "all_reduce.py")),
+        (*_LAUNCH, "-n", "2", str(HERE / "jax_job.py")),
         {"JAXCOLL_TRANSPORT": "rdma", "JAXCOLL_LOG": "info", "JAX_PLATFORMS": "cpu"},
         300,
-    ),
-    "benchmark": (
-        (sys.executable, "-m", "benchmarks.transport", "-e", "64K", "-f", "16", "-n", "20"),
-        {},
-        120,
     ),
 }
 

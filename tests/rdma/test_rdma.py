@@ -60,6 +60,5 @@ def test_in_the_guest(step: str, results: Path) -> None:
         assert "no RDMA" not in log
     if step == "jax":
         assert log.count("exact 300000") == 2
-    if step == "benchmark":
-        assert "rdma" in log
-        assert "emulated" in log
+        assert "# rdma: rdma, rails rxe0:1 (" in log
+        assert "emulated: the RDMA device is software; these times are no measure" in log

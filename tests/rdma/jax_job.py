@@ -1,4 +1,8 @@
-"""Run by `jaxcoll launch -n 2` with JAXCOLL_TRANSPORT=rdma: all_reduce inside jit, exact."""
+"""Run by `jaxcoll launch -n 2` with JAXCOLL_TRANSPORT=rdma.
+
+all_reduce inside jit, exact; what `jaxcoll info` says; then benchmarks.transport. In one job, since
+emulated processes take long to import JAX.
+"""
 
 import jax
 import numpy as np
@@ -6,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxcoll
+from benchmarks import transport
+from jaxcoll import debug, info
 
 jax.distributed.initialize()
 mesh = Mesh(np.array(jax.devices()), "x")
@@ -21,6 +27,8 @@ for elements in (1, 1000, 300_000):
     for shard in step(x).addressable_shards:
         assert np.asarray(shard.data).tobytes() == rows.sum(0, keepdims=True).tobytes(), elements
     print("exact", elements, flush=True)
-dump = jaxcoll.debug.dump()
+dump = debug.dump()
 assert "rdma to process" in dump, dump
 print(dump)
+assert "rdma     processes of several hosts, over rxe0:1 (RoCE, GID 1: " in info.report()
+assert transport.main(["-e", "64K", "-f", "16", "-n", "20"]) == 0
