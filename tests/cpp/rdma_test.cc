@@ -15,6 +15,7 @@
 #include "link_pair.h"
 #include "link_talker.h"
 #include "transport/rdma_offer.h"
+#include "transport/tcp_frame.h"
 #include "transport/verbs.h"
 
 namespace jaxcoll {
@@ -146,6 +147,67 @@ TEST_F(RdmaTest, AnOfferThatDisagreesIsRefused) {
         parts.first.rdma->Join(7, parts.first.sockets[0].release(), offer.Encode(), "test");
     EXPECT_FALSE(status.ok());
     EXPECT_NE(status.message().find("peer process 7 (test)"), std::string::npos);
+  }
+}
+
+// --- a peer that is broken or means harm ---------------------------------------------------------
+
+void ExpectBroken(const LinkEnd& end, const std::string& how) {
+  EXPECT_EQ(end.end.code(), StatusCode::kInternal);
+  EXPECT_NE(end.end.message().find("broke the protocol"), std::string::npos) << end.end.message();
+  EXPECT_NE(end.end.message().find(how), std::string::npos) << end.end.message();
+}
+
+// The ring is the peer's to write: here the notice that has come is changed before it is read.
+TEST_F(RdmaTest, NonsenseInTheRingEndsTheLink) {
+  const struct {
+    void (*change)(RailEntry&);
+    const char* error;
+  } cases[] = {
+      {[](RailEntry& entry) { entry.parts = 0; }, "a put of 0 parts"},
+      {[](RailEntry& entry) { entry.parts = 4'000'000'000; }, "a put of 4000000000 parts"},
+      {[](RailEntry& entry) { entry.consumed = 1; }, "consumed notices that were not sent"},
+      {[](RailEntry& entry) { entry.consumed = ~0u; }, "consumed notices that were not sent"},
+  };
+  for (const auto& c : cases) {
+    auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+    // Addresses of this process, in an offer that its other half was to get.
+    const auto offer = *RdmaOffer::Decode(parts.second.peer_offer, RdmaLink::kMaxRails);
+    LinkPair pair(Wire::kRdma, std::move(parts), kWindowBytes);
+    while (pair.a.Poll() | pair.b.Poll()) {
+    }
+    pair.b.link->Put({}, 0, Notice{1}, 0);
+    while (!pair.b.link->writable_fds().empty()) pair.b.Poll();
+    for (size_t i = 0; i < offer.rails.size(); ++i) {
+      c.change(*reinterpret_cast<RailEntry*>(offer.rings + i * RdmaRail::kRingBytes));
+    }
+    while (pair.a.end.ok()) pair.a.Poll();
+    ExpectBroken(pair.a, c.error);
+    EXPECT_TRUE(pair.a.notices.empty());
+  }
+}
+
+TEST_F(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
+  const struct {
+    Notice notice;
+    const char* error;
+  } cases[] = {
+      {{0}, "it said something unknown of a rail"},
+      {{99}, "it said something unknown of a rail"},
+      {{3, 99, 0}, "it said something unknown of a rail"},
+      {{2, ~uint64_t{0}}, "it said something unknown of a rail"},
+      {{3, 0, 1}, "it counts 1 notices of a rail that has sent 0"},
+      {{3, 0, ~uint64_t{0}}, "notices of a rail that has sent 0"},
+  };
+  for (const auto& c : cases) {
+    auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+    const Fd raw = std::move(parts.second.sockets[0]);
+    LinkEnd end(Wire::kRdma, std::move(parts.first), kWindowBytes, 7);
+    const FrameHeader frames[] = {FrameRules{0, 0, 1}.Hello(),
+                                  {kFrameMagic, FrameKind::kPut, 0, 0, c.notice}};
+    ASSERT_EQ(send(raw.get(), frames, sizeof(frames), 0), ssize_t{sizeof(frames)});
+    while (end.end.ok()) end.Poll();
+    ExpectBroken(end, c.error);
   }
 }
 
