@@ -124,6 +124,7 @@ RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node, const std::stri
   for (const std::string& device : Names(folder)) {
     const fs::path device_folder = fs::path(folder) / device;
     const std::string node = Line(device_folder / "device" / "numa_node");
+    const std::string type = Line(device_folder / "node_type");
     for (const std::string& number : Names(device_folder / "ports")) {
       const fs::path port_folder = device_folder / "ports" / number;
       RdmaPort port;
@@ -135,6 +136,8 @@ RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node, const std::stri
       std::string why;
       if (!Chosen(config.devices, port)) {
         why = "JAXCOLL_IB_HCA leaves it out";
+      } else if (!type.empty() && type.find("CA") == std::string::npos) {
+        why = "it is neither InfiniBand nor RoCE (" + type + ")";
       } else if (state.find("ACTIVE") == std::string::npos) {
         why = "its state is " + (state.empty() ? "unknown" : state);
       } else {

@@ -355,6 +355,15 @@ TEST_F(RdmaPortsTest, PortsThatAreDownOrHaveNoAddressAreLeftOutWithTheReason) {
                      "address?"}));
 }
 
+TEST_F(RdmaPortsTest, IWarpIsLeftOut) {
+  AddRoce("irdma0");
+  Write("irdma0/node_type", "4: RNIC");
+  AddRoce("mlx5_0");
+  Write("mlx5_0/node_type", "1: CA");
+  EXPECT_EQ(Names(Find()), Strings{"mlx5_0:1"});
+  EXPECT_EQ(Find().left_out, Strings{"irdma0:1: it is neither InfiniBand nor RoCE (4: RNIC)"});
+}
+
 TEST_F(RdmaPortsTest, JaxcollIbHcaSelectsOrExcludes) {
   AddRoce("mlx5_0");
   AddRoce("mlx5_1");
