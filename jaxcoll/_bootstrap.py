@@ -31,7 +31,7 @@ from jaxcoll import _handshake as handshake
 from jaxcoll import _host as host
 from jaxcoll import _jax_compat as compat
 from jaxcoll._connection import Connection, admit
-from jaxcoll._dial import Call, Unreachable, ask, dial_shm, dial_tcp
+from jaxcoll._dial import Call, Unreachable, ask, dial_rdma, dial_shm, dial_tcp
 from jaxcoll._handshake import ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record
 from jaxcoll._listener import Arrival, Arrivals
@@ -50,6 +50,13 @@ _CLOSE_S = 5.0
 _log = logging.getLogger("jaxcoll.bootstrap")
 
 
+class RdmaHalf(Protocol):
+    """This process's side of an rdma link, which becomes one with the peer's offer."""
+
+    def offer(self) -> bytes:
+        """What the peer must know, and nobody else may: it can write to this process with it."""
+
+
 class Native(Protocol):
     """What the engine offers. The bootstrap's thread calls it; it must not call `close` back."""
 
@@ -66,6 +73,16 @@ class Native(Protocol):
 
     def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
         """Takes over all descriptors; both sides list them in the same order."""
+
+    def comm_rdma_fabrics(self) -> list[str]:
+        """The fabrics of the RDMA ports that this process can use. Raises: ValueError, why none."""
+
+    def comm_prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
+        """For the server the client's offer, for the client nothing. Raises: ValueError."""
+
+    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+        """Takes over the socket and uses up what comm_prepare_rdma has returned; `offer` is the
+        peer's."""
 
     def comm_link_failed(self, peer: int, reason: str) -> None:
         """There will be no link to that peer."""
@@ -182,9 +199,9 @@ class Bootstrap:
     def want(self, peer: int) -> None:
         """Asks for a link to process `peer`; returns at once.
 
-        The engine is told once, by comm_add_shm_link, comm_add_tcp_link or comm_link_failed;
-        nothing for a link that it has, and nothing at all after `close`. A link may also come
-        that only the peer wanted, or just before this call.
+        The engine is told once, by one of comm_add_*_link or by comm_link_failed; nothing for a
+        link that it has, and nothing at all after `close`. A link may also come that only the peer
+        wanted, or just before this call.
         """
         self._call_soon(self._want, peer)
 
@@ -281,7 +298,7 @@ class Bootstrap:
         if "shm" in self._transports:
             listener, unix_name = _listener.listen_unix()
             self._listeners.append(listener)
-        if "tcp" in self._transports:
+        if "tcp" in self._transports or "rdma" in self._transports:  # rdma is set up over tcp
             chosen = host.choose_addresses(host.interfaces(), self._ifname)
             self._listened_addresses = frozenset(chosen)
             opened = _listener.listen_tcp(chosen)
@@ -290,6 +307,7 @@ class Bootstrap:
             addresses = [(address, ports[host.family_of(address)]) for address in chosen]
         for listener in self._listeners:
             self._spawn(_listener.accept_forever(listener, self._serve))
+        fabrics, no_rdma = self._fabrics()
         machine, hostname = host.machine_identity(), socket.gethostname()
         return Record(
             version=self._version,
@@ -302,7 +320,19 @@ class Bootstrap:
             transports=tuple(self._transports),
             unix_name=unix_name,
             addresses=tuple(addresses),
+            fabrics=fabrics,
+            no_rdma=no_rdma,
         )
+
+    def _fabrics(self) -> tuple[tuple[str, ...], str]:
+        """Those of this process's RDMA ports, or why there are none."""
+        if "rdma" not in self._transports:
+            return (), "JAXCOLL_TRANSPORT leaves it out"
+        try:
+            return tuple(self._native.comm_rdma_fabrics()), ""
+        except ValueError as error:
+            _log.info("rdma cannot be used: %s", error)
+            return (), str(error)[: host.REASON_CHARACTERS_MAX]
 
     # --- peers ----------------------------------------------------------------------------------
 
@@ -339,6 +369,8 @@ class Bootstrap:
                     raise LinkError(f"{record} has made a link, but it has not arrived")
                 if transport == "shm":
                     await self._persist(peer, lambda: self._connect_shm(call, peer))
+                elif transport == "rdma":
+                    await self._persist(peer, lambda: self._connect_rdma(call, peer))
                 else:
                     await self._persist(peer, lambda: self._connect_tcp(call, peer))
         except TimeoutError:
@@ -386,6 +418,25 @@ class Bootstrap:
         self._add_tcp_link(call.peer, await dial_tcp(call, self._tcp_sockets))
         self._settle(peer)
 
+    async def _connect_rdma(self, call: Call, peer: _Peer) -> None:
+        half = self._prepare_rdma(b"")
+        connection, offer = await dial_rdma(call, half.offer())
+        self._add_rdma_link(call.peer, connection, half, offer)
+        self._settle(peer)
+
+    def _prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
+        try:
+            return self._native.comm_prepare_rdma(client_offer)
+        except ValueError as error:
+            raise LinkError(f"{error}. JAXCOLL_TRANSPORT=shm,tcp does without rdma") from None
+
+    def _add_rdma_link(
+        self, peer: Record, connection: Connection, half: RdmaHalf, offer: bytes
+    ) -> None:
+        self._native.comm_add_rdma_link(
+            peer.index, half, connection.detach(), offer, f"rdma to {peer}"
+        )
+
     def _add_shm_link(self, peer: Record, connection: Connection, segment: int) -> None:
         peer_segment, peer_bell = connection.take_descriptors()
         self._native.comm_add_shm_link(
@@ -409,6 +460,10 @@ class Bootstrap:
                 raise ProtocolError("it came by an interface that JAXCOLL_IFNAME excludes")
             secret = await self._secret()
             hello, transcript = await admit(connection, secret, self._index)
+            offer = b""
+            if hello.purpose == Purpose.RDMA:
+                message = await connection.receive(handshake.OFFER_BYTES_MAX)
+                offer = handshake.read_offer(secret, transcript, message)
         admitted()
         if hello.client >= self._count:
             raise ProtocolError(f"process {hello.client} of {self._count}")
@@ -420,6 +475,7 @@ class Bootstrap:
             return
         arrival = self._arrivals.add(hello, transcript, connection)
         if arrival is not None:
+            arrival.offer = offer
             try:
                 await self._accept_link(arrival, secret)
             finally:
@@ -446,11 +502,21 @@ class Bootstrap:
                     os.close(segment)
                     raise
                 self._add_shm_link(record, connections[0], segment)
+            elif arrival.hello.purpose == Purpose.RDMA:
+                half = self._prepare_rdma(arrival.offer)
+                connections[0].send(
+                    handshake.write_answer(secret, arrival.transcript, offer=half.offer())
+                )
+                self._add_rdma_link(record, connections[0], half, arrival.offer)
             else:
                 connections[0].send(answer)
                 self._add_tcp_link(record, connections)
         except OSError:
             raise  # the peer has gone or given up; it may come again
+        except LinkError as error:
+            self._fail(index, peer, str(error))
+            connections[0].send(handshake.write_answer(secret, arrival.transcript, str(error)))
+            raise
         except Exception as error:
             self._fail(index, peer, f"{type(error).__name__}: {error}")
             raise

@@ -201,8 +201,8 @@ async def admit(connection: Connection, secret: bytes, index: int) -> tuple[Hell
     """The server's half up to the client's proof; returns its hello and the transcript."""
     message = await connection.receive(handshake.HELLO_BYTES)
     hello = handshake.read_hello(secret, index, message)
-    if (hello.purpose == Purpose.TCP) and connection.is_unix:
-        raise ProtocolError("tcp over a Unix socket")
+    if hello.purpose in (Purpose.TCP, Purpose.RDMA) and connection.is_unix:
+        raise ProtocolError("a link to another host over a Unix socket")
     if (hello.purpose == Purpose.SHM) and not connection.is_unix:
         raise ProtocolError("shared memory over tcp")
     challenge, transcript = handshake.write_challenge(secret, message)

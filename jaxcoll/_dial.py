@@ -90,6 +90,24 @@ async def dial_tcp(call: Call, socket_count: int) -> list[Connection]:
     return connections
 
 
+async def dial_rdma(call: Call, offer: bytes) -> tuple[Connection, bytes]:
+    """A connected socket, and the peer's answer to this process's offer.
+
+    Raises: Unreachable naming every address; LinkError if refused.
+    """
+    connection, address, transcript = await _meet_tcp_somewhere(
+        call, call.hello(Purpose.RDMA, _link_id())
+    )
+    try:
+        connection.send(handshake.write_proof(call.secret, transcript))
+        connection.send(handshake.write_offer(call.secret, transcript, offer))
+        answer = await _accepted(call, connection, transcript)
+    except BaseException as error:
+        connection.close()
+        _raise_unreachable(error, address_text(address))
+    return connection, handshake.offer_in(answer)
+
+
 async def ask(call: Call, transport: str) -> None:
     """Asks the peer to make a link, and waits until it has, or has failed.
 
@@ -111,7 +129,7 @@ async def ask(call: Call, transport: str) -> None:
 
 async def _accepted(
     call: Call, connection: Connection, transcript: bytes, descriptor_count: int = 0
-) -> None:
+) -> bytes:
     """Waits for the answer as long as the caller lets it: the peer may be busy."""
     answer = await connection.receive(handshake.ANSWER_BYTES_MAX, descriptor_count)
     refusal = handshake.read_answer(call.secret, transcript, answer)
@@ -119,6 +137,7 @@ async def _accepted(
         raise LinkError(f"{call.peer} refuses: {refusal}")
     if connection.descriptor_count != descriptor_count:
         raise ProtocolError(f"an answer with {connection.descriptor_count} descriptors")
+    return answer
 
 
 async def _meet_unix(call: Call, hello: Hello) -> tuple[Connection, bytes]:

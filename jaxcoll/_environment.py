@@ -70,6 +70,16 @@ def _interface_prefixes(text: str) -> tuple[bool, tuple[str, ...]]:
     return text.startswith("^"), prefixes
 
 
+def _rdma_devices(text: str) -> str:
+    for word in text.removeprefix("^").split(","):
+        device, colon, port = word.partition(":")
+        if not device or not device.isascii() or not device.replace("_", "").isalnum():
+            raise ValueError
+        if colon and not 1 <= int(port) <= 255:
+            raise ValueError
+    return text
+
+
 def _short_text(text: str) -> str:
     if len(text) > 255:
         raise ValueError
@@ -124,10 +134,11 @@ VARIABLES = (
     ),
     Variable(
         "JAXCOLL_TRANSPORT",
-        default="both",
-        takes="shm, tcp, comma separated",
-        meaning="what may carry data between processes; the best that both of a pair allow is used",
-        parse=_list_of("shm", "tcp"),
+        default="all",
+        takes="shm, rdma, tcp, comma separated",
+        meaning="what may carry data between processes; the best that both of a pair allow and "
+        "have is used",
+        parse=_list_of("shm", "rdma", "tcp"),
     ),
     Variable(
         "JAXCOLL_TCP_SOCKETS",
@@ -143,6 +154,35 @@ VARIABLES = (
         meaning="network interfaces that tcp may be reached at, e.g. `eth,ib0` or `^docker,lo`; "
         "loopback is tried last",
         parse=_interface_prefixes,
+    ),
+    Variable(
+        "JAXCOLL_IB_HCA",
+        default="all active ports",
+        takes="RDMA devices or device:port, comma separated; `^` first excludes them",
+        meaning="NICs that rdma uses, e.g. `mlx5_0,mlx5_2:1` or `^mlx5_3`; the data is spread over "
+        "them",
+        parse=_rdma_devices,
+    ),
+    Variable(
+        "JAXCOLL_IB_GID_INDEX",
+        default="the first of RoCE v2 that can be routed",
+        takes="0 to 255",
+        meaning="entry of a RoCE port's GID table that names it to its peers",
+        parse=_integer_from(0, 255),
+    ),
+    Variable(
+        "JAXCOLL_IB_SL",
+        default="0",
+        takes="0 to 15",
+        meaning="service level of rdma's packets",
+        parse=_integer_from(0, 15),
+    ),
+    Variable(
+        "JAXCOLL_IB_TC",
+        default="0",
+        takes="0 to 255",
+        meaning="traffic class of rdma's packets; for RoCE v2 its upper six bits are the DSCP",
+        parse=_integer_from(0, 255),
     ),
     Variable(
         "JAXCOLL_HOST_ID",

@@ -3,7 +3,9 @@
     client -> server   hello      who, whom, what for, client's nonce, MAC
     server -> client   challenge  server's nonce, MAC over the hello and both nonces
     client -> server   proof      MAC over the same; with the client's descriptors (shm)
-    server -> client   answer     accepted or refused and why, MAC; with the server's descriptors
+    client -> server   offer      rdma only: the client's queue pairs and memory keys, MAC
+    server -> client   answer     accepted or refused and why, MAC; with the server's descriptors,
+                                  or its offer
 
 Every MAC is HMAC-SHA256 under the job's secret and covers a role byte that no two messages share,
 so that none can be sent back to its author as another one. Both process indices stand in the
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 SECRET_BYTES = 32
 LINK_ID_BYTES = 16
 SOCKETS_MAX = 64
-REASON_BYTES_MAX = 2048
+REASON_BYTES_MAX = 4096
 
 _MAGIC = b"jaxcoll1"
 _NONCE_BYTES = 32
@@ -33,6 +35,7 @@ HELLO_BYTES = _HELLO.size + _MAC_BYTES
 CHALLENGE_BYTES = _NONCE_BYTES + _MAC_BYTES
 PROOF_BYTES = _MAC_BYTES
 ANSWER_BYTES_MAX = 1 + _MAC_BYTES + REASON_BYTES_MAX
+OFFER_BYTES_MAX = _MAC_BYTES + REASON_BYTES_MAX
 
 
 class ProtocolError(Exception):
@@ -45,6 +48,7 @@ class Purpose(enum.IntEnum):
     SHM = 1  # the socket of a shared-memory link
     TCP = 2  # one of the sockets of a tcp link
     ASK = 3  # no link: the server is asked to make one, and answers when it is there or has failed
+    RDMA = 4  # the socket beside an rdma link
 
 
 class _Role(enum.IntEnum):
@@ -52,6 +56,7 @@ class _Role(enum.IntEnum):
     CHALLENGE = 2
     PROOF = 3
     ANSWER = 4
+    OFFER = 5
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ def write_proof(secret: bytes, transcript: bytes) -> bytes:
     return _mac(secret, _Role.PROOF, transcript)
 
 
+def write_offer(secret: bytes, transcript: bytes, offer: bytes) -> bytes:
+    return offer + _mac(secret, _Role.OFFER, transcript, offer)
+
+
 def read_answer(secret: bytes, transcript: bytes, answer: bytes) -> str | None:
     """None if the server accepts, else why it refuses."""
     if len(answer) <= _MAC_BYTES:
@@ -117,6 +126,11 @@ def read_answer(secret: bytes, transcript: bytes, answer: bytes) -> str | None:
     body = answer[:-_MAC_BYTES]
     _check(secret, answer[-_MAC_BYTES:], _Role.ANSWER, transcript, body)
     return None if body[0] else body[1:].decode("utf-8", "replace")
+
+
+def offer_in(answer: bytes) -> bytes:
+    """The server's offer in an answer that `read_answer` has found to accept."""
+    return answer[1:-_MAC_BYTES]
 
 
 # --- server -------------------------------------------------------------------------------------
@@ -147,7 +161,15 @@ def read_proof(secret: bytes, transcript: bytes, proof: bytes) -> None:
     _check(secret, proof, _Role.PROOF, transcript)
 
 
-def write_answer(secret: bytes, transcript: bytes, refusal: str | None = None) -> bytes:
-    """Accepts, or refuses and says why."""
-    body = b"\1" if refusal is None else b"\0" + refusal.encode()[:REASON_BYTES_MAX]
+def read_offer(secret: bytes, transcript: bytes, message: bytes) -> bytes:
+    offer, mac = message[:-_MAC_BYTES], message[-_MAC_BYTES:]
+    _check(secret, mac, _Role.OFFER, transcript, offer)
+    return offer
+
+
+def write_answer(
+    secret: bytes, transcript: bytes, refusal: str | None = None, offer: bytes = b""
+) -> bytes:
+    """Accepts, with an offer if this is rdma, or refuses and says why."""
+    body = b"\1" + offer if refusal is None else b"\0" + refusal.encode()[:REASON_BYTES_MAX]
     return body + _mac(secret, _Role.ANSWER, transcript, body)

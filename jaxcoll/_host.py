@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-TRANSPORTS = ("shm", "tcp")  # the best first
+TRANSPORTS = ("shm", "rdma", "tcp")  # the best first
 RECORD_BYTES_MAX = 64 << 10
+REASON_CHARACTERS_MAX = 500
 
 _SIOCGIFCONF, _SIOCGIFFLAGS = 0x8912, 0x8913
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
@@ -149,6 +150,10 @@ class Record:
     transports: tuple[str, ...]
     unix_name: str  # abstract, without its leading NUL
     addresses: tuple[tuple[str, int], ...]
+    fabrics: tuple[
+        str, ...
+    ] = ()  # that its RDMA ports are of; processes with a common one may use rdma
+    no_rdma: str = ""  # why it has none
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -164,6 +169,7 @@ class Record:
                 **{
                     **fields,
                     "transports": tuple(fields["transports"]),
+                    "fabrics": tuple(map(str, fields["fabrics"])),
                     "addresses": tuple((str(a), int(port)) for a, port in fields["addresses"]),
                 }
             )
@@ -202,6 +208,8 @@ def choose_transport(one: Record, other: Record) -> str:
     possible = {"tcp"}
     if one.host == other.host and one.uid == other.uid:
         possible.add("shm")
+    if set(one.fabrics) & set(other.fabrics):
+        possible.add("rdma")
     allowed = set(one.transports) & set(other.transports)
     for transport in TRANSPORTS:
         if transport in possible & allowed:
@@ -214,7 +222,13 @@ def choose_transport(one: Record, other: Record) -> str:
         why = "on one host"
     could = " or ".join(sorted(possible))
     allows = [f"process {r.index} allows {', '.join(r.transports)}" for r in (one, other)]
+    no_rdma = ""
+    if "rdma" in allowed - possible:
+        no_rdma = "; ".join(
+            f"process {r.index} has no rdma: {r.no_rdma}" for r in (one, other) if not r.fabrics
+        )
+        no_rdma = f" ({no_rdma or 'their RDMA ports are of different fabrics'})"
     raise LinkError(
         f"no transport joins {one} to {other}: they are {why}, which takes {could}, but "
-        f"{' and '.join(allows)}. Unset JAXCOLL_TRANSPORT, or add {could} to it on both"
+        f"{' and '.join(allows)}{no_rdma}. Unset JAXCOLL_TRANSPORT, or add {could} to it on both"
     )

@@ -143,6 +143,7 @@ class Arrival:
     hello: Hello  # of the socket that came first
     connections: dict[int, Connection] = field(default_factory=dict)
     transcript: bytes = b""  # of socket 0, which the answer goes to
+    offer: bytes = b""  # the peer's, for rdma
 
     def close(self) -> None:
         for connection in self.connections.values():

@@ -39,6 +39,7 @@ def report() -> str:
                 "local    devices of one process read each other's buffers",
                 "shm      processes of one host: a window of shared memory for each peer",
                 "tcp      processes of several hosts, and of one where shm is excluded",
+                f"rdma     {_rdma()}",
                 f"memory   {native.comm_window_bytes / 2**20:g} MiB per peer, whatever is sent",
             ]
         ),
@@ -49,6 +50,14 @@ def report() -> str:
     return "\n\n".join(
         "\n".join([title, *(_wrapped(line) for line in lines)]) for title, lines in sections.items()
     )
+
+
+def _rdma() -> str:
+    try:
+        native.comm_rdma_fabrics()
+    except ValueError as error:
+        return f"not here: {error}"
+    return f"processes of several hosts, over {', '.join(native.comm_rdma_ports())}"
 
 
 def _wrapped(line: str) -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, measure, processes, run
+from benchmarks import compare, measure, processes, run, transport
 from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
 
 
@@ -227,3 +227,38 @@ def test_run_measures_a_mesh_of_processes() -> None:
     assert "2 x 2 ranks over dp, 2 processes" in lines[0]
     assert "[0] # Out of bounds values : 0 OK" in lines
     assert not [line for line in done.stdout.splitlines() if line.startswith("[1] #")]
+
+
+def test_transport_measures_a_link_of_each_kind(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.transport", "--transports", "shm,tcp"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
+    done = subprocess.run(
+        [*command, "-b", "8", "-e", "128", "-f", "16", "-n", "10", "--json", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("BW average[MB/sec]") == 2
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["transport"], row["bytes"]) for row in rows] == [
+        *(("shm", 8), ("shm", 128), ("tcp", 8), ("tcp", 128))
+    ]
+    for row in rows:
+        assert 0 < row["t_min_us"] <= row["t_typical_us"] <= row["t_max_us"]
+        assert 0 < row["bw_average_MBps"] <= row["bw_peak_MBps"]
+
+
+def test_transport_explains_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--transports", "smoke"], "there is no transport smoke"),
+        (["-e", "1G"], "the window of a link"),
+        (["-b", "4K", "-e", "8"], "-b not larger than -e"),
+    ):
+        with pytest.raises(SystemExit):
+            transport.main(arguments)
+        assert expected in capsys.readouterr().err

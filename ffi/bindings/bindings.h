@@ -11,5 +11,7 @@ void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engin
 void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
 void BindSim(nanobind::module_& m);       // sim.cc: networks, schedules packed for them, time
 void BindCuda(nanobind::module_& m);      // cuda.cc: GPUs, or that this build has none
+void BindRdma(nanobind::module_& m);      // rdma.cc: links to them over RDMA
+void BindLinkBench(nanobind::module_& m);  // link_bench.cc: a link alone, for benchmarks
 
 }  // namespace jaxcoll

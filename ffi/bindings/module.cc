@@ -8,4 +8,6 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindComm(m);
   jaxcoll::BindSim(m);
   jaxcoll::BindCuda(m);
+  jaxcoll::BindRdma(m);
+  jaxcoll::BindLinkBench(m);
 }

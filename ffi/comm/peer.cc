@@ -73,6 +73,7 @@ bool Peer::ReturnSlot(uint32_t offset) {
 }
 
 std::byte* Peer::mirror() {
+  if (std::byte* const staging = link_->staging(); staging != nullptr) return staging;
   // Not cleared: only the slots that are used become memory.
   if (mirror_ == nullptr) mirror_ = std::make_unique_for_overwrite<std::byte[]>(kWindowBytes);
   return mirror_.get();

@@ -12,9 +12,10 @@
 // Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
 // but neither Poll nor the destructor.
 //
-// The end. What the peer had handed to the kernel (shm: had put) is delivered first, then each Poll
-// returns the error. From then on the link reads no source, no OnSent comes for what was pending,
-// and Put and Tell do nothing. Closing drops what is queued: wait until writable_fds() is empty.
+// The end. What the peer had handed to the kernel (shm: had put; rdma: was told to have arrived) is
+// delivered first, then each Poll returns the error. From then on the link reads no source, no
+// OnSent comes for what was pending, and Put and Tell do nothing. Closing drops what is queued:
+// wait until writable_fds() is empty.
 #pragma once
 
 #include <array>
@@ -46,16 +47,20 @@ class Link {
  public:
   virtual ~Link() = default;  // closes; the peer's Poll then fails
 
-  virtual std::string_view transport() const = 0;  // "shm", "tcp"
+  virtual std::string_view transport() const = 0;  // "shm", "tcp", "rdma"
   virtual std::string Describe() const = 0;        // for people: addresses, pids
   virtual std::span<std::byte> window() = 0;       // what the peer puts into
   virtual size_t remote_window_bytes() const = 0;
   // The peer's window if this process can address it: bytes written there need no copy by Put.
   virtual std::byte* remote_window() { return nullptr; }
+  // Memory of the size of the peer's window from which Put sends without a copy what lies there at
+  // its offset; null if Put copies nothing anyway. What was put must stay until its place in the
+  // window is free again.
+  virtual std::byte* staging() { return nullptr; }
 
   // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
-  // `notice`. A source that already lies in remote_window() at `offset` is not copied. Returns true
-  // if the source may be reused at once, else OnSent(token) will say so. An empty source is a
+  // `notice`. A source that lies in remote_window() or staging() at `offset` saves a copy. Returns
+  // true if the source may be reused at once, else OnSent(token) will say so. An empty source is a
   // notice alone.
   virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
                    uint64_t token) = 0;

@@ -16,20 +16,69 @@
 
 #include "transport/fd.h"
 #include "transport/link.h"
+#include "transport/rdma.h"
 
 namespace jaxcoll {
 
-enum class Wire { kShm, kTcp, kTcp4 };  // kTcp4: four sockets
+enum class Wire { kShm, kTcp, kTcp4, kRdma };  // kTcp4: four sockets
 
 inline std::string NameOf(Wire wire) {
-  return wire == Wire::kShm ? "shm" : wire == Wire::kTcp ? "tcp" : "tcp4";
+  switch (wire) {
+    case Wire::kShm:
+      return "shm";
+    case Wire::kTcp:
+      return "tcp";
+    case Wire::kTcp4:
+      return "tcp4";
+    case Wire::kRdma:
+      return "rdma";
+  }
+  return "";
+}
+
+inline RdmaConfig TestRdmaConfig() {
+  RdmaConfig config;
+  config.deadline_s = 20;
+  return config;
 }
 
 // What one end is made of, so that it can be made on the other side of a fork.
 struct EndParts {
   std::vector<Fd> sockets;
   Fd own_segment, peer_segment, own_bell, peer_bell;
+  // Of rdma, if both sides are made in this process; else they exchange offers over the socket.
+  std::unique_ptr<RdmaLink> rdma;
+  std::string peer_offer;
 };
+
+inline StatusOr<std::unique_ptr<Link>> MakeRdma(int peer, EndParts& parts, size_t window_bytes) {
+  const int socket = parts.sockets[0].release();
+  if (parts.rdma == nullptr) {  // the lower number is the client
+    const auto send_offer = [&] {
+      const std::string offer = parts.rdma->Offer();
+      const uint64_t size = offer.size();
+      EXPECT_EQ(send(socket, &size, sizeof(size), 0), ssize_t{sizeof(size)});
+      EXPECT_EQ(send(socket, offer.data(), size, 0), static_cast<ssize_t>(size));
+    };
+    const auto receive_offer = [&] {
+      uint64_t size = 0;
+      EXPECT_EQ(recv(socket, &size, sizeof(size), MSG_WAITALL), ssize_t{sizeof(size)});
+      parts.peer_offer.resize(size);
+      EXPECT_EQ(recv(socket, parts.peer_offer.data(), size, MSG_WAITALL),
+                static_cast<ssize_t>(size));
+    };
+    const bool client = peer == 7;  // LinkPair's a is the server
+    if (!client) receive_offer();
+    auto prepared = RdmaLink::Prepare(TestRdmaConfig(), window_bytes, parts.peer_offer);
+    if (!prepared.ok()) return prepared.status();
+    parts.rdma = std::move(*prepared);
+    send_offer();
+    if (client) receive_offer();
+  }
+  const Status status = parts.rdma->Join(peer, socket, parts.peer_offer, "test");
+  if (!status.ok()) return status;
+  return StatusOr<std::unique_ptr<Link>>(std::move(parts.rdma));
+}
 
 inline std::pair<Fd, Fd> SocketPair(int type) {
   int fds[2];
@@ -70,7 +119,7 @@ inline std::pair<EndParts, EndParts> MakeParts(Wire wire, size_t window_bytes) {
     a.peer_bell = Fd(dup(b.own_bell.get()));
     b.peer_bell = Fd(dup(a.own_bell.get()));
   } else {
-    for (int i = 0; i < (wire == Wire::kTcp ? 1 : 4); ++i) {
+    for (int i = 0; i < (wire == Wire::kTcp4 ? 4 : 1); ++i) {
       auto [socket_a, socket_b] = TcpPair();
       a.sockets.push_back(std::move(socket_a));
       b.sockets.push_back(std::move(socket_b));
@@ -90,6 +139,7 @@ class LinkEnd : public LinkSink {
                            parts.peer_segment.release(), bell_.get(), parts.peer_bell.release(),
                            "test");
       }
+      if (wire == Wire::kRdma) return MakeRdma(peer, parts, window_bytes);
       std::vector<int> sockets;
       for (Fd& fd : parts.sockets) sockets.push_back(fd.release());
       return MakeTcpLink(peer, sockets, window_bytes, "test");
@@ -151,9 +201,26 @@ class LinkEnd : public LinkSink {
   Fd bell_;
 };
 
+// Both ends are for this process.
+inline std::pair<EndParts, EndParts> MakePairParts(Wire wire, size_t window_bytes) {
+  std::pair<EndParts, EndParts> parts = MakeParts(wire, window_bytes);
+  if (wire != Wire::kRdma) return parts;
+  auto& [a, b] = parts;
+  const auto prepare = [&](const std::string& offer) {
+    auto link = RdmaLink::Prepare(TestRdmaConfig(), window_bytes, offer);
+    EXPECT_TRUE(link.ok()) << link.status().message();
+    return std::move(*link);
+  };
+  a.rdma = prepare("");
+  b.peer_offer = a.rdma->Offer();
+  b.rdma = prepare(b.peer_offer);
+  a.peer_offer = b.rdma->Offer();
+  return parts;
+}
+
 struct LinkPair {
   LinkPair(Wire wire, size_t window_bytes)
-      : LinkPair(wire, MakeParts(wire, window_bytes), window_bytes) {}
+      : LinkPair(wire, MakePairParts(wire, window_bytes), window_bytes) {}
   LinkPair(Wire wire, std::pair<EndParts, EndParts> parts, size_t window_bytes)
       : a(wire, std::move(parts.first), window_bytes, 7),
         b(wire, std::move(parts.second), window_bytes, 8) {}

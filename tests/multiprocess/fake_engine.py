@@ -25,6 +25,7 @@ class FakeLink:
     segment: int = -1
     peer_segment: int = -1
     peer_bell: int = -1
+    offers: tuple[bytes, bytes] = (b"", b"")  # of rdma: ours and the peer's
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -34,10 +35,22 @@ class FakeLink:
                 os.close(descriptor)
 
 
+class FakeRdmaHalf:
+    """One side of an rdma link, as the bootstrap holds it."""
+
+    def __init__(self, offer: bytes) -> None:
+        self._offer = offer
+
+    def offer(self) -> bytes:
+        return self._offer
+
+
 class FakeEngine:
     """Records what it is told. `links[peer]` and `failures[peer]` are lists: one entry each."""
 
     def __init__(self) -> None:
+        self.fabrics: list[str] = []  # of its RDMA ports
+        self.rdma_trouble = ""  # why no rdma link can be made, though there are ports
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.links: dict[int, list[FakeLink]] = {}
         self.failures: dict[int, list[str]] = {}
@@ -58,6 +71,23 @@ class FakeEngine:
 
     def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
         link = FakeLink("tcp", [socket.socket(fileno=sock) for sock in sockets], text)
+        self._record(self.links, peer, link)
+
+    def comm_rdma_fabrics(self) -> list[str]:
+        if not self.fabrics:
+            raise ValueError("there is no RDMA device")
+        return self.fabrics
+
+    def comm_prepare_rdma(self, client_offer: bytes) -> FakeRdmaHalf:
+        if self.rdma_trouble:
+            raise ValueError(self.rdma_trouble)
+        return FakeRdmaHalf(b"answer to " + client_offer if client_offer else os.urandom(2500))
+
+    def comm_add_rdma_link(
+        self, peer: int, half: FakeRdmaHalf, sock: int, offer: bytes, text: str
+    ) -> None:
+        link = FakeLink("rdma", [socket.socket(fileno=sock)], text)
+        link.offers = (half.offer(), offer)
         self._record(self.links, peer, link)
 
     def comm_link_failed(self, peer: int, reason: str) -> None:
@@ -127,6 +157,8 @@ class Job:
     def add(self, index: int, store: Any = None, **options: Any) -> Bootstrap:
         self.engines[index] = FakeEngine()
         defaults = {"version": "1", "timeout_s": WAIT_S}
+        if {**self.options, **options}.get("transports") == ("rdma",):
+            self.engines[index].fabrics = ["RoCE"]
         self.bootstraps[index] = Bootstrap(
             self.engines[index],
             store or self.store,

@@ -56,7 +56,7 @@ def test_nothing_happens_before_a_link_is_wanted() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", ["shm", "tcp", "rdma"])
 @pytest.mark.parametrize("wanting", [[0], [1], [0, 1]], ids=["lower", "higher", "both"])
 def test_both_ends_get_one_link_whoever_wants_it(transport: str, wanting: list[int]) -> None:
     with processes(2, transports=(transport,)) as job:
@@ -71,7 +71,7 @@ def test_both_ends_get_one_link_whoever_wants_it(transport: str, wanting: list[i
         check_connected(job, 0, 1, transport)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("transport", ["shm", "tcp", "rdma"])
 def test_simultaneous_wants_make_one_link_per_pair(transport: str) -> None:
     count = 6
     with processes(count, transports=(transport,)) as job:
@@ -90,6 +90,28 @@ def test_simultaneous_wants_make_one_link_per_pair(transport: str) -> None:
             thread.join()
         for one, other in itertools.combinations(range(count), 2):
             check_connected(job, one, other, transport)
+
+
+def test_an_rdma_link_has_both_offers_and_no_one_else_does() -> None:
+    with processes(2, transports=("rdma",)) as job:
+        job.bootstraps[0].start()
+        job.bootstraps[1].want(0)
+        check_connected(job, 0, 1, "rdma")
+        one, other = job.engines[0].link(1).offers, job.engines[1].link(0).offers
+        assert one == other[::-1]
+        assert other[0] == b"answer to " + one[0]
+        assert not any(one[0] in value for value in job.store.values.values())
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_rdma_that_cannot_be_set_up_fails_both_sides_with_the_reason(where: int) -> None:
+    with processes(2, transports=("rdma",)) as job:
+        job.engines[where].rdma_trouble = "no memory may be locked"
+        job.bootstraps[0].want(1)
+        job.bootstraps[1].want(0)
+        for index in (0, 1):
+            reason = job.engines[index].failure(1 - index)
+            assert "no memory may be locked. JAXCOLL_TRANSPORT=shm,tcp does without" in reason
 
 
 @pytest.mark.parametrize(("sockets", "others"), [(1, 4), (4, 1), (7, 3)])
@@ -365,6 +387,10 @@ def record(index: int, **fields: object) -> Record:
     return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
 
 
+RDMA = {"transports": ("shm", "rdma", "tcp"), "fabrics": ("RoCE",)}
+ONLY_RDMA = {"transports": ("rdma",)}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "chosen"),
     [
@@ -374,6 +400,11 @@ def record(index: int, **fields: object) -> Record:
         ({"transports": ("tcp",)}, {}, "tcp"),
         ({}, {"transports": ("tcp",)}, "tcp"),
         ({"transports": ("shm",)}, {"transports": ("tcp", "shm")}, "shm"),
+        ({**RDMA, "host": "other"}, RDMA, "rdma"),
+        (RDMA, RDMA, "shm"),
+        ({**RDMA, "host": "other"}, {}, "tcp"),
+        ({**RDMA, "host": "other"}, {**RDMA, "fabrics": ("InfiniBand fe80",)}, "tcp"),
+        ({**RDMA, "transports": ("rdma",)}, RDMA, "rdma"),
     ],
 )
 def test_the_best_transport_that_both_allow_is_chosen(
@@ -389,6 +420,16 @@ def test_the_best_transport_that_both_allow_is_chosen(
         ({"transports": ("shm",)}, {"transports": ("tcp",)}, "on one host, which takes shm or tcp"),
         ({"transports": ("shm",), "host": "a"}, {}, "JAXCOLL_HOST_ID), which takes tcp, but"),
         ({"transports": ("shm",), "uid": 7}, {}, "of different users (uid 7 and 0)"),
+        (
+            {**ONLY_RDMA, "fabrics": ("RoCE",)},
+            {**ONLY_RDMA, "no_rdma": "no device"},
+            "process 1 has no rdma: no device",
+        ),
+        (
+            {**ONLY_RDMA, "fabrics": ("RoCE",)},
+            {**ONLY_RDMA, "fabrics": ("InfiniBand fe80",)},
+            "their RDMA ports are of different fabrics",
+        ),
     ],
 )
 def test_without_a_transport_the_reason_says_what_to_change(

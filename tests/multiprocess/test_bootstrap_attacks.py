@@ -56,11 +56,13 @@ def run_protocol(tamper: Callable[[str, bytes], bytes]) -> str | None:
     client = handshake.read_challenge(SECRET, hello, tamper("challenge", challenge))
     assert client == server
     handshake.read_proof(SECRET, server, tamper("proof", handshake.write_proof(SECRET, client)))
+    offer = tamper("offer", handshake.write_offer(SECRET, client, b"keys"))
+    assert handshake.read_offer(SECRET, server, offer) == b"keys"
     answer = tamper("answer", handshake.write_answer(SECRET, server, "no"))
     return handshake.read_answer(SECRET, client, answer)
 
 
-@pytest.mark.parametrize("which", ["hello", "challenge", "proof", "answer"])
+@pytest.mark.parametrize("which", ["hello", "challenge", "proof", "offer", "answer"])
 def test_every_changed_byte_and_every_other_size_is_noticed(which: str) -> None:
     sizes = {}
 

@@ -1,0 +1,192 @@
+// Every collective and algorithm between processes whose links are real rdma: as many reactors, in
+// one thread. What they compute is bit by bit what the engine of one process does.
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#include "comm/reactor.h"
+#include "executor/local_plan.h"
+#include "executor/local_program.h"
+#include "schedule/schedule.h"
+#include "transport/rdma.h"
+
+namespace jaxcoll {
+namespace {
+
+using Buffers = std::vector<std::vector<std::byte>>;
+
+class Flag final : public Completion {
+ public:
+  Flag(int& done, Status& status) : done_(done), status_(status) {}
+  void Done(const Status& status) override {
+    ++done_;
+    if (!status.ok()) status_ = status;
+  }
+
+ private:
+  int& done_;
+  Status& status_;
+};
+
+class RdmaCollectivesTest : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    const std::string why = WhyNoRdma(RdmaConfig(), kWindowBytes);
+    if (!why.empty()) GTEST_SKIP() << why;
+    const int count = GetParam();
+    std::unordered_map<int64_t, int> process_of_device;
+    for (int p = 0; p < count; ++p) process_of_device[p] = p;
+    Reactor::Seams seams;
+    seams.now = Reactor::Clock::now;
+    seams.timeout_s = 60;
+    seams.complete = [](std::vector<std::unique_ptr<Completion>> completions,
+                        std::shared_ptr<const Status> status, std::shared_ptr<ContinuationCost>) {
+      for (auto& completion : completions) completion->Done(*status);
+    };
+    for (int p = 0; p < count; ++p) {
+      reactors.push_back(Reactor::Create(
+          p, process_of_device, [](int) {}, seams));
+    }
+    for (int a = 0; a < count; ++a) {
+      for (int b = a + 1; b < count; ++b) {
+        int sockets[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
+        auto link_a = RdmaLink::Prepare(RdmaConfig(), kWindowBytes, "");
+        ASSERT_TRUE(link_a.ok()) << link_a.status().message();
+        auto link_b = RdmaLink::Prepare(RdmaConfig(), kWindowBytes, (*link_a)->Offer());
+        ASSERT_TRUE(link_b.ok()) << link_b.status().message();
+        ASSERT_TRUE((*link_a)->Join(b, sockets[0], (*link_b)->Offer(), "test").ok());
+        ASSERT_TRUE((*link_b)->Join(a, sockets[1], (*link_a)->Offer(), "test").ok());
+        reactors[a]->AddLink(b, std::move(*link_a));
+        reactors[b]->AddLink(a, std::move(*link_b));
+      }
+    }
+  }
+
+  // One call of the program by all, a rank for each process.
+  void Check(const ScheduleSpec& spec, int64_t block_elements, DType dtype) {
+    const int ranks = spec.world_size;
+    const std::string what = std::string(Name(spec.collective)) + " by " + spec.algorithm +
+                             " over " + std::to_string(ranks) + " ranks, " +
+                             std::to_string(block_elements) + " elements";
+    std::vector<Program> programs;
+    int32_t largest_message = 1;
+    for (int rank = 0; rank < ranks; ++rank) {
+      StatusOr<Program> program = BuildSchedule(spec, rank);
+      if (!program.ok()) return;  // not for so many ranks
+      for (const Op& op : program->ops) {
+        if (op.kind != OpKind::kSend) continue;
+        int32_t chunks = 0;
+        for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
+        largest_message = std::max(largest_message, chunks);
+      }
+      programs.push_back(std::move(*program));
+    }
+    const size_t input_bytes = block_elements * programs[0].input_blocks * ItemBytes(dtype);
+    const size_t output_bytes = block_elements * programs[0].output_blocks * ItemBytes(dtype);
+    Buffers inputs(ranks), outputs(ranks, std::vector<std::byte>(output_bytes, std::byte{0xEE}));
+    for (auto& input : inputs) {
+      input.resize(input_bytes);
+      for (size_t at = 0; at < input_bytes; at += 4) {
+        const float value = static_cast<float>(static_cast<int32_t>(random())) / 77777.f;
+        std::memcpy(&input[at], &value, 4);
+      }
+    }
+    const Buffers expected = InOneProcess(programs, spec.collective, block_elements, dtype, inputs);
+
+    std::vector<int64_t> devices(ranks);
+    std::iota(devices.begin(), devices.end(), 0);
+    std::vector<std::unique_ptr<RemoteGroup>> groups;
+    int done = 0;
+    Status status;
+    for (int rank = 0; rank < ranks; ++rank) {
+      StatusOr<SegmentProgram> program = CompileSegments({programs[rank]}, ranks, largest_message);
+      ASSERT_TRUE(program.ok()) << program.status().message();
+      auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
+                                      {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
+      ASSERT_TRUE(plan.ok()) << plan.status().message();
+      groups.push_back(reactors[rank]->Open({devices, what, what, *plan}));
+      std::vector<std::unique_ptr<Completion>> completions;
+      completions.push_back(std::make_unique<Flag>(done, status));
+      groups.back()->Start({{inputs[rank].data()}, {outputs[rank].data()}}, std::move(completions),
+                           std::make_shared<ContinuationCost>());
+    }
+    while (done < ranks) {
+      for (auto& reactor : reactors) reactor->Step();
+    }
+    ASSERT_TRUE(status.ok()) << what << ": " << status.message();
+    for (int rank = 0; rank < ranks; ++rank) {
+      ASSERT_EQ(outputs[rank].size(), expected[rank].size()) << what;
+      ASSERT_EQ(std::memcmp(outputs[rank].data(), expected[rank].data(), output_bytes), 0)
+          << what << ", rank " << rank;
+    }
+    ++checked;
+  }
+
+  static Buffers InOneProcess(const std::vector<Program>& programs, Collective collective,
+                              int64_t block_elements, DType dtype, const Buffers& inputs) {
+    StatusOr<LocalProgram> program = Compile(programs, collective);
+    EXPECT_TRUE(program.ok()) << program.status().message();
+    const LocalPlan plan(std::make_shared<const LocalProgram>(std::move(*program)),
+                         {block_elements}, dtype, ReduceOp::kSum);
+    Buffers outputs(inputs.size());
+    RunBuffers buffers;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      outputs[i].resize(plan.output_bytes(0), std::byte{0xEE});
+      buffers.inputs.push_back(inputs[i].data());
+      buffers.outputs.push_back(outputs[i].data());
+    }
+    struct alignas(64) Line {
+      std::byte bytes[64];
+    };
+    std::vector<Line> scratch((plan.scratch_bytes() + 63) / 64);
+    buffers.scratch = scratch.empty() ? nullptr : scratch[0].bytes;
+    for (int level = 0; level < plan.LevelCount(); ++level) {
+      for (int batch = 0; batch < plan.BatchCount(level); ++batch) {
+        plan.RunBatch(level, batch, buffers);
+      }
+    }
+    return outputs;
+  }
+
+  std::vector<std::unique_ptr<Reactor>> reactors;
+  std::mt19937_64 random{1};
+  int checked = 0;
+};
+
+TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
+  const int ranks = GetParam();
+  for (const Collective collective :
+       {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather,
+        Collective::kAllToAll, Collective::kBroadcast, Collective::kReduce, Collective::kPermute}) {
+    for (const std::string& algorithm : Algorithms(collective)) {
+      ScheduleSpec spec;
+      spec.collective = collective;
+      spec.algorithm = algorithm;
+      spec.world_size = ranks;
+      if (collective == Collective::kBroadcast || collective == Collective::kReduce) {
+        spec.root = ranks - 1;
+      }
+      if (algorithm == "hierarchical") spec.node_size = ranks % 2 == 0 ? 2 : 1;
+      if (collective == Collective::kPermute) {
+        for (int r = 0; r < ranks; ++r) spec.permutation.emplace_back(r, (r + 1) % ranks);
+      }
+      // A small slot, a large one, and more segments than are in flight at a time.
+      for (const int64_t elements : {1, 1000, 20'000, 180'000}) {
+        ASSERT_NO_FATAL_FAILURE(Check(spec, elements, DType::kFloat32));
+      }
+    }
+  }
+  EXPECT_GT(checked, 4 * 7);
+  std::printf("%d calls compared\n", checked);
+}
+
+INSTANTIATE_TEST_SUITE_P(Processes, RdmaCollectivesTest, testing::Values(2, 3, 4),
+                         [](const auto& info) { return std::to_string(info.param); });
+
+}  // namespace
+}  // namespace jaxcoll
