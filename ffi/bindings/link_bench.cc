@@ -133,7 +133,7 @@ class LinkBench final : public LinkSink {
     ::poll(fds.data(), fds.size(), 100);
     uint64_t rung;
     (void)!::read(bell_.get(), &rung, sizeof(rung));
-    link_->Awake();
+    link_->Awake(true);
   }
 
   Fd bell_;

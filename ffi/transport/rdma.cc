@@ -176,6 +176,8 @@ class RdmaLinkImpl final : public RdmaLink {
     return true;
   }
 
+  void Detach(uint64_t) override {}  // every source is copied at once
+
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
     if (!end_.ok()) return;
@@ -217,11 +219,11 @@ class RdmaLinkImpl final : public RdmaLink {
     return quiet;
   }
 
-  void Awake() override {
+  void Awake(bool woken) override {
     for (const Rail& rail : rails_) {
       if (rail.rail) rail.rail->Disarm();
     }
-    look_ = true;  // it may be what woke us
+    look_ |= woken;
   }
 
   std::vector<int> readable_fds() const override {
