@@ -78,9 +78,10 @@ def stays_poisoned(name, lost):
     "Later calls on that mesh fail at once and tell the first cause."
     x = place(mesh, small_integers((n, 8 * n)))
     for later in (name, "all_reduce"):
+        f = per_device(mesh, CALLS[later], check_vma=False).lower(x).compile()
         start = time.monotonic()
         try:
-            jax.block_until_ready(per_device(mesh, CALLS[later], check_vma=False)(x))
+            jax.block_until_ready(f(x))
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # JAX: ValueError if run inline
             ranks = "|".join(str(i) for i, d in enumerate(mesh.devices.flat)
                              if d.process_index in lost)
