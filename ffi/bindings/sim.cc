@@ -24,7 +24,7 @@ Graph GraphOfSpec(std::string_view collective, std::string algorithm, int32_t wo
                   std::vector<std::pair<int32_t, int32_t>> permutation) {
   const ScheduleSpec spec{
       CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
-      std::move(permutation), std::move(dims)};
+      std::move(permutation),        std::move(dims)};
   nb::gil_scoped_release release;
   return ValueOrThrow(Graph::Build(spec));
 }
