@@ -83,11 +83,12 @@ class Interpreter {
   using Wide = typename Element::Wide;
   static constexpr int32_t kItemBytes = sizeof(Stored);
   static constexpr int32_t kPerAccess = 16 / static_cast<int>(sizeof(Stored));
-  // Accesses of one thread in flight for each source. What is held is bounded by the registers.
+  // Accesses of one thread in flight for each source: as many as leave ptxas without spills for
+  // sm_80, sm_90 and sm_100 at kInterpreterThreads.
   static constexpr int kHeldBytes = (sizeof(Wide) < 4 ? 4 : sizeof(Wide)) * kPerAccess;
-  static constexpr int kUnroll = sizeof(Wide) < 4 || kHeldBytes > 32 ? 2
-                                 : sizeof(Wide) == 8                 ? 3
-                                                                     : 4;
+  static constexpr int kUnroll = sizeof(Wide) < 4 || kHeldBytes > 32
+                                     ? 2
+                                     : (kHeldBytes > 16 || sizeof(Wide) == 8 ? 3 : 4);
 
   template <typename T>
   JAXCOLL_HD const T* At(int32_t offset) const {

@@ -10,7 +10,7 @@
 //   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
-// their own and share the port's rate; `in_flight` messages of one channel may be under way at once.
+// their own and share the port's rate; of each, `in_flight` messages may be under way at once.
 //
 // Flows are fluid: no packets, no queues in switches. Nothing is drawn from a global stream of
 // random numbers, so equal seeds give equal results, event by event.
