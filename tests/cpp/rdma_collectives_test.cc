@@ -11,6 +11,7 @@
 #include "comm/reactor.h"
 #include "executor/local_plan.h"
 #include "executor/local_program.h"
+#include "executor/segment_plan.h"
 #include "schedule/schedule.h"
 #include "transport/rdma.h"
 
@@ -43,6 +44,7 @@ class RdmaCollectivesTest : public testing::TestWithParam<int> {
     Reactor::Seams seams;
     seams.now = Reactor::Clock::now;
     seams.timeout_s = 60;
+    seams.silence_s = 60;
     seams.complete = [](std::vector<std::unique_ptr<Completion>> completions,
                         std::shared_ptr<const Status> status, std::shared_ptr<ContinuationCost>) {
       for (auto& completion : completions) completion->Done(*status);
