@@ -62,8 +62,8 @@ class Harness {
   StatusOr<std::vector<std::vector<std::string>>> Run(
       const std::vector<std::vector<std::string>>& inputs, int calls, int leave_out);
 
-  // Seconds of one call, each from a replay of a graph of `chain` calls in a row, `samples` of them.
-  // Operands rotate over as many sets as have `rotate_bytes` together. kGrid only.
+  // Seconds of one call, each from a replay of a graph of `chain` calls in a row, `samples` of
+  // them. Operands rotate over as many sets as have `rotate_bytes` together. kGrid only.
   StatusOr<std::vector<double>> Time(int chain, int samples, uint64_t rotate_bytes);
 
   // What the last run's kernels said before they gave up.
@@ -89,7 +89,8 @@ class Harness {
   std::vector<void*> streams_;  // by rank; the first serves kGrid
 };
 
-// Bytes read plus written per second by a device-to-device copy of `bytes`: the median of `samples`.
+// Bytes read plus written per second by a device-to-device copy of `bytes`: the median of
+// `samples`.
 StatusOr<double> CopyBandwidth(int ordinal, uint64_t bytes, int samples);
 
 struct DeviceInfo {

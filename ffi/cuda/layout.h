@@ -1,16 +1,17 @@
-// What host and kernels agree on: the workspace that every rank has, and the parameters of a launch.
+// What host and kernels agree on: the workspace that every rank has, and the parameters of a
+// launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
-// It is a row of lanes, the same on all ranks, and behind them the staging area. An instruction of a
-// program has a lane of its own, so that concurrent branches of a graph share nothing. In a lane,
+// It is a row of lanes, the same on all ranks, and behind them the staging area. An instruction of
+// a program has a lane of its own, so that concurrent branches of a graph share nothing. In a lane,
 // block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
 // barrier, and blocks need not be resident together beyond their partners.
 //
-// Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so that
-// a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count) to the
-// block's flag on every peer (release, system scope) and waits until the peers' counts have come
-// (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the one we
-// are at, and so has checked our fingerprint. Where counts are equal, fingerprints must be: else
+// Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so
+// that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count) to
+// the block's flag on every peer (release, system scope) and waits until the peers' counts have
+// come (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the one
+// we are at, and so has checked our fingerprint. Where counts are equal, fingerprints must be: else
 // the ranks are at different calls, and both say so.
 #pragma once
 

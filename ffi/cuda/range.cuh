@@ -62,8 +62,8 @@ __device__ __forceinline__ void CopyItems(To to, const unsigned char* source, in
   });
 }
 
-// Every destination = source. Nothing overlaps. Not inlined: a kernel has many copies, and a copy of
-// one piece is thousands of loads.
+// Every destination = source. Nothing overlaps. Not inlined: a kernel has many copies, and a copy
+// of one piece is thousands of loads.
 template <typename To>
 __device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t bytes, Team team) {
   if (bytes <= 0) return;

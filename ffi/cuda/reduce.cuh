@@ -6,7 +6,8 @@
 //   direct    all ranks reach each other's operands: a barrier when they are ready, one pass, a
 //             barrier before they may be reused. Bytes read and written by P ranks of n bytes each:
 //               one shot         P x P n read, P n written
-//               two shots        P n read, P n written: a rank reduces its share and writes it to all
+//               two shots        P n read, P n written: a rank reduces its share and writes it to
+// all
 //               reduce_scatter   P n read, n written
 //   staged    operands are copied, piece by piece, into a staging area that the others have mapped.
 //             A piece is read again soon, by the others, from L2. One barrier for each piece, two
@@ -145,7 +146,8 @@ __device__ __forceinline__ void RunReduce(ReduceShared& shared, const Call& para
   partners.Leave();
 }
 
-// Launch bounds: all loads of an element in flight need up to 128 registers, so an SM has one block.
+// Launch bounds: all loads of an element in flight need up to 128 registers, so an SM has one
+// block.
 template <typename E, int kOp, bool kHot>
 __global__ void __launch_bounds__(kThreads, 1)
     ReduceKernel(const __grid_constant__ Call parameter, const Call* all) {
