@@ -8,11 +8,11 @@
 // barrier, and blocks need not be resident together beyond their partners.
 //
 // Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so
-// that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count) to
-// the block's flag on every peer (release, system scope) and waits until the peers' counts have
-// come (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the one
-// we are at, and so has checked our fingerprint. Where counts are equal, fingerprints must be: else
-// the ranks are at different calls, and both say so.
+// that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count)
+// to the block's flag on every peer (release, system scope) and waits until the peers' counts have
+// come (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the
+// one we are at, and so has checked our fingerprint. Where counts are equal, fingerprints must be:
+// else the ranks are at different calls, and both say so.
 #pragma once
 
 #include <cstddef>

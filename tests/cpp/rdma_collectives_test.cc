@@ -173,7 +173,10 @@ TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
       if (collective == Collective::kBroadcast || collective == Collective::kReduce) {
         spec.root = ranks - 1;
       }
-      if (algorithm == "hierarchical") spec.node_size = ranks % 2 == 0 ? 2 : 1;
+      if (DimsKindOf(collective, algorithm) == DimsKind::kNodes) {
+        spec.dims =
+            ranks % 2 == 0 ? std::vector<int32_t>{ranks / 2, 2} : std::vector<int32_t>{ranks, 1};
+      }
       if (collective == Collective::kPermute) {
         for (int r = 0; r < ranks; ++r) spec.permutation.emplace_back(r, (r + 1) % ranks);
       }
