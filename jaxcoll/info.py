@@ -126,10 +126,11 @@ def _installed() -> Iterator[str]:
 
 
 def _variables() -> Iterator[str]:
+    width = 1 + max(len(variable.name) for variable in _environment.VARIABLES)
     for variable in _environment.VARIABLES:
         value = os.environ.get(variable.name)
         shown = f"not set: {variable.default}" if value is None else value
-        yield f"{variable.name:21}{shown}"
+        yield f"{variable.name:{width}}{shown}"
 
 
 def main(argv: list[str] | None = None) -> int:

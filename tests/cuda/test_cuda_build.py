@@ -59,7 +59,7 @@ def test_algorithms_without_gpu_kernels_are_refused_while_tracing(monkeypatch):
 
 def test_auto_takes_two_shots_for_large_all_reduces_on_gpus():
     def chosen(collective, byte_count):
-        return _select.choose(collective, "auto", 8, byte_count=byte_count, on_gpu=True)
+        return _select.choose(collective, "auto", 8, byte_count=byte_count, on_gpu=True).algorithm
 
     assert chosen("all_reduce", 8 << 10) == "direct"
     assert chosen("all_reduce", 64 << 20) == "direct2"
