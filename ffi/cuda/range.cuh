@@ -252,7 +252,7 @@ __device__ __forceinline__ void Reduce(const Streams& streams, ReduceOp any_op, 
           ReduceItems<E, kOp, uint4, 2, kPerPack <= 4 ? 4 : 2>(streams, any_op, packs, team);
           break;
         case 4:
-          ReduceItems<E, kOp, uint4, 4, 2>(streams, any_op, packs, team);
+          ReduceItems<E, kOp, uint4, 4, kPerPack <= 4 ? 2 : 1>(streams, any_op, packs, team);
           break;
         case 8:
           ReduceItems<E, kOp, uint4, 8, 1>(streams, any_op, packs, team);
