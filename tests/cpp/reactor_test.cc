@@ -413,7 +413,10 @@ TEST(Notice, CarriesEveryField) {
 // ---- With threads ------------------------------------------------------------------------------
 
 // Real links, real reactor threads, completions on the worker pool, two threads that make calls.
-TEST(Reactor, ThreadsOverSharedMemory) {
+class ReactorThreads : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(HandlersLendTheirs, ReactorThreads, testing::Bool());
+
+TEST_P(ReactorThreads, OverSharedMemory) {
   constexpr int kProcesses = 3, kGroups = 2, kCalls = 40;
   std::unordered_map<int64_t, int> devices;
   for (int p = 0; p < kProcesses; ++p) devices[p] = p;
@@ -421,6 +424,7 @@ TEST(Reactor, ThreadsOverSharedMemory) {
   for (int p = 0; p < kProcesses; ++p) {
     Reactor::Seams seams;
     seams.thread = true;
+    seams.lend = GetParam();
     seams.timeout_s = 60;
     reactors.push_back(Reactor::Create(
         p, devices, [](int) {}, seams));
