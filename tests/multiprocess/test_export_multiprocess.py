@@ -225,7 +225,8 @@ for order in ([0, 1, 2, 3], [2, 0, 3, 1], [3, 2, 1, 0], [0, 1, 2, 3]):
 print("nested")
 
 # A mesh that has no devices until it gets arguments that do.
-abstract = jax.sharding.AbstractMesh((4,), ("x",))
+automatic = (jax.sharding.AxisType.Auto,)  # JAX 0.12 would take them as explicit
+abstract = jax.sharding.AbstractMesh((4,), ("x",), axis_types=automatic)
 f = jax.jit(jax.shard_map(lambda x: c.psum(x * 2, "x"), mesh=abstract, in_specs=P("x"),
                           out_specs=P()))
 flat = small_integers((4, 8))
