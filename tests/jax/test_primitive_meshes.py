@@ -67,7 +67,7 @@ def test_a_mesh_of_some_devices(order):
 def test_other_platforms_are_refused_by_name():
     mesh = make_mesh((8,))
     traced = jax.jit(per_device(mesh, lambda x: jaxcoll.psum(x, "x"))).trace(small_integers((8, 2)))
-    with pytest.raises(jaxcoll.UnsupportedError, match="no GPU kernels|no GPU that JAX can use"):
+    with pytest.raises(jaxcoll.UnsupportedError, match=r"no GPU kernels|no GPU that JAX can use"):
         traced.lower(lowering_platforms=("cuda",))
 
 
