@@ -7,9 +7,9 @@
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
 // each other's workspaces, by CUDA IPC, and operands are staged there.
 //
-// Thread rule: Get, TakeLane and ReturnLane from any thread; they may block for other processes,
-// and call Exchange, without a lock that a launch needs. Cause may be called at any time and is
-// cheap.
+// Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
+// processes, and call Exchange, without a lock that a launch needs. Cause may be called at any time
+// and is cheap.
 #pragma once
 
 #include <cstdint>

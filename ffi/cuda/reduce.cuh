@@ -6,8 +6,7 @@
 //   direct    all ranks reach each other's operands: a barrier when they are ready, one pass, a
 //             barrier before they may be reused. Bytes read and written by P ranks of n bytes each:
 //               one shot         P x P n read, P n written
-//               two shots        P n read, P n written: a rank reduces its share and writes it to
-// all
+//               two shots        P n read, P n written: a rank reduces its share for all
 //               reduce_scatter   P n read, n written
 //   staged    operands are copied, piece by piece, into a staging area that the others have mapped.
 //             A piece is read again soon, by the others, from L2. One barrier for each piece, two
