@@ -509,7 +509,10 @@ TEST_P(ReactorThreads, OverSharedMemory) {
   groups[0]->Start({{reinterpret_cast<const std::byte*>(b.in.data())},
                     {reinterpret_cast<std::byte*>(b.out.data())}},
                    std::move(completions), std::make_shared<ContinuationCost>());
-  while (failed == 0 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  // `done` is counted last: after that no worker touches these counters.
+  while (done <= kProcesses * kGroups * kCalls && std::chrono::steady_clock::now() < end) {
+    std::this_thread::yield();
+  }
   EXPECT_EQ(failed, 1);
   groups.clear();
 }
