@@ -121,6 +121,9 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
     Clock::time_point begun;
+    uint64_t moves = 0;  // messages of it that came or went
+    uint64_t moves_seen = 0;
+    Clock::time_point moved_at;  // when CheckDeadlines last saw a new one
     bool warned = false;
   };
   struct Submission {

@@ -148,7 +148,7 @@ CallId Reactor::Begin(Submission submission) {
   call->completions = std::move(submission.completions);
   call->cost = std::move(submission.cost);
   call->lender = submission.lender;
-  call->begun = seams_.now();
+  call->begun = call->moved_at = seams_.now();
   const Communicator& communicator = CommunicatorOf(group);
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
@@ -190,6 +190,7 @@ bool Reactor::TakeEarly(Call& call) {
                                  std::nullopt) != Run::Taken::kUnknown;
       current_ = nullptr;
       if (!known) wrong = kUnknownMessage;
+      ++call.moves;
     }
     if (wrong == nullptr) continue;
     const CallId id = call.id;

@@ -105,6 +105,7 @@ void Reactor::Pump(Peer& peer, bool small) {
 void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment,
                    int32_t op) {
   Call* const call = it->second.get();
+  ++call->moves;
   Call* const outer = std::exchange(current_, call);
   call->run->OnSent(segment, op);
   current_ = outer;
@@ -225,6 +226,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   }
   current_ = nullptr;
   if (!known) return violation(kUnknownMessage);
+  ++call.moves;
   FinishIfDone(id);
 }
 
@@ -360,8 +362,11 @@ std::string Reactor::State() {
 
 std::string Reactor::DeadlineMessage(const Call& call) {
   std::string text = *call.group->description + ": waited " + Seconds(SecondsSince(call.begun)) +
-                     " (" + NameOf(call.id) + ", process " + std::to_string(process_) +
-                     "); missing: ";
+                     " (" + NameOf(call.id) + ", process " + std::to_string(process_) + ")";
+  if (call.moves != 0) {
+    text += "; its last message was " + Seconds(SecondsSince(call.moved_at)) + " ago";
+  }
+  text += "; missing: ";
   std::set<int> processes;
   bool first = true;
   for (const int32_t rank : call.run->WaitingFor()) {
@@ -407,7 +412,10 @@ void Reactor::DiscountStoppedTime(Clock::time_point now) {
   const auto put_off = [&](Clock::time_point& from) {
     if (from != Clock::time_point()) from = std::min(from + stopped, now);
   };
-  for (const auto& [id, call] : calls_) put_off(call->begun);
+  for (const auto& [id, call] : calls_) {
+    put_off(call->begun);
+    put_off(call->moved_at);
+  }
   for (const auto& [process, peer] : peers_) put_off(peer->silent_since);
 }
 
@@ -434,6 +442,8 @@ const Peer* Reactor::SilentMember(const Call& call, Clock::time_point now) {
   return nullptr;
 }
 
+// A call waits since its last message: a large one over a slow network may take as long as it
+// needs. It has only so many messages, so it cannot go on for ever.
 void Reactor::CheckDeadlines() {
   const Clock::time_point now = seams_.now();
   if (now - checked_at_ < kTick) return;
@@ -453,7 +463,8 @@ void Reactor::CheckDeadlines() {
                                                 peer.down_reason());
       }
     }
-    const double waited_s = duration<double>(now - call->begun).count();
+    if (std::exchange(call->moves_seen, call->moves) != call->moves) call->moved_at = now;
+    const double waited_s = duration<double>(now - call->moved_at).count();
     if (waited_s < ask_after_s) continue;
     AskAll(*call, now);
     if (waited_s > kWarnAfterS && !call->warned && waited_s < seams_.timeout_s) {

@@ -62,14 +62,15 @@ class Alone : public LinkSink {
     return reactor->Open({devices, operation, operation, *plan});
   }
 
-  void Start(RemoteGroup& group) {
+  void Start(RemoteGroup& group) { Start(group, input, output); }
+  void Start(RemoteGroup& group, const float* from, float* to) {
     class Silent final : public Completion {
       void Done(const Status&) override {}
     };
     std::vector<std::unique_ptr<Completion>> completions;
     completions.push_back(std::make_unique<Silent>());
     group.Start(
-        {{reinterpret_cast<const std::byte*>(input)}, {reinterpret_cast<std::byte*>(output)}},
+        {{reinterpret_cast<const std::byte*>(from)}, {reinterpret_cast<std::byte*>(to)}},
         std::move(completions), std::make_shared<ContinuationCost>());
   }
 
@@ -326,6 +327,47 @@ TEST(Reactor, WhoDoesNotAnswerIsGivenUpSoonerThanWhoIsLate) {
       EXPECT_NEAR(waited_s, 65, 2);  // JAX gives up on a lost process after 100 s
       EXPECT_TRUE(Contains(text, "(process 1) has not answered for 60 s: it is stopped")) << text;
     }
+  }
+}
+
+// Its messages come, but all of them together take longer than the deadline.
+TEST(Reactor, ASlowCallIsWaitedForWhileItsMessagesCome) {
+  constexpr double kDeadlineS = 100;
+  for (const bool stops : {false, true}) {
+    Alone process(2, kDeadlineS);
+    FakeLink& peer = process.Connect(1);
+    const auto group = process.Open(2, "all_reduce", 4 * kSlotBytes / sizeof(float));
+    std::vector<float> input(4 * kSlotBytes / sizeof(float)), output(input.size());
+    process.Start(*group, input.data(), output.data());
+    std::vector<NoticeFields> asked;
+    const auto answer = [&](double for_s) {
+      for (double waited_s = 0; waited_s < for_s; waited_s += 0.5) {
+        process.Wait(0.5);
+        if (!std::exchange(process.told, {}).empty()) peer.Tell("state waits in x (call 0)");
+        for (const NoticeFields& fields : std::exchange(process.notices, {})) {
+          if (fields.kind == NoticeKind::kReady) asked.push_back(fields);
+        }
+      }
+    };
+    const std::vector<std::byte> bytes(kSlotBytes);
+    size_t sent = 0;
+    answer(1);
+    ASSERT_GE(asked.size(), 2u);
+    for (; sent < (stops ? 1 : asked.size()); ++sent) {
+      NoticeFields data = asked[sent];
+      data.kind = NoticeKind::kData;
+      data.offset = static_cast<uint32_t>(sent % 2 * kSlotBytes);
+      data.bytes = kSlotBytes;
+      answer(0.9 * kDeadlineS);
+      ASSERT_TRUE(process.ended.empty()) << process.ended[0].message();
+      peer.Put(bytes, data.offset, Encode(data), 0);
+    }
+    answer(0.9 * kDeadlineS);
+    ASSERT_TRUE(process.ended.empty()) << process.ended[0].message();
+    answer(0.2 * kDeadlineS);
+    ASSERT_EQ(process.ended.size(), 1u);
+    const std::string& text = process.ended[0].message();
+    EXPECT_TRUE(Contains(text, "; its last message was 100 s ago; missing: rank 1")) << text;
   }
 }
 
