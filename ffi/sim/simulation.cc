@@ -98,6 +98,7 @@ void Simulation::ProcessNow() {
     Dispatch();
     if (Failed()) return;
   } while (!timers_.empty() && timers_.top().time == now_);
+  GiveWork();
 }
 
 void Simulation::Handle(const Timer& timer) {
@@ -189,16 +190,29 @@ Time Simulation::Worked(uint32_t op, double ps) {
   return std::llround(ps);
 }
 
-// The rank's one unit for reductions and copies takes them in the order in which they come.
-void Simulation::Compute(uint32_t op, double ps) {
+void Simulation::Compute(uint32_t op, double ps, int32_t message) {
   const Time duration = Worked(op, ps);
-  Time& busy_until = busy_until_[Rank(op)];
-  if (duration == 0) {
-    Complete(op);
+  if (duration > 0) {
+    work_.push_back({op, duration, message});
     return;
   }
-  busy_until = std::max(busy_until, now_) + duration;
-  At(busy_until, Event::kDone, op);
+  if (message != kNone) Received(message, now_);
+  Complete(op);
+}
+
+// The rank's one unit for reductions and copies takes them in the order in which they come, and in
+// program order where they come together: so not before all of them have.
+void Simulation::GiveWork() {
+  if (work_.size() > 1) {
+    std::sort(work_.begin(), work_.end(), [](const Work& a, const Work& b) { return a.op < b.op; });
+  }
+  for (const Work& work : work_) {
+    Time& busy_until = busy_until_[Rank(work.op)];
+    busy_until = std::max(busy_until, now_) + work.duration;
+    At(busy_until, Event::kDone, work.op);
+    if (work.message != kNone) Received(work.message, busy_until);
+  }
+  work_.clear();
 }
 
 // --- the end -------------------------------------------------------------------------------------

@@ -73,6 +73,13 @@ class Simulation {
     uint64_t order = 0;
   };
 
+  // For a rank's one unit that reduces and copies.
+  struct Work {
+    uint32_t op;
+    Time duration;
+    int32_t message;  // that it reduces, or kNone
+  };
+
   // The messages of one chain that leave by one link.
   struct Port {
     int32_t active = 0;
@@ -96,7 +103,9 @@ class Simulation {
   void Complete(uint32_t op);
   void Drain();
   Time Worked(uint32_t op, double ps);
-  void Compute(uint32_t op, double ps);
+  void Compute(uint32_t op, double ps, int32_t message = kNone);
+  void GiveWork();
+  void Received(int32_t message, Time done);
 
   void Ready(uint32_t send);
   void Dispatch();
@@ -141,7 +150,8 @@ class Simulation {
   std::vector<uint32_t> first_chain_;  // by rank, and the end
   std::vector<uint8_t> begun_;         // by rank
   std::vector<Time> busy_until_;       // by rank: the unit that reduces and copies
-  std::vector<uint32_t> completed_;    // work list
+  std::vector<Work> work_;             // that came up at now_
+  std::vector<uint32_t> completed_;    // to be told to their dependents
   uint64_t ops_left_ = 0;
 
   std::vector<Message> messages_;

@@ -140,19 +140,24 @@ void Simulation::PartLeft(int32_t id, Time latency) {
 }
 
 void Simulation::Arrived(int32_t id) {
-  Message& message = messages_[id];
-  message.record.arrived = message.record.done = now_;
-  const uint32_t receive = graph_.node(message.send).mate;
+  messages_[id].record.arrived = now_;
+  const uint32_t receive = graph_.node(messages_[id].send).mate;
   if (graph_.kind(receive) == OpKind::kRecvReduce) {
-    Compute(receive, p_.reduce_ps_per_byte * static_cast<double>(message.record.bytes));
-    message.record.done = std::max(now_, busy_until_[message.record.destination]);
+    const auto bytes = static_cast<double>(messages_[id].record.bytes);
+    Compute(receive, p_.reduce_ps_per_byte * bytes, id);
   } else {
+    Received(id, now_);
     Complete(receive);
   }
-  ++result_.message_count;
-  if (p_.record) result_.messages.push_back(message.record);
-  free_messages_.push_back(id);
   Drain();
+}
+
+// The end of a message: `done` tells when it will have been reduced, too.
+void Simulation::Received(int32_t id, Time done) {
+  messages_[id].record.done = done;
+  ++result_.message_count;
+  if (p_.record) result_.messages.push_back(messages_[id].record);
+  free_messages_.push_back(id);
 }
 
 // --- flows ---------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@
 // after the latency l and those of the links. A recv_reduce then has its rank reduce what came, one
 // message at a time, at the reduce rate.
 //
+// What comes together, to a port or to the unit that reduces, is taken in order of channel, then of
+// the program: two ways round a ring meet at every step, and their order decides when each goes on.
+//
 //   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have queues of

@@ -109,13 +109,16 @@ class _Evaluation:
         busy: set[tuple[int, int, int]] = set()  # ports: rank, channel, first link
         waiting: list[Key] = []  # sends
         later: list[tuple[Fraction, str, Key]] = []
+        to_compute: list[tuple[Key, Fraction]] = []
 
         def compute(key: Key, work: Fraction) -> None:
             if work == 0:
                 later.append((now, "done", key))
-                return
-            unit_free[key[0]] = max(unit_free[key[0]], now) + work
-            later.append((unit_free[key[0]], "done", key))
+            else:
+                to_compute.append((key, work))
+
+        def by_channel(item: tuple[Key, Fraction]) -> tuple[int, int]:
+            return self._ops[item[0]].channel, item[0][1]
 
         def port(send: Key) -> tuple[int, int, int]:
             op = self._ops[send]
@@ -181,6 +184,11 @@ class _Evaluation:
                         flows.append(_Flow(send, (link,), True, work))
             if len(completed) == len(self._ops):
                 return now
+            # What came together waits for a rank's unit in order of channel and program.
+            for key, work in sorted(to_compute, key=by_channel):
+                unit_free[key[0]] = max(unit_free[key[0]], now) + work
+                later.append((unit_free[key[0]], "done", key))
+            to_compute.clear()
             self._share(flows)
             ends = [now + flow.left / flow.rate for flow in flows] + [event[0] for event in later]
             if not ends:

@@ -58,17 +58,6 @@ def both(schedule: Schedule, topology: Topology, nbytes: int, seed: int = 0) -> 
     return timeline.time_ps, float(expected * 10**12)
 
 
-# Rings in both directions at once, whose messages differ in length: the reference and the simulator
-# share a port between their channels differently, by up to 1 %. Which one is right is not settled.
-TWO_WAYS = {
-    (p, collective, algorithm)
-    for p in (5, 6, 8)
-    for collective in ("all_reduce", "reduce_scatter")
-    for algorithm in ("bucket", "swing")
-} - {(5, "reduce_scatter", "swing")}
-OPEN = pytest.mark.xfail(strict=True, reason="two-way rings: reference and simulator differ")
-
-
 def check(schedule: Schedule, topology: Topology, nbytes: int, seed: int = 0) -> None:
     simulated, expected = both(schedule, topology, nbytes, seed)
     events = 4 * sum(len(program.ops) for program in schedule.programs)
@@ -77,22 +66,14 @@ def check(schedule: Schedule, topology: Topology, nbytes: int, seed: int = 0) ->
 
 @pytest.mark.parametrize(("collective", "algorithm"), ALL)
 @pytest.mark.parametrize("p", [2, 3, 5, 8])
-def test_on_one_switch(
-    collective: str, algorithm: str, p: int, request: pytest.FixtureRequest
-) -> None:
-    if (p, collective, algorithm) in TWO_WAYS:
-        request.node.add_marker(OPEN)
+def test_on_one_switch(collective: str, algorithm: str, p: int) -> None:
     schedule = build(ScheduleSpec(collective, p, algorithm))  # type: ignore[arg-type]
     for nbytes in (4 * p, 10_000):  # chunks of unequal length, too
         check(schedule, switch(p, bandwidth_Bps=1e9), nbytes)
 
 
 @pytest.mark.parametrize(("collective", "algorithm"), ALL)
-def test_where_flows_collide(
-    collective: str, algorithm: str, request: pytest.FixtureRequest
-) -> None:
-    if (6, collective, algorithm) in TWO_WAYS:
-        request.node.add_marker(OPEN)
+def test_where_flows_collide(collective: str, algorithm: str) -> None:
     schedule = build(ScheduleSpec(collective, 6, algorithm))  # type: ignore[arg-type]
     for topology in (
         leaf_spine(6, hosts_per_leaf=2, oversubscription=2, bandwidth_Bps=1e9),
@@ -100,6 +81,28 @@ def test_where_flows_collide(
         rail_optimised(3, gpus_per_node=2, nvlink_Bps=3e9, bandwidth_Bps=1e9),
     ):
         check(schedule, topology, 30_000, seed=5)
+
+
+def test_what_arrives_together_is_reduced_in_order_of_channels() -> None:
+    """By hand. Two ways round a ring of 5, 1000 B a message and step, both through one port.
+
+    Both leave in 2 us, half the rate each, and arrive together at 3 us. Reducing takes 30 ns: the
+    first channel's goes on at 3.03 us, the second's at 3.06 us. So the first has the port to itself
+    for 30 ns, the second at the end: left at 5.00 and 5.03, arrived at 6.00 and 6.03, reduced at
+    6.03 and 6.06 us; and so on. Were the order another on each rank, both would drift apart.
+    """
+    timeline = run(
+        ScheduleSpec("reduce_scatter", 5, "bucket"),
+        switch(5, bandwidth_Bps=1e9, latency_s=0.5e-6),
+        10_000,
+        model=Model(reduce_s_per_byte=3e-11),
+        record=True,
+    )
+    done_ps = timeline.messages[:, [0, 1, 9]]
+    for step in range(4):
+        for channel in range(2):
+            mine = done_ps[(done_ps[:, 0] == step) & (done_ps[:, 1] == channel)]
+            assert mine[:, 2].tolist() == [3_000_000 * (step + 1) + 30_000 * (channel + 1)] * 5
 
 
 @pytest.mark.parametrize("channels", [2, 3])
