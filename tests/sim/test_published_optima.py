@@ -2,6 +2,10 @@
 
 Published optima (from solvers of collective schedules): all_gather of 1 GB in all 7.75 ms, which is
 what a GPU can take in; all_to_all of 1 GB per rank 80.0 ms, which is what fits between the chassis.
+
+Modelled as a switch per chassis, half of 0.35 us from each GPU; eight cables join the switches, each
+of 12.5 GB/s and of what is left of 2.6 us; messages are sprayed over them. Links cost time, nothing
+else does.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from functools import cache
 
 import pytest
 
-from jaxcoll.schedule import Collective, ScheduleSpec, algorithms
+from jaxcoll.schedule import ScheduleSpec, algorithms, parse_algorithm
 from jaxcoll.simulate import Timeline, run
 from jaxcoll.topology import Topology
 
@@ -31,30 +35,51 @@ def two_chassis() -> Topology:
     return network
 
 
-def simulated(collective: Collective, algorithm: str, placement: str) -> Timeline:
-    spec = ScheduleSpec(collective, 32, algorithm)
+OPTIMA = {
+    # What it takes, and the bound that says so.
+    "all_gather": (31 / 32 * GIGABYTE / 125e9, "ports"),
+    "all_to_all": (16 * 16 * GIGABYTE / 32 / 100e9, "cut chassis0"),
+}
+
+
+def simulated(collective: str, algorithm: str, placement: str = "linear") -> Timeline:
+    name, dims = parse_algorithm(algorithm)
+    spec = ScheduleSpec(collective, 32, name, dims=dims)  # type: ignore[arg-type]
     return run(spec, two_chassis(), GIGABYTE, routing="spray", placement=placement)
 
 
 @pytest.mark.parametrize(
-    ("collective", "optimum_s"), [("all_gather", 7.75e-3), ("all_to_all", 80e-3)]
+    ("collective", "published_s"), [("all_gather", 7.75e-3), ("all_to_all", 80e-3)]
 )
-def test_no_schedule_beats_the_optimum(collective: Collective, optimum_s: float) -> None:
-    for algorithm in algorithms(collective):
+def test_no_schedule_beats_the_optimum(collective: str, published_s: float) -> None:
+    optimum_s, name = OPTIMA[collective]
+    assert optimum_s == pytest.approx(published_s, rel=1e-9)
+    for algorithm in (*algorithms(collective), "hierarchical[2x16]"):
         for placement in ("linear", "strided:16"):
             timeline = simulated(collective, algorithm, placement)
+            # On top: the least latency of a last byte.
+            bounds_s = {bound.name: bound.time_s for bound in timeline.bounds}
+            assert bounds_s[name] == pytest.approx(optimum_s + 0.35e-6, rel=1e-6)
             assert timeline.bound_s == pytest.approx(optimum_s, rel=0.001)
             assert timeline.time_s > optimum_s
 
 
-def test_a_shipped_all_to_all_comes_close() -> None:
-    assert simulated("all_to_all", "direct", "linear").time_s < 1.1 * 80e-3
+@pytest.mark.parametrize("collective", OPTIMA)
+def test_a_shipped_schedule_comes_close(collective: str) -> None:
+    """Ten percent are asked for; a thousandth is what the rails and the ports being full give."""
+    optimum_s, _ = OPTIMA[collective]
+    assert optimum_s < simulated(collective, "hierarchical[2x16]").time_s < 1.001 * optimum_s
+
+
+def test_direct_all_to_all_leaves_the_chassis_idle_for_a_while() -> None:
+    """Messages inside a chassis take turns with those across: the cables wait for some of them."""
+    assert 1.01 * 80e-3 < simulated("all_to_all", "direct").time_s < 1.1 * 80e-3
 
 
 def test_all_gathers_are_ranked_by_what_they_send_between_chassis() -> None:
     """A ring sends everything across once, 9.7 ms; recursive doubling sends its nearest last."""
-    ring = simulated("all_gather", "ring", "linear").time_s
+    ring = simulated("all_gather", "ring").time_s
     assert ring == pytest.approx(31 / 32 * GIGABYTE / 100e9, rel=0.02)
     far_first = simulated("all_gather", "recursive_doubling", "strided:16").time_s
     assert far_first == pytest.approx(5e-3 + 7.5e-3, rel=0.02)
-    assert simulated("all_gather", "recursive_doubling", "linear").time_s > 80e-3
+    assert simulated("all_gather", "recursive_doubling").time_s > 80e-3
