@@ -3,7 +3,7 @@
 Published optima (from solvers of collective schedules): all_gather of 1 GB in all 7.75 ms, which is
 what a GPU can take in; all_to_all of 1 GB per rank 80.0 ms, which is what fits between the chassis.
 
-Modelled as a switch per chassis, half of 0.35 us from each GPU; eight cables join the switches, each
+Modelled as a switch per chassis, half of 0.35 us from each GPU; eight cables join the switches, all
 of 12.5 GB/s and of what is left of 2.6 us; messages are sprayed over them. Links cost time, nothing
 else does.
 """

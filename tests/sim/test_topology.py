@@ -93,6 +93,35 @@ def test_multi_plane_reach_and_counts_equal_the_closed_forms() -> None:
         fat_tree(65537, radix=64)
 
 
+@pytest.mark.parametrize(
+    ("network", "hosts", "switches", "cables"),
+    [
+        # One plane of 800 Gb/s, 64 ports: k^2 / 2 hosts on k leaves and k / 2 spines.
+        ("multi_plane:2048,planes=1,radix=64,bandwidth=800Gb/s", 2048, 96, 2 * 2048),
+        # The same in three tiers: k^3 / 4 hosts, 5 k^2 / 4 switches.
+        pytest.param(
+            "fat_tree:65536,radix=64,bandwidth=800Gb/s",
+            65536,
+            5 * 64 * 64 // 4,
+            3 * 65536,
+            marks=pytest.mark.exhaustive,
+        ),
+        # Eight planes of 100 Gb/s, 512 ports.
+        pytest.param(
+            "multi_plane:131072,planes=8,radix=512,bandwidth=100Gb/s",
+            131072,
+            8 * (512 + 256),
+            8 * 2 * 131072,
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+)
+def test_published_networks_at_their_full_reach(
+    network: str, hosts: int, switches: int, cables: int
+) -> None:
+    assert counts(parse(network)) == (hosts, switches, cables, 2 * cables)
+
+
 def test_distances() -> None:
     assert distance(torus([4, 4]), "h0.0", "h2.1") == 3
     assert distance(fat_tree(1024, radix=16), "h0", "h1023") == 6
