@@ -12,10 +12,10 @@ Modelled: NVLink 450 GB/s per GPU and 3.4 us per message between GPUs of a node;
          hop between nodes, where NCCL's buffers let the hops inside run ahead.
   tree   rings inside the nodes, double trees along the rails: `hierarchical_tree`
 
-The simulated crossover grows more slowly than NCCL's, from 256 MiB at 2 nodes to 4 GiB at 128: it is
-eight times too high at one end and eight times too low at the other. NCCL's trees pass pieces of one
-size on, however large the vector, within a tenth of the rings' bandwidth; these cut it into 16 pieces
-per tree, and their three phases do not overlap.
+The simulated crossover grows more slowly than NCCL's, from 256 MiB at 2 nodes to 4 GiB at 128: it
+is eight times too high at one end and eight times too low at the other. NCCL's trees pass pieces of
+one size on, however large the vector, within a tenth of the rings' bandwidth; these cut it into 16
+pieces per tree, and their three phases do not overlap.
 """
 
 from __future__ import annotations
