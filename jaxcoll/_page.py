@@ -144,6 +144,7 @@ def _facts(sweep: Sweep, report: dict[str, Any]) -> str:
         else "",
         f"efficiency {model.efficiency:g}" if model.efficiency != 1 else "",
         f"jitter {setting.jitter:g}" if setting.jitter else "",
+        f"unfairness {model.unfairness:g}" if model.unfairness else "",
         f"background traffic {setting.background:g} of every port" if setting.background else "",
         f"{setting.seeds} seeds" if setting.seeds > 1 else "",
         f"failures after {time_text(setting.fail_at_s)}" if setting.fail_at_s is not None else "",

@@ -206,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--in-flight", type=int, default=1, help="messages per port and channel")
     cost.add_argument("--jitter", type=float, default=0.0, help="relative, of every computation")
     cost.add_argument(
+        "--unfairness",
+        type=float,
+        default=0.0,
+        help="of messages that share a link, see Model; 0: max-min fair",
+    )
+    cost.add_argument(
         "--slow",
         type=_pairs,
         default={},
@@ -278,6 +284,7 @@ def _simulate(
             efficiency=options.efficiency,
             split=options.split,
             quantum_s=options.quantum,
+            unfairness=options.unfairness,
         ),
         ranks=options.ranks,
         placement=options.placement,

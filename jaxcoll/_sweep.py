@@ -183,6 +183,7 @@ class Sweep:
             case.routing != "spray"
             or case.fail > 0
             or setting.jitter
+            or setting.model.unfairness
             or setting.late_s
             or setting.background
         )

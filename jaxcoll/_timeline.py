@@ -45,6 +45,9 @@ class Model:
       efficiency: share of every capacity that carries payload (headers, acknowledgements, ...).
       split: parts that routing "split" cuts a message into.
       quantum_s: flows end at multiples of it only; 0 is exact, and slow where flows are many.
+      unfairness: 0: messages that meet on a link share it max-min fairly; else each takes a part
+        drawn for it, and this is the standard deviation of its logarithm. Congestion control is
+        not fair within the time of a message: 0.3 fits packet-level runs (tests/sim).
     """
 
     overhead_s: float = 0.0
@@ -55,6 +58,7 @@ class Model:
     efficiency: float = 1.0
     split: int = 4
     quantum_s: float = 0.0
+    unfairness: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def run(
       model: what messages and computing cost.
       placement: see `Topology.place`.
       routing: "ecmp", "split" or "spray".
-      seed: of routes and jitter.
+      seed: of routes, jitter and unfairness.
       failures: nodes and links that are down from the start; see `Topology.find_links`.
       changes: what fails, slows down or comes back on the way.
       stragglers: slow and late ranks.
@@ -132,6 +132,7 @@ def run(
             efficiency=model.efficiency,
             quantum_ps=_ps(model.quantum_s),
             jitter=stragglers.jitter,
+            unfairness=model.unfairness,
             slowdown=list(stragglers.slowdown),
             start_ps=[_ps(start) for start in stragglers.start_s],
             changes=link_changes,

@@ -71,7 +71,8 @@ nb::dict Run(const Graph& graph, const Network& network, const std::vector<int32
              int64_t block_elements, int64_t element_bytes, Time overhead_ps, Time latency_ps,
              double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing,
              int32_t split, uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps,
-             double jitter, std::vector<double> slowdown, std::vector<Time> start_ps,
+             double jitter, double unfairness, std::vector<double> slowdown,
+             std::vector<Time> start_ps,
              const std::vector<std::tuple<Time, int32_t, double>>& changes,
              const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
              bool record) {
@@ -87,6 +88,7 @@ nb::dict Run(const Graph& graph, const Network& network, const std::vector<int32
   p.efficiency = efficiency;
   p.quantum = quantum_ps;
   p.jitter = jitter;
+  p.unfairness = unfairness;
   p.slowdown = std::move(slowdown);
   p.start = std::move(start_ps);
   for (const auto& [time, link, bandwidth_Bps] : changes) {
@@ -164,8 +166,8 @@ void BindSim(nb::module_& m) {
   m.def("simulate", &Run, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,
         "element_bytes"_a, "overhead_ps"_a, "latency_ps"_a, "reduce_ps_per_byte"_a,
         "copy_ps_per_byte"_a, "routing"_a, "split"_a, "seed"_a, "in_flight"_a, "efficiency"_a,
-        "quantum_ps"_a, "jitter"_a, "slowdown"_a, "start_ps"_a, "changes"_a, "background"_a,
-        "record"_a, "One simulation; see ffi/sim/simulator.h.");
+        "quantum_ps"_a, "jitter"_a, "unfairness"_a, "slowdown"_a, "start_ps"_a, "changes"_a,
+        "background"_a, "record"_a, "One simulation; see ffi/sim/simulator.h.");
   m.def("sim_route", &RouteOf, "network"_a, "routing"_a, "seed"_a, "source"_a, "destination"_a,
         "channel"_a, "part"_a, "The links of a message, as (link, share).");
 }

@@ -30,7 +30,7 @@ void FairShare::Touch(int32_t link) {
   touched_.push_back(link);
 }
 
-int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit) {
+int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit, double pull) {
   int32_t id;
   if (free_.empty()) {
     id = static_cast<int32_t>(flows_.size());
@@ -43,6 +43,7 @@ int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit) {
   flow.hops = hops;
   flow.hop_count = hop_count;
   flow.limit = limit;
+  flow.pull = pull;
   flow.rate = -1;
   flow.alive = true;
   flow.places.resize(hop_count);
@@ -135,7 +136,7 @@ void FairShare::Freeze(int32_t id, double rate) {
     LinkState& link = links_[flow.hops[h].link];
     if (!link.contended) continue;
     link.left -= flow.hops[h].weight * rate;
-    link.weight -= flow.hops[h].weight;
+    link.weight -= flow.hops[h].weight * flow.pull;
   }
   rate = Rounded(rate);
   if (rate == flow.rate) return;
@@ -155,22 +156,26 @@ void FairShare::Fill() {
     link.left = link.capacity;
     link.weight = 0;
     for (const OnLink& entry : link.flows) {
-      link.weight += flows_[entry.flow].hops[entry.hop].weight;
+      const Flow& flow = flows_[entry.flow];
+      link.weight += flow.hops[entry.hop].weight * flow.pull;
     }
     heap_.emplace_back(level(link), id);
   }
   const auto later = std::greater<>();  // a heap with the lowest level on top
   std::make_heap(heap_.begin(), heap_.end(), later);
-  std::sort(component_flows_.begin(), component_flows_.end(), [this](int32_t a, int32_t b) {
-    return std::pair(flows_[a].limit, a) < std::pair(flows_[b].limit, b);
+  // At this level a flow has all that it can take.
+  auto last_level = [this](int32_t id) { return flows_[id].limit / flows_[id].pull; };
+  std::sort(component_flows_.begin(), component_flows_.end(), [&](int32_t a, int32_t b) {
+    return std::pair(last_level(a), a) < std::pair(last_level(b), b);
   });
-  size_t next = 0;  // among the flows, by limit
+  size_t next = 0;  // among the flows, by that level
   while (true) {
     while (next < component_flows_.size() && flows_[component_flows_[next]].filled) ++next;
     if (next == component_flows_.size()) return;
-    const double limit = flows_[component_flows_[next]].limit;
-    if (heap_.empty() || limit <= heap_.front().first) {
-      Freeze(component_flows_[next++], limit);
+    const int32_t first = component_flows_[next];
+    if (heap_.empty() || last_level(first) <= heap_.front().first) {
+      Freeze(first, flows_[first].limit);
+      ++next;
       continue;
     }
     std::pop_heap(heap_.begin(), heap_.end(), later);
@@ -184,7 +189,8 @@ void FairShare::Fill() {
       continue;
     }
     for (const OnLink& entry : link.flows) {
-      if (!flows_[entry.flow].filled) Freeze(entry.flow, was);
+      const Flow& flow = flows_[entry.flow];
+      if (!flow.filled) Freeze(entry.flow, was * flow.pull);
     }
   }
 }

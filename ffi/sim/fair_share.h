@@ -19,8 +19,9 @@ class FairShare {
  public:
   explicit FairShare(const Network& network);
 
-  // `hops` must outlive the flow. `limit` is the rate at which the flow would run alone.
-  int32_t Add(const Hop* hops, int32_t hop_count, double limit);
+  // `hops` must outlive the flow. `limit` is the rate at which the flow would run alone; where
+  // flows compete, each rises in proportion to its `pull`.
+  int32_t Add(const Hop* hops, int32_t hop_count, double limit, double pull = 1);
   void Remove(int32_t flow);
   void SetCapacity(int32_t link, double bytes_per_ps);
 
@@ -40,6 +41,7 @@ class FairShare {
     bool filled = false;  // in this update: its rate is final
     uint32_t seen = 0;    // the update that last looked at it
     double limit = 0;
+    double pull = 1;
     double rate = -1;             // -1: not known yet
     std::vector<int32_t> places;  // by hop: where the link's list has it
   };

@@ -13,7 +13,8 @@ constexpr Time kNever = std::numeric_limits<Time>::max();
 // How often to ask whether to go on.
 constexpr uint64_t kEventsPerQuestion = 1 << 18;
 
-// Nearly normal, mean 0 and variance 1: the sum of twelve uniform draws (exact on any machine).
+}  // namespace
+
 double Deviate(uint64_t seed) {
   double sum = -6;
   for (uint64_t i = 0; i < 3; ++i) {
@@ -24,8 +25,6 @@ double Deviate(uint64_t seed) {
   }
   return sum;
 }
-
-}  // namespace
 
 StatusOr<Result> Simulation::Run() {
   const uint32_t ops = graph_.op_count();

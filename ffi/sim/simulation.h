@@ -21,6 +21,9 @@
 
 namespace jaxcoll::sim {
 
+// Nearly normal, mean 0 and variance 1: the sum of twelve uniform draws (exact on any machine).
+double Deviate(uint64_t seed);
+
 class Simulation {
  public:
   Simulation(const Graph& graph, Network network, const std::vector<int32_t>& node_of,
@@ -117,6 +120,7 @@ class Simulation {
   std::shared_ptr<const Route> FindRoute(int32_t source, int32_t destination, int32_t channel,
                                          int32_t part);
   int32_t PortOf(uint32_t chain, const std::shared_ptr<const Route>& route);
+  double PullOf(const Flow& flow) const;
   int32_t AddFlow(Flow flow);
   void RemoveFlow(int32_t id);
   void Settle(Flow& flow) const;

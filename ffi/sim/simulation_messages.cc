@@ -172,13 +172,21 @@ std::shared_ptr<const Route> Simulation::FindRoute(int32_t source, int32_t desti
   return std::move(*route);
 }
 
+// How hard a flow pulls where others want the same link: from its message and part alone.
+double Simulation::PullOf(const Flow& flow) const {
+  if (p_.unfairness <= 0 || flow.message == kNone) return 1;
+  const uint64_t part = static_cast<uint64_t>(flow.part) + 1;
+  const uint64_t seed = Mix(Mix(p_.seed, messages_[flow.message].send), part << 32);
+  return std::exp(p_.unfairness * Deviate(seed));
+}
+
 int32_t Simulation::AddFlow(Flow flow) {
   const Route& route = *flow.route;
   double limit = flow.overhead ? route.port_rate : route.capacity;
   if (flow.background != kNone)
     limit = std::min(limit, p_.background[flow.background].bytes_per_ps);
   const int32_t hops = flow.overhead ? route.first_hops : static_cast<int32_t>(route.hops.size());
-  const int32_t id = share_.Add(route.hops.data(), hops, limit);
+  const int32_t id = share_.Add(route.hops.data(), hops, limit, PullOf(flow));
   if (static_cast<size_t>(id) >= flows_.size()) flows_.resize(id + 1);
   flow.since = now_;
   flow.order = order_++;

@@ -34,7 +34,7 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   const bool good = p.overhead >= 0 && p.latency >= 0 && p.reduce_ps_per_byte >= 0 &&
                     p.copy_ps_per_byte >= 0 && p.split >= 1 && p.split <= 256 && p.in_flight >= 0 &&
                     p.efficiency > 0 && p.efficiency <= 1 && p.quantum >= 0 && p.jitter >= 0 &&
-                    (p.slowdown.empty() || p.slowdown.size() == ranks) &&
+                    p.unfairness >= 0 && (p.slowdown.empty() || p.slowdown.size() == ranks) &&
                     (p.start.empty() || p.start.size() == ranks);
   if (!good) return InvalidArgument("a parameter of the simulation is out of range");
   for (const LinkChange& change : p.changes) {

@@ -3,14 +3,15 @@
 // A message. Both ends start (as the IR says: every earlier op of the channel has started, every
 // dependency has completed). The sender's port then takes the messages of a channel one by one, in
 // program order: each first occupies the port for the overhead o, then flows to the other end at a
-// max-min fair rate. The send completes when the last byte has left, and the last byte arrives
-// after the latency l and those of the links. A recv_reduce then has its rank reduce what came, one
-// message at a time, at the reduce rate.
+// max-min fair rate, or at one that is not quite fair, as congestion control does (`unfairness`).
+// The send completes when the last byte has left, and the last byte arrives after the latency l and
+// those of the links. A recv_reduce then has its rank reduce what came, one message at a time, at
+// the reduce rate.
+//
+//   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
 // What comes together, to a port or to the unit that reduces, is taken in order of channel, then of
 // the program: two ways round a ring meet at every step, and their order decides when each goes on.
-//
-//   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
 // their own and share the port's rate; of each, `in_flight` messages may be under way at once.
@@ -57,6 +58,7 @@ struct Parameters {
   double efficiency = 1;  // share of every capacity that carries payload
   Time quantum = 0;       // flows end at multiples of it only: coarser and faster; 0: exactly
   double jitter = 0;      // standard deviation of each overhead, reduction and copy, relative
+  double unfairness = 0;  // of the logarithm of the share that a message takes from its rivals
   std::vector<double> slowdown;  // by rank: factor on the same; empty: 1
   std::vector<Time> start;       // by rank: when it calls the collective; empty: 0
   std::vector<LinkChange> changes;

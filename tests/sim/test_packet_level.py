@@ -3,24 +3,25 @@
 
 The model here is fluid. What packets add, as constants: a flow counts as complete when the last
 acknowledgement is back, one more path latency, and every switch stores a packet of 4160 B before it
-forwards it. And one efficiency factor per routing mode, fitted on means by the smallest largest
-error:
+forwards it. Beyond that, one efficiency factor per routing mode, and one number for congestion
+control:
 
-  spray   about 0.94: headers (1.5 %), and packets that meet at random
-  ecmp    about 1.05: where paths collide, congestion control is not max-min fair; some flows end
-          sooner than their share says, which lowers the mean. Above 1, so no efficiency in the
-          strict sense: the fluid model is pessimistic here
+  ecmp         0.985: headers, 4096 of 4160 bytes are payload; not fitted
+  spray        about 0.88: headers, and packets that meet at random; fitted on means by the smallest
+               largest error
+  unfairness   0.3: flows that meet do not get equal shares within 200 us. Fitted on the tails (p99,
+               max) of sprayed rows only; the single paths, which had no part in it, confirm it
 
-Tails (p99, max) are too low by more where packets are sprayed, since no queues are modelled.
-Factors for them are fitted on the sprayed rows and tested on the others, where they turn out not to
-hold.
+Without unfairness no factor helps. Flows that share a link max-min fairly end together, late: the
+mean of single paths comes out 12 % too high and their median 26 %, as if it were the network that
+gained 5 % over its cables; and the tails of sprayed rows, where the unlucky flows end last, come
+out 10 to 27 % too low, whatever is done for the means.
 """
 
 from __future__ import annotations
 
 import random
 from functools import cache
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -39,9 +40,12 @@ PUBLISHED = {
     "leaf-spine 4:1, sprayed": (622, 607, 758, 786),
     "tree, one path": (385, 403, 756, 890),
 }
+SPRAYED = [row for row in PUBLISHED if "sprayed" in row]
+SINGLE = "tree, one path"
 ONE_FLOW_US = 176.2
 INCAST_MAX_US = 21029
 SEEDS = {"spray": 3, "ecmp": 20}
+HEADERS, UNFAIRNESS = 4096 / 4160, 0.3
 
 
 @cache
@@ -66,13 +70,18 @@ def permutation(seed: int) -> tuple[tuple[int, int], ...]:
 
 
 def flow_times_us(
-    network: Topology, routing: Routing, seed: int, failures: list[str], links: int
+    network: Topology,
+    routing: Routing,
+    seed: int,
+    failures: list[str],
+    links: int,
+    unfairness: float,
 ) -> NDArray[np.float64]:
     timeline = run(
         ScheduleSpec("permute", HOSTS, permutation=permutation(seed)),
         network,
         NBYTES,
-        model=Model(latency_s=extra_s(links)),
+        model=Model(latency_s=extra_s(links), unfairness=unfairness),
         routing=routing,
         seed=seed,
         failures=failures,
@@ -88,104 +97,94 @@ def extra_s(links: int) -> float:
 
 
 @cache
-def fluid(row: str) -> tuple[tuple[float, ...], float]:
-    """(median, mean, p99, max) in us without any factor, and how much of it is latency."""
+def fluid(row: str, unfairness: float) -> tuple[tuple[float, ...], float]:
+    """(median, mean, p99, max) in us at full capacity, and how much of it is latency."""
     links = 4 if "leaf" in row else 6
     network = oversubscribed() if "leaf" in row else tree()
     routing: Routing = "spray" if "sprayed" in row else "ecmp"
     rows = []
     for seed in range(SEEDS[routing]):
         failures = network.draw_failures(8, seed, tier="core") if "failed" in row else []
-        times = flow_times_us(network, routing, seed, failures, links)
+        times = flow_times_us(network, routing, seed, failures, links, unfairness)
         rows.append([np.median(times), times.mean(), np.percentile(times, 99), times.max()])
     latency_us = (links * LINK_S + extra_s(links)) * 1e6
     return tuple(float(x) for x in np.mean(rows, axis=0)), latency_us
 
 
-def predicted(row: str, factor: float) -> list[float]:
-    """With capacities times `factor`; latencies stay."""
-    values, latency_us = fluid(row)
-    return [(value - latency_us) / factor + latency_us for value in values]
+def errors(row: str, factor: float, unfairness: float) -> NDArray[np.float64]:
+    """Of median, mean, p99 and max, with capacities times `factor`; latencies stay."""
+    values, latency_us = fluid(row, unfairness)
+    predicted = (np.array(values) - latency_us) / factor + latency_us
+    return predicted / PUBLISHED[row] - 1
 
 
 def one_flow_us(factor: float) -> float:
     return NBYTES / 12.5e9 / factor * 1e6 + 6 * LINK_S * 1e6 + extra_s(6) * 1e6
 
 
-def mean_errors(mode: str, factor: float) -> list[float]:
-    errors = [
-        predicted(row, factor)[1] / published[1] - 1
-        for row, published in PUBLISHED.items()
-        if ("sprayed" in row) == (mode == "spray")
-    ]
-    if mode == "ecmp":
-        errors.append(one_flow_us(factor) / ONE_FLOW_US - 1)
-    return errors
-
-
 @cache
-def factor(mode: str) -> float:
-    candidates = np.arange(0.85, 1.1, 0.001)
-    return float(min(candidates, key=lambda f: max(map(abs, mean_errors(mode, float(f))))))
+def spray_factor(unfairness: float) -> float:
+    """The one that makes the largest error of the sprayed rows' means the smallest."""
+    candidates = np.arange(0.8, 1.0, 0.001)
+    return float(
+        min(
+            candidates,
+            key=lambda f: max(abs(errors(row, float(f), unfairness)[1]) for row in SPRAYED),
+        )
+    )
+
+
+def tail_error(unfairness: float) -> float:
+    """The largest one of p99 and max in sprayed rows."""
+    factor = spray_factor(unfairness)
+    return max(float(np.abs(errors(row, factor, unfairness)[2:]).max()) for row in SPRAYED)
 
 
 def test_one_flow_is_headers_and_latency() -> None:
-    """Not fitted: 4096 of 4160 bytes are payload."""
-    assert one_flow_us(4096 / 4160) == pytest.approx(ONE_FLOW_US, rel=0.001)
+    assert one_flow_us(HEADERS) == pytest.approx(ONE_FLOW_US, rel=0.001)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("spray", 0.943), ("ecmp", 1.047)])
-def test_means_are_within_ten_percent_after_one_factor(mode: str, expected: float) -> None:
-    assert factor(mode) == pytest.approx(expected, abs=0.01)
-    assert max(map(abs, mean_errors(mode, factor(mode)))) < 0.10
+def test_unfairness_is_what_sprayed_tails_say() -> None:
+    assert min((0.2, 0.3, 0.4), key=tail_error) == UNFAIRNESS
+    assert spray_factor(UNFAIRNESS) == pytest.approx(0.88, abs=0.01)
 
 
-def test_medians_follow_where_paths_do_not_collide() -> None:
-    for row, published in PUBLISHED.items():
-        error = (
-            predicted(row, factor("spray" if "sprayed" in row else "ecmp"))[0] / published[0] - 1
-        )
-        # One path per flow: unfairness lets half of the flows end early, which fluid does not see.
-        assert abs(error) < (0.11 if "sprayed" in row else 0.25), row
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_all_statistics_are_within_ten_percent(row: str) -> None:
+    """Medians, means and tails; of single paths with nothing that was fitted to them."""
+    factor = spray_factor(UNFAIRNESS) if row in SPRAYED else HEADERS
+    assert np.abs(errors(row, factor, UNFAIRNESS)).max() < 0.10
+
+
+def test_max_min_fairness_alone_is_off_in_both_directions() -> None:
+    """What the docstring says; the reason for `Model.unfairness`."""
+    median, mean, p99, most = errors(SINGLE, HEADERS, 0.0)
+    assert median > 0.20
+    assert mean > 0.10
+    assert p99 > 0.10
+    assert abs(most) < 0.03
+    assert tail_error(0.0) > 0.15
+    for row in SPRAYED:
+        assert (errors(row, spray_factor(0.0), 0.0)[2:] < -0.05).all()
 
 
 def test_the_tail_of_an_incast() -> None:
-    """128 senders to one: the last ends when all bytes are through. No factor of its own."""
-    senders = range(1, 129)
+    """128 senders to one: the last ends when all bytes are through, whatever their shares."""
     timeline = run(
         ScheduleSpec("reduce", 129, "direct"),
         tree(),
         NBYTES,
-        model=Model(latency_s=extra_s(6)),
+        model=Model(latency_s=extra_s(6), efficiency=HEADERS, unfairness=UNFAIRNESS),
         record=True,
         bounds="none",
     )
-    last_us = timeline.messages[:, 8].max() / 1e6
-    assert len(timeline.messages) == len(senders)
-    for scale in (4096 / 4160, factor("ecmp")):
-        assert last_us / scale == pytest.approx(INCAST_MAX_US, rel=0.10)
-
-
-def test_tail_factors_fitted_on_sprayed_rows_do_not_hold_for_single_paths() -> None:
-    """What the fluid model cannot say; written down so that nobody relies on it."""
-    sprayed = [row for row in PUBLISHED if "sprayed" in row]
-    tails = {}
-    for column, name in ((2, "p99"), (3, "max")):
-        ratios = [
-            PUBLISHED[row][column] / predicted(row, factor("spray"))[column] for row in sprayed
-        ]
-        assert all(ratio > 1.05 for ratio in ratios)  # too low everywhere
-        tails[name] = fmean(ratios)
-        fitted_errors = [tails[name] / ratio - 1 for ratio in ratios]
-        assert max(map(abs, fitted_errors)) < 0.20
-    row = "tree, one path"
-    for column, name in ((2, "p99"), (3, "max")):
-        plain = predicted(row, factor("ecmp"))[column] / PUBLISHED[row][column] - 1
-        with_tail = (1 + plain) * tails[name] - 1
-        assert abs(plain) < 0.15  # as it is: collisions make this tail, and those are modelled
-        assert 0.10 < with_tail < 0.40  # with the factor: too high
+    assert len(timeline.messages) == 128
+    assert timeline.messages[:, 8].max() / 1e6 == pytest.approx(INCAST_MAX_US, rel=0.015)
 
 
 def test_seeds_of_ecmp_differ_as_hashes_do() -> None:
-    means = [flow_times_us(tree(), "ecmp", seed, [], 6).mean() for seed in range(SEEDS["ecmp"])]
-    assert 0.005 < np.std(means) / np.mean(means) < 0.05
+    means = [
+        flow_times_us(tree(), "ecmp", seed, [], 6, UNFAIRNESS).mean()
+        for seed in range(SEEDS["ecmp"])
+    ]
+    assert 0.003 < np.std(means) / np.mean(means) < 0.05

@@ -224,6 +224,24 @@ def test_background_traffic_takes_its_fair_share() -> None:
     assert ends.time_ps == pytest.approx(1.25e9, abs=2)
 
 
+def test_unfair_shares_let_one_message_end_early_and_the_last_no_later() -> None:
+    """Two senders, one receiver: together they fill its link in any case."""
+    topology = switch(3, bandwidth_Bps=1e9, latency_s=0)
+    ends = set()
+    for seed in range(4):
+        model = Model(unfairness=0.5)
+        timeline = run(
+            spec("reduce", "direct", 3), topology, 10**6, model=model, seed=seed, record=True
+        )
+        first, last = sorted(timeline.messages[:, 7].tolist())
+        assert 10**9 < first < 2 * 10**9
+        assert last == pytest.approx(2 * 10**9, abs=3)
+        ends.add(first)
+    assert len(ends) == 4
+    with pytest.raises(ValueError, match="out of range"):
+        run(spec("reduce", "direct", 3), topology, 10**6, model=Model(unfairness=-1))
+
+
 # --- what breaks ---------------------------------------------------------------------------------
 
 
