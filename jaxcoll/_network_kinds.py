@@ -36,6 +36,22 @@ def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
     return round(uplinks)
 
 
+def _shared(uplinks: int, radix: int, below: int, count: int, parts: int, what: str) -> int:
+    """Of `count` switches above, dealt to `parts` parts, those of one part, if all fits: each of the
+    `below` switches of a part has `uplinks` links to share evenly among them."""
+    shared = count // parts
+    if shared < 1 or count % parts or uplinks % shared:
+        raise TopologyError(
+            f"{count} {what} in {parts} equal parts cannot share {uplinks} links from each switch "
+            "below evenly"
+        )
+    if below * (uplinks // shared) > radix:
+        raise TopologyError(
+            f"{count} {what} of {radix} ports are too few: {below * uplinks * parts} links lead up"
+        )
+    return shared
+
+
 def ring(
     hosts: int, *, bandwidth_Bps: float = _BANDWIDTH_BPS, latency_s: float = _LATENCY_S
 ) -> Topology:
@@ -129,6 +145,7 @@ def fat_tree(
     *,
     radix: int = 16,
     oversubscription: float = 1.0,
+    cores: int | None = None,
     bandwidth_Bps: float = _BANDWIDTH_BPS,
     latency_s: float = _LATENCY_S,
 ) -> Topology:
@@ -136,7 +153,8 @@ def fat_tree(
 
     A rack switch ("tor") has radix * x / (x + 1) links down and radix / (x + 1) up, with x the
     oversubscription, one to each aggregation switch of its pod; those have radix / 2 each way. The
-    i-th aggregation switches of all pods share radix / 2 cores.
+    i-th aggregation switches of all pods share radix / 2 cores; or, where there are not `radix` pods
+    to fill those, a share of `cores`, each by several parallel links.
     """
     _at_least("hosts", hosts, 1)
     if radix < 2 or radix % 2:
@@ -154,15 +172,16 @@ def fat_tree(
             f"a three-tier tree of {radix}-port switches reaches {down * half * radix} hosts at "
             f"{oversubscription:g}:1, {hosts} were asked for"
         )
+    shared = half if cores is None else _shared(half, radix, pods, cores, up, "cores")
     topology = Topology(f"fat_tree({hosts}, radix {radix}, {oversubscription:g}:1)")
     for a in range(up):
-        for c in range(half):
+        for c in range(shared):
             topology.add_switch(f"core{a}.{c}", "core")
     for pod in range(pods):
         for a in range(up):
             agg = topology.add_switch(f"agg{pod}.{a}", "agg")
             for c in range(half):
-                topology.connect(agg, f"core{a}.{c}", bandwidth_Bps, latency_s)
+                topology.connect(agg, f"core{a}.{c % shared}", bandwidth_Bps, latency_s)
         first_host = pod * half * down
         last_host = min(hosts, first_host + half * down)
         for t in range(-(-(last_host - first_host) // down)):
@@ -316,13 +335,15 @@ def multi_plane(
     planes: int = 8,
     radix: int = 64,
     oversubscription: float = 1.0,
+    spines: int | None = None,
     bandwidth_Bps: float = _BANDWIDTH_BPS,
     latency_s: float = _LATENCY_S,
 ) -> Topology:
     """`planes` separate two-tier networks; every host has one link of `bandwidth_Bps` into each.
 
     Leaves of `radix` ports split them oversubscription : 1 into hosts and links up, one to each
-    spine, so the reach is radix * radix * x / (x + 1) hosts.
+    spine, so the reach is radix * radix * x / (x + 1) hosts; or, where there are not `radix` leaves
+    to fill those, to `spines` per plane, each by several parallel links.
     """
     _at_least("hosts", hosts, 1)
     _at_least("planes", planes, 1)
@@ -331,14 +352,15 @@ def multi_plane(
         raise TopologyError(
             f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
         )
-    spines = round(up)
-    down = radix - spines
+    uplinks = round(up)
+    down = radix - uplinks
     leaves = -(-hosts // down)
     if leaves > radix:
         raise TopologyError(
             f"two tiers of {radix}-port switches reach {down * radix} hosts at "
             f"{oversubscription:g}:1, {hosts} were asked for"
         )
+    spines = uplinks if spines is None else _shared(uplinks, radix, leaves, spines, 1, "spines")
     topology = Topology(f"multi_plane({hosts}, {planes} planes, radix {radix})")
     for h in range(hosts):
         topology.add_host(f"h{h}")
@@ -347,8 +369,8 @@ def multi_plane(
             topology.add_switch(f"p{p}.spine{s}", "spine")
         for leaf in range(leaves):
             name = topology.add_switch(f"p{p}.leaf{leaf}", "leaf")
-            for s in range(spines):
-                topology.connect(name, f"p{p}.spine{s}", bandwidth_Bps, latency_s)
+            for u in range(uplinks):
+                topology.connect(name, f"p{p}.spine{u % spines}", bandwidth_Bps, latency_s)
             for h in range(leaf * down, min(hosts, (leaf + 1) * down)):
                 topology.connect(f"h{h}", name, bandwidth_Bps, latency_s)
     for leaf in range(leaves):

@@ -3,17 +3,21 @@
 #include <algorithm>
 #include <iterator>
 #include <map>
-#include <vector>
+#include <memory_resource>
 
 namespace jaxcoll {
 namespace {
 
 constexpr int32_t kNone = -1;
+using Dependencies = decltype(Op::depends_on);
 
 // The accesses since, and with, the last write of each chunk of one buffer.
 class AccessLog {
  public:
-  void Read(const Operand& operand, int32_t op, std::vector<int32_t>& depends_on) {
+  // Segments live in `memory`, which outlives the log.
+  explicit AccessLog(std::pmr::memory_resource* memory) : segments_(memory) {}
+
+  void Read(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
       ForEachSegment(chunks, [&](Segment& segment) {
         if (segment.writer != kNone) depends_on.push_back(segment.writer);
@@ -22,14 +26,14 @@ class AccessLog {
     }
   }
 
-  void Write(const Operand& operand, int32_t op, std::vector<int32_t>& depends_on) {
+  void Write(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
       ForEachSegment(chunks, [&](Segment& segment) {
         // Readers already wait for the writer, so waiting for them is enough.
         if (segment.readers.empty() && segment.writer != kNone) {
           depends_on.push_back(segment.writer);
         }
-        depends_on.insert(depends_on.end(), segment.readers.begin(), segment.readers.end());
+        depends_on.Append(segment.readers.begin(), segment.readers.end());
         segment.writer = op;
         segment.readers.clear();
       });
@@ -41,9 +45,23 @@ class AccessLog {
   struct Segment {
     int64_t end;
     int32_t writer = kNone;
-    std::vector<int32_t> readers;
+    SmallVector<int32_t, 2> readers;
   };
-  using Segments = std::map<int64_t, Segment>;
+  using Segments = std::pmr::map<int64_t, Segment>;
+
+  // Whether a segment beside the last one visited begins at `chunk`; it then is the last one. Most
+  // algorithms walk through a buffer, and need no search.
+  bool Near(int64_t chunk) {
+    if (last_ == segments_.end()) return false;
+    if (chunk > last_->first) {
+      const auto next = std::next(last_);
+      if (next == segments_.end()) return false;
+      last_ = next;
+    } else if (chunk < last_->first && last_ != segments_.begin()) {
+      --last_;
+    }
+    return last_->first == chunk;
+  }
 
   // Makes `chunk` a boundary between segments.
   void SplitAt(int64_t chunk) {
@@ -61,6 +79,7 @@ class AccessLog {
   void ForEachSegment(const Interval& chunks, Visit visit) {
     int64_t begin = chunks.begin;
     const int64_t end = begin + chunks.count;
+    if (Near(begin) && last_->second.end == end) return visit(last_->second);
     SplitAt(begin);
     SplitAt(end);
     for (auto next = segments_.lower_bound(begin); begin < end; ++next) {
@@ -70,16 +89,19 @@ class AccessLog {
       }
       visit(next->second);
       begin = next->second.end;
+      last_ = next;
     }
   }
 
   Segments segments_;
+  Segments::iterator last_ = segments_.end();
 };
 
 }  // namespace
 
 void InferDependencies(Program& program) {
-  AccessLog logs[3];  // by BufferKind
+  std::pmr::monotonic_buffer_resource memory;
+  AccessLog logs[] = {AccessLog(&memory), AccessLog(&memory), AccessLog(&memory)};  // by BufferKind
   auto log = [&](const Operand& operand) -> AccessLog& {
     return logs[static_cast<int>(operand.buffer)];
   };
@@ -92,10 +114,10 @@ void InferDependencies(Program& program) {
       log(op.sources[s]).Read(op.sources[s], index, op.depends_on);
     }
     if (op.kind != OpKind::kSend) log(op.destination).Write(op.destination, index, op.depends_on);
-    std::sort(op.depends_on.begin(), op.depends_on.end());
-    op.depends_on.erase(std::unique(op.depends_on.begin(), op.depends_on.end()),
-                        op.depends_on.end());
-    std::erase(op.depends_on, index);  // an op that reads what it writes
+    auto& before = op.depends_on;
+    before.Truncate(std::remove(before.begin(), before.end(), index));  // it reads what it writes
+    std::sort(before.begin(), before.end());
+    before.Truncate(std::unique(before.begin(), before.end()));
   }
 }
 

@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "base/small_vector.h"
 #include "base/status.h"
 
 namespace jaxcoll {
@@ -61,7 +62,7 @@ struct Interval {
 
 struct Operand {
   BufferKind buffer = BufferKind::kInput;
-  std::vector<Interval> chunks;
+  SmallVector<Interval, 1> chunks;
   friend bool operator==(const Operand&, const Operand&) = default;
 };
 
@@ -80,7 +81,7 @@ struct Op {
   int32_t step = 0;  // the algorithm's round, for printing and for counting steps; no semantics
   std::vector<Operand> sources;
   Operand destination;
-  std::vector<int32_t> depends_on;  // indices of earlier or later ops of this rank
+  SmallVector<int32_t, 2> depends_on;  // indices of earlier or later ops of this rank
 };
 
 // The layout, all but `ops`, is equal on all ranks.

@@ -50,14 +50,14 @@ class GraphBuilder {
   };
 
   // Positions within a block, whole blocks first and together, since only lengths matter here.
-  static void Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+  static void Canonical(std::span<const Interval> chunks, int32_t per_block,
                         std::vector<Interval>& result);
   Status Match(Graph& graph, const std::vector<uint32_t>& first_op);
 
   std::vector<Rank> ranks_;
 };
 
-void GraphBuilder::Canonical(const std::vector<Interval>& chunks, int32_t per_block,
+void GraphBuilder::Canonical(std::span<const Interval> chunks, int32_t per_block,
                              std::vector<Interval>& result) {
   result.assign({{0, 0}});
   Interval run{-1, 0};
@@ -88,9 +88,12 @@ Status GraphBuilder::Pack(int32_t rank, const Program& program) {
   const size_t count = program.ops.size();
   std::vector<uint32_t> order(count), place(count);  // op at a place; place of an op
   std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+  const auto by_channel = [&](uint32_t a, uint32_t b) {
     return program.ops[a].channel < program.ops[b].channel;
-  });
+  };
+  if (!std::is_sorted(order.begin(), order.end(), by_channel)) {
+    std::stable_sort(order.begin(), order.end(), by_channel);
+  }
   for (uint32_t i = 0; i < count; ++i) place[order[i]] = i;
 
   out.nodes.resize(count);
@@ -124,13 +127,15 @@ Status GraphBuilder::Pack(int32_t rank, const Program& program) {
     node.extent = out.extents.Intern(
         op.kind == OpKind::kReduce ? static_cast<int32_t>(op.sources.size()) : 1, chunks);
   }
-  std::sort(out.receipts.begin(), out.receipts.end(),
-            [](const Receipt& a, const Receipt& b) { return a.key < b.key; });
+  const auto by_key = [](const Receipt& a, const Receipt& b) { return a.key < b.key; };
+  if (!std::is_sorted(out.receipts.begin(), out.receipts.end(), by_key)) {
+    std::sort(out.receipts.begin(), out.receipts.end(), by_key);
+  }
 
   // Dependencies the other way round.
   std::vector<uint32_t> degree(count + 1, 0);
   for (uint32_t i = 0; i < count; ++i) {
-    const std::vector<int32_t>& before = program.ops[order[i]].depends_on;
+    const auto& before = program.ops[order[i]].depends_on;
     out.nodes[i].dependencies = static_cast<uint32_t>(before.size());
     for (int32_t dependency : before) {
       if (dependency < 0 || static_cast<size_t>(dependency) >= count) {

@@ -25,16 +25,21 @@ void Ledger::Enter(const Route& route, int32_t source, int32_t destination, int6
   const size_t count = route.hops.size();
   for (size_t i = 0; i < count;) {
     const int32_t from = network_.links[route.hops[i].link].from;
-    size_t end = i + 1;
-    while (end < count && network_.links[route.hops[end].link].from == from) ++end;
-    const int64_t ways = static_cast<int64_t>(end - i), here = at_node_[from];
+    int64_t ways = 0;
+    size_t end = i;
+    for (; end < count && network_.links[route.hops[end].link].from == from; ++end) {
+      ways += network_.links[route.hops[end].link].ways;
+    }
+    const int64_t each = at_node_[from] / ways;
+    int64_t rest = at_node_[from] % ways;  // one byte more for the first ways
     at_node_[from] = 0;
-    for (int64_t way = 0; i < end; ++i, ++way) {
+    for (; i < end; ++i) {
       const int32_t link = route.hops[i].link;
-      const int64_t share = here / ways + (way < here % ways ? 1 : 0);
-      link_bytes_[link] += share;
-      ++entries_[link];
-      at_node_[network_.links[link].to] += share;
+      const int64_t here = network_.links[link].ways, more = std::min(here, rest);
+      rest -= more;
+      link_bytes_[link] += each * here + more;
+      entries_[link] += here;
+      at_node_[network_.links[link].to] += each * here + more;
     }
   }
   at_node_[destination] = 0;

@@ -19,6 +19,8 @@ struct Link {
   int32_t to = 0;
   double bytes_per_ps = 0;  // 0: failed
   Time latency = 0;
+  int32_t ways =
+      1;  // parallel links that it stands for, with what they carry together; see trunks.h
 };
 
 struct Network {

@@ -147,8 +147,10 @@ std::shared_ptr<Route> Router::Fan(int32_t source) {
     next.clear();
     for (int32_t node : level) {
       Closer(node, links);
-      const double share = share_[node] / static_cast<double>(links.size());
+      int32_t ways = 0;
+      for (int32_t link : links) ways += network_.links[link].ways;
       for (int32_t link : links) {
+        const double share = share_[node] / ways * network_.links[link].ways;
         route->hops.push_back({link, share});
         const int32_t to = network_.links[link].to;
         if (share_[to] == 0) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "sim/simulation.h"
+#include "sim/trunks.h"
 
 namespace jaxcoll::sim {
 namespace {
@@ -62,10 +63,24 @@ StatusOr<Result> Simulate(const Graph& graph, const Network& network,
   Network scaled = network;
   for (Link& link : scaled.links) link.bytes_per_ps *= parameters.efficiency;
   Parameters adjusted = parameters;
-  for (LinkChange& change : adjusted.changes) change.bytes_per_ps *= parameters.efficiency;
-  return Simulation(graph, std::move(scaled), node_of,
-                    graph.ExtentBytes(block_elements, element_bytes), adjusted)
-      .Run();
+  std::vector<bool> alone(network.links.size(), parameters.routing != Routing::kSpray);
+  adjusted.changes.clear();
+  for (LinkChange change : parameters.changes) {
+    change.bytes_per_ps *= parameters.efficiency;
+    if (change.time == 0) {  // before anything starts
+      scaled.links[change.link].bytes_per_ps = change.bytes_per_ps;
+    } else {
+      alone[change.link] = true;
+      adjusted.changes.push_back(change);
+    }
+  }
+  const Trunks trunks(scaled, alone);
+  for (LinkChange& change : adjusted.changes) change.link = trunks.trunk_of(change.link);
+  StatusOr<Result> result = Simulation(graph, trunks.network(), node_of,
+                                       graph.ExtentBytes(block_elements, element_bytes), adjusted)
+                                .Run();
+  if (result.ok()) result->link_bytes = trunks.PerLink(result->link_bytes);
+  return result;
 }
 
 }  // namespace jaxcoll::sim

@@ -1,0 +1,338 @@
+"""How fast the simulator is: rows with the floors set for them, and how its cost grows.
+
+    python -m benchmarks.simulate            # about 3 minutes on two idle cores
+    python -m benchmarks.simulate --quick    # about 10 seconds: smaller worlds, no growth
+
+Every measurement has a process of its own, so that its peak memory is its own, and includes all that
+a user waits for: the network, every rank's program packed into one dependency graph, and the run. One
+channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements of any
+network.
+
+Growth is fitted as a power of the number of ranks, and of messages: least squares on logarithms. It
+is that of CPU time, all threads together, which other programs on the machine disturb less than wall
+time. A row slower than its floor is BELOW; the exit code is 1 only if a simulation fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import jaxcoll
+from benchmarks import measure
+from benchmarks.compare import default_json
+from jaxcoll.schedule import ScheduleSpec
+from jaxcoll.simulate import Model, Stragglers, pack, run
+from jaxcoll.topology import Topology, fat_tree, rail_optimised
+
+GIB = 1 << 30
+# A message: 1 us of its sender's port, 1 us on its way; a rank reduces 200 GB/s.
+MODEL: Final = Model(overhead_s=1e-6, latency_s=1e-6, reduce_s_per_byte=1 / 200e9)
+PERMUTED_BYTES: Final = 2_000_000
+PER_NODE: Final = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one measurement simulates.
+
+    kind: of `KINDS`.
+    ranks: how many.
+    channels: copies of the schedule that run side by side.
+    jitter: standard deviation of every overhead and reduction, and of every rank's own speed.
+    placement: as `Topology.place` takes it.
+    """
+
+    kind: str
+    ranks: int
+    channels: int = 1
+    jitter: float = 0.0
+    placement: str = "linear"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `floor_s` of wall time, `floor_bytes` of peak memory."""
+
+    name: str
+    floor_s: float
+    work: Work
+    floor_bytes: int | None = None
+
+
+ROWS: Final = (
+    Row("permutation, 1024 flows, 3-tier fat-tree", 0.1, Work("permutation", 1024)),
+    Row("ring all_reduce, 1024 ranks", 5, Work("ring", 1024)),
+    Row(
+        "hierarchical all_reduce, 2048 nodes of 8 ranks", 30, Work("hierarchical", 16384), 4 * GIB
+    ),
+    Row("the same ring, 1 % compute jitter", 60, Work("ring", 1024, jitter=0.01)),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Sizes over which cost grows; the largest are the costly ones."""
+
+    name: str
+    works: tuple[Work, ...]
+
+
+SERIES: Final = (
+    Series("ring, ranks in order", tuple(Work("ring", p) for p in (64, 128, 256, 512, 1024, 2048))),
+    Series(
+        "ring, ranks placed at random",
+        tuple(Work("ring", p, placement="random:1") for p in (64, 128, 256, 512, 1024)),
+    ),
+    Series(
+        "ring, 256 ranks, 1 to 16 channels",
+        tuple(Work("ring", 256, channels=c) for c in (1, 2, 4, 8, 16)),
+    ),
+    Series(
+        "hierarchical, 8 per node",
+        tuple(Work("hierarchical", p) for p in (1024, 2048, 4096, 8192, 16384)),
+    ),
+)
+
+
+def three_tiers(hosts: int) -> Topology:
+    """The smallest full fat-tree of 16-port switches, or of 32 ports above 1024 hosts."""
+    return fat_tree(hosts, radix=16 if hosts <= 1024 else 32)
+
+
+def rails(ranks: int) -> Topology:
+    """Nodes of 8 GPUs; each rail has a leaf per 32 nodes, and 32 spines join all leaves."""
+    return rail_optimised(ranks // PER_NODE, gpus_per_node=PER_NODE, nodes_per_leaf=32)
+
+
+def permutation(ranks: int, seed: int) -> ScheduleSpec:
+    """Everybody sends to somebody, and nobody to himself: a random circle."""
+    order = random.Random(seed).sample(range(ranks), ranks)
+    pairs = zip(order, [*order[1:], order[0]], strict=True)
+    return ScheduleSpec("permute", ranks, permutation=tuple(sorted(pairs)))
+
+
+def ring(ranks: int, channels: int) -> ScheduleSpec:
+    """One ring through all ranks."""
+    return ScheduleSpec("all_reduce", ranks, "ring", channels=channels)
+
+
+def hierarchical(ranks: int, channels: int) -> ScheduleSpec:
+    """Rings inside nodes, halving-doubling between them."""
+    dims = (ranks // PER_NODE, PER_NODE)
+    return ScheduleSpec("all_reduce", ranks, "hierarchical_halving", channels=channels, dims=dims)
+
+
+# kind -> network, spec and bytes
+KINDS: Final[dict[str, tuple[Callable[[int], Topology], Callable[[Work], ScheduleSpec], int]]] = {
+    "permutation": (three_tiers, lambda w: permutation(w.ranks, 0), PERMUTED_BYTES),
+    "ring": (three_tiers, lambda w: ring(w.ranks, w.channels), GIB),
+    "hierarchical": (rails, lambda w: hierarchical(w.ranks, w.channels), GIB),
+}
+
+
+def simulate(work: Work) -> dict[str, Any]:
+    """Simulates once, in this process, which has not simulated it before."""
+    make, spec_of, nbytes = KINDS[work.kind]
+    slow = Stragglers()
+    if work.jitter:
+        slow = Stragglers.draw(work.ranks, slowdown=work.jitter, jitter=work.jitter)
+    marks = [(time.perf_counter(), time.process_time())]
+
+    def mark() -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    network = make(work.ranks)
+    network.native  # noqa: B018 - made when first asked for
+    mark()
+    spec = spec_of(work)
+    graph = pack(spec)
+    mark()
+    timeline = run(
+        spec,
+        network,
+        nbytes,
+        model=MODEL,
+        placement=work.placement,
+        stragglers=slow,
+        bounds="none",
+    )
+    mark()
+    wall_s, cpu_s = (np.diff([m[i] for m in marks]).tolist() for i in (0, 1))
+    return {
+        "ranks": work.ranks,
+        "messages": timeline.message_count,
+        "events": timeline.event_count,
+        "ops": graph.ops,
+        "graph_bytes": graph.nbytes,
+        "wall_s": sum(wall_s),
+        "cpu_s": sum(cpu_s),
+        "phases_wall_s": dict(zip(("network", "pack", "run"), wall_s, strict=True)),
+        "phases_cpu_s": dict(zip(("network", "pack", "run"), cpu_s, strict=True)),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "simulated_time_ps": int(timeline.time_ps),
+    }
+
+
+def measure_apart(work: Work, repeats: int) -> dict[str, Any]:
+    """Medians of `repeats` processes; counts and simulated times must be equal in all."""
+    command = [sys.executable, "-m", "benchmarks.simulate", "--work", json.dumps(vars(work))]
+    runs = []
+    for _ in range(repeats):
+        child = subprocess.run(
+            command,
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=600,
+        )
+        runs.append(json.loads(child.stdout))
+    result: dict[str, Any] = runs[0]
+    for key in ("messages", "events", "simulated_time_ps"):
+        assert all(other[key] == result[key] for other in runs), f"{key} of {work} differs"
+    for key in ("wall_s", "cpu_s"):
+        result[key] = statistics.median(other[key] for other in runs)
+        result[f"runs_{key}"] = [other[key] for other in runs]
+    result["peak_bytes"] = max(other["peak_bytes"] for other in runs)
+    return result
+
+
+def growth(x: Sequence[float], y: Sequence[float]) -> float:
+    """The exponent of a power law through the points."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def verdict(row: Row, result: dict[str, Any]) -> str:
+    """What the last column says."""
+    slow = result["wall_s"] > row.floor_s
+    large = row.floor_bytes is not None and result["peak_bytes"] > row.floor_bytes
+    return "BELOW" if slow or large else "PASS"
+
+
+def smaller(work: Work) -> Work:
+    """For `--quick`; the permutation stays as it is."""
+    ranks = work.ranks if work.kind == "permutation" else work.ranks // 8
+    return Work(work.kind, ranks, work.channels, work.jitter, work.placement)
+
+
+def draw(path: Path, series: list[dict[str, Any]]) -> None:
+    """Cost against ranks and messages, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for axis, x in zip(axes, ("ranks", "messages"), strict=True):
+        for one in series:
+            values = [point[x] for point in one["points"]]
+            if len(set(values)) == 1:
+                continue
+            label = f"{one['name']}: exponent {one[f'exponent_{x}']:.2f}"
+            axis.loglog(values, [point["cpu_s"] for point in one["points"]], "o-", label=label)
+        axis.set_xlabel(x)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[0].set_ylabel("CPU time of a simulation, s")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table, writes JSON and figure; returns the exit code."""
+    command = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--quick", action="store_true", help="an eighth of the ranks, no growth")
+    command.add_argument("--repeats", type=int, default=3, metavar="N", help="processes a row [3]")
+    command.add_argument(
+        "--json", type=Path, help="default: benchmarks/results/simulate-DATE-COMMIT.json"
+    )
+    command.add_argument("--figure", type=Path, help="default: beside the JSON, as .png")
+    command.add_argument("--work", type=json.loads, help=argparse.SUPPRESS)  # as measure_apart does
+    options = command.parse_args(argv)
+    if options.repeats < 1:
+        command.error("--repeats: at least 1")
+    if options.work is not None:
+        print(json.dumps(simulate(Work(**options.work))))
+        return 0
+
+    about = measure.provenance({})
+    print(f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores; load of the last minute", end="")
+    print(f" {about['machine']['load_1min']:.1f}")
+    heads = f"{'wall s':>8} {'CPU s':>8} {'floor s':>8} {'':6} {'peak MB':>8} {'events':>9}"
+    print(f"{'work':48} {heads} {'messages':>9}")
+    rows = []
+    for row in ROWS:
+        work = smaller(row.work) if options.quick else row.work
+        result = measure_apart(work, 1 if options.quick else options.repeats)
+        as_set = work == row.work
+        name = row.name if as_set else f"{row.work.kind}, {work.ranks} ranks, jitter {work.jitter}"
+        result |= {"work": name, "floor_s": row.floor_s if as_set else None}
+        result["verdict"] = verdict(row, result) if as_set else "-"
+        rows.append(result)
+        print(
+            f"{name:48} {result['wall_s']:8.3f} {result['cpu_s']:8.3f} "
+            f"{f'{row.floor_s:g}' if as_set else '-':>8} {result['verdict']:6} "
+            f"{result['peak_bytes'] / 1e6:8.0f} {result['events']:9d} {result['messages']:9d}",
+            flush=True,
+        )
+    path = options.json or default_json(about, "simulate")
+    series = [] if options.quick else measure_series()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about |= {"model": vars(MODEL), "rows": rows, "series": series}
+    about["machine"]["load_1min_after"] = measure.provenance({})["machine"]["load_1min"]
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    print(f"# {path}")
+    if series:
+        figure = options.figure or path.with_suffix(".png")
+        draw(figure, series)
+        print(f"# {figure}")
+    return 0
+
+
+def measure_series() -> list[dict[str, Any]]:
+    """Every series, with its exponents, as they go into the JSON."""
+    found = []
+    for series in SERIES:
+        points = []
+        for work in series.works:
+            points.append(measure_apart(work, 1))
+        cpu_s = [point["cpu_s"] for point in points]
+        one: dict[str, Any] = {"name": series.name, "points": points}
+        told = []
+        for x in ("ranks", "messages"):
+            values = [point[x] for point in points]
+            one[f"exponent_{x}"] = growth(values, cpu_s) if len(set(values)) > 1 else None
+            if one[f"exponent_{x}"] is not None:
+                told.append(f"{x}^{one[f'exponent_{x}']:.2f}")
+        last = points[-1]
+        one["cpu_us_per_message"] = 1e6 * cpu_s[-1] / last["messages"]
+        print(
+            f"# {series.name}: CPU time grows as {' or '.join(told)}; at {last['ranks']} ranks "
+            f"{last['messages']} messages cost {cpu_s[-1]:.2f} s, "
+            f"{one['cpu_us_per_message']:.2f} us each",
+            flush=True,
+        )
+        found.append(one)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+// Parallel links that always carry the same, simulated as one. Where every packet may take any of
+// them (Routing::kSpray), cables of one capacity between the same two switches share every flow
+// alike, and so have the same rates throughout: a leaf with 32 cables to each of 8 spines costs what
+// one with 8 does.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sim/network.h"
+
+namespace jaxcoll::sim {
+
+class Trunks {
+ public:
+  static constexpr int32_t kNone = -1;  // of a link without capacity, which nothing can take
+
+  // Links that are `alone` stay so, as those must that will change on the way.
+  Trunks(const Network& network, const std::vector<bool>& alone);
+
+  // The same nodes, and one link for each trunk, in the order of their first links.
+  const Network& network() const { return merged_; }
+  // By link of the original network: its trunk.
+  int32_t trunk_of(int32_t link) const { return trunk_of_[link]; }
+  // What each original link carried: an equal share, up to a byte, of what its trunk did.
+  std::vector<int64_t> PerLink(const std::vector<int64_t>& per_trunk) const;
+
+ private:
+  Network merged_;
+  std::vector<int32_t> trunk_of_;
+};
+
+}  // namespace jaxcoll::sim
