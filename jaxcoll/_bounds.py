@@ -37,8 +37,9 @@ from jaxcoll._timeline import Bound, Model, Stragglers
 # More cuts are seldom tighter; each costs a maximal flow.
 _MOST_CUTS: Final = 24
 _MOST_FLOW_RANKS: Final = 100
-# Of the linear program: beyond, it takes minutes.
-_MOST_LP_VARIABLES: Final = 60_000
+# Of the linear program. 62 400, a fat tree of 100 ranks, take HiGHS 10 s; beyond, minutes.
+_MOST_LP_VARIABLES: Final = 100_000
+_MOST_LP_SECONDS: Final = 60.0
 _MOST_DIJKSTRA_SOURCES: Final = 64
 _MOST_ROUNDS: Final = 40  # of the fixed point of a maximal flow
 
@@ -76,6 +77,14 @@ class Bounds:
         self._in = np.bincount(self._destination, self._capacity, self._nodes)[self._ranks]
         self._links_out = int(np.bincount(self._source, minlength=self._nodes)[self._ranks].max())
         self._known: dict[Any, Any] = {}
+        self._missing: dict[str, str] = {}
+
+    def missing(self, collective: str) -> str:
+        """Why the bound "flow" is not among those of a collective that has one; or "".
+
+        Known after `of`. Empty where it was not asked for.
+        """
+        return self._missing.get(collective, "")
 
     def of(
         self,
@@ -107,7 +116,7 @@ class Bounds:
             found.append(Bound("reduction", (p - 1) / p * n * reduce_s))
         for name, seconds in self._cuts(collective, root, pairs):
             found.append(Bound(name, n * seconds + least_s))
-        if self._flow and p <= _MOST_FLOW_RANKS:
+        if self._flow:
             seconds = self._remember(("flow", collective), lambda: self._flow_bound(collective))
             if seconds > 0:
                 found.append(Bound("flow", n * seconds + least_s))
@@ -311,11 +320,16 @@ class Bounds:
 
     def _flow_bound(self, collective: str) -> float:
         """Seconds per byte of n, or 0."""
-        if collective in ("all_gather", "reduce_scatter"):
-            return self._broadcast_rate_bound(backwards=collective == "reduce_scatter")
+        if collective not in ("all_gather", "reduce_scatter", "all_to_all"):
+            return 0.0
+        if len(self._ranks) > _MOST_FLOW_RANKS:
+            self._missing[collective] = (
+                f"{len(self._ranks)} ranks; it is computed for up to {_MOST_FLOW_RANKS}"
+            )
+            return 0.0
         if collective == "all_to_all":
             return self._all_to_all_lp()
-        return 0.0
+        return self._broadcast_rate_bound(backwards=collective == "reduce_scatter")
 
     def _broadcast_rate_bound(self, *, backwards: bool) -> float:
         """All ranks broadcast n / p at a rate x each: to rank v, the maximal flow must allow it.
@@ -356,6 +370,10 @@ class Bounds:
 
         p, links = len(self._ranks), len(self._source)
         if p * links > _MOST_LP_VARIABLES:
+            self._missing["all_to_all"] = (
+                f"its linear program has {p * links} variables ({p} sources x {links} links); it "
+                f"is solved for up to {_MOST_LP_VARIABLES}"
+            )
             return 0.0
         unit = float(self._capacity.max())
         rows = np.concatenate([self._destination, self._source])
@@ -384,9 +402,10 @@ class Bounds:
             A_eq=a_eq,
             b_eq=np.zeros(len(demand)),
             method="highs-ipm",  # ten times as fast here as the simplex method
-            options={"time_limit": 60.0},
+            options={"time_limit": _MOST_LP_SECONDS},
         )
         if outcome.status != 0:
+            self._missing["all_to_all"] = f"HiGHS found no solution: {outcome.message}"
             return 0.0
         rate = -float(outcome.fun) * unit
         return 1 / (p * rate * (1 + 1e-6)) if rate > 0 else 0.0

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from jaxcoll._crossovers import Ranking, label, rankings, size_text
 from jaxcoll._sweep import Outcome, Sweep
 from jaxcoll._timeline import Timeline
 
@@ -88,7 +89,7 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
         *(_chart(name, group, colour) for name, group in _panels(outcomes).items()),
         "</div>",
         "<h2>Crossover map: the fastest algorithm</h2>",
-        *_crossovers(outcomes, colour),
+        *_crossovers(rankings(outcomes), colour),
         "<h2>Load of the links</h2>",
         "<p>The fastest algorithm at the largest size, one cell per link and direction, average "
         "over the whole run; hover for names. Crossed out: failed.</p>",
@@ -105,15 +106,6 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
-
-
-def size_text(nbytes: float) -> str:
-    """1048576 -> 1 MiB."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while nbytes >= 1024 and len(units) > 1:
-        nbytes /= 1024
-        del units[0]
-    return f"{nbytes:.3g} {units[0]}"
 
 
 def time_text(seconds: float) -> str:
@@ -165,16 +157,10 @@ def _legend(colour: dict[str, str]) -> str:
     return f"<p class='legend'>{keys}<span class='dim'>click to hide</span></p>"
 
 
-def _label(outcome: Outcome) -> str:
-    case = outcome.case
-    down = f", {case.fail} links down" if case.fail else ""
-    return f"{case.topology.name}, {case.routing}{down}"
-
-
 def _panels(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     panels: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        name = f"{outcome.case.spec.collective} on {_label(outcome)}"
+        name = f"{outcome.case.spec.collective} on {label(outcome)}"
         panels.setdefault(name, []).append(outcome)
     return panels
 
@@ -248,36 +234,34 @@ def _path(points: Iterable[tuple[float, float]], colour: str, extra: str = "") -
     return f"<path d='M{steps}' fill='none' stroke='{colour}' stroke-width='1.8' {extra}/>"
 
 
-def _crossovers(outcomes: Sequence[Outcome], colour: dict[str, str]) -> list[str]:
+def _crossovers(ranked: Sequence[Ranking], colour: dict[str, str]) -> list[str]:
     maps = []
-    for collective in dict.fromkeys(o.case.spec.collective for o in outcomes):
-        here = [o for o in outcomes if o.case.spec.collective == collective]
-        sizes = sorted({o.case.nbytes for o in here})
+    for collective in dict.fromkeys(ranking.collective for ranking in ranked):
+        here = [ranking for ranking in ranked if ranking.collective == collective]
+        sizes = sorted({size for ranking in here for size, _ in ranking.fastest})
         rows = []
-        for label in dict.fromkeys(map(_label, here)):
-            cells = []
-            for size in sizes:
-                candidates = [o for o in here if _label(o) == label and o.case.nbytes == size]
-                if not candidates:
-                    cells.append("<td></td>")
-                    continue
-                best = min(candidates, key=lambda o: o.p50_s)
-                name = best.case.spec.algorithm
-                others = ", ".join(
-                    f"{o.case.spec.algorithm} {time_text(o.p50_s)}"
-                    for o in sorted(candidates, key=lambda o: o.p50_s)
-                )
-                cells.append(
-                    f"<td style='background:{colour[name]};color:#fff' title='{escape(others)}'>"
-                    f"{escape(name)}<br>{time_text(best.p50_s)}</td>"
-                )
-            rows.append(f"<tr><td class='text'>{escape(label)}</td>{''.join(cells)}</tr>")
+        for ranking in here:
+            candidates = dict(ranking.fastest)
+            cells = [
+                _cell(candidates[size], colour) if size in candidates else "<td></td>"
+                for size in sizes
+            ]
+            rows.append(f"<tr><td class='text'>{escape(ranking.label)}</td>{''.join(cells)}</tr>")
         head = "".join(f"<th>{size_text(size)}</th>" for size in sizes)
         maps.append(
-            f"<h3>{collective}</h3><div class='card'><table><tr><th></th>{head}</tr>"
+            f"<h3>{collective}</h3><div class='card'><table class='map'><tr><th></th>{head}</tr>"
             f"{''.join(rows)}</table></div>"
         )
     return maps
+
+
+def _cell(candidates: Sequence[Outcome], colour: dict[str, str]) -> str:
+    name = candidates[0].case.spec.algorithm
+    all_of_them = ", ".join(f"{o.case.spec.algorithm} {time_text(o.p50_s)}" for o in candidates)
+    return (
+        f"<td style='background:{colour[name]}' title='{escape(all_of_them)}'>"
+        f"{escape(name)}<br>{time_text(candidates[0].p50_s)}</td>"
+    )
 
 
 def _shown(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Timeline]:
@@ -419,7 +403,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
             else "<td></td><td></td>"
         )
         rows.append(
-            f"<tr><td class='text'>{escape(_label(o))}</td>"
+            f"<tr><td class='text'>{escape(label(o))}</td>"
             f"<td class='text'>{t.collective}</td><td class='text'>{escape(t.algorithm)}</td>"
             f"<td>{size_text(t.nbytes)}</td><td>{time_text(o.p50_s)}</td>"
             f"<td>{time_text(o.p99_s)}</td><td>{t.algbw_GBps:.3f}</td><td>{t.busbw_GBps:.3f}</td>"

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxcoll import topology as topologies
+from jaxcoll._crossovers import rankings
 from jaxcoll._perfetto import trace
 from jaxcoll._sweep import Outcome, Setting, Sweep
-from jaxcoll._timeline import ROUTINGS, Model, SimulationError
-from jaxcoll.schedule import COLLECTIVES, Collective, algorithms, parse_algorithm
+from jaxcoll._timeline import ROUTINGS, Change, Distribution, Model, SimulationError
+from jaxcoll.interop import msccl
+from jaxcoll.schedule import (
+    COLLECTIVES,
+    Collective,
+    Schedule,
+    algorithms,
+    parse_algorithm,
+)
 from jaxcoll.topology import (
     KINDS,
     Topology,
@@ -24,6 +32,7 @@ from jaxcoll.topology import (
     parse_rate,
     parse_seconds,
 )
+from jaxcoll.verify import verify
 
 _EXAMPLES = """\
 topologies:
@@ -37,6 +46,9 @@ examples:
   jaxcoll simulate --topology fat_tree:64,radix=8 --bytes 64K:64M --overhead 1us
   jaxcoll simulate --topology fat_tree:128,radix=8 --topology torus:8x16 --bytes 1M:1G \\
       --algorithm ring,double_tree --routing ecmp,spray --fail 0,4 --seeds 20 --html report.html
+  jaxcoll simulate --topology torus:16x16,bandwidth=400Gb/s,latency=100ns --overhead 600ns \
+      --latency 400ns --algorithm bucket,swing --bytes 1M:256M:2     # where bucket overtakes Swing
+  jaxcoll simulate --topology fat_tree:16,radix=4 --schedule synthesized.xml --bytes 1M
 """
 
 
@@ -109,6 +121,35 @@ def _pairs(text: str) -> dict[str, float]:
     return pairs
 
 
+def _placement(text: str) -> str | tuple[str, ...]:
+    return tuple(text.split(",")) if "," in text else text
+
+
+def _change(text: str) -> Change:
+    when, colon, what = text.partition(":")
+    component, equals, factor = what.partition("=")
+    try:
+        if not colon or not component:
+            raise ValueError(text)
+        return Change(parse_seconds(when), component, float(factor) if equals else 0.0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write TIME:NAME to fail a node or link, TIME:NAME=FACTOR for its capacity "
+            "from then on, e.g. 50us:core0.1 or 0s:tor0.0--agg0.1=0.5"
+        ) from None
+
+
+def _schedule(file: str) -> Schedule:
+    try:
+        schedule = msccl.parse(Path(file).read_bytes())
+        verify(schedule)
+        return schedule
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # ScheduleError, too
+        raise argparse.ArgumentTypeError(f"{file}: {error}") from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcoll simulate",
@@ -128,7 +169,6 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--collective",
         type=_list_of(_choice("collective", get_args(Collective))),
-        default=["all_reduce"],
         metavar="NAMES",
         help=f"of {', '.join(COLLECTIVES)} (default all_reduce)",
     )
@@ -140,13 +180,27 @@ def _parser() -> argparse.ArgumentParser:
         help="sizes as nccl-tests count them, or a list of them (default 1M:1G:4)",
     )
     what.add_argument(
-        "--algorithm", default="all", metavar="NAMES", help="comma separated, or all (default)"
+        "--algorithm",
+        metavar="NAMES",
+        help="comma separated, with dims as in 'swing[4x4]'; or all (default)",
+    )
+    what.add_argument(
+        "--schedule",
+        action="append",
+        default=[],
+        type=_schedule,
+        metavar="FILE",
+        help="an MSCCL XML algorithm, as many ranks as it has; repeatable. Built-in ones stand "
+        "beside it where --algorithm or --collective is given, too",
     )
     what.add_argument("--ranks", type=int, default=0, help="default: one per endpoint")
     what.add_argument("--channels", type=int, default=1, help="see ScheduleSpec (default 1)")
     what.add_argument("--root", type=int, default=0, help="of broadcast and reduce")
     what.add_argument(
-        "--placement", default="linear", help="linear (default), random:SEED or strided:K"
+        "--placement",
+        type=_placement,
+        default="linear",
+        help="linear (default), random:SEED, strided:K, or endpoints by rank, e.g. h3,h0,h1,h2",
     )
 
     network = parser.add_argument_group("network")
@@ -174,6 +228,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     network.add_argument(
         "--fail-at", type=_one(parse_seconds), metavar="TIME", help="when --fail happens, e.g. 50us"
+    )
+    network.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        type=_change,
+        metavar="TIME:NAME[=FACTOR]",
+        help="a node or link that fails, or has FACTOR of its capacity from then on; repeatable",
     )
     network.add_argument(
         "--background",
@@ -219,7 +281,24 @@ def _parser() -> argparse.ArgumentParser:
         help="ranks that compute slower",
     )
     cost.add_argument(
-        "--late", type=_one(parse_seconds), default=0.0, metavar="TIME", help="scale of late starts"
+        "--spread",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="ranks compute slower by the factor 1 + X times a draw for each",
+    )
+    cost.add_argument(
+        "--late",
+        type=_one(parse_seconds),
+        default=0.0,
+        metavar="TIME",
+        help="ranks begin late by TIME times a draw for each",
+    )
+    cost.add_argument(
+        "--distribution",
+        choices=get_args(Distribution),
+        default="normal",
+        help="of these draws: |normal| (default), exponential of mean 1, uniform in [0, 1)",
     )
     cost.add_argument(
         "--quantum",
@@ -273,8 +352,42 @@ def _simulate(
     parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: list[str]
 ) -> int:
     networks = [topologies.parse(text) for text in options.topology]
-    named = options.algorithm != "all"
-    wanted = options.algorithm.split(",") if named else []
+    sweep = _sweep(parser, options, networks)
+    to_stdout = options.json == "-"
+    outcomes: list[Outcome] = []
+    if not to_stdout:
+        print("# all times are simulated")
+        print(_HEAD)
+    with _progress(sweep.runs, options.quiet) as step:
+        for outcome in sweep.outcomes(options.jobs, step):
+            outcomes.append(outcome)
+            if not to_stdout:
+                print(_line(outcome), flush=True)
+    report = _report(sweep, outcomes, networks, options, arguments)
+    if to_stdout:
+        print(json.dumps(report, indent=1))
+    else:
+        print("\n".join([*_remarks(sweep, outcomes), "", _components(networks, options.prices)]))
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    if options.trace and outcomes:
+        first = outcomes[0]
+        recorded = sweep.run_one(first.case, first.median.seed, record=True)
+        Path(options.trace).write_text(json.dumps(trace(recorded)))
+        _say(f"{options.trace}: {len(recorded.messages)} messages of {recorded!r}")
+    if options.html and outcomes:
+        from jaxcoll._page import page
+
+        Path(options.html).write_text(page(sweep, outcomes, report))
+        _say(f"{options.html}: open it in a browser; it needs no network")
+    asked_for = options.schedule or options.algorithm not in (None, "all")
+    return 1 if sweep.refused and (asked_for or not outcomes) else 0
+
+
+def _sweep(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, networks: list[Topology]
+) -> Sweep:
+    """All cases that the options ask for."""
     setting = Setting(
         model=Model(
             overhead_s=options.overhead,
@@ -291,19 +404,29 @@ def _simulate(
         seeds=options.seeds,
         failed=tuple(options.down),
         fail_at_s=options.fail_at,
+        changes=tuple(options.change),
         jitter=options.jitter,
         slowdown=tuple((int(rank), factor) for rank, factor in options.slow.items()),
+        spread=options.spread,
         late_s=options.late,
+        distribution=options.distribution,
         background=options.background,
         bounds=options.bounds,
     )
     sweep = Sweep(setting)
+    what = (options.bytes, options.routing, options.fail)
+    built_in = not options.schedule or options.algorithm or options.collective
+    named = options.algorithm not in (None, "all")
+    wanted = options.algorithm.split(",") if named else []
+    collectives = (options.collective or ["all_reduce"]) if built_in else []
     for network in networks:
         network.check()
-        for collective in options.collective:
+        for schedule in options.schedule:
+            sweep.add_schedule(network, schedule, *what)
+        for collective in collectives:
             known = algorithms(collective)
             unknown = [name for name in wanted if parse_algorithm(name)[0] not in known]
-            if unknown and len(options.collective) == 1:
+            if unknown and len(collectives) == 1:
                 parser.error(
                     f"{collective} has no algorithm {unknown[0]}; choose from {', '.join(known)}"
                 )
@@ -311,37 +434,26 @@ def _simulate(
                 network,
                 collective,
                 [n for n in wanted if parse_algorithm(n)[0] in known] if named else known,
-                options.bytes,
-                options.routing,
-                options.fail,
+                *what,
                 channels=options.channels,
                 root=options.root,
             )
     if not sweep.groups:
         parser.error(f"no collective has an algorithm {options.algorithm}")
+    return sweep
 
-    to_stdout = options.json == "-"
-    outcomes: list[Outcome] = []
-    if not to_stdout:
-        print("# all times are simulated")
-        print(_HEAD)
-    with _progress(sweep.runs, options.quiet) as step:
-        for outcome in sweep.outcomes(options.jobs, step):
-            outcomes.append(outcome)
-            if not to_stdout:
-                print(_line(outcome), flush=True)
-    if not to_stdout:
-        for refusal in sweep.refused:
-            print(
-                f"# not simulated: {refusal.spec.algorithm} {refusal.spec.collective} on "
-                f"{refusal.topology.name}: {refusal.reason}"
-            )
-        print()
-        print(_components(networks, options.prices))
-    report = {
+
+def _report(
+    sweep: Sweep,
+    outcomes: list[Outcome],
+    networks: list[Topology],
+    options: argparse.Namespace,
+    arguments: list[str],
+) -> dict[str, Any]:
+    return {
         "simulated": True,
         "command": ["jaxcoll", "simulate", *arguments],
-        "model": vars(setting.model),
+        "model": vars(sweep.setting.model),
         "seeds": options.seeds,
         "topologies": [
             {
@@ -352,6 +464,7 @@ def _simulate(
             for network in networks
         ],
         "results": [outcome.row() for outcome in outcomes],
+        "fastest": [ranking.row() for ranking in rankings(outcomes)],
         "refused": [
             {
                 "topology": refusal.topology.name,
@@ -362,21 +475,27 @@ def _simulate(
             for refusal in sweep.refused
         ],
     }
-    if to_stdout:
-        print(json.dumps(report, indent=1))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    if options.trace and outcomes:
-        first = outcomes[0]
-        recorded = sweep.run_one(first.case, first.median.seed, record=True)
-        Path(options.trace).write_text(json.dumps(trace(recorded)))
-        _say(f"{options.trace}: {len(recorded.messages)} messages of {recorded!r}")
-    if options.html and outcomes:
-        from jaxcoll._page import page
 
-        Path(options.html).write_text(page(sweep, outcomes, report))
-        _say(f"{options.html}: open it in a browser; it needs no network")
-    return 1 if sweep.refused and (named or not outcomes) else 0
+
+def _remarks(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
+    """What the table does not say: crossovers, bounds and schedules that are not there."""
+    lines = [
+        f"# {ranking}"
+        for ranking in rankings(outcomes)
+        if any(len(candidates) > 1 for _, candidates in ranking.fastest)
+    ]
+    missing = {
+        f"# no flow bound: {t.collective} on {t.topology.name}: {t.missing_bound}"
+        for outcome in outcomes
+        for t in outcome.timelines
+        if t.missing_bound
+    }
+    refused = [
+        f"# not simulated: {refusal.spec.algorithm} {refusal.spec.collective} on "
+        f"{refusal.topology.name}: {refusal.reason}"
+        for refusal in sweep.refused
+    ]
+    return [*lines, *sorted(missing), *refused]
 
 
 def _say(text: str) -> None:

@@ -6,15 +6,24 @@ import itertools
 import math
 import os
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxcoll._network import Topology, TopologyError
-from jaxcoll._timeline import Change, Model, Routing, Stragglers, Timeline, Traffic
-from jaxcoll.schedule import Collective, ScheduleSpec, dims_kind, parse_algorithm
-from jaxcoll.simulate import pack, run
+from jaxcoll._timeline import (
+    Change,
+    Distribution,
+    Model,
+    Routing,
+    Stragglers,
+    Timeline,
+    Traffic,
+)
+from jaxcoll.schedule import Collective, Schedule, ScheduleSpec, dims_kind, parse_algorithm
+from jaxcoll.simulate import KEPT_SCHEDULES, pack, run
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,12 @@ class Setting:
       seeds: simulations of every case that chance has a part in.
       failed: components that are down in every case.
       fail_at_s: when the drawn failures happen; None: before the start.
+      changes: what else fails, slows down or comes back, in every case.
       jitter: see `Stragglers`.
-      slowdown: rank -> factor.
-      late_s: scale of late starts, drawn per rank, normal.
+      slowdown: rank -> factor, on top of what is drawn.
+      spread: scale of slowdowns, drawn per rank; see `Stragglers.draw`.
+      late_s: scale of late starts, drawn per rank.
+      distribution: of both.
       background: share of its port that every endpoint sends to another, drawn per seed.
       itemsize: bytes per element.
       bounds: which bounds to compute.
@@ -38,13 +50,16 @@ class Setting:
 
     model: Model = Model()  # noqa: RUF009 - frozen
     ranks: int = 0
-    placement: str | None = None
+    placement: str | tuple[str, ...] | None = None
     seeds: int = 1
     failed: tuple[str, ...] = ()
     fail_at_s: float | None = None
+    changes: tuple[Change, ...] = ()
     jitter: float = 0.0
     slowdown: tuple[tuple[int, float], ...] = ()
+    spread: float = 0.0
     late_s: float = 0.0
+    distribution: Distribution = "normal"
     background: float = 0.0
     itemsize: int = 4
     bounds: Literal["all", "quick", "none"] = "all"
@@ -55,7 +70,7 @@ class Case:
     """One line of the table."""
 
     topology: Topology
-    spec: ScheduleSpec
+    spec: ScheduleSpec | Schedule
     nbytes: int
     routing: Routing
     fail: int
@@ -91,7 +106,7 @@ class Outcome:
             "collective": spec.collective,
             "algorithm": spec.algorithm,
             "ranks": spec.world_size,
-            "channels": spec.channels,
+            "channels": spec.channels if isinstance(spec, ScheduleSpec) else None,
             "bytes": median.nbytes,
             "routing": self.case.routing,
             "failed_links": self.case.fail,
@@ -102,6 +117,7 @@ class Outcome:
             "busbw_GBps": median.busbw_GBps,
             "bounds_s": {bound.name: bound.time_s for bound in median.bounds},
             "gap": median.gap if median.bounds else None,
+            "missing_bound": median.missing_bound or None,
             "bottlenecks": [
                 {"link": name, "utilisation": round(load, 6)} for name, load in median.bottlenecks()
             ],
@@ -115,7 +131,7 @@ class Refusal:
     """A schedule that cannot be built for so many ranks."""
 
     topology: Topology
-    spec: ScheduleSpec
+    spec: ScheduleSpec | Schedule
     reason: str
 
 
@@ -131,12 +147,23 @@ def _dims(
     return ()
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Simulations under way of one schedule: by case, a future for each seed."""
+
+    runs: list[tuple[Case, list[Future[Timeline]]]]
+
+    @property
+    def left(self) -> int:
+        return sum(not future.done() for _, futures in self.runs for future in futures)
+
+
 @dataclass
 class Sweep:
     """Cases in the order of the table, grouped by the schedule they share."""
 
     setting: Setting
-    groups: dict[tuple[int, ScheduleSpec], list[Case]] = field(default_factory=dict)
+    groups: dict[tuple[int, ScheduleSpec | Schedule], list[Case]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
 
     def add(
@@ -167,10 +194,21 @@ class Sweep:
                 root=root,
                 permutation=permutation,
             )
-            self.groups[id(topology), spec] = [
-                Case(topology, spec, size, routing, fail)
-                for size, routing, fail in itertools.product(sizes, routings, fails)
-            ]
+            self.add_schedule(topology, spec, sizes, routings, fails)
+
+    def add_schedule(
+        self,
+        topology: Topology,
+        schedule: ScheduleSpec | Schedule,
+        sizes: Sequence[int],
+        routings: Sequence[Routing],
+        fails: Sequence[int],
+    ) -> None:
+        """Adds all combinations for one schedule."""
+        self.groups[id(topology), schedule] = [
+            Case(topology, schedule, size, routing, fail)
+            for size, routing, fail in itertools.product(sizes, routings, fails)
+        ]
 
     @property
     def runs(self) -> int:
@@ -184,6 +222,7 @@ class Sweep:
             or case.fail > 0
             or setting.jitter
             or setting.model.unfairness
+            or setting.spread
             or setting.late_s
             or setting.background
         )
@@ -201,50 +240,70 @@ class Sweep:
         Raises:
           TopologyError, ValueError, SimulationError: of the first simulation that failed.
         """
-        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-            for (_, spec), cases in self.groups.items():
-                try:
-                    pack(spec)
-                except ValueError as error:
-                    self.refused.append(Refusal(cases[0].topology, spec, str(error)))
-                    continue
-                futures: dict[Future[Timeline], tuple[int, int]] = {}
-                for c, case in enumerate(cases):
-                    for seed in self._seeds(case):
-                        futures[pool.submit(self.run_one, case, seed)] = (c, seed)
-                left: list[dict[int, Timeline]] = [{} for _ in cases]
-                pending = set(futures)
-                try:
-                    while pending:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            c, seed = futures[future]
-                            left[c][seed] = future.result()
-                            step(f"{spec.algorithm} {spec.collective} on {cases[c].topology.name}")
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-                for case, timelines in zip(cases, left, strict=True):
-                    yield Outcome(case, tuple(timelines[seed] for seed in sorted(timelines)))
+        jobs = jobs or os.cpu_count() or 1
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting: deque[_Group] = deque()  # in the order of the table
+            try:
+                for (_, spec), cases in self.groups.items():
+                    try:
+                        pack(spec)
+                    except ValueError as error:
+                        self.refused.append(Refusal(cases[0].topology, spec, str(error)))
+                        continue
+                    waiting.append(self._start(pool, cases))
+                    # Enough for all cores while the next schedule is packed, but none whose packed
+                    # form is forgotten before it has run.
+                    while (
+                        sum(group.left for group in waiting) > 2 * jobs
+                        or len(waiting) == KEPT_SCHEDULES
+                    ):
+                        yield from self._finish(waiting.popleft(), step)
+                while waiting:
+                    yield from self._finish(waiting.popleft(), step)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _start(self, pool: ThreadPoolExecutor, cases: list[Case]) -> _Group:
+        return _Group(
+            [
+                (case, [pool.submit(self.run_one, case, seed) for seed in self._seeds(case)])
+                for case in cases
+            ]
+        )
+
+    @staticmethod
+    def _finish(group: _Group, step: Callable[[str], None]) -> Iterator[Outcome]:
+        for case, futures in group.runs:
+            timelines = []
+            for future in futures:
+                timelines.append(future.result())
+                step(f"{case.spec.algorithm} {case.spec.collective} on {case.topology.name}")
+            yield Outcome(case, tuple(timelines))
 
     def run_one(self, case: Case, seed: int, record: bool = False) -> Timeline:
         """One simulation of a case."""
         setting, topology = self.setting, case.topology
         ranks = case.spec.world_size
         stragglers = Stragglers.draw(
-            ranks, seed=seed, start_s=setting.late_s, jitter=setting.jitter
+            ranks,
+            seed=seed,
+            slowdown=setting.spread,
+            start_s=setting.late_s,
+            distribution=setting.distribution,
+            jitter=setting.jitter,
         )
         if setting.slowdown:
-            factors = [1.0] * ranks
+            factors = list(stragglers.slowdown or (1.0,) * ranks)
             for rank, factor in setting.slowdown:
                 if not 0 <= rank < ranks:
                     raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
-                factors[rank] = factor
+                factors[rank] *= factor
             stragglers = replace(stragglers, slowdown=tuple(factors))
         down = topology.draw_failures(case.fail, seed) if case.fail else []
-        changes: list[Change] = []
+        changes = list(setting.changes)
         if setting.fail_at_s is not None:
-            changes = [Change(setting.fail_at_s, component) for component in down]
+            changes += [Change(setting.fail_at_s, component) for component in down]
             down = []
         return run(
             case.spec,

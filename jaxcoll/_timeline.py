@@ -15,6 +15,7 @@ from jaxcoll._network import Topology, TopologyError
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
 ROUTINGS: Final[tuple[Routing, ...]] = ("ecmp", "split", "spray")
+Distribution: TypeAlias = Literal["normal", "exponential", "uniform"]
 
 # busbw = algbw * factor(n), as nccl-tests define it.
 _BUS_FACTORS: Final = {
@@ -82,7 +83,7 @@ class Stragglers:
         seed: int = 0,
         slowdown: float = 0.0,
         start_s: float = 0.0,
-        distribution: Literal["normal", "exponential", "uniform"] = "normal",
+        distribution: Distribution = "normal",
         jitter: float = 0.0,
     ) -> Stragglers:
         """Draws slowdowns 1 + x * `slowdown` and starts x * `start_s`, with x >= 0 for each rank.
@@ -173,6 +174,7 @@ class Timeline:
       message_count: messages.
       event_count: events, which is what simulating costs.
       bounds: lower bounds of the time, the highest first.
+      missing_bound: why the bound "flow" is not among them, where it should be; else "".
       capacities_Bps: by link, at the start.
     """
 
@@ -190,6 +192,7 @@ class Timeline:
     message_count: int
     event_count: int
     bounds: tuple[Bound, ...] = ()
+    missing_bound: str = ""
     capacities_Bps: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property

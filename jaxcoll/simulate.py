@@ -40,6 +40,9 @@ from jaxcoll._timeline import Traffic as Traffic
 from jaxcoll._timeline import changes_of
 from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
 
+# Packed schedules that are remembered.
+KEPT_SCHEDULES: Final = 8
+
 # Endless background traffic: days at any rate, and exact as a float.
 _ENDLESS_BYTES: Final = 10**15
 
@@ -181,7 +184,8 @@ def run(
     best = capacities.copy()  # a link may be mended on the way
     for _, link, bandwidth_Bps in link_changes:
         best[link] = max(best[link], bandwidth_Bps * model.efficiency)
-    found = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all").of(
+    limits = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all")
+    found = limits.of(
         schedule.collective,
         timeline.nbytes,
         model,
@@ -189,7 +193,7 @@ def run(
         root=schedule.root,
         permutation=schedule.permutation,
     )
-    timeline = replace(timeline, bounds=found)
+    timeline = replace(timeline, bounds=found, missing_bound=limits.missing(schedule.collective))
     # Every event is rounded to a picosecond; bounds are floating point.
     slack_ps = 1e-6 * timeline.time_ps + packed.ops / world_size + 2
     if found and timeline.time_ps + slack_ps < found[0].time_s * 1e12:
@@ -210,27 +214,23 @@ def _bounds_of(
     return topology.memo[key]
 
 
+@lru_cache(maxsize=KEPT_SCHEDULES)
 def pack(schedule: Schedule | ScheduleSpec) -> Any:
-    """What the engine runs: about 30 bytes per op. The last few specs are kept.
+    """What the engine runs: about 30 bytes per op. The last few are kept.
 
     Raises:
       ValueError: the spec cannot be built, or a message has one end only.
     """
     if isinstance(schedule, Schedule):
         return native.sim_graph_of_programs([to_tuple(program) for program in schedule.programs])
-    return _pack_spec(schedule)
-
-
-@lru_cache(maxsize=8)
-def _pack_spec(spec: ScheduleSpec) -> Any:
     return native.sim_graph(
-        spec.collective,
-        spec.algorithm,
-        spec.world_size,
-        spec.channels,
-        list(spec.dims),
-        spec.root,
-        list(spec.permutation),
+        schedule.collective,
+        schedule.algorithm,
+        schedule.world_size,
+        schedule.channels,
+        list(schedule.dims),
+        schedule.root,
+        list(schedule.permutation),
     )
 
 

@@ -29,7 +29,7 @@ def test_prints_a_line_per_case_and_says_that_it_is_simulated(
     assert "simulated" in lines[0]
     assert "time(us)" in lines[1]
     assert "gap" in lines[1]
-    cases = [line.split() for line in lines[2:] if "all_reduce" in line]
+    cases = [line.split() for line in lines[2:] if " all_reduce " in line and line[0] != "#"]
     assert [case[5] for case in cases] == ["ring"] * 3 + ["double_tree"] * 3
     assert [int(case[6]) for case in cases] == [65536, 262144, 1048576] * 2
     assert "20 switches" in lines[-1]
@@ -156,6 +156,114 @@ def test_seeds_and_stragglers_and_failures_on_the_way(capsys: pytest.CaptureFixt
     assert all(len(set(row["times_s"])) == 3 for row in rows)
 
 
+def test_says_which_algorithm_is_the_fastest_where(capsys: pytest.CaptureFixture[str]) -> None:
+    torus = ["--topology", "torus:8x8,bandwidth=400Gb/s,latency=100ns", "--quiet"]
+    costs = ["--overhead", "600ns", "--latency", "400ns", "--bounds", "none"]
+    what = ["--algorithm", "bucket,swing", "--bytes", "4M:64M:2"]
+    assert _simulate_command.main([*torus, *costs, *what]) == 0
+    # The closed forms meet at 17.9 MB, see test_tori.py.
+    assert (
+        "# fastest all_reduce on torus(8x8), ecmp: swing from 4 MiB to 16 MiB, "
+        "bucket from 32 MiB to 64 MiB\n"
+    ) in capsys.readouterr().out
+    assert _simulate_command.main([*torus, *costs, *what, "--json", "-"]) == 0
+    (fastest,) = json.loads(capsys.readouterr().out)["fastest"]
+    assert fastest["ranges"][0] == {
+        "algorithm": "swing",
+        "from_bytes": 4 << 20,
+        "to_bytes": 16 << 20,
+    }
+
+
+def test_says_which_bound_is_missing_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcoll._bounds._MOST_LP_VARIABLES", 1000)
+    assert run("--collective", "all_to_all", "--algorithm", "direct") == 0
+    assert (
+        "# no flow bound: all_to_all on fat_tree(16, radix 4, 1:1): its linear program has 1536 "
+        "variables (16 sources x 96 links); it is solved for up to 1000\n"
+    ) in capsys.readouterr().out
+    big = ["--topology", "switch:101", "--quiet", "--bytes", "1M", "--algorithm", "ring"]
+    assert _simulate_command.main([*big, "--collective", "all_gather", "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["missing_bound"] == "101 ranks; it is computed for up to 100"
+    # all_reduce has none, and who does not ask for it misses nothing.
+    assert run("--algorithm", "ring") == 0
+    assert run("--collective", "all_to_all", "--algorithm", "direct", "--bounds", "quick") == 0
+    assert "no flow bound" not in capsys.readouterr().out
+
+
+def test_simulates_schedules_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An MSCCL all_gather of two ranks: by itself, and beside a built-in one."""
+    thread = (
+        '<tb id="0" send="{peer}" recv="{peer}" chan="0">'
+        '<step s="0" type="s" srcbuf="i" srcoff="0" dstbuf="o" dstoff="{rank}" cnt="1" '
+        'depid="-1" deps="-1" hasdep="0"/>'
+        '<step s="1" type="r" srcbuf="i" srcoff="0" dstbuf="o" dstoff="{peer}" cnt="1" '
+        'depid="-1" deps="-1" hasdep="0"/>'
+        '<step s="2" type="cpy" srcbuf="i" srcoff="0" dstbuf="o" dstoff="{rank}" cnt="1" '
+        'depid="-1" deps="-1" hasdep="0"/></tb>'
+    )
+    gpus = "".join(
+        f'<gpu id="{rank}" i_chunks="1" o_chunks="2" s_chunks="0">'
+        f"{thread.format(rank=rank, peer=1 - rank)}</gpu>"
+        for rank in range(2)
+    )
+    file = tmp_path / "pair.xml"
+    file.write_text(
+        '<algo name="pair" proto="Simple" nchannels="1" nchunksperloop="2" ngpus="2" '
+        f'coll="allgather" inplace="0">{gpus}</algo>'
+    )
+    assert run("--schedule", str(file), "--json", "-") == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert {(row["collective"], row["algorithm"], row["ranks"]) for row in rows} == {
+        ("all_gather", "pair", 2)
+    }
+    both = ["--schedule", str(file), "--collective", "all_gather", "--algorithm", "ring"]
+    assert run(*both, "--ranks", "2", "--json", "-") == 0
+    times = {
+        (row["algorithm"], row["bytes"]): row["time_s"]
+        for row in json.loads(capsys.readouterr().out)["results"]
+    }
+    assert len(times) == 6
+    assert all(times["pair", n] == time for (name, n), time in times.items() if name == "ring")
+    file.write_text(file.read_text().replace('dstoff="1" cnt', 'dstoff="0" cnt'))
+    with pytest.raises(SystemExit):
+        run("--schedule", str(file))
+    assert "pair.xml: " in capsys.readouterr().err
+
+
+def test_changes_on_the_way_and_explicit_placement(capsys: pytest.CaptureFixture[str]) -> None:
+    topology = ["--topology", "switch:3,bandwidth=1GB/s,latency=0s", "--quiet", "--bytes", "1M"]
+    pair = ["--ranks", "2", "--algorithm", "recursive_doubling", "--json", "-"]
+
+    def time_s(*arguments: str) -> float:
+        assert _simulate_command.main([*topology, *pair, *arguments]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["results"]
+        return float(row["time_s"])
+
+    plain = time_s()
+    assert time_s("--change", "0s:h1--s0=0.5") == pytest.approx(2 * plain)
+    assert time_s("--change", "0s:h1--s0=0.5", "--placement", "h2,h0") == plain
+    # Half way, half the speed: the switch's links, all of them.
+    half = f"{plain / 2}s:s0=0.5"
+    assert time_s("--change", half) == pytest.approx(1.5 * plain)
+    assert time_s("--change", half, "--change", f"{plain}s:s0=1") == pytest.approx(1.25 * plain)
+
+
+def test_drawn_slow_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    def times(*arguments: str) -> list[float]:
+        assert run("--algorithm", "ring", "--overhead", "1us", *arguments, "--json", "-") == 0
+        return [t for r in json.loads(capsys.readouterr().out)["results"] for t in r["times_s"]]
+
+    plain = times()
+    for distribution in ("normal", "exponential", "uniform"):
+        slow = times("--spread", "0.5", "--distribution", distribution, "--seeds", "2")
+        assert len(set(slow)) == 2 * len(plain)
+        assert min(slow) > min(plain)
+
+
 def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--algorithm", "hierarchical[3x5]"]
     assert run(*arguments) == 1
@@ -167,6 +275,10 @@ def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixtu
     [
         (["--topology", "star:3"], "unknown topology 'star'"),
         (["--down", "leaf9"], "has no node or link 'leaf9'"),
+        (["--change", "1us:leaf9"], "has no node or link 'leaf9'"),
+        (["--change", "0s:tor0.0"], "no path of working links leads from .*; down: tor0.0"),
+        (["--placement", "h0,h1,h0"], "the placement places 3 ranks, the schedule has 16"),
+        (["--ranks", "3", "--placement", "h0,h1,h0"], "'h0' holds rank 0 and rank 2"),
         (["--ranks", "17"], "has 16 endpoints, too few for 17 ranks"),
         (["--fail", "33"], "has 32 cables that may fail, 33 were asked for"),
         (["--down", "tor0.0"], "no path of working links leads from .*; down: tor0.0"),
@@ -196,6 +308,10 @@ def test_what_cannot_be_is_explained(
         (["--background", "2"], "--background is a share"),
         (["--html", "/nowhere/at/all.html"], "there is no folder for /nowhere/at/all.html"),
         (["--prices", "switches"], "write NAME=NUMBER"),
+        (["--change", "50us"], "write TIME:NAME to fail a node or link"),
+        (["--change", "soon:tor0.0"], "write TIME:NAME to fail a node or link"),
+        (["--change", "1us:tor0.0=slow"], "write TIME:NAME to fail a node or link"),
+        (["--schedule", "nowhere.xml"], "nowhere.xml: No such file"),
     ],
 )
 def test_bad_arguments_are_explained(
