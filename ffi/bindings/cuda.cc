@@ -22,6 +22,7 @@
 #include "cuda/exchange.h"
 #include "cuda/gpu_call_site.h"
 #include "cuda/harness.h"
+#include "cuda/runtime.h"
 #endif
 
 namespace nb = nanobind;
@@ -121,6 +122,7 @@ void BindCuda(nb::module_& m) {
         if (publish && fetch) {
           job.exchange = std::make_unique<PythonExchange>(std::move(*publish), std::move(*fetch));
         }
+        job.runtime = &cuda::CudaRuntime();
         cuda::StartJob(std::move(job));
       },
       nb::arg("process"), nb::arg("devices"), nb::arg("max_blocks"), nb::arg("workspace_mib"),
@@ -137,7 +139,8 @@ void BindCuda(nb::module_& m) {
           [](std::string collective, std::string algorithm, std::string reduce_op, int ranks,
              int root, std::vector<int64_t> permutation, const std::vector<ArrayTuple>& inputs,
              const std::vector<ArrayTuple>& outputs, bool streams, bool staged, int max_blocks,
-             double timeout_s, int workspace_mib) {
+             double timeout_s, int workspace_mib, bool interpret, std::vector<int64_t> dims,
+             std::string schedule) {
             CallSpec spec;
             spec.collective = std::move(collective);
             spec.algorithm = std::move(algorithm);
@@ -146,9 +149,12 @@ void BindCuda(nb::module_& m) {
             for (int rank = 0; rank < ranks; ++rank) spec.groups.push_back(rank);
             spec.root = root;
             spec.permutation = std::move(permutation);
+            spec.dims = std::move(dims);
+            spec.schedule = std::move(schedule);
             cuda::HarnessOptions options;
             options.mode = streams ? cuda::HarnessMode::kStreams : cuda::HarnessMode::kGrid;
             options.staged = staged;
+            options.interpret = interpret;
             options.max_blocks = max_blocks;
             options.timeout_s = timeout_s;
             options.workspace_bytes = static_cast<uint64_t>(workspace_mib) << 20;
@@ -159,7 +165,7 @@ void BindCuda(nb::module_& m) {
           nb::arg("collective"), nb::arg("algorithm"), nb::arg("reduce_op"), nb::arg("ranks"),
           nb::arg("root"), nb::arg("permutation"), nb::arg("inputs"), nb::arg("outputs"),
           nb::arg("streams"), nb::arg("staged"), nb::arg("max_blocks"), nb::arg("timeout_s"),
-          nb::arg("workspace_mib"))
+          nb::arg("workspace_mib"), nb::arg("interpret"), nb::arg("dims"), nb::arg("schedule"))
       .def_prop_ro("blocks", &cuda::Harness::blocks)
       .def(
           "run",

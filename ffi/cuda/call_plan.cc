@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "cuda/fingerprint.h"
+
 namespace jaxcoll::cuda {
 namespace {
 
@@ -26,20 +28,6 @@ std::optional<Mode> ModeOf(const std::string& collective, const std::string& alg
   return std::nullopt;
 }
 
-// FNV-1a: tells calls apart, guards against nobody.
-class Hash {
- public:
-  void Add(int64_t value) {
-    for (int byte = 0; byte < 8; ++byte) {
-      hash_ = (hash_ ^ (static_cast<uint64_t>(value) >> (8 * byte) & 0xff)) * 0x100000001b3;
-    }
-  }
-  uint32_t Value() const { return static_cast<uint32_t>(hash_ ^ hash_ >> 32) | 1; }
-
- private:
-  uint64_t hash_ = 0xcbf29ce484222325;
-};
-
 Status CheckRagged(const CallShape& shape, int world_size) {
   if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
     return InvalidArgument("ragged_all_to_all takes six operands and returns one");
@@ -62,6 +50,18 @@ Status CheckRagged(const CallShape& shape, int world_size) {
 }
 
 }  // namespace
+
+bool CallPlan::Serves(const CallSpec& spec) {
+  return spec.schedule.empty() && spec.group_size <= kMaxRanks &&
+         ModeOf(spec.collective, spec.algorithm).has_value();
+}
+
+Kernel CallPlan::kernel() const {
+  if (mode == Mode::kRaggedAllToAll) return {.family = Kernel::kRagged};
+  // One rank's sum is its input, to the last bit of a NaN.
+  if (!Reduces(mode) || world_size == 1) return {.family = Kernel::kMove};
+  return {.family = Kernel::kReduce, .dtype = dtype, .op = reduce_op};
+}
 
 StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape, int max_blocks) {
   CallPlan plan;
@@ -144,7 +144,7 @@ StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape
   if (plan.mode == Mode::kAllGather || plan.mode == Mode::kAllToAll) work *= plan.world_size;
   plan.blocks = static_cast<int>(std::clamp<int64_t>((work + kBytesPerBlock - 1) / kBytesPerBlock,
                                                      1, std::min(max_blocks, kMaxBlocks)));
-  Hash hash;
+  Fingerprint hash;
   for (const int64_t value :
        {static_cast<int64_t>(plan.mode), static_cast<int64_t>(plan.dtype),
         static_cast<int64_t>(plan.reduce_op), int64_t{plan.world_size}, int64_t{plan.root},
@@ -153,7 +153,7 @@ StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape
   }
   for (const int64_t rank : spec.permutation) hash.Add(rank);
   for (const int64_t count : plan.elements) hash.Add(count);
-  plan.fingerprint = hash.Value();
+  plan.fingerprint = hash.Value32();
   return plan;
 }
 

@@ -1,4 +1,4 @@
-// What every rank of a group launches for one custom call: computed from what the HLO says and the
+// What every rank of a group launches for one custom call that has a kernel of its own: computed from what the HLO says and the
 // shapes, so equal on all ranks. Plain C++: no GPU is needed to make one.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "cuda/layout.h"
+#include "cuda/runtime.h"
 #include "executor/call_site.h"
 #include "executor/call_spec.h"
 
@@ -27,10 +28,13 @@ struct CallPlan {
   int blocks = 1;                                // of a launch
   uint32_t fingerprint = 0;                      // never 0, which is what flags begin with
 
+  // Whether the collective and algorithm have a kernel, for a group of this size.
+  static bool Serves(const CallSpec& spec);
   // Fails for a collective, algorithm, dtype or shape that the kernels do not serve. `max_blocks`
   // is the communicator's.
   static StatusOr<CallPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks);
 
+  Kernel kernel() const;
   int launches() const {
     return static_cast<int>((elements.size() + kMaxVectors - 1) / kMaxVectors);
   }

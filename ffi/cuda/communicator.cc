@@ -15,25 +15,27 @@
 
 #include "base/environment.h"
 #include "cuda/cause.h"
-#include "cuda/runtime.h"
+#include "cuda/fingerprint.h"
 
 namespace jaxcoll::cuda {
 namespace {
 
-// Of a staged communicator's workspace; the rest is staging. Unstaged, all of it is lanes.
-constexpr uint32_t kStagedLanes = 1024;
-// A call takes no more than this part of the staging that is left, so that none is the last.
-constexpr uint64_t kStagingShare = 16;
+// A call takes no more than this part of the room for areas that is left, so that none is the last.
+constexpr uint64_t kAreaShare = 16;
+// Begins what rank 0's process publishes instead of a grant.
+const std::string kRefusal = "refused: ";
 
 // What a process publishes of one of its ranks.
 struct RankRecord {
   char magic[8] = {'j', 'a', 'x', 'c', 'u', 'd', 'a', '1'};
   char host[64] = {};  // boot id: CUDA IPC joins processes of one running kernel
-  cudaIpcMemHandle_t handle = {};
+  Runtime::IpcHandle handle = {};
   uint64_t workspace_bytes = 0;
   int32_t max_blocks = 0;
   int32_t ordinal = 0;
 };
+
+uint64_t RoundUp(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 std::string HostId() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
@@ -42,12 +44,12 @@ std::string HostId() {
   return id.substr(0, sizeof(RankRecord::host) - 1);
 }
 
-// Hex of a 64-bit FNV-1a hash: keys of the store are short.
+// Hex of a hash: keys of the store are short.
 std::string Digest(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  Fingerprint hash;
+  hash.Add(text);
   char hex[17];
-  std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash));
+  std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash.Value()));
   return hex;
 }
 
@@ -68,15 +70,19 @@ Registry& TheRegistry() {
 }  // namespace
 
 Communicator::Communicator(std::vector<Member> members, int process,
-                           const CommunicatorOptions& options, Exchange* exchange)
-    : members_(std::move(members)), process_(process), options_(options), exchange_(exchange) {}
+                           const CommunicatorOptions& options, Exchange* exchange, Runtime& runtime)
+    : members_(std::move(members)),
+      process_(process),
+      options_(options),
+      exchange_(exchange),
+      runtime_(runtime) {}
 
 StatusOr<std::unique_ptr<Communicator>> Communicator::Create(std::vector<Member> members,
                                                              int process,
                                                              const CommunicatorOptions& options,
-                                                             Exchange* exchange) {
+                                                             Exchange* exchange, Runtime& runtime) {
   std::unique_ptr<Communicator> communicator(
-      new Communicator(std::move(members), process, options, exchange));
+      new Communicator(std::move(members), process, options, exchange, runtime));
   if (Status status = communicator->Init(); !status.ok()) return status;
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
@@ -95,33 +101,30 @@ Communicator::~Communicator() {
     for (int local = 0; local < static_cast<int>(workspaces_.size()); ++local) {
       unsigned char* const workspace = workspaces_[rank][local];
       if (workspace == nullptr || (is_local(rank) && local != rank)) continue;
-      // Errors have nobody to go to; after a trap everything fails.
-      const SetupScope scope(members_[local].ordinal);
-      (void)(is_local(rank) ? cudaFree(workspace) : cudaIpcCloseMemHandle(workspace));
+      if (is_local(rank)) {
+        runtime_.Free(members_[local].ordinal, workspace);
+      } else {
+        runtime_.CloseImport(members_[local].ordinal, workspace);
+      }
     }
   }
-  if (causes_ != nullptr) (void)cudaFreeHost(causes_);
+  if (causes_ != nullptr) runtime_.FreeHost(reinterpret_cast<unsigned char*>(causes_));
 }
 
 Status Communicator::Init() {
-  if (members_.empty() || world_size() > kMaxRanks) {
-    return InvalidArgument("a group of " + std::to_string(members_.size()) +
-                           " GPUs; the kernels serve 1 to " + std::to_string(kMaxRanks));
-  }
   all_local_ = std::all_of(members_.begin(), members_.end(),
                            [&](const Member& m) { return m.process == process_; });
   staged_ = options_.staged || !all_local_;
   if (!all_local_ && exchange_ == nullptr) {
     return Status(StatusCode::kInternal, "other processes take part, but nothing links to them");
   }
-  const uint64_t for_lanes =
-      options_.workspace_bytes - std::min<uint64_t>(options_.workspace_bytes, sizeof(Header));
-  lane_count_ = static_cast<uint32_t>(for_lanes / sizeof(Lane));
-  if (staged_) lane_count_ = std::min<uint32_t>(kStagedLanes, lane_count_ / 2);
+  // Half of the workspace is lanes.
+  lane_count_ = static_cast<uint32_t>(options_.workspace_bytes / 2 / sizeof(Lane));
   if (lane_count_ == 0) {
     return InvalidArgument("JAXCOLL_CUDA_WORKSPACE_MIB is too small for a single call");
   }
-  staging_begin_ = LaneOffset(lane_count_);
+  areas_used_ = LaneOffset(lane_count_);
+  gaps_[areas_used_] = (options_.workspace_bytes - areas_used_) / kAlignment * kAlignment;
   for (uint32_t lane = 0; lane < lane_count_; ++lane) free_lanes_.push_back(lane);
   workspaces_.assign(members_.size(), std::vector<unsigned char*>(members_.size(), nullptr));
   for (auto step :
@@ -137,24 +140,17 @@ Status Communicator::EnablePeerAccess() {
     if (is_local(rank)) ordinals.insert(members_[rank].ordinal);
   }
   for (const int from : ordinals) {
-    const SetupScope scope(from);
     for (const int to : ordinals) {
       if (from == to) continue;
-      int can = 0;
-      const cudaError_t asked = cudaDeviceCanAccessPeer(&can, from, to);
-      if (asked != cudaSuccess) return ToStatus(asked, "asking for peer access");
-      if (can == 0) {
+      const StatusOr<bool> reaches = runtime_.CanReach(from, to);
+      if (!reaches.ok()) return reaches.status();
+      if (!*reaches) {
         return InvalidArgument("GPU " + std::to_string(from) + " cannot reach the memory of GPU " +
                                std::to_string(to) +
                                ": neither NVLink nor PCIe peer access joins them; use lax's "
                                "collectives for this group, or a mesh without one of them");
       }
-      const cudaError_t enabled = cudaDeviceEnablePeerAccess(to, 0);
-      if (enabled == cudaErrorPeerAccessAlreadyEnabled) {
-        (void)cudaGetLastError();  // XLA has done it
-      } else if (enabled != cudaSuccess) {
-        return ToStatus(enabled, "enabling peer access");
-      }
+      if (Status status = runtime_.EnableReach(from, to); !status.ok()) return status;
     }
   }
   return Status();
@@ -162,43 +158,28 @@ Status Communicator::EnablePeerAccess() {
 
 Status Communicator::Allocate() {
   max_blocks_ = std::clamp(options_.max_blocks, 1, kMaxBlocks);
-  const size_t record_bytes = sizeof(CauseRecord) * members_.size();
-  void* records = nullptr;
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
-    const SetupScope scope(members_[rank].ordinal);
-    if (records == nullptr) {
-      const cudaError_t error =
-          cudaHostAlloc(&records, record_bytes, cudaHostAllocPortable | cudaHostAllocMapped);
-      if (error != cudaSuccess) return ToStatus(error, "allocating pinned memory");
-      std::memset(records, 0, record_bytes);
-      causes_ = static_cast<CauseRecord*>(records);
+    const int ordinal = members_[rank].ordinal;
+    if (causes_ == nullptr) {
+      StatusOr<unsigned char*> records =
+          runtime_.AllocateHost(ordinal, sizeof(CauseRecord) * members_.size());
+      if (!records.ok()) return records.status();
+      causes_ = reinterpret_cast<CauseRecord*>(*records);
     }
-    int sm_count = 0;
-    cudaError_t error =
-        cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, members_[rank].ordinal);
-    if (error != cudaSuccess) return ToStatus(error, "counting multiprocessors");
-    max_blocks_ = std::min(max_blocks_, sm_count);
-    void* workspace = nullptr;
-    error = cudaMalloc(&workspace, options_.workspace_bytes);
-    if (error != cudaSuccess) {
-      (void)cudaGetLastError();
-      return ToStatus(error, "allocating a workspace of " +
-                                 std::to_string(options_.workspace_bytes >> 20) + " MiB on GPU " +
-                                 std::to_string(members_[rank].ordinal));
+    const StatusOr<int> count = runtime_.MultiprocessorCount(ordinal);
+    if (!count.ok()) return count.status();
+    max_blocks_ = std::min(max_blocks_, *count);
+    StatusOr<unsigned char*> workspace = runtime_.Allocate(ordinal, options_.workspace_bytes);
+    if (!workspace.ok()) {
+      return Status(workspace.status().code(),
+                    "a workspace of " + std::to_string(options_.workspace_bytes >> 20) +
+                        " MiB for a group of " + std::to_string(world_size()) +
+                        " GPUs does not fit: " + workspace.status().message());
     }
     for (int local = 0; local < world_size(); ++local) {
-      // Unified addresses: one for all devices of a process.
-      if (is_local(local)) workspaces_[rank][local] = static_cast<unsigned char*>(workspace);
+      if (is_local(local)) workspaces_[rank][local] = *workspace;
     }
-    // On a stream of its own: the device's other streams go on.
-    cudaStream_t stream = nullptr;
-    error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    if (error != cudaSuccess) return ToStatus(error, "creating a stream");
-    error = cudaMemsetAsync(workspace, 0, options_.workspace_bytes, stream);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-    (void)cudaStreamDestroy(stream);
-    if (error != cudaSuccess) return ToStatus(error, "clearing a workspace");
   }
   return Status();
 }
@@ -214,14 +195,15 @@ Status Communicator::MapPeers() {
   const std::string host = HostId();
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
-    const SetupScope scope(members_[rank].ordinal);
     RankRecord record;
     std::memcpy(record.host, host.data(), host.size());
     record.workspace_bytes = options_.workspace_bytes;
     record.max_blocks = max_blocks_;
     record.ordinal = members_[rank].ordinal;
-    const cudaError_t error = cudaIpcGetMemHandle(&record.handle, workspaces_[rank][rank]);
-    if (error != cudaSuccess) return ToStatus(error, "exporting a workspace by CUDA IPC");
+    StatusOr<Runtime::IpcHandle> handle =
+        runtime_.Export(members_[rank].ordinal, workspaces_[rank][rank]);
+    if (!handle.ok()) return handle.status();
+    record.handle = *handle;
     Status status = exchange_->Publish(
         Key(std::to_string(rank)), std::string(reinterpret_cast<char*>(&record), sizeof(record)));
     if (!status.ok()) return status;
@@ -256,101 +238,147 @@ Status Communicator::MapPeers() {
     max_blocks_ = std::min(max_blocks_, record.max_blocks);
     for (int local = 0; local < world_size(); ++local) {
       if (!is_local(local)) continue;
-      const SetupScope scope(members_[local].ordinal);
-      void* mapped = nullptr;
-      const cudaError_t error =
-          cudaIpcOpenMemHandle(&mapped, record.handle, cudaIpcMemLazyEnablePeerAccess);
-      if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-        return ToStatus(error, "mapping the workspace of " + who + " on GPU " +
-                                   std::to_string(members_[local].ordinal) +
-                                   " (processes must share a PID and IPC namespace, and the GPUs "
-                                   "must have peer access)");
+      StatusOr<unsigned char*> mapped = runtime_.Import(members_[local].ordinal, record.handle);
+      if (!mapped.ok()) {
+        return Status(mapped.status().code(),
+                      "GPU " + std::to_string(members_[local].ordinal) +
+                          " cannot map the workspace of " + who +
+                          " (processes must share a PID and IPC namespace, and the GPUs must have "
+                          "peer access; else use lax's collectives for this group): " +
+                          mapped.status().message());
       }
-      workspaces_[rank][local] = static_cast<unsigned char*>(mapped);
+      workspaces_[rank][local] = *mapped;
     }
   }
   return Status();
 }
 
-StatusOr<LaneGrant> Communicator::Grant(const CallPlan& plan) {
-  LaneGrant grant;
+// The smallest gap that holds the area.
+Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
+  if (request.area_bytes == nullptr) return Status();
+  uint64_t left = 0, largest = 0;
+  for (const auto& [begin, bytes] : gaps_) {
+    left += bytes;
+    largest = std::max(largest, bytes);
+  }
+  // More than its share, if it must be, and no more than that.
+  for (uint64_t allowed = left / kAreaShare; grant.area_bytes == 0; allowed = 2 * allowed + 1) {
+    grant.area_bytes = RoundUp(request.area_bytes(std::min(allowed, largest)));
+    if (allowed >= largest) break;
+  }
+  if (grant.area_bytes == 0) {
+    uint64_t least = largest + 1;
+    while (least < uint64_t{1} << 40 && request.area_bytes(least) == 0) least *= 2;
+    return Status(StatusCode::kFailedPrecondition,
+                  "the workspace has no room for this call: it needs up to " +
+                      std::to_string((least >> 10) + 1) + " KiB and " +
+                      std::to_string(largest >> 10) +
+                      " are left; raise JAXCOLL_CUDA_WORKSPACE_MIB (" +
+                      std::to_string(options_.workspace_bytes >> 20) +
+                      " now) in all processes, or use an algorithm with fewer messages");
+  }
+  auto best = gaps_.end();
+  for (auto gap = gaps_.begin(); gap != gaps_.end(); ++gap) {
+    if (gap->second < grant.area_bytes) continue;
+    if (best == gaps_.end() || gap->second < best->second) best = gap;
+  }
+  grant.area = best->first;
+  const uint64_t rest = best->second - grant.area_bytes;
+  gaps_.erase(best);
+  if (rest != 0) gaps_[grant.area + grant.area_bytes] = rest;
+  // Where another call has been, its counters are.
+  if (grant.area < areas_used_) {
+    for (int rank = 0; rank < world_size(); ++rank) {
+      if (!is_local(rank)) continue;
+      Status status = runtime_.Clear(members_[rank].ordinal, workspaces_[rank][rank] + grant.area,
+                                     grant.area_bytes);
+      if (!status.ok()) return status;
+    }
+  }
+  areas_used_ = std::max(areas_used_, grant.area + grant.area_bytes);
+  return Status();
+}
+
+void Communicator::ReturnArea(const LaneGrant& grant) {
+  if (grant.area_bytes == 0) return;
+  auto gap = gaps_.emplace(grant.area, grant.area_bytes).first;
+  if (const auto next = std::next(gap);
+      next != gaps_.end() && gap->first + gap->second == next->first) {
+    gap->second += next->second;
+    gaps_.erase(next);
+  }
+  if (gap == gaps_.begin()) return;
+  if (const auto before = std::prev(gap); before->first + before->second == gap->first) {
+    before->second += gap->second;
+    gaps_.erase(gap);
+  }
+}
+
+StatusOr<LaneGrant> Communicator::Grant(const LaneRequest& request) {
   if (free_lanes_.empty()) {
     return Status(StatusCode::kFailedPrecondition,
                   "all " + std::to_string(lane_count_) +
                       " places for collectives of the workspace are taken; raise "
                       "JAXCOLL_CUDA_WORKSPACE_MIB (" +
-                      std::to_string(options_.workspace_bytes >> 20) + " now)");
+                      std::to_string(options_.workspace_bytes >> 20) + " now) in all processes");
   }
-  if (staged_) {
-    const uint64_t left = options_.workspace_bytes - staging_begin_ - staging_used_;
-    grant.slot_bytes = plan.SlotBytes(left / kStagingShare);
-    if (grant.slot_bytes == 0) {
-      return Status(StatusCode::kFailedPrecondition,
-                    "the workspace has no room for another call's staging; raise "
-                    "JAXCOLL_CUDA_WORKSPACE_MIB (" +
-                        std::to_string(options_.workspace_bytes >> 20) + " now)");
-    }
-    grant.staging = staging_begin_ + staging_used_;
-    staging_used_ += plan.StagingBytes(grant.slot_bytes);
-  }
+  LaneGrant grant;
+  if (Status status = GrantArea(request, grant); !status.ok()) return status;
   grant.lane = free_lanes_.front();
   free_lanes_.pop_front();
   return grant;
 }
 
-StatusOr<LaneGrant> Communicator::TakeLane(const CallPlan& plan, const std::string& key,
-                                           const std::string& description) {
+// What the process of rank 0 has decided, once and for good: a grant, or why there is none.
+StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::string& key) {
+  const std::string name = Key("lane/" + Digest(key));
+  if (is_local(0)) {
+    StatusOr<LaneGrant> grant = Grant(request);
+    const std::string value =
+        grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(LaneGrant))
+                   : kRefusal + grant.status().message();
+    if (Status status = exchange_->Publish(name, value); !status.ok()) return status;
+    return grant;
+  }
+  StatusOr<std::string> value = exchange_->Fetch(name, options_.timeout_s);
+  if (!value.ok()) {
+    return Status(value.status().code(),
+                  Names()[0] + " has not come to this call: " + value.status().message());
+  }
+  if (value->starts_with(kRefusal)) {
+    return Status(StatusCode::kFailedPrecondition,
+                  Names()[0] + ": " + value->substr(kRefusal.size()));
+  }
   LaneGrant grant;
-  std::lock_guard lock(mutex_);
-  const auto found = granted_.find(key);
-  if (!key.empty() && found != granted_.end()) {
-    grant = found->second;
-  } else if (all_local_ || is_local(0)) {
-    StatusOr<LaneGrant> granted = Grant(plan);
-    if (!granted.ok()) return granted.status();
-    grant = *granted;
+  if (value->size() != sizeof(grant)) {
+    return InvalidArgument(Names()[0] + " runs another version of jaxcoll");
   }
-  if (!all_local_ && found == granted_.end()) {
-    const std::string name = Key("lane/" + Digest(key));
-    if (is_local(0)) {
-      const std::string value(reinterpret_cast<const char*>(&grant), sizeof(grant));
-      if (Status status = exchange_->Publish(name, value); !status.ok()) return status;
-    } else {
-      StatusOr<std::string> value = exchange_->Fetch(name, options_.timeout_s);
-      if (!value.ok()) {
-        return Status(value.status().code(),
-                      Names()[0] + " has not come to this call: " + value.status().message());
-      }
-      if (value->size() != sizeof(grant)) {
-        return InvalidArgument(Names()[0] + " runs another version of jaxcoll");
-      }
-      std::memcpy(&grant, value->data(), sizeof(grant));
-    }
-    granted_.emplace(key, grant);
-  }
-  std::lock_guard descriptions_lock(descriptions_mutex_);
-  descriptions_[grant.lane] = description;
+  std::memcpy(&grant, value->data(), sizeof(grant));
   return grant;
 }
 
-void Communicator::ReturnLane(const LaneGrant& lane) {
-  if (!all_local_) return;
+StatusOr<LaneGrant> Communicator::TakeLane(const LaneRequest& request) {
   std::lock_guard lock(mutex_);
-  // Staging is not returned: harnesses only stage where all is local, and end soon.
-  free_lanes_.push_back(lane.lane);
+  StatusOr<LaneGrant> grant = LaneGrant();
+  if (all_local_) {
+    grant = Grant(request);
+  } else {
+    const std::string key = request.key + ' ' + std::to_string(request.fingerprint);
+    auto found = granted_.find(key);
+    if (found == granted_.end()) found = granted_.emplace(key, Agree(request, key)).first;
+    grant = found->second;
+  }
+  if (!grant.ok()) return grant;
+  std::lock_guard descriptions_lock(descriptions_mutex_);
+  descriptions_[grant->lane] = request.description;
+  return grant;
 }
 
-void Communicator::Complete(const LaneGrant& lane, Call& call) const {
-  call.lane = lane.lane;
-  call.staged = staged_ ? 1 : 0;
-  call.staging = lane.staging;
-  call.slot_bytes = lane.slot_bytes;
-  call.deadline_ns = static_cast<uint64_t>(options_.timeout_s * 1e9);
-  for (int rank = 0; rank < world_size(); ++rank) {
-    call.workspaces[rank] = workspaces_[rank][call.rank];
-  }
-  call.cause = causes_ + call.rank;
+void Communicator::ReturnLane(const LaneGrant& grant) {
+  if (!all_local_) return;
+  std::lock_guard lock(mutex_);
+  free_lanes_.push_back(grant.lane);
+  ReturnArea(grant);
 }
 
 std::vector<std::string> Communicator::Names() const {
@@ -365,9 +393,9 @@ std::vector<std::string> Communicator::Names() const {
 
 std::optional<std::string> Communicator::Cause() const {
   for (int rank = 0; rank < world_size(); ++rank) {
-    // Written by the device: the kind last, after a system-wide fence.
-    if (!is_local(rank) || __atomic_load_n(&causes_[rank].kind, __ATOMIC_ACQUIRE) == 0) continue;
-    const CauseRecord& cause = causes_[rank];
+    if (!is_local(rank)) continue;
+    if (__atomic_load_n(&causes_[rank].written, __ATOMIC_ACQUIRE) == 0) continue;
+    const cuda::Cause& cause = causes_[rank].cause;
     std::string call = "a collective";
     {
       std::lock_guard lock(descriptions_mutex_);

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,9 +23,9 @@
 #include <vector>
 
 #include "base/status.h"
-#include "cuda/call_plan.h"
 #include "cuda/exchange.h"
 #include "cuda/layout.h"
+#include "cuda/runtime.h"
 
 namespace jaxcoll::cuda {
 
@@ -44,8 +45,19 @@ struct CommunicatorOptions {
 // Where a call site's calls meet. Equal on all ranks.
 struct LaneGrant {
   uint32_t lane = 0;
-  uint64_t staging = 0;    // byte in the workspace
-  int64_t slot_bytes = 0;  // 0 where nothing is staged
+  uint64_t area = 0;        // byte in the workspace
+  uint64_t area_bytes = 0;  // all zero when it is granted
+};
+
+// What a call site needs. Equal on all ranks.
+struct LaneRequest {
+  // Where other processes take part: the call site, by the same name in all of them.
+  std::string key;
+  std::string description;   // for people
+  uint64_t fingerprint = 0;  // part of the key
+  // How large its area shall be if so many bytes may be taken; 0 if they do not suffice. Null: it
+  // needs none.
+  std::function<uint64_t(uint64_t available)> area_bytes;
 };
 
 class Communicator {
@@ -53,7 +65,7 @@ class Communicator {
   // `process` is this one. `exchange` may be null if it has all members.
   static StatusOr<std::unique_ptr<Communicator>> Create(std::vector<Member> members, int process,
                                                         const CommunicatorOptions& options,
-                                                        Exchange* exchange);
+                                                        Exchange* exchange, Runtime& runtime);
   ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -65,15 +77,16 @@ class Communicator {
   int max_blocks() const { return max_blocks_; }
   uint64_t workspace_bytes() const { return options_.workspace_bytes; }
 
-  // A lane for a call site. Where other processes take part, `key` says which call site it is, and
-  // is the same for all of them; the process of rank 0 decides. `description` is for people.
-  StatusOr<LaneGrant> TakeLane(const CallPlan& plan, const std::string& key,
-                               const std::string& description);
+  Runtime& runtime() const { return runtime_; }
+  // A rank's workspace as the device of a local rank maps it.
+  unsigned char* workspace(int rank, int seen_by) const { return workspaces_[rank][seen_by]; }
+  CauseRecord* cause_record(int rank) const { return causes_ + rank; }
+  uint64_t deadline_ns() const { return static_cast<uint64_t>(options_.timeout_s * 1e9); }
+
+  // A lane for a call site. Where other processes take part the process of rank 0 decides.
+  StatusOr<LaneGrant> TakeLane(const LaneRequest& request);
   // The call site is gone. (Where other processes take part it may come back: then it keeps it.)
   void ReturnLane(const LaneGrant& lane);
-
-  // Adds to a call what belongs to this communicator and the lane.
-  void Complete(const LaneGrant& lane, Call& call) const;
 
   // Why a kernel of this process has given up, for people; nothing while none has.
   std::optional<std::string> Cause() const;
@@ -86,12 +99,15 @@ class Communicator {
 
  private:
   Communicator(std::vector<Member> members, int process, const CommunicatorOptions& options,
-               Exchange* exchange);
+               Exchange* exchange, Runtime& runtime);
   Status Init();
   Status EnablePeerAccess();
   Status Allocate();
   Status MapPeers();
-  StatusOr<LaneGrant> Grant(const CallPlan& plan);  // mutex_ held
+  StatusOr<LaneGrant> Agree(const LaneRequest& request, const std::string& key);  // mutex_ held
+  StatusOr<LaneGrant> Grant(const LaneRequest& request);                          // mutex_ held
+  Status GrantArea(const LaneRequest& request, LaneGrant& grant);                 // mutex_ held
+  void ReturnArea(const LaneGrant& grant);                                        // mutex_ held
   std::string Key(const std::string& what) const;
   std::vector<std::string> Names() const;
 
@@ -99,19 +115,20 @@ class Communicator {
   const int process_;
   const CommunicatorOptions options_;
   Exchange* const exchange_;
+  Runtime& runtime_;
   bool all_local_ = true;
   bool staged_ = false;
   int max_blocks_ = 1;
   uint32_t lane_count_ = 0;
-  uint64_t staging_begin_ = 0;
   // [of rank][as seen by the device of local rank]; null for ranks of other processes.
   std::vector<std::vector<unsigned char*>> workspaces_;
   CauseRecord* causes_ = nullptr;  // pinned host memory, by rank
 
   std::mutex mutex_;
-  std::deque<uint32_t> free_lanes_;           // guarded by mutex_; returned ones go last
-  uint64_t staging_used_ = 0;                 // guarded by mutex_
-  std::map<std::string, LaneGrant> granted_;  // guarded by mutex_; with other processes: for good
+  std::deque<uint32_t> free_lanes_;    // guarded by mutex_; returned ones go last
+  std::map<uint64_t, uint64_t> gaps_;  // between areas: begin, bytes; guarded by mutex_
+  uint64_t areas_used_ = 0;            // guarded by mutex_; what lies behind has never been granted
+  std::map<std::string, StatusOr<LaneGrant>> granted_;  // guarded by mutex_; with other processes
   mutable std::mutex descriptions_mutex_;
   std::map<uint32_t, std::string> descriptions_;  // by lane; guarded by descriptions_mutex_
 };

@@ -1,4 +1,4 @@
-// The part of device_program.h that knows sizes: how a call is cut, and what a failure means.
+// The part of device_program.h that knows sizes: how a call is cut.
 #include <algorithm>
 #include <limits>
 
@@ -9,10 +9,6 @@ namespace {
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t unit) { return DivideUp(a, unit) * unit; }
-
-std::string TagText(uint64_t tag) {
-  return std::to_string(tag >> 32) + "." + std::to_string(tag & 0xffffffffu);
-}
 
 }  // namespace
 
@@ -41,8 +37,7 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   const int64_t flags_per_lane = int64_t{program.workers} * program.flags_per_worker;
   const int64_t slots_per_lane =
       int64_t{program.workers} * call.depth * program.slot_chunks + program.scratch_chunks;
-  call.slot_offset =
-      RoundUp(sizeof(RegionHeader) + sizeof(Flag) * int64_t{region.flag_capacity}, kSlotAlignment);
+  call.slot_offset = SlotOffset(program.world_size, region.flag_capacity);
   const int64_t slot_bytes = region.bytes - call.slot_offset;
   const auto stride = [&](int64_t lanes) {
     if (slots_per_lane == 0) return max_slice;
@@ -89,29 +84,6 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
     call.segment_count = static_cast<int32_t>(segments);
   }
   return call;
-}
-
-std::string Describe(const ProgramCause& cause) {
-  const std::string what = "rank " + std::to_string(cause.rank);
-  if (cause.wait == ProgramWait::kWorker || cause.wait == ProgramWait::kWorkerSegment) {
-    return what + " waited too long for its own worker " + std::to_string(cause.peer) +
-           " in segment " + std::to_string(cause.segment) + ", op " + std::to_string(cause.op);
-  }
-  const std::string peer = "rank " + std::to_string(cause.peer);
-  const std::string message =
-      (cause.wait == ProgramWait::kArrived ? " from " : " to ") + peer + " (channel " +
-      std::to_string(cause.channel) + ", message " + std::to_string(cause.sequence) + ", segment " +
-      std::to_string(cause.segment) + ", op " + std::to_string(cause.op) + ", wants " +
-      TagText(cause.wanted) + ", sees " + TagText(cause.seen) + ")";
-  switch (cause.kind) {
-    case ProgramCause::kMismatch:
-      return what + " and " + peer + " are at different calls; seen at a message" + message;
-    case ProgramCause::kEpoch:
-      return what + " and " + peer + " are at different launches; seen at a message" + message;
-    default:
-      return what + " waited too long for " +
-             (cause.wait == ProgramWait::kArrived ? "a message" : "room for a message") + message;
-  }
 }
 
 }  // namespace jaxcoll::cuda

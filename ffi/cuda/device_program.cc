@@ -13,8 +13,8 @@ namespace {
 
 using Place = ProgramRef::Place;
 
-// Destinations that one op may have after fusion: the message to every peer and a copy.
-constexpr size_t kMaxDestinations = kMaxProgramRanks;
+// Destinations that one op may have after fusion.
+constexpr size_t kMaxDestinations = 64;
 
 // One chunk of an operand, before chunks are put together into pieces.
 struct ChunkRef {

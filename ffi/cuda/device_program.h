@@ -21,12 +21,13 @@
 //
 // Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
 //
-//     RegionHeader | Flag[flag capacity] | slots | scratch
+//     RegionHeader | Flag done[ranks] | Flag[flag capacity] | slots | scratch
 //
 // Calls that follow one another on every rank in the same order may share a region, whatever their
 // schedules and sizes; calls that may run at the same time may not. All of it is zero before the
-// first call. Flags only grow: they hold (epoch, count), and an epoch is one launch. `epoch` lives
-// in the region, so a replayed graph goes on where the last replay ended. When the last block of a
+// first call. Flags only grow: they hold (epoch, count), and an epoch is one launch; they are compared
+// by their difference, so that epochs may wrap. `epoch` lives in the region, so a replayed graph
+// goes on where the last replay ended. When the last block of a
 // launch ends, the rank tells the others through `done`; before a rank writes to another's slots it
 // waits for the previous launch's `done` (that is READY: the destination may be overwritten), and
 // from the depth-th segment on for the slot's own `freed`.
@@ -39,12 +40,13 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "cuda/cause.h"
 #include "cuda/host_device.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
 
-inline constexpr int kMaxProgramRanks = 16;    // of a communicator: the GPUs of one host
+inline constexpr int kMaxProgramRanks = 256;   // of a communicator
 inline constexpr int kMaxProgramVectors = 32;  // per launch; calls of more are several launches
 inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
@@ -96,7 +98,7 @@ static_assert(sizeof(ProgramOp) == 32);
 
 struct ProgramWait {
   enum Kind : int32_t {
-    kArrived,        // the message is in its slot
+    kArrived = 1,    // the message is in its slot
     kFree,           // the slot at the receiver may be overwritten
     kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
     kWorkerSegment,  // ... all `amount` ops of the segment before
@@ -157,41 +159,20 @@ static_assert(sizeof(Flag) == 32);
 // Which use of a flag: uses are compared as numbers, and a later launch is above an earlier one.
 JAXCOLL_HD constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
 
-struct alignas(kSlotAlignment) RegionHeader {
-  uint64_t epoch;               // launches that ended; of this rank's own
-  uint32_t finished;            // blocks of this launch that ended
-  uint32_t failing;             // how many threads gave up; the first one writes the cause
-  Flag done[kMaxProgramRanks];  // value: the launches that the rank has ended
+// Before `done`: by rank, how many launches that rank has ended, as a tag.
+struct alignas(32) RegionHeader {
+  uint64_t epoch;     // launches that ended; of this rank's own
+  uint32_t finished;  // blocks of this launch that ended
+  uint32_t unused[5];
 };
-static_assert(sizeof(RegionHeader) % kSlotAlignment == 0);
+static_assert(sizeof(RegionHeader) == sizeof(Flag));
+
+JAXCOLL_HD constexpr int64_t SlotOffset(int world_size, int64_t flag_capacity) {
+  const int64_t end = sizeof(RegionHeader) + sizeof(Flag) * (world_size + flag_capacity);
+  return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
+}
 
 // ---- A launch ----------------------------------------------------------------------------------
-
-// Why a launch gave up. In memory that outlives the device's context.
-struct ProgramCause {
-  enum Kind : uint32_t {
-    kNone,
-    kDeadline,  // a flag was not raised in time
-    kMismatch,  // `peer` is at another call
-    kEpoch,     // `peer` is at another launch
-  };
-  uint32_t kind;  // written last
-  int32_t rank;
-  int32_t peer;
-  int32_t wait;  // ProgramWait::Kind
-  int32_t channel;
-  int32_t sequence;
-  int32_t op;
-  int32_t worker;
-  int32_t lane;
-  int32_t segment;
-  uint64_t wanted, seen;                          // tags
-  uint64_t wanted_fingerprint, seen_fingerprint;  // kMismatch
-};
-static_assert(sizeof(ProgramCause) == 72);
-
-// What to tell the user; `kind` is not kNone.
-std::string Describe(const ProgramCause& cause);
 
 struct ProgramVector {
   const void* input;
@@ -205,8 +186,12 @@ struct ProgramVector {
 // on all ranks.
 struct ProgramCall {
   const ProgramHeader* program;
-  unsigned char* regions[kMaxProgramRanks];  // as this rank maps them
-  ProgramCause* cause;
+  unsigned char* const* regions;  // by rank, as this rank maps them
+  CauseRecord* cause;
+  uint32_t* failing;           // see GiveUp()
+  const uint32_t* logical_id;  // where the program says which logical id it runs as; may be null
+  uint32_t expected_logical_id;
+  uint32_t lane;         // for the cause record only: whose call it is
   uint64_t deadline_ns;  // of one wait
   uint64_t fingerprint;
   int64_t stride_bytes;  // of a chunk in slots and scratch; kSlotAlignment divides it
@@ -219,6 +204,7 @@ struct ProgramCall {
   int32_t reduce_op;  // a ReduceOp
   int32_t item_bytes;
   int32_t vector_count;
+  int32_t unused;
   ProgramVector vectors[kMaxProgramVectors];
 };
 static_assert(sizeof(ProgramCall) <= 2048, "kernel parameters");

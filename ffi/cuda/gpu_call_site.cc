@@ -4,9 +4,6 @@
 #include <map>
 #include <utility>
 
-#include "cuda/launch.h"
-#include "cuda/runtime.h"
-
 namespace jaxcoll::cuda {
 namespace {
 
@@ -33,7 +30,7 @@ StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
   if (communicator == nullptr) {
     const Job& job = *the_job.load(std::memory_order_acquire);
     StatusOr<std::unique_ptr<Communicator>> made =
-        Communicator::Create(members, job.process, job.options, job.exchange.get());
+        Communicator::Create(members, job.process, job.options, job.exchange.get(), *job.runtime);
     if (!made.ok()) return made.status();
     communicator = std::move(*made);
     Communicator::StartMonitor();
@@ -88,9 +85,7 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
 }
 
 GpuCallSite::~GpuCallSite() {
-  for (const Group& group : groups_) {
-    if (group.communicator != nullptr) group.communicator->ReturnLane(group.lane);
-  }
+  groups_.clear();
   if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
 }
 
@@ -132,7 +127,7 @@ Status GpuCallSite::Unprefixed(const CallShape& shape) {
   groups_.resize(table_.group_count());
   // In the order of the groups, on all processes: so nobody waits for one who waits for him.
   for (int32_t group = 0; group < table_.group_count(); ++group) {
-    if (groups_[group].communicator != nullptr) continue;  // an earlier attempt got this far
+    if (groups_[group].call != nullptr) continue;  // an earlier attempt got this far
     if (Status status = PrepareGroup(group, shape); !status.ok()) return status;
   }
   return Status();
@@ -154,19 +149,12 @@ Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape) {
   if (!here) return Status();
   StatusOr<Communicator*> communicator = CommunicatorOf(members);
   if (!communicator.ok()) return communicator.status();
-  StatusOr<CallPlan> plan = CallPlan::Create(spec_, shape, (*communicator)->max_blocks());
-  if (!plan.ok()) return plan.status();
-  if ((*communicator)->staged() && plan->mode == Mode::kRaggedAllToAll) {
-    return InvalidArgument("ragged_all_to_all serves the GPUs of one process");
-  }
   std::string key;
-  if (slot_) {
-    key = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' +
-          std::to_string(plan->fingerprint);
-  }
-  StatusOr<LaneGrant> lane = (*communicator)->TakeLane(*plan, key, description_);
-  if (!lane.ok()) return lane.status();
-  groups_[group] = {*communicator, std::move(*plan), *lane};
+  if (slot_) key = slot_signature_ + "\nslot " + std::to_string(slot_->number);
+  StatusOr<std::unique_ptr<GroupCall>> call =
+      GroupCall::Create(**communicator, spec_, shape, key, description_);
+  if (!call.ok()) return call.status();
+  groups_[group] = {*communicator, std::move(*call)};
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     const Member& member = members[rank];
     if (member.process != job.process) continue;
@@ -177,8 +165,6 @@ Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape) {
     }
     place_of_ordinal_[ordinal] = Place{group, rank};
     logical_of_ordinal_[ordinal] = static_cast<uint32_t>(table_.LogicalId({group, rank}));
-    const SetupScope scope(member.ordinal);
-    if (Status status = Preload(groups_[group].plan); !status.ok()) return status;
   }
   return Status();
 }
@@ -197,19 +183,10 @@ Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs
     return Status(StatusCode::kFailedPrecondition,
                   "an earlier collective failed on these GPUs: " + *cause);
   }
-  const DeviceScope scope(ordinal);
-  for (int launch = 0; launch < group.plan.launches(); ++launch) {
-    StatusOr<Call> call = group.plan.Bind(place.rank, launch, inputs, outputs);
-    if (!call.ok()) {
-      return Status(call.status().code(), description_ + ": " + call.status().message());
-    }
-    group.communicator->Complete(group.lane, *call);
-    call->logical_id = logical_id;
-    call->expected_logical_id = logical_of_ordinal_[ordinal];
-    Status status = Launch(group.plan, *call, static_cast<cudaStream_t>(stream));
-    if (!status.ok()) return Status(status.code(), description_ + ": " + status.message());
-  }
-  return Status();
+  Status status = group.call->Enqueue(place.rank, stream,
+                                      {inputs, outputs, logical_id, logical_of_ordinal_[ordinal]});
+  if (status.ok()) return status;
+  return Status(status.code(), description_ + ": " + status.message());
 }
 
 }  // namespace jaxcoll::cuda

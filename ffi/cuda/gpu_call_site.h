@@ -19,9 +19,10 @@
 #include <vector>
 
 #include "base/status.h"
-#include "cuda/call_plan.h"
 #include "cuda/communicator.h"
 #include "cuda/exchange.h"
+#include "cuda/group_call.h"
+#include "cuda/runtime.h"
 #include "executor/call_site.h"
 #include "executor/call_spec.h"
 #include "executor/interprocess.h"
@@ -34,6 +35,7 @@ struct Job {
   std::vector<Member> devices;
   CommunicatorOptions options;
   std::unique_ptr<Exchange> exchange;  // null in a job of one process
+  Runtime* runtime = nullptr;
 };
 void StartJob(Job job);
 bool JobStarted();
@@ -59,9 +61,8 @@ class GpuCallSite {
 
  private:
   struct Group {
-    Communicator* communicator = nullptr;  // null: no rank of it is here
-    CallPlan plan;
-    LaneGrant lane;
+    Communicator* communicator = nullptr;
+    std::unique_ptr<GroupCall> call;  // null: no rank of it is here
   };
 
   GpuCallSite(CallSpec spec, GroupTable groups);

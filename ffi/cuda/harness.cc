@@ -4,8 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "cuda/launch.h"
-#include "cuda/runtime.h"
+#include "cuda/runtime_cuda.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -88,7 +87,7 @@ StatusOr<std::unique_ptr<Harness>> Harness::Create(CallSpec spec, const CallShap
 Status Harness::Init() {
   const DeviceScope scope(options_.ordinal);
   const int world_size = static_cast<int>(spec_.group_size);
-  if (world_size < 1 || world_size > kMaxRanks) return InvalidArgument("1 to 16 ranks");
+  if (world_size < 1 || world_size > kMaxProgramRanks) return InvalidArgument("1 to 256 ranks");
   int sm_count = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, options_.ordinal);
@@ -103,18 +102,13 @@ Status Harness::Init() {
   std::vector<Member> members;
   for (int rank = 0; rank < world_size; ++rank) members.push_back({rank, 0, options_.ordinal});
   StatusOr<std::unique_ptr<Communicator>> communicator =
-      Communicator::Create(members, 0, options, nullptr);
+      Communicator::Create(members, 0, options, nullptr, CudaRuntime());
   if (!communicator.ok()) return communicator.status();
   communicator_ = std::move(*communicator);
-  StatusOr<CallPlan> plan = CallPlan::Create(spec_, shape_, communicator_->max_blocks());
-  if (!plan.ok()) return plan.status();
-  plan_ = std::move(*plan);
-  if (options_.staged && plan_.mode == Mode::kRaggedAllToAll) {
-    return InvalidArgument("ragged_all_to_all is never staged");
-  }
-  StatusOr<LaneGrant> lane = communicator_->TakeLane(plan_, "", spec_.collective);
-  if (!lane.ok()) return lane.status();
-  lane_ = *lane;
+  StatusOr<std::unique_ptr<GroupCall>> call =
+      GroupCall::Create(*communicator_, spec_, shape_, "", spec_.collective, options_.interpret);
+  if (!call.ok()) return call.status();
+  call_ = std::move(*call);
   const int streams = options_.mode == HarnessMode::kStreams ? world_size : 1;
   for (int i = 0; i < streams; ++i) {
     cudaStream_t stream = nullptr;
@@ -122,61 +116,67 @@ Status Harness::Init() {
     if (error != cudaSuccess) return ToStatus(error, "creating a stream");
     streams_.push_back(stream);
   }
-  return Preload(plan_);
+  return Status();
 }
 
-StatusOr<Harness::Operands> Harness::MakeOperands(DeviceBuffers& buffers) const {
-  Operands operands;
-  for (int rank = 0; rank < plan_.world_size; ++rank) {
-    operands.inputs.emplace_back();
-    operands.outputs.emplace_back();
+StatusOr<Harness::Set> Harness::MakeSet(DeviceBuffers& buffers) const {
+  Set set;
+  for (int rank = 0; rank < ranks(); ++rank) {
+    set.inputs.emplace_back();
+    set.outputs.emplace_back();
     for (const CallShape::Array& array : shape_.inputs) {
       StatusOr<void*> pointer = buffers.Allocate(Bytes(array));
       if (!pointer.ok()) return pointer.status();
-      operands.inputs.back().push_back(*pointer);
+      set.inputs.back().push_back(*pointer);
     }
     for (const CallShape::Array& array : shape_.outputs) {
       StatusOr<void*> pointer = buffers.Allocate(Bytes(array));
       if (!pointer.ok()) return pointer.status();
-      operands.outputs.back().push_back(*pointer);
+      set.outputs.back().push_back(*pointer);
     }
   }
-  for (int launch = 0; launch < plan_.launches(); ++launch) {
-    std::vector<Call> calls;
-    for (int rank = 0; rank < plan_.world_size; ++rank) {
-      StatusOr<Call> call =
-          plan_.Bind(rank, launch, operands.inputs[rank].data(), operands.outputs[rank].data());
-      if (!call.ok()) return call.status();
-      communicator_->Complete(lane_, *call);
-      calls.push_back(*call);
+  for (int launch = 0; launch < call_->launches(); ++launch) {
+    std::string parameters;  // one rank's behind the other's
+    for (int rank = 0; rank < ranks(); ++rank) {
+      StatusOr<Launch> bound = call_->Bind(rank, launch, OperandsOf(set, rank));
+      if (!bound.ok()) return bound.status();
+      parameters.append(static_cast<const char*>(bound->data()), bound->bytes());
     }
-    StatusOr<void*> pointer = buffers.Allocate(sizeof(Call) * calls.size());
+    StatusOr<void*> pointer = buffers.Allocate(parameters.size());
     if (!pointer.ok()) return pointer.status();
     const cudaError_t error =
-        cudaMemcpy(*pointer, calls.data(), sizeof(Call) * calls.size(), cudaMemcpyHostToDevice);
+        cudaMemcpy(*pointer, parameters.data(), parameters.size(), cudaMemcpyHostToDevice);
     if (error != cudaSuccess) return ToStatus(error, "copying parameters");
-    operands.calls.push_back(static_cast<Call*>(*pointer));
+    set.parameters.push_back(*pointer);
   }
-  return operands;
+  return set;
 }
 
-Status Harness::Start(const Operands& operands, int leave_out) {
-  for (int launch = 0; launch < plan_.launches(); ++launch) {
-    if (options_.mode == HarnessMode::kGrid) {
-      Status status = LaunchAll(plan_, operands.calls[launch], StreamOf(streams_[0]));
-      if (!status.ok()) return status;
-      continue;
-    }
-    for (int rank = 0; rank < plan_.world_size; ++rank) {
-      if (rank == leave_out) continue;
-      StatusOr<Call> call =
-          plan_.Bind(rank, launch, operands.inputs[rank].data(), operands.outputs[rank].data());
-      if (!call.ok()) return call.status();
-      communicator_->Complete(lane_, *call);
-      if (Status status = Launch(plan_, *call, StreamOf(streams_[rank])); !status.ok()) {
-        return status;
-      }
-    }
+Operands Harness::OperandsOf(const Set& set, int rank) const {
+  return {set.inputs[rank].data(), set.outputs[rank].data()};
+}
+
+Status Harness::Start(const Set& set, int leave_out) {
+  if (options_.mode == HarnessMode::kGrid) return StartAll(set);
+  for (int rank = 0; rank < ranks(); ++rank) {
+    if (rank == leave_out) continue;
+    Status status = call_->Enqueue(rank, streams_[rank], OperandsOf(set, rank));
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+// All ranks in one launch, on a device that has room for all blocks together: refused otherwise.
+Status Harness::StartAll(const Set& set) {
+  for (int launch = 0; launch < call_->launches(); ++launch) {
+    StatusOr<Launch> bound = call_->Bind(0, launch, OperandsOf(set, 0));
+    if (!bound.ok()) return bound.status();
+    void* all = set.parameters[launch];
+    void* arguments[] = {const_cast<void*>(bound->data()), &all};
+    const cudaError_t error = cudaLaunchCooperativeKernel(
+        FunctionOf(bound->kernel), dim3(bound->blocks, ranks()), dim3(ThreadsOf(bound->kernel)),
+        arguments, 0, StreamOf(streams_[0]));
+    if (error != cudaSuccess) return ToStatus(error, "starting a kernel for all ranks at once");
   }
   return Status();
 }
@@ -184,13 +184,13 @@ Status Harness::Start(const Operands& operands, int leave_out) {
 StatusOr<std::vector<std::vector<std::string>>> Harness::Run(
     const std::vector<std::vector<std::string>>& inputs, int calls, int leave_out) {
   const DeviceScope scope(options_.ordinal);
-  if (static_cast<int>(inputs.size()) != plan_.world_size) {
+  if (static_cast<int>(inputs.size()) != ranks()) {
     return InvalidArgument("inputs of " + std::to_string(inputs.size()) + " ranks");
   }
   DeviceBuffers buffers;
-  StatusOr<Operands> operands = MakeOperands(buffers);
-  if (!operands.ok()) return operands.status();
-  for (int rank = 0; rank < plan_.world_size; ++rank) {
+  StatusOr<Set> set = MakeSet(buffers);
+  if (!set.ok()) return set.status();
+  for (int rank = 0; rank < ranks(); ++rank) {
     if (inputs[rank].size() != shape_.inputs.size()) {
       return InvalidArgument("inputs that the shape does not have");
     }
@@ -198,31 +198,31 @@ StatusOr<std::vector<std::vector<std::string>>> Harness::Run(
       if (inputs[rank][i].size() != Bytes(shape_.inputs[i])) {
         return InvalidArgument("an input of another size than its shape has");
       }
-      const cudaError_t error = cudaMemcpy(operands->inputs[rank][i], inputs[rank][i].data(),
+      const cudaError_t error = cudaMemcpy(set->inputs[rank][i], inputs[rank][i].data(),
                                            inputs[rank][i].size(), cudaMemcpyHostToDevice);
       if (error != cudaSuccess) return ToStatus(error, "copying an input");
     }
   }
   for (int call = 0; call < calls; ++call) {
-    for (int rank = 0; rank < plan_.world_size; ++rank) {
+    for (int rank = 0; rank < ranks(); ++rank) {
       for (size_t i = 0; i < shape_.outputs.size(); ++i) {
         const cudaError_t error =
-            cudaMemset(operands->outputs[rank][i], kPoison, Bytes(shape_.outputs[i]));
+            cudaMemset(set->outputs[rank][i], kPoison, Bytes(shape_.outputs[i]));
         if (error != cudaSuccess) return ToStatus(error, "poisoning an output");
       }
     }
     cudaError_t error = cudaDeviceSynchronize();  // memset returns before it has ended
     if (error != cudaSuccess) return ToStatus(error, "poisoning the outputs");
-    if (Status status = Start(*operands, leave_out); !status.ok()) return status;
+    if (Status status = Start(*set, leave_out); !status.ok()) return status;
     error = cudaDeviceSynchronize();
     if (error != cudaSuccess) return ToStatus(error, "running a collective");
   }
-  std::vector<std::vector<std::string>> outputs(plan_.world_size);
-  for (int rank = 0; rank < plan_.world_size; ++rank) {
+  std::vector<std::vector<std::string>> outputs(ranks());
+  for (int rank = 0; rank < ranks(); ++rank) {
     for (size_t i = 0; i < shape_.outputs.size(); ++i) {
       std::string bytes(Bytes(shape_.outputs[i]), '\0');
-      const cudaError_t error = cudaMemcpy(bytes.data(), operands->outputs[rank][i], bytes.size(),
-                                           cudaMemcpyDeviceToHost);
+      const cudaError_t error =
+          cudaMemcpy(bytes.data(), set->outputs[rank][i], bytes.size(), cudaMemcpyDeviceToHost);
       if (error != cudaSuccess) return ToStatus(error, "copying an output");
       outputs[rank].push_back(std::move(bytes));
     }
@@ -236,12 +236,12 @@ StatusOr<std::vector<double>> Harness::Time(int chain, int samples, uint64_t rot
   uint64_t set_bytes = 0;
   for (const CallShape::Array& array : shape_.inputs) set_bytes += Bytes(array);
   for (const CallShape::Array& array : shape_.outputs) set_bytes += Bytes(array);
-  set_bytes *= plan_.world_size;
+  set_bytes *= ranks();
   const uint64_t wanted = (rotate_bytes + set_bytes - 1) / std::max<uint64_t>(set_bytes, 1);
   const int sets = static_cast<int>(std::clamp<uint64_t>(wanted, 1, 1024));
   chain = (chain + sets - 1) / sets * sets;  // every set equally often
   DeviceBuffers buffers;
-  std::vector<Operands> all;
+  std::vector<Set> all;
   // Random bits of moderate size in every dtype: zeros would run cooler and faster.
   std::string noise(1 << 20, '\0');
   uint64_t state = 0x9e3779b97f4a7c15;
@@ -249,21 +249,21 @@ StatusOr<std::vector<double>> Harness::Time(int chain, int samples, uint64_t rot
     state = state * 6364136223846793005u + 1442695040888963407u;
     c = static_cast<char>((state >> 56) & 0x3f);
   }
-  for (int set = 0; set < sets; ++set) {
-    StatusOr<Operands> operands = MakeOperands(buffers);
-    if (!operands.ok()) return operands.status();
-    for (int rank = 0; rank < plan_.world_size; ++rank) {
-      for (size_t i = 0; i < shape_.inputs.size(); ++i) {
-        auto* const to = static_cast<unsigned char*>(operands->inputs[rank][i]);
-        for (size_t at = 0; at < Bytes(shape_.inputs[i]); at += noise.size()) {
-          const size_t bytes = std::min(noise.size(), Bytes(shape_.inputs[i]) - at);
+  for (int i = 0; i < sets; ++i) {
+    StatusOr<Set> set = MakeSet(buffers);
+    if (!set.ok()) return set.status();
+    for (int rank = 0; rank < ranks(); ++rank) {
+      for (size_t v = 0; v < shape_.inputs.size(); ++v) {
+        auto* const to = static_cast<unsigned char*>(set->inputs[rank][v]);
+        for (size_t at = 0; at < Bytes(shape_.inputs[v]); at += noise.size()) {
+          const size_t bytes = std::min(noise.size(), Bytes(shape_.inputs[v]) - at);
           const cudaError_t error =
               cudaMemcpy(to + at, noise.data(), bytes, cudaMemcpyHostToDevice);
           if (error != cudaSuccess) return ToStatus(error, "filling an input");
         }
       }
     }
-    all.push_back(std::move(*operands));
+    all.push_back(std::move(*set));
   }
   const cudaStream_t stream = StreamOf(streams_[0]);
   cudaGraph_t graph = nullptr;

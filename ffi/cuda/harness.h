@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "cuda/call_plan.h"
 #include "cuda/communicator.h"
+#include "cuda/group_call.h"
 #include "executor/call_site.h"
 #include "executor/call_spec.h"
 
@@ -24,7 +24,8 @@ struct HarnessOptions {
   int ordinal = 0;
   HarnessMode mode = HarnessMode::kGrid;
   bool staged = false;
-  int max_blocks = 0;  // 0: as many as fit together
+  bool interpret = false;  // by the interpreter, even where there is a kernel
+  int max_blocks = 0;      // 0: as many as fit together
   double timeout_s = 30;
   uint64_t workspace_bytes = 64 << 20;
 };
@@ -54,7 +55,7 @@ class Harness {
   Harness(const Harness&) = delete;
   Harness& operator=(const Harness&) = delete;
 
-  int blocks() const { return plan_.blocks; }
+  int blocks() const { return call_->blocks(); }
 
   // inputs[rank][operand], of the sizes of the shape. Runs `calls` times on the same operands, the
   // outputs filled with 0xa5 before each, and returns outputs[rank][result] of the last.
@@ -72,20 +73,22 @@ class Harness {
  private:
   Harness(CallSpec spec, CallShape shape, const HarnessOptions& options);
   Status Init();
-  // One set of operands for all ranks.
-  struct Operands {
+  // One set of operands for all ranks, and what they launch.
+  struct Set {
     std::vector<std::vector<void*>> inputs, outputs;  // by rank
-    std::vector<Call*> calls;                         // by launch; device memory, by rank
+    std::vector<void*> parameters;                    // by launch; device memory, by rank
   };
-  StatusOr<Operands> MakeOperands(DeviceBuffers& buffers) const;
-  Status Start(const Operands& operands, int leave_out);
+  int ranks() const { return static_cast<int>(spec_.group_size); }
+  StatusOr<Set> MakeSet(DeviceBuffers& buffers) const;
+  Operands OperandsOf(const Set& set, int rank) const;
+  Status Start(const Set& set, int leave_out);
+  Status StartAll(const Set& set);
 
   const CallSpec spec_;
   const CallShape shape_;
   const HarnessOptions options_;
-  CallPlan plan_;
-  LaneGrant lane_;
   std::unique_ptr<Communicator> communicator_;
+  std::unique_ptr<GroupCall> call_;
   std::vector<void*> streams_;  // by rank; the first serves kGrid
 };
 

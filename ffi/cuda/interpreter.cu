@@ -6,9 +6,7 @@
 // other; all blocks of all ranks where one launch is for all ranks, which a cooperative launch
 // checks.
 //
-// Data go by weak accesses. What orders them are the flags: bar.sync, then a release store at
-// system scope by one thread; an acquire load at system scope by one thread, then bar.sync. Both
-// are cumulative. Loads bypass L1 (.cg): nothing is read twice from one SM.
+// Loads of data bypass L1 (.cg): nothing is read twice from one SM.
 #include "cuda/interpreter.h"
 #include "cuda/interpreter_kernel.h"
 
@@ -19,7 +17,10 @@ namespace {
 // each other.
 constexpr int kSharedTableBytes = 24 << 10;
 
-class DevicePolicy {
+// So many ranks' regions, too.
+constexpr int kSharedRegions = 64;
+
+class DevicePolicy : public DeviceAccess {
  public:
   __device__ explicit DevicePolicy(unsigned char** pointers) : pointers_(pointers) {}
   __device__ int thread() const { return static_cast<int>(threadIdx.x); }
@@ -51,41 +52,6 @@ class DevicePolicy {
     }
   }
 
-  __device__ uint64_t Acquire(const uint64_t* from) const {
-    uint64_t value;
-    asm volatile("ld.acquire.sys.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
-    return value;
-  }
-  __device__ uint32_t Acquire(const uint32_t* from) const {
-    uint32_t value;
-    asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-    return value;
-  }
-  __device__ void Release(uint64_t* to, uint64_t value) const {
-    asm volatile("st.release.sys.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
-  }
-  __device__ void Release(uint32_t* to, uint32_t value) const {
-    asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
-  }
-  __device__ uint32_t Increment(uint32_t* at) const {
-    uint32_t old;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
-                 : "=r"(old)
-                 : "l"(__cvta_generic_to_global(at))
-                 : "memory");
-    return old;
-  }
-  __device__ uint64_t NowNs() const {
-    uint64_t now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    return now;
-  }
-  // Short waits are not slept through; long ones leave the memory to others.
-  __device__ void Pause(int spins) const {
-    if (spins % 256 == 255) __nanosleep(100);
-  }
-  __device__ void Trap() const { __trap(); }
-
  private:
   unsigned char** const pointers_;  // in shared memory
 };
@@ -95,6 +61,7 @@ __global__ void __launch_bounds__(kInterpreterThreads)
     Interpret(const __grid_constant__ ProgramCall parameter, const ProgramCall* all) {
   __shared__ ProgramCall call;
   __shared__ unsigned char* pointers[kPointers];
+  __shared__ unsigned char* regions[kSharedRegions];
   __shared__ uint4 table[kSharedTableBytes / sizeof(uint4)];
   const ProgramCall& mine = all == nullptr ? parameter : all[blockIdx.y];
   static_assert(sizeof(ProgramCall) % sizeof(uint64_t) == 0);
@@ -106,8 +73,15 @@ __global__ void __launch_bounds__(kInterpreterThreads)
   const int words = mine.program->total_bytes / static_cast<int>(sizeof(uint4));
   const bool fits = words * static_cast<int>(sizeof(uint4)) <= kSharedTableBytes;
   for (int i = threadIdx.x; fits && i < words; i += blockDim.x) table[i] = from[i];
+  const int ranks = mine.program->world_size;
+  for (int i = threadIdx.x; ranks <= kSharedRegions && i < ranks; i += blockDim.x) {
+    regions[i] = mine.regions[i];
+  }
   __syncthreads();
-  if (fits && threadIdx.x == 0) call.program = reinterpret_cast<const ProgramHeader*>(table);
+  if (threadIdx.x == 0) {
+    if (fits) call.program = reinterpret_cast<const ProgramHeader*>(table);
+    if (ranks <= kSharedRegions) call.regions = regions;
+  }
   __syncthreads();
   DevicePolicy policy(pointers);
   Interpreter<DevicePolicy, kDType>(policy, call, static_cast<int32_t>(blockIdx.x)).Run();

@@ -9,12 +9,8 @@
 //   pointers()                     kPointers addresses that the block's threads share
 //   T Load<T>(address)             plain accesses of 1 to 16 bytes, aligned to their size
 //   void Store<T>(address, T)
-//   T Acquire(address)             system scope, 4 or 8 bytes: who sees a value that was Released
-//   void Release(address, value)   sees everything that had happened before its Release
-//   uint32_t Increment(address)    acquire and release among one device's threads; the old value
-//   uint64_t NowNs()               for deadlines
-//   void Pause(spins)              in a loop that waits, every time
-//   void Trap()                    does not return on a GPU; a block in which it does returns false
+//   and what a DeviceAccess has (access.h). Trap() does not return on a GPU; a block in which it
+//   does returns false.
 //
 // Every flag is written by one thread of one rank. The data behind it were written by all threads
 // of that block, before the barrier that stands before the Release; and are read by all threads of
@@ -23,6 +19,7 @@
 // Numbers are combined as element.h says, in the order of a piece's sources, and rounded once.
 #pragma once
 
+#include "cuda/access.h"
 #include "cuda/device_program.h"
 #include "cuda/element.h"
 
@@ -60,6 +57,19 @@ class Interpreter {
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
+    // A program may run on another mesh than the one it was lowered for; then ranks are not what
+    // the host took them for.
+    bool here = true;
+    if (call_.logical_id != nullptr && policy_.thread() == 0) {
+      here = *call_.logical_id == call_.expected_logical_id;
+      if (!here) {
+        Cause cause = {};
+        cause.kind = Cause::kMoved;
+        cause.entry = static_cast<int32_t>(*call_.logical_id);
+        Fail(cause);
+      }
+    }
+    if (!policy_.All(here)) return false;
     // The epoch changes when all blocks have ended, so this one still reads the old value.
     epoch_ = static_cast<uint32_t>(Header(rank_).epoch) + 1;
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
@@ -99,10 +109,16 @@ class Interpreter {
     return *reinterpret_cast<RegionHeader*>(call_.regions[rank]);
   }
 
+  JAXCOLL_HD Flag* Flags(int32_t rank) const {
+    return reinterpret_cast<Flag*>(call_.regions[rank] + sizeof(RegionHeader));
+  }
+  // At `rank`: the launches that `peer` has ended.
+  JAXCOLL_HD Flag& Done(int32_t rank, int32_t peer) const { return Flags(rank)[peer]; }
+
   // Of this block's partner on `rank`, or of another worker of this lane.
   JAXCOLL_HD Flag& FlagOf(int32_t rank, int32_t worker, int32_t flag) const {
-    Flag* flags = reinterpret_cast<Flag*>(call_.regions[rank] + sizeof(RegionHeader));
-    return flags[(int64_t{worker} * call_.lanes + lane_) * program_.flags_per_worker + flag];
+    const int64_t block = int64_t{worker} * call_.lanes + lane_;
+    return Flags(rank)[program_.world_size + block * program_.flags_per_worker + flag];
   }
 
   JAXCOLL_HD void FindSegment() {
@@ -127,7 +143,7 @@ class Interpreter {
     return policy_.All(ok);
   }
 
-  // The flag, and the use of it that is waited for.
+  // The flag, and the use of it that is waited for. Null: for nothing.
   struct Awaited {
     const Flag* flag;
     uint64_t tag;
@@ -139,77 +155,62 @@ class Interpreter {
       case ProgramWait::kArrived:
         return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count + 1)};
       case ProgramWait::kFree:
-        if (count < depth) return {&Header(rank_).done[wait.peer], TagOf(epoch_ - 1, 0)};
+        if (count < depth) return {&Done(rank_, wait.peer), TagOf(epoch_ - 1, 0)};
         return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
       default: {
-        // In the first segment, kWorkerSegment waits for no op at all: for a tag below all others.
         const bool before = wait.kind == ProgramWait::kWorkerSegment;
-        const auto segments = before && count > 0 ? count - 1 : count;
+        if (before && count == 0) return {nullptr, 0};
+        const auto segments = before ? count - 1 : count;
         const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
         const uint64_t ended =
             segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
-        return {&FlagOf(rank_, wait.peer, wait.flag),
-                before && count == 0 ? 0 : TagOf(epoch_, ended)};
+        return {&FlagOf(rank_, wait.peer, wait.flag), TagOf(epoch_, ended)};
       }
     }
   }
 
   JAXCOLL_HD bool WaitFor(const ProgramWait& wait) {
-    constexpr int kSpinsBetweenClocks = 64;
     const Awaited awaited = AwaitedBy(wait);
-    uint64_t deadline = 0, seen = 0, fingerprint = call_.fingerprint;
-    uint32_t cause = ProgramCause::kNone;
-    for (int spins = 0; (seen = policy_.Acquire(&awaited.flag->value)) < awaited.tag; ++spins) {
-      policy_.Pause(spins);
-      if (spins % kSpinsBetweenClocks != 0) continue;
-      const uint64_t now = policy_.NowNs();
-      if (deadline == 0) deadline = now + call_.deadline_ns;
-      if (now < deadline) continue;
-      cause = ProgramCause::kDeadline;
-      break;
-    }
-    if (wait.kind == ProgramWait::kArrived && cause == ProgramCause::kNone) {
+    if (awaited.flag == nullptr) return true;
+    uint64_t seen = 0, fingerprint = call_.fingerprint;
+    uint32_t kind = Cause::kNone;
+    const bool came = SpinUntil(policy_, call_.deadline_ns, [&] {
+      seen = policy_.Acquire(&awaited.flag->value);
+      return static_cast<int64_t>(seen - awaited.tag) >= 0;
+    });
+    if (!came) {
+      kind = Cause::kDeadline;
+    } else if (wait.kind == ProgramWait::kArrived) {
       // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
       if (seen >> 32 != epoch_) {
-        cause = ProgramCause::kEpoch;
+        kind = Cause::kLaunch;
       } else if (count_ == 0) {
         fingerprint = policy_.Acquire(&awaited.flag->fingerprint);
-        if (fingerprint != call_.fingerprint) cause = ProgramCause::kMismatch;
+        if (fingerprint != call_.fingerprint) kind = Cause::kMismatch;
       }
     }
-    if (cause == ProgramCause::kNone) return true;
-    Fail(cause, wait, awaited.tag, seen, fingerprint);
+    if (kind == Cause::kNone) return true;
+    Cause cause = {};
+    cause.kind = kind;
+    cause.peer = wait.peer;
+    cause.expected = awaited.tag;
+    cause.seen = seen;
+    cause.seen_fingerprint = fingerprint;
+    cause.wait = wait.kind;
+    cause.channel = wait.channel;
+    cause.sequence = wait.sequence;
+    cause.op = wait.op;
+    cause.segment = segment_;
+    Fail(cause);
     return false;
   }
 
-  // The first one of a rank says why.
-  JAXCOLL_HD void Fail(uint32_t kind, const ProgramWait& wait, uint64_t wanted, uint64_t seen,
-                       uint64_t fingerprint) {
-    if (policy_.Increment(&Header(rank_).failing) == 0) {
-      ProgramCause& cause = *call_.cause;
-      cause.rank = rank_;
-      cause.peer = wait.peer;
-      cause.wait = wait.kind;
-      cause.channel = wait.channel;
-      cause.sequence = wait.sequence;
-      cause.op = wait.op;
-      cause.worker = worker_;
-      cause.lane = lane_;
-      cause.segment = segment_;
-      cause.wanted = wanted;
-      cause.seen = seen;
-      cause.wanted_fingerprint = call_.fingerprint;
-      cause.seen_fingerprint = fingerprint;
-      policy_.Release(&cause.kind, kind);
-    } else {
-      // A trap ends the writer, too: not before it is done, nor long after it was ended itself.
-      constexpr int kMostSpins = 1 << 20;
-      for (int spins = 0; spins < kMostSpins; ++spins) {
-        if (policy_.Acquire(&call_.cause->kind) != ProgramCause::kNone) break;
-        policy_.Pause(spins);
-      }
-    }
-    policy_.Trap();
+  JAXCOLL_HD void Fail(Cause& cause) {
+    cause.rank = rank_;
+    cause.lane = call_.lane;
+    cause.block = static_cast<uint32_t>(worker_ * call_.lanes + lane_);
+    cause.expected_fingerprint = call_.fingerprint;
+    GiveUp(policy_, call_.failing, call_.cause, cause);
   }
 
   // After the barrier behind the op: what its threads wrote goes before these.
@@ -238,16 +239,20 @@ class Interpreter {
 
   // The last block to end ends the launch: all of them have read what came for them.
   JAXCOLL_HD bool Finish() {
-    policy_.All(true);
-    if (policy_.thread() != 0) return true;
-    RegionHeader& header = Header(rank_);
-    const auto blocks = static_cast<uint32_t>(program_.workers * call_.lanes);
-    if (policy_.Increment(&header.finished) + 1 != blocks) return true;
-    header.finished = 0;  // nobody else looks before the next launch
-    header.epoch = epoch_;
-    for (int32_t peer = 0; peer < program_.world_size; ++peer) {
-      if (peer == rank_) continue;
-      policy_.Release(&Header(peer).done[rank_].value, TagOf(epoch_, 0));
+    if (!policy_.All(true)) return false;
+    bool last = false;
+    if (policy_.thread() == 0) {
+      RegionHeader& header = Header(rank_);
+      last = policy_.Increment(&header.finished) + 1 ==
+             static_cast<uint32_t>(program_.workers * call_.lanes);
+      if (last) {
+        header.finished = 0;  // nobody else looks before the next launch
+        header.epoch = epoch_;
+      }
+    }
+    if (policy_.All(!last)) return true;
+    for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
+      if (peer != rank_) policy_.Release(&Done(peer, rank_).value, TagOf(epoch_, 0));
     }
     return true;
   }

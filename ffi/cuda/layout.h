@@ -2,10 +2,11 @@
 // launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
-// It is a row of lanes, the same on all ranks, and behind them the staging area. An instruction of
-// a program has a lane of its own, so that concurrent branches of a graph share nothing. In a lane,
-// block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
-// barrier, and blocks need not be resident together beyond their partners.
+// It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged, and
+// what the interpreter calls a region (device_program.h). An instruction of a program has a lane and
+// an area of its own, so that concurrent branches of a graph share nothing. In a lane, block b of a
+// rank meets block b of the other ranks and no other block: there is no grid-wide barrier, and
+// blocks need not be resident together beyond their partners.
 //
 // Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so
 // that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count)
@@ -18,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/cause.h"
 #include "cuda/host_device.h"
 
 namespace jaxcoll::cuda {
@@ -40,7 +42,7 @@ struct VectorPointers {
 
 // At the start of a workspace.
 struct Header {
-  uint32_t failing;  // 0, 1 while a cause is written, 2 when it has been
+  uint32_t failing;  // how many threads gave up; the first one writes the cause
   uint32_t unused[63];
 };
 static_assert(sizeof(Header) == kAlignment);
@@ -56,21 +58,6 @@ struct Lane {
   uint32_t round[kMaxBlocks];  // times that staging was filled; its parity is the half in use
 };
 static_assert(sizeof(Lane) % kAlignment == 0);
-
-// Why a kernel gave up. In host memory that the device writes: it outlives the context that the
-// trap destroys. One per rank.
-struct CauseRecord {
-  enum Kind : uint32_t { kNone, kDeadline, kMismatch, kMoved, kRaggedRows, kRaggedSizes };
-  uint32_t kind;  // written last
-  int32_t rank;
-  int32_t peer;
-  uint32_t lane;
-  uint32_t block;
-  uint32_t expected_count, seen_count;
-  uint32_t expected_fingerprint, seen_fingerprint;
-  int32_t entry;  // of a ragged table; kMoved: the logical id that was met
-  int64_t first, rows, total;
-};
 
 enum class Mode : int32_t {
   kAllReduceOneShot,

@@ -1,111 +1,42 @@
-// Loads, stores and the barrier between ranks, as a block sees them.
-//
-// Operands and staging are read and written with weak accesses; what orders them is the barrier:
-// bar.sync, a release store of the flag at system scope by one thread for each peer, an acquire
-// load of the peer's flag at system scope, bar.sync. Release and acquire are cumulative, so that
-// every write of every thread before the barrier is visible to every thread behind it, on every
-// rank. Loads bypass L1 (.cg): nothing is read twice from one SM.
+// The barrier between ranks, as a block sees it. Operands and staging are read and written with
+// weak accesses, which the barrier orders (access.h). Loads bypass L1 (.cg): nothing is read twice
+// from one SM.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/access.h"
 #include "cuda/layout.h"
 
 namespace jaxcoll::cuda {
 
-// A test without a GPU runs the kernels on threads and brings these functions with it.
-#if defined(__CUDACC__)
-__device__ inline void StoreRelease(uint64_t* address, uint64_t value) {
-  asm volatile("st.release.sys.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
-}
-
-__device__ inline uint64_t LoadAcquire(const uint64_t* address) {
-  uint64_t value;
-  asm volatile("ld.acquire.sys.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-  return value;
-}
-
-// Strong, so that writing one value from several blocks is no race; ordered by the barrier.
-__device__ inline void StoreRelaxed(uint64_t* address, uint64_t value) {
-  asm volatile("st.relaxed.sys.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
-}
-
-__device__ inline uint64_t LoadRelaxed(const uint64_t* address) {
-  uint64_t value;
-  asm volatile("ld.relaxed.sys.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-  return value;
-}
-
-__device__ inline uint64_t NowNs() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  return now;
-}
-#endif
-
-// Writes the cause where the host will find it and ends the kernel, and with it the context: no
-// output of this launch can be read any more. The first thread of a rank that fails writes.
-__device__ inline void Fail(const Call& call, const CauseRecord& cause) {
+__device__ inline void Fail(const Call& call, Cause cause) {
+  cause.rank = call.rank;
+  cause.lane = call.lane;
+  cause.block = blockIdx.x;
+  cause.expected_fingerprint = call.fingerprint;
+  DeviceAccess access;
   Header* const header = reinterpret_cast<Header*>(call.workspaces[call.rank]);
-  if (atomicCAS(&header->failing, 0u, 1u) == 0u) {
-    volatile CauseRecord* const record = call.cause;
-    record->rank = call.rank;
-    record->peer = cause.peer;
-    record->lane = call.lane;
-    record->block = blockIdx.x;
-    record->expected_count = cause.expected_count;
-    record->seen_count = cause.seen_count;
-    record->expected_fingerprint = call.fingerprint;
-    record->seen_fingerprint = cause.seen_fingerprint;
-    record->entry = cause.entry;
-    record->first = cause.first;
-    record->rows = cause.rows;
-    record->total = cause.total;
-    __threadfence_system();
-    record->kind = cause.kind;
-    __threadfence_system();
-    atomicExch(&header->failing, 2u);
-  } else {
-    // A trap ends the whole grid: not before the writer is done, nor long after it hangs.
-    for (int i = 0; i < 100000 && atomicCAS(&header->failing, 2u, 2u) != 2u; ++i) {
-      __nanosleep(1000);
-    }
-  }
-  __trap();
+  GiveUp(access, &header->failing, call.cause, cause);
 }
 
 // Spins until `flag` shows barrier `count` or a later one.
 __device__ inline void Await(const Call& call, int peer, const uint64_t* flag, uint32_t count) {
-  // The clock is looked at now and then only; time slices of other processes count as waiting.
-  constexpr int kSpinsPerLook = 256;
-  uint64_t started = 0;
-  for (int spins = 0;; ++spins) {
-    const uint64_t seen = LoadAcquire(flag);
-    const uint32_t seen_count = static_cast<uint32_t>(seen);
-    const int32_t ahead = static_cast<int32_t>(seen_count - count);
-    if (ahead > 0) return;
-    const uint32_t seen_fingerprint = static_cast<uint32_t>(seen >> 32);
-    if (ahead == 0 && seen_fingerprint == call.fingerprint) return;
-    CauseRecord cause = {};
-    cause.peer = peer;
-    cause.expected_count = count;
-    cause.seen_count = seen_count;
-    cause.seen_fingerprint = seen_fingerprint;
-    if (ahead == 0) {
-      cause.kind = CauseRecord::kMismatch;
-      Fail(call, cause);
-    }
-    if (spins % kSpinsPerLook == kSpinsPerLook - 1) {
-      const uint64_t now = NowNs();
-      if (started == 0) {
-        started = now;
-      } else if (now - started > call.deadline_ns) {
-        cause.kind = CauseRecord::kDeadline;
-        Fail(call, cause);
-      }
-      __nanosleep(100);
-    }
-  }
+  DeviceAccess access;
+  uint64_t seen = 0;
+  const auto ahead = [&] { return static_cast<int32_t>(static_cast<uint32_t>(seen) - count); };
+  const bool came = SpinUntil(access, call.deadline_ns, [&] {
+    seen = access.Acquire(flag);
+    return ahead() >= 0;
+  });
+  if (came && (ahead() > 0 || seen >> 32 == call.fingerprint)) return;
+  Cause cause = {};
+  cause.kind = came ? Cause::kMismatch : Cause::kDeadline;
+  cause.peer = peer;
+  cause.expected = count;
+  cause.seen = static_cast<uint32_t>(seen);
+  cause.seen_fingerprint = seen >> 32;
+  Fail(call, cause);
 }
 
 // This block and its partners on the other ranks. `call` is in shared memory.
@@ -124,7 +55,8 @@ class Partners {
     ++count_;
     const int peer = threadIdx.x;
     if (peer < call_.world_size && peer != call_.rank) {
-      StoreRelease(&LaneOf(peer)->flags[blockIdx.x][call_.rank], FlagOf(call_.fingerprint, count_));
+      access_.Release(&LaneOf(peer)->flags[blockIdx.x][call_.rank],
+                      FlagOf(call_.fingerprint, count_));
       Await(call_, peer, &own_->flags[blockIdx.x][peer], count_);
     }
     __syncthreads();
@@ -135,16 +67,18 @@ class Partners {
     for (int i = threadIdx.x; i < call_.world_size * call_.vector_count; i += blockDim.x) {
       const int vector = i % call_.vector_count;
       VectorPointers* const to = &LaneOf(i / call_.vector_count)->pointers[call_.rank][vector];
-      StoreRelaxed(&to->input, reinterpret_cast<uint64_t>(call_.vectors[vector].input));
-      StoreRelaxed(&to->output, reinterpret_cast<uint64_t>(call_.vectors[vector].output));
+      access_.StoreRelaxed(&to->input, reinterpret_cast<uint64_t>(call_.vectors[vector].input));
+      access_.StoreRelaxed(&to->output, reinterpret_cast<uint64_t>(call_.vectors[vector].output));
     }
     Barrier();
   }
   __device__ const unsigned char* Input(int rank, int vector) const {
-    return reinterpret_cast<const unsigned char*>(LoadRelaxed(&own_->pointers[rank][vector].input));
+    return reinterpret_cast<const unsigned char*>(
+        access_.LoadRelaxed(&own_->pointers[rank][vector].input));
   }
   __device__ unsigned char* Output(int rank, int vector) const {
-    return reinterpret_cast<unsigned char*>(LoadRelaxed(&own_->pointers[rank][vector].output));
+    return reinterpret_cast<unsigned char*>(
+        access_.LoadRelaxed(&own_->pointers[rank][vector].output));
   }
 
   // A slot of a rank's staging, in the half of this round.
@@ -170,6 +104,7 @@ class Partners {
   }
 
   const Call& call_;
+  DeviceAccess access_;
   Lane* const own_;
   uint32_t count_;
   uint32_t round_;
@@ -189,8 +124,8 @@ __device__ inline void LoadCall(Call& shared, const Call& parameter, const Call*
   // host took them for.
   if (shared.logical_id != nullptr && threadIdx.x == 0 &&
       *shared.logical_id != shared.expected_logical_id) {
-    CauseRecord cause = {};
-    cause.kind = CauseRecord::kMoved;
+    Cause cause = {};
+    cause.kind = Cause::kMoved;
     cause.entry = static_cast<int32_t>(*shared.logical_id);
     Fail(shared, cause);
   }

@@ -32,16 +32,16 @@ __device__ inline void CheckTables(const Call& call, const RaggedTables& tables)
     const int entry = call.rank * ragged.updates_per_peer + i % ragged.updates_per_peer;
     const int64_t rows = At(tables.send_sizes[sender], entry, ragged.wide_index);
     const int64_t expected = At(recv_sizes, i, ragged.wide_index);
-    CauseRecord cause = {};
+    Cause cause = {};
     cause.peer = sender;
     cause.entry = entry;
     cause.rows = rows;
     if (rows != expected) {
-      cause.kind = CauseRecord::kRaggedSizes;
+      cause.kind = Cause::kRaggedSizes;
       cause.total = expected;
       Fail(call, cause);
     }
-    cause.kind = CauseRecord::kRaggedRows;
+    cause.kind = Cause::kRaggedRows;
     cause.first = At(tables.input_offsets[sender], entry, ragged.wide_index);
     cause.total = ragged.operand_rows;
     if (rows < 0 || cause.first < 0 || cause.first > cause.total - rows) Fail(call, cause);

@@ -1,41 +1,78 @@
-// The CUDA runtime as the rest of this folder uses it.
+// What this folder needs of CUDA to set calls up and to start kernels. runtime_cuda.cc is CUDA's;
+// a test without a GPU brings one whose devices are memory and threads of the host.
+//
+// An ordinal is a device of this process. Thread rule: any thread, concurrently. Start() is what a
+// call does: it enqueues, and may run while a graph is captured. All others may block, and none of
+// them becomes a part of what is captured.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <variant>
 
-#include <string>
-
+#include "base/dtype.h"
 #include "base/status.h"
+#include "cuda/device_program.h"
+#include "cuda/layout.h"
 
 namespace jaxcoll::cuda {
 
-// "what: cudaErrorX: text", with what to do about the usual ones.
-Status ToStatus(cudaError_t error, const std::string& what);
-
-// Makes a device current while it lives, and lets calls that a graph's capture forbids pass: they
-// do not belong to the captured work.
-class SetupScope {
- public:
-  explicit SetupScope(int ordinal);
-  ~SetupScope();
-  SetupScope(const SetupScope&) = delete;
-  SetupScope& operator=(const SetupScope&) = delete;
-
- private:
-  int before_ = -1;
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+// One of the kernels.
+struct Kernel {
+  enum Family { kMove, kRagged, kReduce, kInterpreter };
+  Family family = kMove;
+  DType dtype = DType::kUint8;   // kReduce, kInterpreter
+  ReduceOp op = ReduceOp::kSum;  // kReduce
+  friend bool operator==(const Kernel&, const Kernel&) = default;
 };
 
-// Makes a device current while it lives.
-class DeviceScope {
- public:
-  explicit DeviceScope(int ordinal);
-  ~DeviceScope();
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
+// One launch of one rank.
+struct Launch {
+  Kernel kernel;
+  int blocks = 1;
+  std::variant<Call, ProgramCall> parameters;
 
- private:
-  int before_ = -1;
+  const void* data() const {
+    return std::visit([](const auto& call) -> const void* { return &call; }, parameters);
+  }
+  size_t bytes() const {
+    return std::visit([](const auto& call) { return sizeof(call); }, parameters);
+  }
 };
+
+class Runtime {
+ public:
+  using IpcHandle = std::array<unsigned char, 64>;
+
+  virtual ~Runtime() = default;
+
+  virtual StatusOr<int> MultiprocessorCount(int ordinal) = 0;
+  // Whether kernels on `from` can reach the memory of `to`.
+  virtual StatusOr<bool> CanReach(int from, int to) = 0;
+  virtual Status EnableReach(int from, int to) = 0;
+
+  // Device memory, all zero, at one address for all devices of the process.
+  virtual StatusOr<unsigned char*> Allocate(int ordinal, uint64_t bytes) = 0;
+  virtual void Free(int ordinal, unsigned char* memory) = 0;
+  // Pinned host memory, all zero, that every device writes to and that outlives their contexts.
+  virtual StatusOr<unsigned char*> AllocateHost(int ordinal, uint64_t bytes) = 0;
+  virtual void FreeHost(unsigned char* memory) = 0;
+  virtual Status Clear(int ordinal, unsigned char* memory, uint64_t bytes) = 0;
+  virtual Status Upload(int ordinal, unsigned char* to, const void* from, uint64_t bytes) = 0;
+
+  // Device memory of another process on this host.
+  virtual StatusOr<IpcHandle> Export(int ordinal, unsigned char* memory) = 0;
+  virtual StatusOr<unsigned char*> Import(int ordinal, const IpcHandle& handle) = 0;
+  virtual void CloseImport(int ordinal, unsigned char* memory) = 0;
+
+  // Loads a kernel's code now: loading it at the first launch could wait for kernels that wait for
+  // this one.
+  virtual Status Preload(int ordinal, const Kernel& kernel) = 0;
+  virtual Status Start(int ordinal, void* stream, const Launch& launch) = 0;
+};
+
+// CUDA's, in a build that has it; lives as long as the process.
+Runtime& CudaRuntime();
 
 }  // namespace jaxcoll::cuda

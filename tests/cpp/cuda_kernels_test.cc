@@ -94,7 +94,7 @@ class Group {
   Buffer& input(int rank, int operand) { return inputs_[rank][operand]; }
   Buffer& output(int rank, int result) { return outputs_[rank][result]; }
   const CallShape& shape() const { return shape_; }
-  const CauseRecord& cause(int rank) const { return causes_[rank]; }
+  const Cause& cause(int rank) const { return causes_[rank].cause; }
   uint32_t& fingerprint(int rank) { return fingerprints_[rank]; }
   double timeout_s = 100;
 
@@ -367,12 +367,12 @@ TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
   EXPECT_FALSE(group.Run(1, /*leave_out=*/1));
   int told = 0;
   for (const int rank : {0, 2}) {
-    if (group.cause(rank).kind == CauseRecord::kNone) continue;  // a trap ended it before
+    if (group.cause(rank).kind == Cause::kNone) continue;  // a trap ended it before
     ++told;
-    EXPECT_EQ(group.cause(rank).kind, CauseRecord::kDeadline);
+    EXPECT_EQ(group.cause(rank).kind, Cause::kDeadline);
     EXPECT_EQ(group.cause(rank).rank, rank);
     EXPECT_EQ(group.cause(rank).peer, 1);
-    EXPECT_EQ(group.cause(rank).seen_count, 0u);
+    EXPECT_EQ(group.cause(rank).seen, 0u);
     EXPECT_NE(Describe(group.cause(rank), {"a", "b", "c"}, "all_reduce", 0.2).find("waited for b"),
               std::string::npos);
   }
@@ -388,9 +388,9 @@ TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
   EXPECT_FALSE(group.Run(1));
   bool told = false;
   for (int rank = 0; rank < 4; ++rank) {
-    if (group.cause(rank).kind == CauseRecord::kNone) continue;
+    if (group.cause(rank).kind == Cause::kNone) continue;
     told = true;
-    EXPECT_EQ(group.cause(rank).kind, CauseRecord::kMismatch);
+    EXPECT_EQ(group.cause(rank).kind, Cause::kMismatch);
     EXPECT_TRUE((group.cause(rank).peer == 2) != (rank == 2));
   }
   EXPECT_TRUE(told);
@@ -472,7 +472,7 @@ TEST(CudaRagged, SizesThatDisagreeAreRefused) {
   RaggedGroup ragged;
   ragged.Set(1, 5, 0, 9);
   EXPECT_FALSE(ragged.group.Run(1));
-  EXPECT_EQ(ragged.group.cause(1).kind, CauseRecord::kRaggedSizes);
+  EXPECT_EQ(ragged.group.cause(1).kind, Cause::kRaggedSizes);
   EXPECT_EQ(ragged.group.cause(1).peer, 0);
   EXPECT_EQ(ragged.group.cause(1).total, 9);
 }
@@ -481,7 +481,7 @@ TEST(CudaRagged, RowsOutsideOfTheOperandAreRefused) {
   RaggedGroup ragged;
   ragged.Set(2, 2, 0, 1 << 30);
   EXPECT_FALSE(ragged.group.Run(1));
-  EXPECT_EQ(ragged.group.cause(0).kind, CauseRecord::kRaggedRows);
+  EXPECT_EQ(ragged.group.cause(0).kind, Cause::kRaggedRows);
   EXPECT_EQ(ragged.group.cause(0).peer, 2);
 }
 

@@ -84,23 +84,34 @@ struct HostThread {
 };
 inline thread_local HostThread this_thread;
 
-inline void StoreRelease(uint64_t* address, uint64_t value) {
-  __atomic_store_n(address, value, __ATOMIC_RELEASE);
-}
-inline uint64_t LoadAcquire(const uint64_t* address) {
-  this_thread.world->Check();
-  sched_yield();  // there are more threads than cores, and this one may spin
-  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
-}
-inline void StoreRelaxed(uint64_t* address, uint64_t value) {
-  __atomic_store_n(address, value, __ATOMIC_RELAXED);
-}
-inline uint64_t LoadRelaxed(const uint64_t* address) {
-  return __atomic_load_n(address, __ATOMIC_RELAXED);
-}
-inline uint64_t NowNs() {
-  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
+class DeviceAccess {
+ public:
+  template <typename T>
+  T Acquire(const T* from) const {
+    this_thread.world->Check();
+    return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+  }
+  template <typename T>
+  void Release(T* to, T value) const {
+    __atomic_store_n(to, value, __ATOMIC_RELEASE);
+  }
+  uint64_t LoadRelaxed(const uint64_t* from) const {
+    return __atomic_load_n(from, __ATOMIC_RELAXED);
+  }
+  void StoreRelaxed(uint64_t* to, uint64_t value) const {
+    __atomic_store_n(to, value, __ATOMIC_RELAXED);
+  }
+  uint32_t Increment(uint32_t* at) const { return __atomic_fetch_add(at, 1, __ATOMIC_ACQ_REL); }
+  uint64_t NowNs() const {
+    return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  }
+  // There are more threads than cores.
+  void Pause(int) const { sched_yield(); }
+  [[noreturn]] void Trap() const {
+    this_thread.world->Trap();
+    throw Trapped();
+  }
+};
 
 }  // namespace jaxcoll::cuda
 
@@ -111,17 +122,3 @@ T __ldcg(const T* address) {
   return *address;
 }
 inline void __syncthreads() { jaxcoll::cuda::this_thread.block->Wait(); }
-inline void __threadfence_system() {}  // atomics around it order what tests look at
-inline void __nanosleep(unsigned) { sched_yield(); }
-[[noreturn]] inline void __trap() {
-  jaxcoll::cuda::this_thread.world->Trap();
-  throw jaxcoll::cuda::Trapped();
-}
-inline uint32_t atomicCAS(uint32_t* address, uint32_t expected, uint32_t desired) {
-  __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_ACQ_REL,
-                              __ATOMIC_ACQUIRE);
-  return expected;
-}
-inline void atomicExch(uint32_t* address, uint32_t value) {
-  __atomic_store_n(address, value, __ATOMIC_RELEASE);
-}

@@ -89,7 +89,7 @@ TEST(Pack, RefusesWhatDoesNotFitTogether) {
   refused([](auto& p) { p[0].ops[1].depends_on = {77}; }, "waits for an op that is not there");
   refused([](auto& p) { p[0].ops[0].depends_on = {1}, p[0].ops[1].depends_on = {0}; }, "deadlocks");
   refused([](auto& p) { p[1].chunks_per_block = 4; }, "disagrees on blocks or chunks");
-  refused([](auto& p) { p.clear(); }, "for 1 to 16 ranks");
+  refused([](auto& p) { p.clear(); }, "for 1 to 256 ranks");
   refused(
       [](auto& p) {
         Op reduce;

@@ -214,25 +214,90 @@ class DeviceMemory {
   unsigned char* const data_;
 };
 
+// How streams of launches run.
+struct StreamOptions {
+  int threads_per_block = 1;
+  std::function<Disturbance(int rank, int block)> disturb = {};  // else none
+};
+
+// Puts complete launches one after the other on a stream for each rank, all at the same time.
+// Returns whether each rank ended all of its own.
+inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>& streams,
+                                    const StreamOptions& options) {
+  struct Rank {
+    Rank(int threads, StuckClock& clock) : stream(threads, clock) {}
+    std::vector<std::unique_ptr<BlockBarrier>> blocks;
+    BlockBarrier stream;
+    std::atomic<bool> ok{true};
+  };
+  const int ranks = static_cast<int>(streams.size());
+  const int per_block = options.threads_per_block;
+  std::vector<int> blocks(ranks);
+  int present = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (const ProgramCall& call : streams[rank]) {
+      blocks[rank] = std::max(blocks[rank], BlockCount(*call.program, call));
+    }
+    present += blocks[rank] * per_block;
+  }
+  StuckClock clock(present);
+  std::vector<std::unique_ptr<Rank>> state;
+  for (int rank = 0; rank < ranks; ++rank) {
+    state.push_back(std::make_unique<Rank>(blocks[rank] * per_block, clock));
+    for (int block = 0; block < blocks[rank]; ++block) {
+      state.back()->blocks.push_back(std::make_unique<BlockBarrier>(per_block, clock));
+    }
+  }
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (int block = 0; block < blocks[rank]; ++block) {
+      for (int thread = 0; thread < per_block; ++thread) {
+        threads.emplace_back([&, rank, block, thread] {
+          Rank& mine = *state[rank];
+          Disturbance disturbance = options.disturb ? options.disturb(rank, block) : Disturbance{};
+          disturbance.seed += 97 * rank + 31 * block + thread;
+          HostPolicy policy(thread, per_block, *mine.blocks[block], clock, disturbance);
+          for (const ProgramCall& call : streams[rank]) {
+            if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
+              mine.ok = false;
+            }
+            if (!mine.stream.All(mine.ok)) break;
+          }
+          clock.Leave();
+        });
+      }
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::vector<bool> ok;
+  for (const auto& rank : state) ok.push_back(rank->ok);
+  return ok;
+}
+
 // One call of a schedule on all ranks; the calls' pointers are set by World::Run.
-struct Launch {
+struct Launches {
   std::vector<DeviceProgram> programs;  // by rank
   std::vector<ProgramCall> calls;       // by rank, with input and output
 };
 
 class World {
  public:
-  World(int ranks, const RegionSize& size) : size_(size), causes_(ranks) {
+  World(int ranks, const RegionSize& size) : causes_(ranks), failing_(ranks) {
     for (int rank = 0; rank < ranks; ++rank) {
       regions_.push_back(std::make_unique<DeviceMemory>(size.bytes));
+      addresses_.push_back(regions_.back()->data());
     }
   }
 
   RegionHeader& header(int rank) {
     return *reinterpret_cast<RegionHeader*>(regions_[rank]->data());
   }
+  // All flags of a region, those of `done` first.
+  Flag* flags(int rank) {
+    return reinterpret_cast<Flag*>(regions_[rank]->data() + sizeof(RegionHeader));
+  }
   void Clear(int rank) { std::memset(regions_[rank]->data(), 0, regions_[rank]->bytes()); }
-  const ProgramCause& cause(int rank) const { return causes_[rank]; }
+  const Cause& cause(int rank) const { return causes_[rank].cause; }
 
   struct Options {
     int threads_per_block = 1;
@@ -242,80 +307,32 @@ class World {
   };
 
   // Whether each rank ended all launches.
-  std::vector<bool> Run(const std::vector<Launch*>& launches, const Options& options) {
+  std::vector<bool> Run(const std::vector<Launches*>& launches, const Options& options) {
     const int ranks = static_cast<int>(regions_.size());
-    int present = 0;
+    std::vector<std::vector<ProgramCall>> streams(ranks);
     for (int rank = 0; rank < ranks; ++rank) {
-      int most = 0;
-      for (Launch* launch : launches) {
-        most = std::max(most, BlockCount(launch->programs[rank].header(), launch->calls[rank]));
-      }
-      if (rank != options.absent_rank) present += most * options.threads_per_block;
-    }
-    StuckClock clock(present);
-    std::vector<std::unique_ptr<Rank>> state;
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < ranks; ++rank) {
-      int most = 0;
-      for (Launch* launch : launches) {
-        ProgramCall& call = launch->calls[rank];
+      if (rank == options.absent_rank) continue;
+      for (Launches* launch : launches) {
+        ProgramCall call = launch->calls[rank];
         call.program = &launch->programs[rank].header();
-        for (int peer = 0; peer < ranks; ++peer) call.regions[peer] = regions_[peer]->data();
+        call.regions = addresses_.data();
         call.cause = &causes_[rank];
+        call.failing = &failing_[rank];
         call.deadline_ns = StuckClock::kDeadlineNs;
         call.fingerprint = options.fingerprints.empty() ? 7 : options.fingerprints[rank];
-        most = std::max(most, BlockCount(*call.program, call));
-      }
-      const int per_block = options.threads_per_block;
-      state.push_back(std::make_unique<Rank>(most * per_block, clock));
-      for (int block = 0; block < most; ++block) {
-        state.back()->blocks.push_back(std::make_unique<BlockBarrier>(per_block, clock));
+        streams[rank].push_back(call);
       }
     }
-    for (int rank = 0; rank < ranks; ++rank) {
-      if (rank == options.absent_rank) {
-        state[rank]->ok = false;
-        continue;
-      }
-      const int blocks = static_cast<int>(state[rank]->blocks.size());
-      for (int block = 0; block < blocks; ++block) {
-        for (int thread = 0; thread < options.threads_per_block; ++thread) {
-          threads.emplace_back([&, rank, block, thread] {
-            Rank& mine = *state[rank];
-            Disturbance disturbance =
-                options.disturb ? options.disturb(rank, block) : Disturbance{};
-            disturbance.seed += 97 * rank + 31 * block + thread;
-            HostPolicy policy(thread, options.threads_per_block, *mine.blocks[block], clock,
-                              disturbance);
-            for (Launch* launch : launches) {
-              const ProgramCall& call = launch->calls[rank];
-              if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
-                mine.ok = false;
-              }
-              if (!mine.stream.All(mine.ok)) break;
-            }
-            clock.Leave();
-          });
-        }
-      }
-    }
-    for (std::thread& thread : threads) thread.join();
-    std::vector<bool> ok;
-    for (const auto& rank : state) ok.push_back(rank->ok);
+    std::vector<bool> ok = RunStreams(streams, {options.threads_per_block, options.disturb});
+    if (options.absent_rank >= 0) ok[options.absent_rank] = false;
     return ok;
   }
 
  private:
-  struct Rank {
-    Rank(int threads, StuckClock& clock) : stream(threads, clock) {}
-    std::vector<std::unique_ptr<BlockBarrier>> blocks;
-    BlockBarrier stream;
-    std::atomic<bool> ok{true};
-  };
-
-  const RegionSize size_;
   std::vector<std::unique_ptr<DeviceMemory>> regions_;
-  std::vector<ProgramCause> causes_;
+  std::vector<unsigned char*> addresses_;  // of the regions
+  std::vector<CauseRecord> causes_;
+  std::vector<uint32_t> failing_;
 };
 
 // ---- Schedules to run

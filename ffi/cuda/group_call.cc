@@ -1,0 +1,155 @@
+#include "cuda/group_call.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace jaxcoll::cuda {
+
+GroupCall::GroupCall(Communicator& communicator, std::variant<CallPlan, ProgramPlan> plan)
+    : communicator_(communicator), plan_(std::move(plan)) {}
+
+StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicator,
+                                                       const CallSpec& spec, const CallShape& shape,
+                                                       const std::string& key,
+                                                       const std::string& description,
+                                                       bool interpret) {
+  std::unique_ptr<GroupCall> call;
+  if (!interpret && CallPlan::Serves(spec)) {
+    StatusOr<CallPlan> plan = CallPlan::Create(spec, shape, communicator.max_blocks());
+    if (!plan.ok()) return plan.status();
+    call.reset(new GroupCall(communicator, std::move(*plan)));
+  } else {
+    StatusOr<ProgramPlan> plan = ProgramPlan::Create(spec, shape, communicator.max_blocks());
+    if (!plan.ok()) return plan.status();
+    call.reset(new GroupCall(communicator, std::move(*plan)));
+  }
+  if (Status status = call->Init(key, description); !status.ok()) return status;
+  return call;
+}
+
+GroupCall::~GroupCall() {
+  if (granted_) communicator_.ReturnLane(grant_);
+}
+
+Status GroupCall::Init(const std::string& key, const std::string& description) {
+  auto* const program = std::get_if<ProgramPlan>(&plan_);
+  LaneRequest request;
+  request.key = key;
+  request.description = description;
+  if (program != nullptr) {
+    request.area_bytes = [program](uint64_t available) { return program->AreaBytes(available); };
+    request.fingerprint = program->fingerprint();
+  } else {
+    const CallPlan& direct = std::get<CallPlan>(plan_);
+    if (communicator_.staged()) {
+      request.area_bytes = [&direct](uint64_t available) {
+        return direct.StagingBytes(direct.SlotBytes(available));
+      };
+    }
+    request.fingerprint = direct.fingerprint;
+  }
+  StatusOr<LaneGrant> grant = communicator_.TakeLane(request);
+  if (!grant.ok()) return grant.status();
+  grant_ = *grant;
+  granted_ = true;
+  if (program != nullptr) {
+    if (Status status = program->Divide(grant_.area_bytes); !status.ok()) return status;
+    if (Status status = UploadTables(*program); !status.ok()) return status;
+  }
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    if (!communicator_.is_local(rank)) continue;
+    Status status =
+        communicator_.runtime().Preload(communicator_.member(rank).ordinal, KernelOfPlan());
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+unsigned char* GroupCall::Area(int rank, int seen_by) const {
+  return communicator_.workspace(rank, seen_by) + grant_.area;
+}
+
+Status GroupCall::UploadTables(const ProgramPlan& plan) const {
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    if (!communicator_.is_local(rank)) continue;
+    std::vector<unsigned char*> regions;
+    for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+      regions.push_back(Area(peer, rank));
+    }
+    const std::vector<unsigned char> table = plan.Table(rank, regions);
+    Status status = communicator_.runtime().Upload(communicator_.member(rank).ordinal,
+                                                   Area(rank, rank) + plan.TableOffset(),
+                                                   table.data(), table.size());
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+Kernel GroupCall::KernelOfPlan() const {
+  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
+    return {.family = Kernel::kInterpreter, .dtype = program->dtype()};
+  }
+  return std::get<CallPlan>(plan_).kernel();
+}
+
+int GroupCall::launches() const {
+  return std::visit([](const auto& plan) { return plan.launches(); }, plan_);
+}
+
+int GroupCall::blocks() const {
+  if (const auto* direct = std::get_if<CallPlan>(&plan_)) return direct->blocks;
+  int most = 0;
+  const auto& program = std::get<ProgramPlan>(plan_);
+  for (int launch = 0; launch < program.launches(); ++launch) {
+    most = std::max(most, program.blocks(launch));
+  }
+  return most;
+}
+
+StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands) const {
+  Launch result;
+  result.kernel = KernelOfPlan();
+  const auto complete = [&](auto& call) {
+    call.lane = grant_.lane;
+    call.deadline_ns = communicator_.deadline_ns();
+    call.cause = communicator_.cause_record(rank);
+    call.logical_id = operands.logical_id;
+    call.expected_logical_id = operands.expected_logical_id;
+  };
+  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
+    StatusOr<ProgramCall> call =
+        program->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs);
+    if (!call.ok()) return call.status();
+    complete(*call);
+    call->failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
+    result.blocks = program->blocks(launch);
+    result.parameters = *call;
+    return result;
+  }
+  const CallPlan& direct = std::get<CallPlan>(plan_);
+  StatusOr<Call> call = direct.Bind(rank, launch, operands.inputs, operands.outputs);
+  if (!call.ok()) return call.status();
+  complete(*call);
+  call->staged = communicator_.staged() ? 1 : 0;
+  call->staging = grant_.area;
+  call->slot_bytes = communicator_.staged() ? direct.SlotBytes(grant_.area_bytes) : 0;
+  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+    call->workspaces[peer] = communicator_.workspace(peer, rank);
+  }
+  result.blocks = direct.blocks;
+  result.parameters = *call;
+  return result;
+}
+
+Status GroupCall::Enqueue(int rank, void* stream, const Operands& operands) const {
+  for (int launch = 0; launch < launches(); ++launch) {
+    StatusOr<Launch> bound = Bind(rank, launch, operands);
+    if (!bound.ok()) return bound.status();
+    Status status =
+        communicator_.runtime().Start(communicator_.member(rank).ordinal, stream, *bound);
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+}  // namespace jaxcoll::cuda

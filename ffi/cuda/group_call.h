@@ -1,0 +1,69 @@
+// One group's part of a call site: what its ranks launch, and where their launches meet.
+//
+// Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
+// algorithms, schedules written in Python, and larger groups (program_plan.h).
+//
+// Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
+// memory and waits for nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/status.h"
+#include "cuda/call_plan.h"
+#include "cuda/communicator.h"
+#include "cuda/program_plan.h"
+#include "cuda/runtime.h"
+#include "executor/call_site.h"
+#include "executor/call_spec.h"
+
+namespace jaxcoll::cuda {
+
+// One rank's operands, in the order of the custom call.
+struct Operands {
+  const void* const* inputs = nullptr;
+  void* const* outputs = nullptr;
+  // Where the program says which logical id it runs as, in device memory; may be null.
+  const uint32_t* logical_id = nullptr;
+  uint32_t expected_logical_id = 0;
+};
+
+class GroupCall {
+ public:
+  // `key`, where other processes take part: the call site, by the same name in all of them.
+  // `description`: for people. `interpret`: even where there is a kernel.
+  static StatusOr<std::unique_ptr<GroupCall>> Create(Communicator& communicator,
+                                                     const CallSpec& spec, const CallShape& shape,
+                                                     const std::string& key,
+                                                     const std::string& description,
+                                                     bool interpret = false);
+  ~GroupCall();
+  GroupCall(const GroupCall&) = delete;
+  GroupCall& operator=(const GroupCall&) = delete;
+
+  // A call is so many launches, one after the other.
+  int launches() const;
+  int blocks() const;  // of the largest launch
+
+  StatusOr<Launch> Bind(int rank, int launch, const Operands& operands) const;
+  // All launches of one local rank.
+  Status Enqueue(int rank, void* stream, const Operands& operands) const;
+
+ private:
+  GroupCall(Communicator& communicator, std::variant<CallPlan, ProgramPlan> plan);
+  Status Init(const std::string& key, const std::string& description);
+  Status UploadTables(const ProgramPlan& plan) const;
+  Kernel KernelOfPlan() const;
+  unsigned char* Area(int rank, int seen_by) const;
+
+  Communicator& communicator_;
+  std::variant<CallPlan, ProgramPlan> plan_;
+  LaneGrant grant_;
+  bool granted_ = false;
+};
+
+}  // namespace jaxcoll::cuda

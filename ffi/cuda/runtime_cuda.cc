@@ -1,0 +1,229 @@
+#include "cuda/runtime_cuda.h"
+
+#include <cstring>
+
+#include "cuda/driver_info.h"
+#include "cuda/interpreter_kernel.h"
+#include "cuda/kernels.h"
+
+namespace jaxcoll::cuda {
+
+Status ToStatus(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return Status();
+  std::string text = what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      text +=
+          "; leave room on the GPU beside XLA's pool (XLA_PYTHON_CLIENT_MEM_FRACTION) or ask for "
+          "less (JAXCOLL_CUDA_WORKSPACE_MIB)";
+      break;
+    case cudaErrorInsufficientDriver:
+      text += "; install a driver for CUDA " + std::to_string(CUDART_VERSION / 1000) +
+              " or build jaxcoll with an older toolkit";
+      break;
+    case cudaErrorNoKernelImageForDevice:
+      text +=
+          "; this build has no code for this GPU: rebuild with "
+          "-DCMAKE_CUDA_ARCHITECTURES=native";
+      break;
+    default:
+      break;
+  }
+  return Status(StatusCode::kInternal, text);
+}
+
+DeviceScope::DeviceScope(int ordinal) {
+  int current = -1;
+  if (cudaGetDevice(&current) == cudaSuccess && current == ordinal) return;
+  before_ = current;
+  (void)cudaSetDevice(ordinal);  // what follows fails if this did
+}
+
+DeviceScope::~DeviceScope() {
+  if (before_ >= 0) (void)cudaSetDevice(before_);
+}
+
+SetupScope::SetupScope(int ordinal) {
+  (void)cudaGetDevice(&before_);
+  (void)cudaThreadExchangeStreamCaptureMode(&mode_);
+  (void)cudaSetDevice(ordinal);
+}
+
+SetupScope::~SetupScope() {
+  if (before_ >= 0) (void)cudaSetDevice(before_);
+  (void)cudaThreadExchangeStreamCaptureMode(&mode_);
+}
+
+const void* FunctionOf(const Kernel& kernel) {
+  switch (kernel.family) {
+    case Kernel::kMove:
+      return MoveKernel();
+    case Kernel::kRagged:
+      return RaggedKernel();
+    case Kernel::kReduce:
+      return ReduceKernelFor(kernel.dtype, kernel.op);
+    case Kernel::kInterpreter:
+      return InterpreterKernel(kernel.dtype);
+  }
+  return nullptr;
+}
+
+int ThreadsOf(const Kernel& kernel) {
+  return kernel.family == Kernel::kInterpreter ? kInterpreterThreads : kThreads;
+}
+
+namespace {
+
+// What a thread does on a stream of its own: the device's other streams go on meanwhile.
+template <typename F>
+Status OnOwnStream(const std::string& what, F enqueue) {
+  cudaStream_t stream = nullptr;
+  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return ToStatus(error, "creating a stream");
+  error = enqueue(stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  (void)cudaStreamDestroy(stream);
+  return ToStatus(error, what);
+}
+
+class TheRuntime final : public Runtime {
+ public:
+  StatusOr<int> MultiprocessorCount(int ordinal) override {
+    int count = 0;
+    const cudaError_t error =
+        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, ordinal);
+    if (error != cudaSuccess) return ToStatus(error, "counting multiprocessors");
+    return count;
+  }
+
+  StatusOr<bool> CanReach(int from, int to) override {
+    int can = 0;
+    const cudaError_t error = cudaDeviceCanAccessPeer(&can, from, to);
+    if (error != cudaSuccess) return ToStatus(error, "asking for peer access");
+    return can != 0;
+  }
+
+  Status EnableReach(int from, int to) override {
+    const SetupScope scope(from);
+    const cudaError_t error = cudaDeviceEnablePeerAccess(to, 0);
+    if (error == cudaErrorPeerAccessAlreadyEnabled) {
+      (void)cudaGetLastError();  // XLA has done it
+      return Status();
+    }
+    return ToStatus(error, "enabling peer access");
+  }
+
+  StatusOr<unsigned char*> Allocate(int ordinal, uint64_t bytes) override {
+    const SetupScope scope(ordinal);
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes);
+    if (error != cudaSuccess) {
+      (void)cudaGetLastError();  // it is not the next call's
+      return ToStatus(error, "allocating on GPU " + std::to_string(ordinal));
+    }
+    auto* const cleared = static_cast<unsigned char*>(memory);
+    if (Status status = Clear(ordinal, cleared, bytes); !status.ok()) return status;
+    return cleared;
+  }
+
+  // Errors have nobody to go to; after a trap everything fails.
+  void Free(int ordinal, unsigned char* memory) override {
+    const SetupScope scope(ordinal);
+    (void)cudaFree(memory);
+  }
+
+  StatusOr<unsigned char*> AllocateHost(int ordinal, uint64_t bytes) override {
+    const SetupScope scope(ordinal);
+    void* memory = nullptr;
+    const cudaError_t error =
+        cudaHostAlloc(&memory, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
+    if (error != cudaSuccess) return ToStatus(error, "allocating pinned memory");
+    std::memset(memory, 0, bytes);
+    return static_cast<unsigned char*>(memory);
+  }
+
+  void FreeHost(unsigned char* memory) override { (void)cudaFreeHost(memory); }
+
+  Status Clear(int ordinal, unsigned char* memory, uint64_t bytes) override {
+    const SetupScope scope(ordinal);
+    return OnOwnStream("clearing memory", [&](cudaStream_t stream) {
+      return cudaMemsetAsync(memory, 0, bytes, stream);
+    });
+  }
+
+  Status Upload(int ordinal, unsigned char* to, const void* from, uint64_t bytes) override {
+    const SetupScope scope(ordinal);
+    return OnOwnStream("copying a table to the GPU", [&](cudaStream_t stream) {
+      return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
+    });
+  }
+
+  StatusOr<IpcHandle> Export(int ordinal, unsigned char* memory) override {
+    const SetupScope scope(ordinal);
+    cudaIpcMemHandle_t handle;
+    static_assert(sizeof(handle) == sizeof(IpcHandle));
+    const cudaError_t error = cudaIpcGetMemHandle(&handle, memory);
+    if (error != cudaSuccess) return ToStatus(error, "exporting a workspace by CUDA IPC");
+    IpcHandle bytes;
+    std::memcpy(bytes.data(), &handle, sizeof(handle));
+    return bytes;
+  }
+
+  StatusOr<unsigned char*> Import(int ordinal, const IpcHandle& bytes) override {
+    const SetupScope scope(ordinal);
+    cudaIpcMemHandle_t handle;
+    std::memcpy(&handle, bytes.data(), sizeof(handle));
+    void* memory = nullptr;
+    const cudaError_t error = cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (error != cudaSuccess) {
+      (void)cudaGetLastError();
+      return ToStatus(error, "opening a CUDA IPC handle");
+    }
+    return static_cast<unsigned char*>(memory);
+  }
+
+  void CloseImport(int ordinal, unsigned char* memory) override {
+    const SetupScope scope(ordinal);
+    (void)cudaIpcCloseMemHandle(memory);
+  }
+
+  Status Preload(int ordinal, const Kernel& kernel) override {
+    const SetupScope scope(ordinal);
+    cudaFuncAttributes attributes;
+    return ToStatus(cudaFuncGetAttributes(&attributes, FunctionOf(kernel)), "loading a kernel");
+  }
+
+  Status Start(int ordinal, void* stream, const Launch& launch) override {
+    const DeviceScope scope(ordinal);
+    const void* none = nullptr;
+    void* arguments[] = {const_cast<void*>(launch.data()), &none};
+    return ToStatus(cudaLaunchKernel(FunctionOf(launch.kernel), dim3(launch.blocks),
+                                     dim3(ThreadsOf(launch.kernel)), arguments, 0,
+                                     static_cast<cudaStream_t>(stream)),
+                    "starting a kernel");
+  }
+};
+
+}  // namespace
+
+Runtime& CudaRuntime() {
+  static Runtime& runtime = *new TheRuntime;
+  return runtime;
+}
+
+DriverInfo GetDriverInfo() {
+  DriverInfo info;
+  (void)cudaRuntimeGetVersion(&info.runtime_version);
+  (void)cudaDriverGetVersion(&info.driver_version);  // 0 where there is no driver
+  const cudaError_t error = cudaGetDeviceCount(&info.devices);
+  if (error != cudaSuccess) {
+    info.devices = 0;
+    info.problem = cudaGetErrorString(error);
+    (void)cudaGetLastError();  // it is not the next call's
+    return info;
+  }
+  info.driver = true;
+  return info;
+}
+
+}  // namespace jaxcoll::cuda

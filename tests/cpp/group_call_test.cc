@@ -1,0 +1,385 @@
+// Calls of any schedule from their spec to their results, by the code that sets them up and
+// enqueues them on GPUs, on devices made of threads: in one process, and between several.
+
+#include "cuda/group_call.h"
+
+#include <condition_variable>
+#include <cstring>
+
+#include "cuda/gpu_call_site.h"
+#include "executor/local_plan.h"
+#include "host_runtime.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+// A store of the job's processes, which are threads here.
+class HostExchange final : public Exchange {
+ public:
+  Status Publish(const std::string& key, const std::string& value) override {
+    std::lock_guard lock(mutex_);
+    if (!values_.emplace(key, value).second) {
+      return Status(StatusCode::kUnavailable, key + " is there already");
+    }
+    changed_.notify_all();
+    return Status();
+  }
+  StatusOr<std::string> Fetch(const std::string& key, double) override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return values_.contains(key); });
+    return values_.at(key);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::string, std::string> values_;  // guarded by mutex_
+};
+
+// `ranks` devices, dealt to `processes` in turn; all of a process's are its communicator's.
+class Job {
+ public:
+  Job(int ranks, int processes, uint64_t workspace_bytes = 1 << 20) {
+    std::vector<Member> members;
+    for (int rank = 0; rank < ranks; ++rank) {
+      members.push_back({rank, rank % processes, rank / processes});
+    }
+    CommunicatorOptions options;
+    options.max_blocks = 3;
+    options.workspace_bytes = workspace_bytes;
+    communicators_.resize(processes);
+    OnAllProcesses([&](int process) {
+      StatusOr<std::unique_ptr<Communicator>> made =
+          Communicator::Create(members, process, options, &exchange_, runtime_);
+      EXPECT_TRUE(made.ok()) << made.status().message();
+      communicators_[process] = std::move(*made);
+    });
+  }
+
+  template <typename F>
+  void OnAllProcesses(F f) {
+    std::vector<std::thread> threads;
+    for (int process = 0; process < processes(); ++process) threads.emplace_back(f, process);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  int processes() const { return static_cast<int>(communicators_.size()); }
+  Communicator& communicator(int process) { return *communicators_[process]; }
+  HostRuntime& runtime() { return runtime_; }
+
+ private:
+  HostRuntime runtime_;
+  HostExchange exchange_;
+  std::vector<std::unique_ptr<Communicator>> communicators_;
+};
+
+struct Values {
+  std::vector<int64_t> elements = {700};  // of a block, by vector
+  DType dtype = DType::kFloat32;
+  uint32_t seed = 1;
+};
+
+// One call site's calls on all ranks.
+class Site {
+ public:
+  Site(Job& job, const CallSpec& spec, const Values& values, const std::string& key = "site")
+      : job_(job), ranks_(static_cast<int>(spec.group_size)), calls_(job.processes()) {
+    const StatusOr<std::vector<Program>> programs = ProgramsOf(spec, AllRanks(ranks_));
+    EXPECT_TRUE(programs.ok()) << programs.status().message();
+    if (!programs.ok()) return;
+    const Program& first = programs->front();
+    for (const int64_t elements : values.elements) {
+      shape_.inputs.push_back({values.dtype, {first.input_blocks, elements}});
+      shape_.outputs.push_back({values.dtype, {first.output_blocks, elements}});
+    }
+    Fill(values.seed);
+    Expect(*programs, spec, values);
+    statuses_.resize(job.processes());
+    job.OnAllProcesses([&](int process) {
+      auto call = GroupCall::Create(job_.communicator(process), spec, shape_, key, spec.algorithm,
+                                    /*interpret=*/true);
+      statuses_[process] = call.status();
+      if (call.ok()) calls_[process] = std::move(*call);
+    });
+  }
+
+  const Status& status(int process) const { return statuses_[process]; }
+  GroupCall& call(int process) { return *calls_[process]; }
+
+  void Enqueue(const uint32_t* logical_id = nullptr) {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      GroupCall* const call = calls_[rank % job_.processes()].get();
+      ASSERT_NE(call, nullptr) << statuses_[rank % job_.processes()].message();
+      std::vector<const void*> inputs;
+      std::vector<void*> outputs;
+      for (const auto& memory : inputs_[rank]) inputs.push_back(memory->data());
+      for (const auto& memory : outputs_[rank]) outputs.push_back(memory->data());
+      const Status status =
+          call->Enqueue(rank, Stream(rank), {inputs.data(), outputs.data(), logical_id, 0});
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+  }
+
+  void ExpectRight(const std::string& what) {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      for (size_t v = 0; v < outputs_[rank].size(); ++v) {
+        DeviceMemory& output = *outputs_[rank][v];
+        EXPECT_EQ(std::memcmp(output.data(), expected_[rank][v]->data(), output.bytes()), 0)
+            << what << ", rank " << rank << ", vector " << v;
+        std::memset(output.data(), 0xa5, output.bytes());
+      }
+    }
+  }
+
+ private:
+  using Memories = std::vector<std::vector<std::unique_ptr<DeviceMemory>>>;  // [rank][vector]
+
+  static void* Stream(int rank) { return reinterpret_cast<void*>(uintptr_t{16} * (rank + 1)); }
+
+  void Fill(uint32_t seed) {
+    std::mt19937 random(seed);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      inputs_.emplace_back(), outputs_.emplace_back(), expected_.emplace_back();
+      for (size_t v = 0; v < shape_.inputs.size(); ++v) {
+        const size_t item = ItemBytes(shape_.inputs[v].dtype);
+        const size_t in = shape_.inputs[v].elements() * item;
+        const size_t out = shape_.outputs[v].elements() * item;
+        inputs_.back().push_back(std::make_unique<DeviceMemory>(in));
+        for (size_t i = 0; i < in; ++i) {
+          inputs_.back().back()->data()[i] = static_cast<unsigned char>(random() & 0x3f);
+        }
+        outputs_.back().push_back(std::make_unique<DeviceMemory>(out));
+        expected_.back().push_back(std::make_unique<DeviceMemory>(out));
+      }
+    }
+  }
+
+  // What the engine for CPUs makes of the same programs.
+  void Expect(const std::vector<Program>& programs, const CallSpec& spec, const Values& values) {
+    auto local = Compile(programs, *ParseCollective(spec.collective));
+    ASSERT_TRUE(local.ok()) << local.status().message();
+    const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.elements,
+                         values.dtype, ReduceOp::kSum);
+    RunBuffers buffers;
+    for (size_t v = 0; v < values.elements.size(); ++v) {
+      for (int rank = 0; rank < ranks_; ++rank) {
+        buffers.inputs.push_back(reinterpret_cast<std::byte*>(inputs_[rank][v]->data()));
+        buffers.outputs.push_back(reinterpret_cast<std::byte*>(expected_[rank][v]->data()));
+      }
+    }
+    const DeviceMemory scratch(std::max<size_t>(plan.scratch_bytes(), 1));
+    buffers.scratch = reinterpret_cast<std::byte*>(scratch.data());
+    for (int level = 0; level < plan.LevelCount(); ++level) {
+      for (int batch = 0; batch < plan.BatchCount(level); ++batch) {
+        plan.RunBatch(level, batch, buffers);
+      }
+    }
+  }
+
+  Job& job_;
+  const int ranks_;
+  CallShape shape_;
+  Memories inputs_, outputs_, expected_;
+  std::vector<Status> statuses_;                   // by process
+  std::vector<std::unique_ptr<GroupCall>> calls_;  // by process
+};
+
+CallSpec SpecOf(Collective collective, const std::string& algorithm, int ranks) {
+  const ScheduleSpec schedule = Spec(collective, algorithm, ranks);
+  CallSpec spec;
+  spec.collective = std::string(Name(collective));
+  spec.algorithm = algorithm;
+  const bool reduces = collective == Collective::kAllReduce || collective == Collective::kReduce ||
+                       collective == Collective::kReduceScatter;
+  if (reduces) spec.reduce_op = "sum";
+  spec.group_size = ranks;
+  spec.root = schedule.root;
+  for (const auto& [from, to] : schedule.permutation) {
+    spec.permutation.insert(spec.permutation.end(), {from, to});
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    spec.groups.push_back(rank);
+    spec.device_ids.push_back(rank);
+  }
+  return spec;
+}
+
+bool ServesRanks(Collective collective, const std::string& algorithm, int ranks) {
+  return !BuildAll(Spec(collective, algorithm, ranks)).empty();
+}
+
+// Every algorithm, for every number of ranks that it serves, in one process and in several, called
+// and replayed.
+void RunEveryAlgorithm(int processes) {
+  constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
+                                         Collective::kAllGather, Collective::kAllToAll,
+                                         Collective::kBroadcast, Collective::kReduce,
+                                         Collective::kPermute};
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
+    if (ranks < processes) continue;
+    Job job(ranks, processes, 4 << 20);
+    for (const Collective collective : kCollectives) {
+      for (const std::string& algorithm : Algorithms(collective)) {
+        if (!ServesRanks(collective, algorithm, ranks)) continue;
+        const std::string what = std::string(Name(collective)) + " " + algorithm + ", " +
+                                 std::to_string(ranks) + " ranks, " + std::to_string(processes) +
+                                 " processes";
+        Site site(job, SpecOf(collective, algorithm, ranks), {.elements = {333, 5}}, what);
+        site.Enqueue();
+        ASSERT_TRUE(job.runtime().Run(/*replays=*/3))
+            << what << ": " << job.communicator(0).Cause().value_or("");
+        site.ExpectRight(what);
+      }
+    }
+  }
+}
+
+TEST(GroupCall, RunsEveryAlgorithmInOneProcess) { RunEveryAlgorithm(1); }
+TEST(GroupCall, RunsEveryAlgorithmBetweenProcesses) { RunEveryAlgorithm(2); }
+
+// More vectors than a launch takes.
+TEST(GroupCall, IsSeveralLaunches) {
+  Job job(3, 1);
+  Values values{.elements = {}, .dtype = DType::kBFloat16};
+  for (int v = 0; v < kMaxProgramVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
+  EXPECT_EQ(site.call(0).launches(), 2);
+  site.Enqueue();
+  ASSERT_TRUE(job.runtime().Run(3));
+  site.ExpectRight("41 vectors");
+}
+
+// Call sites come and go: their regions are used again, with the flags as the last one left them.
+TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
+  constexpr int kRanks = 4;
+  Job job(kRanks, 1, 256 << 10);
+  std::mt19937 random(3);
+  const std::vector<std::string> algorithms = Algorithms(Collective::kAllReduce);
+  for (int i = 0; i < 80; ++i) {
+    const std::string& algorithm = algorithms[random() % algorithms.size()];
+    if (!ServesRanks(Collective::kAllReduce, algorithm, kRanks)) continue;
+    const auto elements = static_cast<int64_t>(random() % 3000);
+    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kRanks), {.elements = {elements}});
+    site.Enqueue();
+    const std::string what = algorithm + ", site " + std::to_string(i);
+    ASSERT_TRUE(job.runtime().Run(1 + static_cast<int>(random() % 3))) << what;
+    site.ExpectRight(what);
+  }
+}
+
+// Of different call sites, in another order on each device.
+TEST(GroupCall, SharesNothingWithOtherCallSites) {
+  Job job(4, 2);
+  std::vector<std::unique_ptr<Site>> sites;
+  for (const char* algorithm : {"ring", "double_tree", "recursive_doubling", "direct2"}) {
+    sites.push_back(std::make_unique<Site>(job, SpecOf(Collective::kAllReduce, algorithm, 4),
+                                           Values{}, algorithm));
+  }
+  StreamOptions options;
+  for (uint32_t seed = 0; seed < 6; ++seed) {
+    options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
+    for (const auto& site : sites) site->Enqueue();
+    ASSERT_TRUE(job.runtime().Run(2, options)) << "seed " << seed;
+    for (const auto& site : sites) site->ExpectRight("seed " + std::to_string(seed));
+  }
+}
+
+// More ranks than the kernels of single collectives serve.
+TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
+  Job job(kMaxRanks + 4, 4, 4 << 20);
+  for (const char* algorithm : {"direct", "ring", "recursive_doubling"}) {
+    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kMaxRanks + 4), {.elements = {90}},
+              algorithm);
+    site.Enqueue();
+    ASSERT_TRUE(job.runtime().Run(2)) << algorithm;
+    site.ExpectRight(algorithm);
+  }
+}
+
+TEST(GroupCall, RefusesAProgramThatRunsElsewhere) {
+  Job job(2, 1);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  const uint32_t elsewhere = 1;
+  site.Enqueue(&elsewhere);
+  EXPECT_FALSE(job.runtime().Run());
+  const std::string cause = job.communicator(0).Cause().value_or("");
+  EXPECT_NE(cause.find("runs as partition 1"), std::string::npos) << cause;
+}
+
+// ---- Failure: what is said, and what to do --------------------------------------------------
+
+// Members of one process, as options and devices say.
+Status CreateWith(HostRuntime& runtime, uint64_t workspace_bytes = 1 << 20) {
+  CommunicatorOptions options;
+  options.workspace_bytes = workspace_bytes;
+  return Communicator::Create({{0, 0, 0}, {1, 0, 1}, {2, 0, 2}}, 0, options, nullptr, runtime)
+      .status();
+}
+
+void ExpectSays(const Status& status, std::initializer_list<const char*> words) {
+  EXPECT_FALSE(status.ok());
+  for (const char* word : words) {
+    EXPECT_NE(status.message().find(word), std::string::npos)
+        << "no '" << word << "' in: " << status.message();
+  }
+}
+
+TEST(Communicator, SaysWhatToDoWithoutPeerAccess) {
+  HostRuntime runtime;
+  runtime.apart = {1, 2};
+  ExpectSays(CreateWith(runtime), {"GPU 1 cannot reach the memory of GPU 2", "use lax's"});
+}
+
+TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
+  HostRuntime runtime;
+  runtime.device_bytes = 1 << 20;
+  ExpectSays(CreateWith(runtime, 2 << 20), {"workspace of 2 MiB", "does not fit", "out of memory"});
+  ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
+}
+
+TEST(Communicator, SaysWhichPeerCannotBeMapped) {
+  HostRuntime runtime;
+  runtime.imports = false;
+  HostExchange exchange;
+  Status statuses[2];
+  std::vector<std::thread> processes;
+  for (int process = 0; process < 2; ++process) {
+    processes.emplace_back([&, process] {
+      CommunicatorOptions options;
+      options.workspace_bytes = 1 << 20;
+      statuses[process] =
+          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
+              .status();
+    });
+  }
+  for (std::thread& process : processes) process.join();
+  ExpectSays(statuses[0], {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
+}
+
+// One is told by its own process, the other by that of rank 0.
+TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
+  Job job(64, 2, 64 << 10);
+  Site site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  for (int process = 0; process < 2; ++process) {
+    ExpectSays(site.status(process),
+               {"has no room for this call", "JAXCOLL_CUDA_WORKSPACE_MIB", "in all processes"});
+  }
+  // It is for good: the same call site is told the same again.
+  Site again(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  ExpectSays(again.status(0), {"has no room"});
+}
+
+TEST(Communicator, HasAPlaceForAsManyCallSitesAsTheWorkspaceHasLanes) {
+  Job job(2, 1, 256 << 10);
+  std::vector<std::unique_ptr<Site>> sites;
+  const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);
+  while (sites.size() < 100) {
+    sites.push_back(std::make_unique<Site>(job, spec, Values{.elements = {8}}));
+    if (!sites.back()->status(0).ok()) break;
+  }
+  ExpectSays(sites.back()->status(0), {"JAXCOLL_CUDA_WORKSPACE_MIB"});
+  EXPECT_GT(sites.size(), 3u);
+}
+
+}  // namespace
+}  // namespace jaxcoll::cuda

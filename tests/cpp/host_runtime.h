@@ -1,0 +1,113 @@
+// Devices made of memory and threads of the host, behind the seam that CUDA stands behind in
+// production: what sets calls up and starts them runs as it does on GPUs, but for the kernels,
+// of which there is the interpreter.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/runtime.h"
+#include "device_world.h"
+
+namespace jaxcoll::cuda {
+
+class HostRuntime final : public Runtime {
+ public:
+  int multiprocessors = 3;
+  std::pair<int, int> apart = {-1, -1};  // devices that do not reach each other
+  uint64_t device_bytes = 1ull << 40;    // that can be allocated in all
+  bool imports = true;                   // whether memory of other processes can be mapped
+
+  StatusOr<int> MultiprocessorCount(int) override { return multiprocessors; }
+  StatusOr<bool> CanReach(int from, int to) override {
+    return apart != std::pair(from, to) && apart != std::pair(to, from);
+  }
+  Status EnableReach(int, int) override { return Status(); }
+
+  StatusOr<unsigned char*> Allocate(int, uint64_t bytes) override {
+    if (bytes > device_bytes) return Status(StatusCode::kInternal, "out of memory");
+    return New(bytes);
+  }
+  void Free(int, unsigned char* memory) override { Delete(memory); }
+  StatusOr<unsigned char*> AllocateHost(int, uint64_t bytes) override { return New(bytes); }
+  void FreeHost(unsigned char* memory) override { Delete(memory); }
+  Status Clear(int, unsigned char* memory, uint64_t bytes) override {
+    std::memset(memory, 0, bytes);
+    return Status();
+  }
+  Status Upload(int, unsigned char* to, const void* from, uint64_t bytes) override {
+    std::memcpy(to, from, bytes);
+    return Status();
+  }
+
+  StatusOr<IpcHandle> Export(int, unsigned char* memory) override {
+    IpcHandle handle = {};
+    std::memcpy(handle.data(), &memory, sizeof(memory));
+    return handle;
+  }
+  StatusOr<unsigned char*> Import(int, const IpcHandle& handle) override {
+    if (!imports) return Status(StatusCode::kInternal, "invalid resource handle");
+    unsigned char* memory = nullptr;
+    std::memcpy(&memory, handle.data(), sizeof(memory));
+    return memory;
+  }
+  void CloseImport(int, unsigned char*) override {}
+
+  Status Preload(int, const Kernel& kernel) override {
+    std::lock_guard lock(mutex_);
+    preloaded_.push_back(kernel);
+    return Status();
+  }
+  // Puts the launch on a stream, which is any address.
+  Status Start(int, void* stream, const Launch& launch) override {
+    std::lock_guard lock(mutex_);
+    const auto* call = std::get_if<ProgramCall>(&launch.parameters);
+    if (call == nullptr) return InvalidArgument("here is no other kernel than the interpreter");
+    EXPECT_EQ(launch.blocks, BlockCount(*call->program, *call));
+    EXPECT_EQ(static_cast<int>(launch.kernel.dtype), call->dtype);
+    EXPECT_LE(launch.blocks, multiprocessors);
+    streams_[stream].push_back(*call);
+    streams_[stream].back().deadline_ns = StuckClock::kDeadlineNs;
+    return Status();
+  }
+
+  // Runs all streams, `replays` times what is on them, as a graph is replayed; whether all did.
+  bool Run(int replays = 1, const StreamOptions& options = {}) {
+    std::vector<std::vector<ProgramCall>> streams;
+    for (auto& [stream, calls] : streams_) {
+      streams.emplace_back();
+      for (int i = 0; i < replays; ++i) {
+        streams.back().insert(streams.back().end(), calls.begin(), calls.end());
+      }
+    }
+    streams_.clear();
+    bool all = true;
+    for (const bool ok : RunStreams(streams, options)) all = all && ok;
+    return all;
+  }
+
+ private:
+  unsigned char* New(uint64_t bytes) {
+    auto memory = std::make_unique<DeviceMemory>(bytes);
+    unsigned char* const data = memory->data();
+    std::lock_guard lock(mutex_);
+    memory_[data] = std::move(memory);
+    return data;
+  }
+  void Delete(unsigned char* memory) {
+    std::lock_guard lock(mutex_);
+    memory_.erase(memory);
+  }
+
+  std::mutex mutex_;
+  std::map<unsigned char*, std::unique_ptr<DeviceMemory>> memory_;  // guarded by mutex_
+  std::map<void*, std::vector<ProgramCall>> streams_;               // guarded by mutex_
+  std::vector<Kernel> preloaded_;                                   // guarded by mutex_
+};
+
+}  // namespace jaxcoll::cuda
