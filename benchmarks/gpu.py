@@ -43,6 +43,12 @@ class Case:
     ranks: int = 8
     staged: bool = False
     blocks: int = 0  # as many as fit together
+    interpret: bool = False  # by the interpreter, though it has a kernel
+
+    @property
+    def how(self) -> str:
+        """How the operands are reached."""
+        return "interp" if self.interpret else "staged" if self.staged else "direct"
 
     def shapes(self) -> tuple[list[int], list[int]]:
         """Of one rank's input and output."""
@@ -82,6 +88,9 @@ def measure(case: Case, copy_Bps: float, l2_bytes: int) -> dict[str, Any]:
         case.blocks,
         20.0,
         128,
+        case.interpret or case.algorithm not in ("direct", "direct2"),
+        [],
+        "",
     )
     floor_s = case.floor_bytes() / copy_Bps
     # A chain long enough to hide the launch of a graph, and as few as a second allows.
@@ -90,6 +99,7 @@ def measure(case: Case, copy_Bps: float, l2_bytes: int) -> dict[str, Any]:
     median_s = statistics.median(seconds)
     return {
         **dataclasses.asdict(case),
+        "blocks_asked": case.blocks,
         "blocks": harness.blocks,
         "chain": chain,
         "median_s": median_s,
@@ -113,6 +123,12 @@ def cases(quick: bool) -> Iterator[Case]:
             yield Case("all_reduce", "direct2", 256 * mib, dtype, staged=True)
     for collective in ("all_gather", "reduce_scatter", "all_to_all"):
         yield Case(collective, "direct", (64 if quick else 512) * mib)
+    # The interpreter, whose messages always go through slots, beside the kernels of the same
+    # schedule; both ratios are reported.
+    yield Case("all_reduce", "direct2", 64 * mib, interpret=True)
+    yield Case("all_reduce", "direct", 8 << 10, interpret=True)
+    for algorithm in ("ring", "double_tree", "recursive_doubling"):
+        yield Case("all_reduce", algorithm, 64 * mib)
     for size in (8 << 10, 32 << 10, 128 << 10, 512 << 10, 2 * mib, 8 * mib):  # where to change over
         for algorithm in ("direct", "direct2"):
             yield Case("all_reduce", algorithm, size)
@@ -125,6 +141,27 @@ def cases(quick: bool) -> Iterator[Case]:
             yield Case("all_reduce", "direct2" if size > mib else "direct", size, ranks=ranks)
     for collective in ("all_gather", "reduce_scatter", "all_to_all"):
         yield Case(collective, "direct", 64 * mib, staged=True)
+
+
+def interpreter_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How fast the interpreter runs a schedule that has a kernel, by what the kernel takes: 1 is as
+    fast, more is faster. Once beside the kernel that reaches operands directly, once beside the one
+    that stages them, as the interpreter does."""
+    keys = ("collective", "algorithm", "size", "dtype", "ranks", "blocks_asked")
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[k] for k in keys)
+
+    ratios = []
+    for row in rows:
+        if not row["interpret"]:
+            continue
+        for other in rows:
+            if not other["interpret"] and key(other) == key(row):
+                how = "staged" if other["staged"] else "direct"
+                ratio = other["median_s"] / row["median_s"]
+                ratios.append({**{k: row[k] for k in keys}, "against": how, "ratio": ratio})
+    return ratios
 
 
 def nccl_rows(limit_s: float) -> list[dict[str, Any]]:
@@ -192,7 +229,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("there is no GPU, or this build has no kernels for one", file=sys.stderr)
         return 1
     begin = time.monotonic()
-    report: dict[str, Any] = {**where(), "rows": [], "failed": [], "left_out": 0, "nccl": []}
+    report: dict[str, Any] = {
+        **where(),
+        "rows": [],
+        "interpreter": [],
+        "failed": [],
+        "left_out": 0,
+        "nccl": [],
+    }
     copy_Bps = cuda.cuda_copy_bandwidth(2 << 30, 20)
     report["copy_Bps"] = copy_Bps
     print(f"{report['device']['name']}: copies {copy_Bps / 1e9:.0f} GB/s, read + written")
@@ -212,13 +256,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             break  # after a trap nothing runs any more
         report["rows"].append(row)
         print(
-            f"{case.collective:14} {case.algorithm:9} {'staged' if case.staged else 'direct':6} "
+            f"{case.collective:14} {case.algorithm:9} {case.how:6} "
             f"{case.dtype:8} {case.ranks:5} {row['blocks']:6} {case.size:10} "
             f"{row['median_s'] * 1e6:9.1f} {row['busbw_Bps'] / 1e9:11.1f} "
             f"{row['floor_over_time']:.2f}",
             flush=True,
         )
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    report["interpreter"] = interpreter_ratios(report["rows"])
+    for row in report["interpreter"]:
+        print(
+            f"interpreter: {row['collective']} {row['algorithm']} of {row['size']} B runs at "
+            f"{row['ratio']:.2f} of the {row['against']} kernel's speed"
+        )
     if args.nccl:
         report["nccl"] = nccl_rows(limit_s=60)
         for row in report["nccl"]:

@@ -182,16 +182,52 @@ class _Exchange:
             raise TimeoutError(f"nothing came within {timeout_s:g} s") from None
 
 
-def start_gpus(mesh: Mesh | AbstractMesh) -> None:
+def check_platforms(mesh: Mesh | AbstractMesh) -> None:
+    """Raises: UnsupportedError for a mesh of CPUs and GPUs."""
+    if isinstance(mesh, AbstractMesh):
+        return
+    first: dict[str, Any] = {}
+    for device in mesh.devices.flat:
+        first.setdefault(device.platform, device)
+    if len(first) > 1:
+        named = " and ".join(f"{device} ({platform})" for platform, device in first.items())
+        raise UnsupportedError(
+            f"this mesh mixes devices of several platforms: {named}; make a mesh of each, and move "
+            "arrays between them with jax.device_put"
+        )
+
+
+def driver_problem(here: Mapping[str, Any]) -> str:
+    """Why the engine cannot use the GPUs that JAX uses, and what to do; "" if it can.
+
+    Args:
+      here: what `cuda_info` of the extension module says.
+    """
+    if here["driver"] and here["devices"]:
+        return ""
+
+    def version(number: int) -> str:
+        return f"{number // 1000}.{number % 1000 // 10}"
+
+    needs = f"this build of jaxcoll is for CUDA {version(here['runtime_version'])}"
+    if not here["driver_version"]:
+        return f"there is no NVIDIA driver ({here['problem']}); {needs}"
+    return (
+        f"the NVIDIA driver serves CUDA up to {version(here['driver_version'])}, and {needs} "
+        f"({here['problem']}): update the driver, or build jaxcoll with the nvcc of that CUDA"
+    )
+
+
+def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
     """Makes the engine for GPUs know the job's devices, once.
 
-    Raises: UnsupportedError where there is no GPU, and for a mesh without devices: the host must
-      know which ranks are where.
+    Raises: UnsupportedError where there is no GPU that the engine can use, and for a mesh without
+      devices: the host must know which ranks are where.
     """
     if isinstance(mesh, AbstractMesh):
         raise UnsupportedError(
-            "on GPUs jaxcoll needs a mesh with devices, and the inner mesh of a nested shard_map "
-            "has none; use one shard_map over all axes"
+            "on GPUs jaxcoll needs to know a program's devices; pass jax.shard_map a "
+            "jax.sharding.Mesh, or set one with jax.set_mesh"
         )
     with _starting:
         if cuda.cuda_started():
@@ -200,6 +236,8 @@ def start_gpus(mesh: Mesh | AbstractMesh) -> None:
             gpus = jax.devices("cuda")
         except RuntimeError as error:
             raise UnsupportedError(f"there is no GPU that JAX can use: {error}") from error
+        if problem := driver_problem(cuda.cuda_info()):
+            raise UnsupportedError(problem)
         values: dict[str, Any] = _environment.values()
         job = compat.distributed_store()
         exchange = _Exchange(job[0]) if job is not None and job[2] > 1 else None

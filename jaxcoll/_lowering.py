@@ -83,8 +83,6 @@ class _Call:
             axes=self.group.axes,
             on_gpu=self.group.on_gpu,
         )
-        if self.schedule and self.group.on_gpu:
-            raise UnsupportedError("schedules written in Python run on CPUs only")
 
         def text(value: str) -> ir.Attribute:
             return ir.StringAttr.get(value)
@@ -129,15 +127,13 @@ def check_served(ctx: Any) -> None:
             f"jaxcoll serves the platforms {', '.join(SERVED_PLATFORMS)}, but this program is "
             f"lowered for {', '.join(unserved)}; use jax.lax's collectives there"
         )
-    if not compat.is_for_export(ctx):
-        _communicator.start(_mesh(ctx))
+    if compat.is_for_export(ctx):
+        return  # where it runs is known when it is called: _bind_exported
+    mesh = _mesh(ctx)
+    _communicator.check_platforms(mesh)
+    _communicator.start(mesh)
     if _on_gpu(ctx):
-        if compat.is_for_export(ctx):
-            raise UnsupportedError(
-                "exported programs with jaxcoll's collectives run on CPUs only: on a GPU the host "
-                "must know the devices when the program is lowered"
-            )
-        _communicator.start_gpus(_mesh(ctx))
+        _communicator.start_gpus(mesh)
 
 
 def _on_gpu(ctx: Any) -> bool:
@@ -173,7 +169,7 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     if not one_process:
         native.comm_lowering(program)
     # On GPUs the host must know, and the kernel compares the logical id of a moved program.
-    known = not movable or not one_process or _on_gpu(ctx)
+    known = not movable or not one_process or (_on_gpu(ctx) and not exported)
     device_ids = _communicator.device_ids(mesh) if known else None
     groups = _communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = _communicator.label(axis_name, mesh.shape, groups.shape[1])
@@ -549,12 +545,12 @@ compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
 
 
 def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
-    """What an exported program's calls must know where it runs on several processes.
+    """What an exported program's calls must know where it runs on GPUs or on several processes.
 
     That is what `_group` would have told them: where the logical ids are, and of which program
     they are a part.
     """
-    if jax.process_count() == 1 or compat.is_for_export(ctx):
+    if compat.is_for_export(ctx) or (jax.process_count() == 1 and not _on_gpu(ctx)):
         return {}
     devices = compat.program_devices()
     if devices is None:
@@ -562,15 +558,17 @@ def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
             "this exported program is called where its devices are not known; call it in a jax.jit "
             "whose arguments have shardings, or set a mesh with jax.set_mesh"
         )
-    if len({device.process_index for device in devices}) == 1:
-        return {}
-    _communicator.start_engine()
-    program = f"{compat.program_fingerprint(ctx)} {digest}"
-    native.comm_lowering(program)
-    return {
-        "program": ir.StringAttr.get(program),
-        "device_ids": ir.DenseI64ArrayAttr.get([device.id for device in devices]),
-    }
+    attributes: dict[str, ir.Attribute] = {}
+    device_ids = ir.DenseI64ArrayAttr.get([device.id for device in devices])
+    if _on_gpu(ctx):
+        _communicator.start_gpus()
+        attributes = {"device_ids": device_ids}
+    if len({device.process_index for device in devices}) > 1:
+        _communicator.start_engine()
+        program = f"{compat.program_fingerprint(ctx)} {digest}"
+        native.comm_lowering(program)
+        attributes = {"program": ir.StringAttr.get(program), "device_ids": device_ids}
+    return attributes
 
 
 compat.rewrite_exported_calls([TARGET, PARTITIONED_TARGET], _bind_exported)

@@ -25,7 +25,6 @@ _ONE_STEP_RANKS = 8
 # On GPUs: up to this many bytes every rank reads all vectors, above it each adds up its own share
 # and writes it to all. Not measured yet.
 _GPU_ONE_SHOT_BYTES = 256 << 10
-_GPU_ALGORITHMS = ("direct", "direct2")
 
 # Its sizes are data: there is nothing to schedule before it runs.
 _UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
@@ -114,12 +113,6 @@ def choose(
         )
     if name == "auto":
         name = _auto(collective, world_size, byte_count, ranks_per_node, processes, on_gpu)
-    if on_gpu and name not in _GPU_ALGORITHMS:
-        served = [a for a in choices if a in ("auto", *_GPU_ALGORITHMS)]
-        raise UnknownAlgorithmError(
-            f"on GPUs {collective} has no algorithm {algorithm!r}; choose one of "
-            f"{', '.join(served)}"
-        )
     if collective not in _UNSCHEDULED:
         dims = dims or _dims(collective, name, world_size, ranks_per_node, axes)
         spec = _schedule.ScheduleSpec(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, measure, processes, run, transport
+from benchmarks import compare, gpu, measure, processes, run, transport
 from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
 
 
@@ -262,3 +262,20 @@ def test_transport_explains_bad_arguments(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             transport.main(arguments)
         assert expected in capsys.readouterr().err
+
+
+def test_the_gpu_interpreter_is_compared_with_both_kernels_of_its_schedule() -> None:
+    def row(median_s: float, **differs: object) -> dict[str, object]:
+        same = {"collective": "all_reduce", "algorithm": "direct2", "size": 8, "dtype": "float32"}
+        how = {"ranks": 8, "blocks_asked": 0, "interpret": False, "staged": False}
+        return {**same, **how, "median_s": median_s, **differs}
+
+    rows = [
+        row(2.0),
+        row(6.0, staged=True),
+        row(9.0, blocks_asked=4),
+        row(9.0, size=16),
+        row(4.0, interpret=True),
+    ]
+    ratios = gpu.interpreter_ratios(rows)
+    assert [(r["against"], r["ratio"]) for r in ratios] == [("direct", 0.5), ("staged", 1.5)]

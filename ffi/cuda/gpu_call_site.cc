@@ -56,8 +56,8 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (!groups.ok()) return groups.status();
   if (!groups->ranks_by_device()) {
     return InvalidArgument(
-        "this program does not say which GPUs it runs on; jaxcoll cannot serve "
-        "exported programs and meshes without devices on GPUs");
+        "this program does not say which GPUs it runs on; lower it with a mesh of devices, or call "
+        "an exported program in a jax.jit of a process that imports jaxcoll");
   }
   std::unique_ptr<GpuCallSite> site(new GpuCallSite(std::move(spec), std::move(*groups)));
   if (!JobStarted()) return site;  // compiled for later; Prepare will say it

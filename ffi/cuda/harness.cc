@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "cuda/kernels.h"
 #include "cuda/runtime_cuda.h"
 
 namespace jaxcoll::cuda {

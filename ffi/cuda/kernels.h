@@ -1,22 +1,34 @@
-// The kernels by dtype and op; each is a pointer for cudaLaunchKernel. One file instantiates the
-// kernels of one family of dtypes, so that they compile in parallel.
+// The kernels: addresses for cudaLaunchKernel, and how they are started.
+//
+// Parameters: (call, all), a Call or, for the interpreter, a ProgramCall, and device memory. With
+// all == nullptr the launch is for the rank of `call`: grid (blocks, 1). Else it is for all ranks at
+// once, cooperative, and `all` holds the calls of every rank, in rank order: grid (blocks, ranks).
 #pragma once
 
 #include "base/dtype.h"
+#include "cuda/runtime.h"
 
 namespace jaxcoll::cuda {
+
+// Threads of a block of the interpreter; the others have kThreads.
+inline constexpr int kInterpreterThreads = 384;
 
 // Of the dtypes of a family; null for one that is not of it.
 const void* HotReduceKernel(DType dtype, ReduceOp op);  // sums worth code of their own
 const void* FloatReduceKernel(DType dtype);
 const void* Float8ReduceKernel(DType dtype);
 const void* IntegerReduceKernel(DType dtype);
+const void* FloatInterpreter(DType dtype);
+const void* Float8Interpreter(DType dtype);
+const void* IntegerInterpreter(DType dtype);
 
 // Collectives that only move bytes.
 const void* MoveKernel();
 const void* RaggedKernel();
 
-// Requires Supports(dtype, op).
-const void* ReduceKernelFor(DType dtype, ReduceOp op);
+// Requires Supports(dtype, op) of one that reduces. Where the interpreter reduces nothing, any dtype
+// of the same size does.
+const void* FunctionOf(const Kernel& kernel);
+int ThreadsOf(const Kernel& kernel);  // of a block
 
 }  // namespace jaxcoll::cuda

@@ -5,13 +5,13 @@ namespace jaxcoll::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads, 1)
-    Kernel(const __grid_constant__ Call parameter, const Call* all) {
+    MoveSegments(const __grid_constant__ Call parameter, const Call* all) {
   __shared__ RaggedShared shared;
   RunRagged(shared, parameter, all);
 }
 
 }  // namespace
 
-const void* RaggedKernel() { return reinterpret_cast<const void*>(&Kernel); }
+const void* RaggedKernel() { return reinterpret_cast<const void*>(&MoveSegments); }
 
 }  // namespace jaxcoll::cuda

@@ -154,4 +154,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   RunReduce<E, kOp, kHot>(shared, parameter, all);
 }
 
+// Any op of a dtype.
+template <DType kDType>
+struct AnyReduction {
+  static const void* Address() {
+    return reinterpret_cast<const void*>(&ReduceKernel<ElementOf<kDType>, kAnyOp, false>);
+  }
+};
+
 }  // namespace jaxcoll::cuda

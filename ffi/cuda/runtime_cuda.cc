@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "cuda/driver_info.h"
-#include "cuda/interpreter_kernel.h"
 #include "cuda/kernels.h"
 
 namespace jaxcoll::cuda {
@@ -52,24 +51,6 @@ SetupScope::SetupScope(int ordinal) {
 SetupScope::~SetupScope() {
   if (before_ >= 0) (void)cudaSetDevice(before_);
   (void)cudaThreadExchangeStreamCaptureMode(&mode_);
-}
-
-const void* FunctionOf(const Kernel& kernel) {
-  switch (kernel.family) {
-    case Kernel::kMove:
-      return MoveKernel();
-    case Kernel::kRagged:
-      return RaggedKernel();
-    case Kernel::kReduce:
-      return ReduceKernelFor(kernel.dtype, kernel.op);
-    case Kernel::kInterpreter:
-      return InterpreterKernel(kernel.dtype);
-  }
-  return nullptr;
-}
-
-int ThreadsOf(const Kernel& kernel) {
-  return kernel.family == Kernel::kInterpreter ? kInterpreterThreads : kThreads;
 }
 
 namespace {

@@ -27,10 +27,6 @@ class SetupScope {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// For cudaLaunchKernel.
-const void* FunctionOf(const Kernel& kernel);
-int ThreadsOf(const Kernel& kernel);  // of a block
-
 // Makes a device current while it lives.
 class DeviceScope {
  public:

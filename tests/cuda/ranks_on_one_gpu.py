@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxcoll import schedule
 from jaxcoll._native import native
 
 
@@ -48,6 +50,9 @@ class Call:
     blocks: int = 0  # as many as fit
     timeout_s: float = 30.0
     workspace_mib: int = 64
+    interpret: bool = False  # by the interpreter, even where there is a kernel
+    dims: Sequence[int] = ()
+    schedule: str = ""  # serialised
     harness: Any = field(init=False, default=None)
 
     def shapes(self) -> tuple[list[tuple[str, list[int]]], list[tuple[str, list[int]]]]:
@@ -71,6 +76,9 @@ class Call:
             self.blocks,
             self.timeout_s,
             self.workspace_mib,
+            self.interpret,
+            list(self.dims),
+            self.schedule,
         )
         return self.harness
 
@@ -155,6 +163,25 @@ def bits(array: np.ndarray) -> np.ndarray:
     flat = np.ascontiguousarray(array).reshape(-1)
     rows = flat.view(np.uint8).reshape(len(flat), -1)
     return np.array([row.tobytes() for row in rows], dtype=object)
+
+
+def every_algorithm(ranks: int, **how: Any) -> list[Call]:
+    """Every collective by every algorithm that serves so many ranks, by the interpreter."""
+    calls = []
+    for collective in schedule.COLLECTIVES:
+        pairs = [(i, (i + 2) % ranks) for i in range(ranks - 1)]  # one rank receives nothing
+        permutation = pairs if collective == "permute" else ()
+        for algorithm in schedule.algorithms(collective):
+            spec = schedule.ScheduleSpec(
+                collective, ranks, algorithm, root=ranks - 1, permutation=tuple(permutation)
+            )
+            try:
+                schedule.build_rank(spec, 0)
+            except ValueError:
+                continue  # it does not serve so many
+            call = Call(collective, ranks, algorithm=algorithm, root=ranks - 1, **how)
+            calls.append(dataclasses.replace(call, permutation=permutation, interpret=True))
+    return calls
 
 
 def collectives(ranks: int, **how: Any) -> list[Call]:

@@ -1,14 +1,17 @@
 """What a build with GPU kernels does where there is no GPU, and what one without them says."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax import export
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ranks_on_one_gpu import Call, reason_without_gpu
 
 import jaxcoll
-from jaxcoll import _communicator, _select, info
+from jaxcoll import _communicator, _select, info, schedule
 from jaxcoll._native import native
 
 built = pytest.mark.skipif(not native.cuda_built, reason="this build has no GPU kernels")
@@ -51,10 +54,79 @@ def test_the_same_target_serves_cpus_and_gpus(monkeypatch):
 
 
 @built
-def test_algorithms_without_gpu_kernels_are_refused_while_tracing(monkeypatch):
+@pytest.mark.parametrize("algorithm", ["ring", "double_tree", "hierarchical[2x2]"])
+def test_every_algorithm_is_lowered_for_gpus(monkeypatch, algorithm):
     monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
-    with pytest.raises(jaxcoll.UnknownAlgorithmError, match="on GPUs all_reduce has no"):
-        lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", algorithm="ring"), 8)
+    text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", algorithm=algorithm), 8)
+    assert f'algorithm = "{algorithm.partition("[")[0]}"' in text
+
+
+@built
+def test_schedules_written_in_python_are_lowered_for_gpus(monkeypatch):
+    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    ring = schedule.build(schedule.ScheduleSpec("all_reduce", 4, "ring"))
+    text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", schedule=ring), 8)
+    assert 'algorithm = "custom"' in text
+
+
+@built
+def test_a_nested_shard_map_learns_its_devices_from_its_program(monkeypatch):
+    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    mesh = Mesh(np.array(jax.devices("cpu")[:4])[[2, 0, 3, 1]].reshape(2, 2), ("x", "y"))
+
+    def inner(v):
+        return jaxcoll.psum(v, "y")
+
+    def outer(v):
+        return jax.shard_map(inner, in_specs=P("y"), out_specs=P(), axis_names={"y"})(v)
+
+    f = jax.jit(
+        jax.shard_map(outer, mesh=mesh, in_specs=P("x"), out_specs=P("x"), axis_names={"x"})
+    )
+    x = jax.ShapeDtypeStruct((8,), np.float32, sharding=NamedSharding(mesh, P("x")))
+    text = f.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    assert "device_ids = array<i64: 2, 0, 3, 1>" in text
+
+
+@built
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
+def test_exported_programs_learn_their_devices_where_they_are_called(monkeypatch):
+    started = []
+    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh=None: started.append(mesh))
+    devices = np.array(jax.devices("cpu")[:4])
+    mesh = Mesh(devices, ("x",))
+    f = jax.jit(
+        jax.shard_map(lambda v: jaxcoll.psum(v, "x"), mesh=mesh, in_specs=P("x"), out_specs=P())
+    )
+    x = jax.ShapeDtypeStruct((8,), np.float32, sharding=NamedSharding(mesh, P("x")))
+    exported = export.export(f, platforms=["cuda"], disabled_checks=jaxcoll.export_checks())(x)
+    assert "device_ids = dense<> : tensor<0xi64>" in exported.mlir_module()
+    assert not started
+    elsewhere = NamedSharding(Mesh(devices[[3, 1, 0, 2]], ("x",)), P("x"))
+    x = jax.ShapeDtypeStruct((8,), np.float32, sharding=elsewhere)
+    called = jax.jit(exported.call).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    assert "device_ids = array<i64: 3, 1, 0, 2>" in called
+    assert len(started) == 1
+
+
+def test_a_mesh_of_cpus_and_gpus_is_refused():
+    def device(i, platform):
+        return SimpleNamespace(id=i, platform=platform)
+
+    mesh = SimpleNamespace(devices=np.array([device(0, "cpu"), device(1, "gpu")], dtype=object))
+    with pytest.raises(jaxcoll.UnsupportedError, match=r"mixes .* \(cpu\) and .* \(gpu\)"):
+        _communicator.check_platforms(mesh)
+
+
+def test_a_driver_that_is_too_old_is_named_with_what_to_do():
+    here = {"driver": False, "devices": 0, "runtime_version": 13000}
+    old = {**here, "driver_version": 12040, "problem": "insufficient driver"}
+    problem = _communicator.driver_problem(old)
+    for word in ("CUDA up to 12.4", "for CUDA 13.0", "update the driver", "insufficient driver"):
+        assert word in problem
+    none = _communicator.driver_problem({**here, "driver_version": 0, "problem": "no driver"})
+    assert "no NVIDIA driver" in none
+    assert _communicator.driver_problem({**old, "driver": True, "devices": 1}) == ""
 
 
 def test_auto_takes_two_shots_for_large_all_reduces_on_gpus():

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks_on_one_gpu import Call, collectives, needs_gpu, numpy_dtype
+from ranks_on_one_gpu import Call, collectives, every_algorithm, needs_gpu, numpy_dtype
 
+from jaxcoll import schedule
 from jaxcoll._native import native
 
 pytestmark = needs_gpu
@@ -179,6 +180,84 @@ def test_ragged_sizes_that_disagree_are_refused():
     assert "rank 3 (device 3, process 0) sends" in done.stdout, done
 
 
-def test_harness_refuses_what_the_kernels_do_not_have():
-    with pytest.raises(RuntimeError, match="'ring'"):
-        Call("all_reduce", 2, algorithm="ring").make()
+def test_harness_refuses_what_there_is_not():
+    with pytest.raises(RuntimeError, match="'nonsense'"):
+        Call("all_reduce", 2, algorithm="nonsense").make()
+
+
+# --- the interpreter ----------------------------------------------------------------------------
+
+GRID_OR_STREAMS = pytest.mark.parametrize("streams", [False, True], ids=["grid", "streams"])
+
+
+@GRID_OR_STREAMS
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_every_algorithm(ranks, streams):
+    """Sums of int32 wrap: every order of reduction gives the same bits."""
+    for call in every_algorithm(
+        ranks, elements=[4099, 3], dtype="int32", workspace_mib=8, streams=streams
+    ):
+        call.check(calls=3)
+
+
+@pytest.mark.parametrize("dtype", native.dtype_names())
+def test_the_interpreter_has_every_dtype_and_op(dtype):
+    for op in native.reduce_ops(dtype):
+        Call("all_reduce", 3, [1021], "direct", dtype, op, interpret=True).check()
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 5, 15, 16, 17, 255, 4095, 100_003, 1_000_001])
+def test_the_interpreter_at_every_size_and_alignment(elements):
+    for dtype in ("int8", "int16", "int32"):
+        for collective, algorithm in [
+            ("all_reduce", "ring"),
+            ("all_reduce", "double_tree"),
+            ("all_to_all", "bruck"),
+            ("all_gather", "ring"),
+        ]:
+            Call(collective, 3, [elements], algorithm, dtype).check(calls=1)
+
+
+@GRID_OR_STREAMS
+def test_hundreds_of_calls_by_the_interpreter(streams):
+    for algorithm in ("ring", "double_tree", "direct2"):
+        Call("all_reduce", 4, [20_000], algorithm, "int32", streams=streams, interpret=True).check(
+            calls=200
+        )
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 16])
+def test_any_number_of_blocks_of_the_interpreter_gives_the_same_bits(blocks):
+    for call in collectives(8, elements=[300_007], blocks=blocks, interpret=True):
+        call.check()
+
+
+def test_many_vectors_in_one_call_of_the_interpreter():
+    elements = [1 + 37 * v % 1000 for v in range(70)]
+    Call("all_reduce", 4, elements, "ring", "int32").check()
+
+
+def test_a_group_of_more_than_sixteen_ranks():
+    Call("all_reduce", 20, [5000], "direct", "int32").check()
+    Call("all_gather", 20, [5000], "ring", "int32").check()
+
+
+def test_a_schedule_written_in_python():
+    built = schedule.build(schedule.ScheduleSpec("all_reduce", 5, "ring"))
+    Call("all_reduce", 5, [7001], "custom", "int32", schedule=built.serialize()).check()
+
+
+def test_the_interpreter_names_a_rank_that_never_comes():
+    done = _in_a_process("""
+        from ranks_on_one_gpu import Call
+        call = Call("all_reduce", 4, algorithm="ring", streams=True, timeout_s=1.0)
+        call.make()
+        try:
+            call.run(call.random_inputs(), leave_out=2)
+        except RuntimeError as error:
+            print("RAISED", error)
+        print("CAUSES", call.harness.causes())
+    """)
+    assert done.returncode == 0, done.stderr
+    assert "RAISED" in done.stdout, done
+    assert "from rank 2 (device 2, process 0) for 1 s" in done.stdout, done

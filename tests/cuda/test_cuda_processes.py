@@ -21,12 +21,22 @@ def permuted(x, pairs):
         out[target] = x[source]
     return out
 
+from jaxcoll import schedule
+RING = schedule.build(schedule.ScheduleSpec("all_reduce", n, "ring"))
 CALLS = {
     "all_reduce": (lambda x: c.all_reduce(x, "x"), lambda x: np.broadcast_to(x.sum(0), x.shape)),
     "one shot": (lambda x: c.all_reduce(x, "x", algorithm="direct"),
                  lambda x: np.broadcast_to(x.sum(0), x.shape)),
     "two shots": (lambda x: c.all_reduce(x, "x", algorithm="direct2"),
                   lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "ring": (lambda x: c.all_reduce(x, "x", algorithm="ring"),
+             lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "double_tree": (lambda x: c.all_reduce(x, "x", algorithm="double_tree"),
+                    lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "a schedule": (lambda x: c.all_reduce(x, "x", schedule=RING),
+                   lambda x: np.broadcast_to(x.sum(0), x.shape)),
+    "bruck": (lambda x: c.all_to_all(x, "x", 0, 0, tiled=True, algorithm="bruck"),
+              lambda x: x.reshape(n, n, -1).swapaxes(0, 1).reshape(x.shape)),
     "max": (lambda x: c.all_reduce(x, "x", op="max"),
             lambda x: np.broadcast_to(x.max(0), x.shape)),
     "all_gather": (lambda x: c.all_gather(x, "x", tiled=True),
@@ -81,12 +91,30 @@ def independent(v):
     return sum(c.psum(v * k, "x") for k in range(1, 6))
 compare("independent", independent, np.broadcast_to(total * 15, x.shape))
 
-f = per_device(mesh, lambda v: c.psum(c.psum(v, "x") * 0 + v, "x"))
 placed = place(mesh, x)
-for _ in range(200):  # replays, where XLA has made a graph of it
-    y = f(placed)
-for row, values in rows(y).items():
-    np.testing.assert_array_equal(values, total)
+for algorithm in ("auto", "ring"):
+    f = per_device(mesh, lambda v: c.all_reduce(
+        c.all_reduce(v, "x", algorithm=algorithm) * 0 + v, "x", algorithm=algorithm))
+    for _ in range(200):  # replays, where XLA has made a graph of it
+        y = f(placed)
+    for row, values in rows(y).items():
+        np.testing.assert_array_equal(values, total)
+print("EQUAL")
+"""
+
+EXPORTED = """
+from spmd import *
+from jax import export
+import jaxcoll
+mesh = make_mesh((2,))
+x = np.arange(2 * 100, dtype=np.float32).reshape(2, 100)
+placed = place(mesh, x)
+f = per_device(mesh, lambda v: jaxcoll.psum(v, "x"))
+exported = export.export(f, disabled_checks=jaxcoll.export_checks())(placed)
+call = jax.jit(export.deserialize(exported.serialize()).call)
+for _ in range(3):
+    for row, values in rows(call(placed)).items():
+        np.testing.assert_array_equal(values, x.sum(0))
 print("EQUAL")
 """
 
@@ -102,6 +130,10 @@ def test_every_collective_between_processes(processes):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_transformations_between_processes(processes, flags):
     assert all("EQUAL" in out for out in run(TRANSFORMATIONS, processes, XLA_FLAGS=flags))
+
+
+def test_an_exported_program_between_processes():
+    assert all("EQUAL" in out for out in run(EXPORTED, 2))
 
 
 def test_a_process_that_does_not_call_is_named():

@@ -7,18 +7,19 @@
 // checks.
 //
 // Loads of data bypass L1 (.cg): nothing is read twice from one SM.
+#pragma once
+
 #include "cuda/interpreter.h"
-#include "cuda/interpreter_kernel.h"
+#include "cuda/kernels.h"
 
 namespace jaxcoll::cuda {
-namespace {
 
 // Tables of up to this size are read from shared memory: an op is several reads that depend on
 // each other.
-constexpr int kSharedTableBytes = 24 << 10;
+inline constexpr int kSharedTableBytes = 24 << 10;
 
 // So many ranks' regions, too.
-constexpr int kSharedRegions = 64;
+inline constexpr int kSharedRegions = 64;
 
 class DevicePolicy : public DeviceAccess {
  public:
@@ -88,61 +89,8 @@ __global__ void __launch_bounds__(kInterpreterThreads)
 }
 
 template <DType kDType>
-const void* Kernel() {
-  return reinterpret_cast<const void*>(&Interpret<kDType>);
-}
-
-}  // namespace
-
-const void* InterpreterKernel(DType dtype) {
-  switch (dtype) {
-    case DType::kBool:  // 0 or 1 in a byte
-    case DType::kUint8:
-      return Kernel<DType::kUint8>();
-    case DType::kInt8:
-      return Kernel<DType::kInt8>();
-    case DType::kInt16:
-      return Kernel<DType::kInt16>();
-    case DType::kInt32:
-      return Kernel<DType::kInt32>();
-    case DType::kInt64:
-      return Kernel<DType::kInt64>();
-    case DType::kUint16:
-      return Kernel<DType::kUint16>();
-    case DType::kUint32:
-      return Kernel<DType::kUint32>();
-    case DType::kUint64:
-      return Kernel<DType::kUint64>();
-    case DType::kFloat8E3M4:
-      return Kernel<DType::kFloat8E3M4>();
-    case DType::kFloat8E4M3:
-      return Kernel<DType::kFloat8E4M3>();
-    case DType::kFloat8E4M3B11Fnuz:
-      return Kernel<DType::kFloat8E4M3B11Fnuz>();
-    case DType::kFloat8E4M3Fn:
-      return Kernel<DType::kFloat8E4M3Fn>();
-    case DType::kFloat8E4M3Fnuz:
-      return Kernel<DType::kFloat8E4M3Fnuz>();
-    case DType::kFloat8E5M2:
-      return Kernel<DType::kFloat8E5M2>();
-    case DType::kFloat8E5M2Fnuz:
-      return Kernel<DType::kFloat8E5M2Fnuz>();
-    case DType::kFloat8E8M0Fnu:
-      return Kernel<DType::kFloat8E8M0Fnu>();
-    case DType::kFloat16:
-      return Kernel<DType::kFloat16>();
-    case DType::kBFloat16:
-      return Kernel<DType::kBFloat16>();
-    case DType::kFloat32:
-      return Kernel<DType::kFloat32>();
-    case DType::kFloat64:
-      return Kernel<DType::kFloat64>();
-    case DType::kComplex64:
-      return Kernel<DType::kComplex64>();
-    case DType::kComplex128:
-      return Kernel<DType::kComplex128>();
-  }
-  return nullptr;
-}
+struct Interpretation {
+  static const void* Address() { return reinterpret_cast<const void*>(&Interpret<kDType>); }
+};
 
 }  // namespace jaxcoll::cuda
