@@ -397,11 +397,6 @@ def _lower_ragged_all_to_all(
     schedule: str,
 ) -> list[Value]:
     group = _group(ctx, axis_name, axis_index_groups)
-    if group.on_gpu and group.processes > 1:
-        raise UnsupportedError(
-            f"on GPUs ragged_all_to_all serves groups within one process, but {group.label} "
-            f"reaches into {group.processes}; use all_to_all of padded blocks there"
-        )
     call = _Call("ragged_all_to_all", group, algorithm, schedule)
     if 0 in _shape(operand) or 0 in _shape(output):
         return [output]  # nothing is sent

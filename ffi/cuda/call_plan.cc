@@ -157,7 +157,14 @@ StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape
   return plan;
 }
 
+uint64_t CallPlan::TableBytes() const {
+  if (mode != Mode::kRaggedAllToAll) return 0;
+  return sizeof(RaggedEntry) * world_size * ragged.updates_per_peer;
+}
+
 int64_t CallPlan::SlotBytes(uint64_t available) const {
+  if (available < TableBytes()) return 0;
+  available -= TableBytes();
   const int slots = StagingSlots(mode, world_size);
   const uint64_t fits = available / (uint64_t{2} * blocks * slots);
   // No more than a vector has for each block.

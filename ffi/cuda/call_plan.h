@@ -42,12 +42,15 @@ struct CallPlan {
   // the smallest slots do not fit.
   int64_t SlotBytes(uint64_t available) const;
   uint64_t StagingBytes(int64_t slot_bytes) const {
-    return cuda::StagingBytes(mode, world_size, blocks, slot_bytes);
+    return cuda::StagingBytes(mode, world_size, blocks, slot_bytes) + TableBytes();
   }
 
   // The parameters of launch `launch` for one rank, but for what the communicator adds. The
   // operands are in the order of the custom call.
   StatusOr<Call> Bind(int rank, int launch, const void* const* inputs, void* const* outputs) const;
+
+ private:
+  uint64_t TableBytes() const;  // of a ragged exchange, behind the slots
 };
 
 }  // namespace jaxcoll::cuda

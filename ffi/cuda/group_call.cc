@@ -43,7 +43,8 @@ Status GroupCall::Init(const std::string& key, const std::string& description) {
     const CallPlan& direct = std::get<CallPlan>(plan_);
     if (communicator_.staged()) {
       request.area_bytes = [&direct](uint64_t available) {
-        return direct.StagingBytes(direct.SlotBytes(available));
+        const int64_t slot_bytes = direct.SlotBytes(available);
+        return slot_bytes == 0 ? 0 : direct.StagingBytes(slot_bytes);
       };
     }
     request.fingerprint = direct.fingerprint;

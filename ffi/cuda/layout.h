@@ -90,6 +90,12 @@ struct Ragged {
   int32_t wide_index;  // int64 instead of int32
 };
 
+// What a rank says of an entry of its tables where these are staged: behind the slots of all blocks,
+// by entry.
+struct RaggedEntry {
+  int64_t input_offset, send_size, output_offset, recv_size;
+};
+
 // Parameters of one launch for one rank. Everything but pointers and `rank` is equal on all ranks.
 struct Call {
   Mode mode;
@@ -128,6 +134,7 @@ JAXCOLL_HD constexpr int StagingSlots(Mode mode, int world_size) {
       return world_size + 1;  // one part per rank, and the sum of this rank's
     case Mode::kReduceScatter:
     case Mode::kAllToAll:
+    case Mode::kRaggedAllToAll:
       return world_size;
     default:
       return 1;

@@ -10,8 +10,8 @@
 
 namespace jaxcoll::cuda {
 
+// `cause` says whom it is about.
 __device__ inline void Fail(const Call& call, Cause cause) {
-  cause.rank = call.rank;
   cause.lane = call.lane;
   cause.block = blockIdx.x;
   cause.expected_fingerprint = call.fingerprint;
@@ -32,6 +32,7 @@ __device__ inline void Await(const Call& call, int peer, const uint64_t* flag, u
   if (came && (ahead() > 0 || seen >> 32 == call.fingerprint)) return;
   Cause cause = {};
   cause.kind = came ? Cause::kMismatch : Cause::kDeadline;
+  cause.rank = call.rank;
   cause.peer = peer;
   cause.expected = count;
   cause.seen = static_cast<uint32_t>(seen);
@@ -126,6 +127,7 @@ __device__ inline void LoadCall(Call& shared, const Call& parameter, const Call*
       *shared.logical_id != shared.expected_logical_id) {
     Cause cause = {};
     cause.kind = Cause::kMoved;
+    cause.rank = shared.rank;
     cause.entry = static_cast<int32_t>(*shared.logical_id);
     Fail(shared, cause);
   }

@@ -402,7 +402,7 @@ TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
 struct RaggedGroup {
   static constexpr int kRanks = 3, kUpdates = 2, kRows = 24, kRowElements = 5;
 
-  RaggedGroup() : group(MakeCase(), MakeShape()) {
+  explicit RaggedGroup(bool staged) : group(MakeCase(staged), MakeShape()) {
     for (int rank = 0; rank < kRanks; ++rank) {
       int64_t sent = 0;
       for (int i = 0; i < kRanks * kUpdates; ++i) {
@@ -430,15 +430,20 @@ struct RaggedGroup {
     const auto narrow = static_cast<int32_t>(value);
     std::memcpy(group.input(rank, table).data() + 4 * i, &narrow, 4);
   }
-  static Case MakeCase() {
-    return {.collective = "ragged_all_to_all", .ranks = kRanks, .dtype = DType::kUint16};
+  static Case MakeCase(bool staged) {
+    return {.collective = "ragged_all_to_all",
+            .ranks = kRanks,
+            .dtype = DType::kUint16,
+            .staged = staged,
+            .slot_bytes = staged ? 256 : 0};  // a row is cut by the end of a tile
   }
   static CallShape MakeShape() {
     const CallShape::Array rows{DType::kUint16, {kRows, kRowElements}};
     const CallShape::Array table{DType::kInt32, {kRanks * kUpdates}};
     return {{rows, rows, table, table, table, table}, {rows}};
   }
-  Bytes ExpectedOf(int rank) {
+  // `at`: where every segment is written; -1: one behind the other.
+  Bytes ExpectedOf(int rank, int at = -1) {
     constexpr size_t kRowBytes = 2 * kRowElements;
     Bytes result = group.input(rank, 1).Copy();
     size_t place = 0;
@@ -449,7 +454,7 @@ struct RaggedGroup {
           first += Rows(from, i / kUpdates, i % kUpdates);
         }
         const size_t rows = Rows(from, rank, u);
-        std::memcpy(result.data() + place * kRowBytes,
+        std::memcpy(result.data() + (at < 0 ? place : at) * kRowBytes,
                     group.input(from, 0).data() + first * kRowBytes, rows * kRowBytes);
         place += rows;
       }
@@ -460,29 +465,57 @@ struct RaggedGroup {
   Group group;
 };
 
-TEST(CudaRagged, EveryRankGetsItsSegments) {
-  RaggedGroup ragged;
+class CudaRagged : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Staged" : "Direct"; });
+
+TEST_P(CudaRagged, EveryRankGetsItsSegments) {
+  RaggedGroup ragged(GetParam());
   ASSERT_TRUE(ragged.group.Run(3));
   for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
     EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank)) << "rank " << rank;
   }
 }
 
-TEST(CudaRagged, SizesThatDisagreeAreRefused) {
-  RaggedGroup ragged;
-  ragged.Set(1, 5, 0, 9);
-  EXPECT_FALSE(ragged.group.Run(1));
-  EXPECT_EQ(ragged.group.cause(1).kind, Cause::kRaggedSizes);
-  EXPECT_EQ(ragged.group.cause(1).peer, 0);
-  EXPECT_EQ(ragged.group.cause(1).total, 9);
+// Where segments overlap, the rank and update that come last win.
+TEST_P(CudaRagged, OverlappingSegmentsAreWrittenInOrder) {
+  RaggedGroup ragged(GetParam());
+  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+    for (int i = 0; i < RaggedGroup::kRanks * RaggedGroup::kUpdates; ++i) ragged.Set(rank, 4, i, 2);
+  }
+  ASSERT_TRUE(ragged.group.Run(2));
+  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+    EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank, 2)) << "rank " << rank;
+  }
 }
 
-TEST(CudaRagged, RowsOutsideOfTheOperandAreRefused) {
-  RaggedGroup ragged;
+// Every rank finds it; a trap ends all but the first.
+Cause AnyCause(const Group& group) {
+  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+    if (group.cause(rank).kind != Cause::kNone) return group.cause(rank);
+  }
+  return {};
+}
+
+TEST_P(CudaRagged, SizesThatDisagreeAreRefused) {
+  RaggedGroup ragged(GetParam());
+  ragged.Set(1, 5, 0, 9);
+  EXPECT_FALSE(ragged.group.Run(1));
+  const Cause cause = AnyCause(ragged.group);
+  EXPECT_EQ(cause.kind, Cause::kRaggedSizes);
+  EXPECT_EQ(cause.rank, 1);
+  EXPECT_EQ(cause.peer, 0);
+  EXPECT_EQ(cause.total, 9);
+}
+
+TEST_P(CudaRagged, RowsOutsideOfTheOperandAreRefused) {
+  RaggedGroup ragged(GetParam());
   ragged.Set(2, 2, 0, 1 << 30);
   EXPECT_FALSE(ragged.group.Run(1));
-  EXPECT_EQ(ragged.group.cause(0).kind, Cause::kRaggedRows);
-  EXPECT_EQ(ragged.group.cause(0).peer, 2);
+  const Cause cause = AnyCause(ragged.group);
+  EXPECT_EQ(cause.kind, Cause::kRaggedRows);
+  EXPECT_EQ(cause.rank, 0);
+  EXPECT_EQ(cause.peer, 2);
 }
 
 }  // namespace

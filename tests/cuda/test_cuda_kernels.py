@@ -136,7 +136,7 @@ RAGGED = """
     body = ("float32", [rows, width])
     harness = native.CudaHarness.create(
         "ragged_all_to_all", "direct", "", ranks, 0, [], [body, body, *table], [body],
-        {streams}, False, 0, 5.0, 64)
+        {streams}, {staged}, 0, 5.0, 64, False, [], "")
     operands = [rng.standard_normal((rows, width)).astype(np.float32) for _ in range(ranks)]
     outputs = [rng.standard_normal((rows, width)).astype(np.float32) for _ in range(ranks)]
     first = np.cumsum(sizes, 1) - sizes  # where `from` keeps what goes to `to`
@@ -151,7 +151,8 @@ RAGGED = """
 
 @pytest.mark.parametrize("index", ["int32", "int64"])
 @pytest.mark.parametrize("streams", [False, True])
-def test_ragged_all_to_all(index, streams):
+@pytest.mark.parametrize("staged", [False, True])
+def test_ragged_all_to_all(index, streams, staged):
     check = """
     got = harness.run(inputs(sizes.T), 3, -1)
     for to in range(ranks):
@@ -163,11 +164,12 @@ def test_ragged_all_to_all(index, streams):
         assert got[to][0] == expected.tobytes(), to
     print("EQUAL")
     """
-    done = _in_a_process(RAGGED.format(index=index, streams=streams, check=check))
+    done = _in_a_process(RAGGED.format(index=index, streams=streams, staged=staged, check=check))
     assert "EQUAL" in done.stdout, done
 
 
-def test_ragged_sizes_that_disagree_are_refused():
+@pytest.mark.parametrize("staged", [False, True])
+def test_ragged_sizes_that_disagree_are_refused(staged):
     check = """
     wrong = sizes.T.copy()
     wrong[1, 3] += 1
@@ -176,7 +178,7 @@ def test_ragged_sizes_that_disagree_are_refused():
     except RuntimeError:
         print("CAUSES", harness.causes())
     """
-    done = _in_a_process(RAGGED.format(index="int32", streams=False, check=check))
+    done = _in_a_process(RAGGED.format(index="int32", streams=False, staged=staged, check=check))
     assert "rank 3 (device 3, process 0) sends" in done.stdout, done
 
 

@@ -170,20 +170,32 @@ def test_a_process_that_does_not_call_is_named():
     assert "waited for rank 1 (device 1, process 1)" in outputs[0], outputs[0]
 
 
-def test_a_ragged_exchange_between_processes_is_refused_while_tracing():
-    outputs = run(
-        """
-        from spmd import *
-        import jaxcoll
-        mesh = make_mesh((2,))
-        def body(v):
-            z = jax.numpy.zeros(2, np.int32)
-            return jaxcoll.ragged_all_to_all(v, v, z, z, z, z, axis_name="x")
-        try:
-            per_device(mesh, body)(place(mesh, np.ones((2, 4, 3), np.float32)))
-        except jaxcoll.UnsupportedError as error:
-            print("REFUSED", error)
-        """,
-        2,
-    )
-    assert all("REFUSED" in out for out in outputs)
+RAGGED = """
+from spmd import *
+import jaxcoll
+mesh = make_mesh((jax.device_count(),))
+n = mesh.size
+rng = np.random.default_rng(0)
+sizes = rng.integers(0, 9, (n, n)).astype(np.int32)  # [from][to]
+first = (np.cumsum(sizes, 1) - sizes).astype(np.int32)
+place_at = (np.cumsum(sizes, 0) - sizes).astype(np.int32)
+operand = rng.standard_normal((n, 64, 3)).astype(np.float32)
+output = rng.standard_normal((n, 64, 3)).astype(np.float32)
+expected = output.copy()
+for to in range(n):
+    for source in range(n):
+        count, a, b = sizes[source, to], place_at[source, to], first[source, to]
+        expected[to, a : a + count] = operand[source, b : b + count]
+tables = [np.ascontiguousarray(t) for t in (first, sizes, place_at, sizes.T)]
+f = per_device(mesh, lambda *a: jaxcoll.ragged_all_to_all(*a, axis_name="x"))
+for _ in range(3):
+    got = f(*(place(mesh, a) for a in (operand, output, *tables)))
+    for row, values in rows(got).items():
+        np.testing.assert_array_equal(values, expected[row])
+print("EQUAL")
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_ragged_exchange_between_processes(processes):
+    assert all("EQUAL" in out for out in run(RAGGED, processes))
