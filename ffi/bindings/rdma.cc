@@ -37,6 +37,7 @@ RdmaConfig ConfigFromEnvironment() {
   config.gid_index = number("JAXCOLL_IB_GID_INDEX", config.gid_index);
   config.service_level = number("JAXCOLL_IB_SL", config.service_level);
   config.traffic_class = number("JAXCOLL_IB_TC", config.traffic_class);
+  config.register_bytes = std::strtoull(text("JAXCOLL_IB_REGISTER_BYTES").c_str(), nullptr, 10);
   config.deadline_s = TimeoutS();
   return config;
 }

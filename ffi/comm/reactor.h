@@ -25,6 +25,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -117,6 +118,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
     CallId id;
     Lender* lender = nullptr;  // while a handler works at it
     int unsent = 0;            // puts whose source is a buffer of this call
+    // By process and array; null: that link does not take it.
+    std::map<std::pair<int, const std::byte*>, std::unique_ptr<Link::Loan>> loans;
     std::unique_ptr<Run> run;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
@@ -198,6 +201,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
   void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment, int32_t op);
+  static Link::Loan* LoanFor(Call& call, Peer& peer, std::span<const std::byte> array);
   void Detach(Call& call);
   std::string State();
   std::string DeadlineMessage(const Call& call);

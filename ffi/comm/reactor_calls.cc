@@ -239,6 +239,7 @@ void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const
   std::unique_ptr<Call> call = std::move(it->second);
   calls_.erase(it);
   Detach(*call);
+  call->loans.clear();  // whatever came of it, nobody reads its buffers from here on
   Call* const outer = std::exchange(current_, call.get());
   call->run.reset();  // returns the slots it kept
   current_ = outer;

@@ -92,8 +92,14 @@ void Reactor::Pump(Peer& peer, bool small) {
     NoticeFields fields = About(NoticeKind::kData, next.call, {next.segment, run.Key(next.op)});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
+    Link::Loan* const loan =
+        token == 0 ? nullptr : LoanFor(*it->second, peer, run.ArrayOf(next.segment, next.op));
+    const std::span<const std::byte> source(message, bytes);
+    const bool sent = loan == nullptr
+                          ? peer.link()->Put(source, offset, Encode(fields), token)
+                          : peer.link()->PutFrom(*loan, source, offset, Encode(fields), token);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
-    if (peer.link()->Put({message, bytes}, offset, Encode(fields), token) || token == 0) {
+    if (sent || token == 0) {
       Sent(it, next.segment, next.op);
     } else {
       peer.in_transit.emplace(token, next);
@@ -119,6 +125,13 @@ void Reactor::OnSent(int process, uint64_t token) {
   JAXCOLL_CHECK(it != calls_.end(), "a call has ended before its puts");
   --it->second->unsent;
   Sent(it, sent.mapped().segment, sent.mapped().op);
+}
+
+Link::Loan* Reactor::LoanFor(Call& call, Peer& peer, std::span<const std::byte> array) {
+  if (array.empty()) return nullptr;
+  const auto [it, fresh] = call.loans.try_emplace({peer.process(), array.data()});
+  if (fresh) it->second = peer.link()->Borrow(array);
+  return it->second.get();
 }
 
 // The buffers of a call that has failed go back to XLA: no link may read them any more.

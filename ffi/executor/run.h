@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
@@ -90,6 +91,10 @@ class Run {
   // The message where it lies, if it does in one piece; null: it must be written. It stays as it is
   // until OnSent.
   virtual const std::byte* Contiguous(int32_t /*segment*/, int32_t /*op*/) const { return nullptr; }
+  // The whole input or output that this is a piece of; empty: it is in neither.
+  virtual std::span<const std::byte> ArrayOf(int32_t /*segment*/, int32_t /*op*/) const {
+    return {};
+  }
 
   // The ranks whose messages or readiness it waits for.
   virtual std::vector<int32_t> WaitingFor() const = 0;

@@ -182,6 +182,17 @@ const std::byte* SegmentPlan::Contiguous(const SegmentOp& op, const Place& place
   return Address(op.sources[0][0], 0, place);
 }
 
+std::span<const std::byte> SegmentPlan::ArrayOf(const SegmentOp& op, int32_t segment,
+                                                const MemberBuffers& buffers) const {
+  const LocalChunk& chunk = op.sources[0][0];
+  if (chunk.buffer == BufferKind::kScratch) return {};
+  const int32_t vector = segments_[segment].parts[0].vector;
+  const size_t slot = vector * program_->members.size() + chunk.member;
+  if (chunk.buffer == BufferKind::kOutput) return {buffers.outputs[slot], output_bytes(vector)};
+  return {buffers.inputs[slot],
+          block_elements_[vector] * item_bytes_ * static_cast<size_t>(program_->input_blocks)};
+}
+
 void SegmentPlan::ClearUnwritten(const MemberBuffers& buffers) const {
   const size_t members = program_->members.size();
   for (const LocalChunk& c : program_->zeros) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/dtype.h"
@@ -52,6 +53,9 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   void Gather(const SegmentOp& op, std::byte* message, const Place& place) const;
   // The source of a send if it is one contiguous piece, else null.
   const std::byte* Contiguous(const SegmentOp& op, const Place& place) const;
+  // The input or output that it lies in; empty: in scratch.
+  std::span<const std::byte> ArrayOf(const SegmentOp& op, int32_t segment,
+                                     const MemberBuffers& buffers) const;
   void ClearUnwritten(const MemberBuffers& buffers) const;
 
  private:

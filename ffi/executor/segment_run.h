@@ -45,6 +45,9 @@ class SegmentRun final : public Run {
   }
   void Write(int32_t segment, int32_t op, std::byte* message) const override;
   const std::byte* Contiguous(int32_t segment, int32_t op) const override;
+  std::span<const std::byte> ArrayOf(int32_t segment, int32_t op) const override {
+    return plan_->ArrayOf(plan_->program().ops[op], segment, buffers_);
+  }
 
   std::vector<int32_t> WaitingFor() const override;
 

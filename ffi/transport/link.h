@@ -67,6 +67,29 @@ class Link {
   // The source of a put that is not through yet is about to go away: the link copies what it still
   // needs of it. No OnSent comes for that token.
   virtual void Detach(uint64_t token) = 0;
+
+  // A buffer from which puts are sent where they lie, for as long as this object lives; it may
+  // outlive the link. Its end takes the buffer back: nothing reads it any more, whatever was under
+  // way. For a put that is not through by then that may cost a rail, or, if processors cannot read
+  // the buffer, the link.
+  class Loan {
+   public:
+    virtual ~Loan() = default;
+  };
+  // Null if a copy is better, or all that this transport can do.
+  virtual std::unique_ptr<Loan> Borrow(std::span<const std::byte> /*buffer*/) { return nullptr; }
+  // The same for a device's memory, `buffer.size()` bytes from `offset` on of the dma-buf `fd`,
+  // which may be closed afterwards. `buffer.data()` is only a name for it, as far into its page as
+  // `offset` is. An error says why the memory must be copied to the host instead.
+  virtual bool TakesDmabuf() const { return false; }
+  virtual StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
+                                                       std::span<const std::byte> buffer);
+  // Put of a source that lies in the buffer of a loan.
+  virtual bool PutFrom(Loan& /*loan*/, std::span<const std::byte> source, size_t offset,
+                       const Notice& notice, uint64_t token) {
+    return Put(source, offset, notice, token);
+  }
+
   virtual void Tell(std::string_view message) = 0;
 
   // Receives what has come and sends what was queued; at most `budget` notices. Returns whether it
@@ -99,5 +122,11 @@ StatusOr<int> MakeShmSegment(size_t window_bytes);
 // first also carries Tell. Takes over the descriptors. Both windows have the same size.
 StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
                                             size_t window_bytes, std::string description);
+
+inline StatusOr<std::unique_ptr<Link::Loan>> Link::BorrowDmabuf(int, uint64_t,
+                                                                std::span<const std::byte>) {
+  return Status(StatusCode::kUnavailable,
+                std::string(transport()) + " cannot send from a device's memory");
+}
 
 }  // namespace jaxcoll

@@ -1,12 +1,13 @@
 #include "transport/rdma.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -15,7 +16,9 @@
 #include "base/environment.h"
 #include "transport/fd.h"
 #include "transport/link_error.h"
+#include "transport/rdma_loan.h"
 #include "transport/rdma_offer.h"
+#include "transport/rdma_pages.h"
 #include "transport/rdma_rail.h"
 #include "transport/tcp_socket.h"
 
@@ -24,7 +27,6 @@ namespace {
 
 // A part of a put is not smaller: each costs two work requests and a completion on either side.
 constexpr size_t kMinPartBytes = size_t{64} << 10;
-constexpr size_t kPageBytes = 4096;
 constexpr int kControlFramesPerPoll = 16;
 constexpr int kCompletionsPerPoll = 64;
 // A look at the socket and at the devices is a system call each, a look at a completion queue is
@@ -35,6 +37,11 @@ constexpr uint64_t kIdlePollsPerLook = 32;
 // Puts of which some parts have come. An honest peer has no more under way.
 constexpr size_t kMaxPartialPuts = RdmaLink::kMaxRails * RdmaRail::kEntries;
 constexpr size_t kMaxReasonBytes = 400;
+// A smaller put is copied though its buffer is lent: in cache that costs less than waiting for it.
+constexpr size_t kMinLentBytes = size_t{8} << 10;
+// A call that ends too early waits so long for what its buffers still owe; a healthy NIC is through
+// in a fraction of it.
+constexpr auto kReturnTime = std::chrono::milliseconds(20);
 
 // What the socket carries beside messages: frames of no bytes, whose notice is one of these.
 enum Control : uint64_t {
@@ -43,50 +50,24 @@ enum Control : uint64_t {
   kRailDown = 3  // rail, notices that came by it; it is closed
 };
 
-size_t RoundUp(size_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
-
-// Memory that a NIC reads or writes. Not inherited by children: before Linux 5.12 a write of the
-// parent would give it a new page behind the NIC's back.
-class RegisteredPages {
- public:
-  RegisteredPages() = default;
-  RegisteredPages(const RegisteredPages&) = delete;
-  RegisteredPages& operator=(const RegisteredPages&) = delete;
-  ~RegisteredPages() {
-    if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
-  }
-
-  Status Allocate(size_t bytes) {
-    void* address =
-        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) return SystemError("mmap of memory for rdma", errno);
-    bytes_ = {static_cast<std::byte*>(address), bytes};
-    ::madvise(address, bytes, MADV_HUGEPAGE);  // only a wish
-    if (::madvise(address, bytes, MADV_DONTFORK) != 0) return SystemError("madvise", errno);
-    return Status();
-  }
-  std::span<std::byte> bytes() const { return bytes_; }
-
- private:
-  std::span<std::byte> bytes_;
-};
-
-class RdmaLinkImpl final : public RdmaLink {
+class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
  public:
   RdmaLinkImpl(const RdmaConfig& config, size_t window_bytes)
       : config_(config), window_bytes_(window_bytes) {}
 
   // A process that was forked off holds the socket, too, and would hide our end from the peer.
   ~RdmaLinkImpl() override {
+    RevokeLoans();
     if (control_ && ::getpid() == pid_) control_->Shutdown();
   }
 
-  // A rail for each port; none where there is null.
   Status Init(const std::vector<std::optional<RdmaPort>>& ports) {
-    const size_t window = RoundUp(window_bytes_);
+    const size_t window = RoundUpToPage(window_bytes_);
     const size_t rings = ports.size() * RdmaRail::kRingBytes;
     if (Status status = open_.Allocate(window + rings); !status.ok()) return status;
     if (Status status = own_.Allocate(window + rings); !status.ok()) return status;
+    std::vector<std::string> left_out;
+    Status first;
     for (size_t i = 0; i < ports.size(); ++i) {
       rails_.emplace_back();
       if (!ports[i]) continue;
@@ -94,8 +75,16 @@ class RdmaLinkImpl final : public RdmaLink {
       auto rail = RdmaRail::Make(
           *ports[i], {open_.bytes().data(), open_.bytes().size(), open_.bytes().data() + at,
                       own_.bytes().data(), own_.bytes().size(), own_.bytes().data() + at});
-      if (!rail.ok()) return rail.status();
-      rails_.back().rail = std::move(*rail);
+      if (rail.ok()) {
+        rails_.back().rail = std::move(*rail);
+      } else {
+        if (first.ok()) first = rail.status();
+        left_out.push_back(ports[i]->Name() + ": " + rail.status().message());
+      }
+    }
+    if (live_rails() == 0) return first;
+    for (const std::string& why : left_out) {
+      Log(LogLevel::kWarning, "an RDMA port is left out, %s", why.c_str());
     }
     return Status();
   }
@@ -104,7 +93,7 @@ class RdmaLinkImpl final : public RdmaLink {
     RdmaOffer offer;
     offer.window_bytes = window_bytes_;
     offer.window = reinterpret_cast<uint64_t>(open_.bytes().data());
-    offer.rings = offer.window + RoundUp(window_bytes_);
+    offer.rings = offer.window + RoundUpToPage(window_bytes_);
     for (const Rail& rail : rails_) {
       offer.rails.push_back(rail.rail ? rail.rail->address() : RailAddress{});
     }
@@ -158,25 +147,58 @@ class RdmaLinkImpl final : public RdmaLink {
            uint64_t /*token*/) override {
     if (!end_.ok()) return true;
     if (source.empty()) offset = 0;
-    JAXCOLL_CHECK(offset <= window_bytes_ && source.size() <= window_bytes_ - offset,
-                  "%zu bytes at %zu of a window of %zu", source.size(), offset, window_bytes_);
     std::byte* const staged = own_.bytes().data() + offset;
+    Cut(source, offset, notice, nullptr);
     if (!source.empty() && source.data() != staged) {
       std::memmove(staged, source.data(), source.size());
-    }
-    const size_t parts =
-        std::clamp<size_t>(source.size() / kMinPartBytes, 1, std::max<size_t>(live_rails(), 1));
-    const size_t part_bytes = parts == 1 ? source.size() : RoundUp(source.size() / parts);
-    ++puts_;
-    for (size_t begin = 0, i = 0; i < parts; ++i, begin += part_bytes) {
-      const size_t bytes = i + 1 == parts ? source.size() - begin : part_bytes;
-      backlog_.push_back({puts_, static_cast<uint32_t>(parts), offset + begin, bytes, notice});
     }
     SendBacklog();
     return true;
   }
 
-  void Detach(uint64_t) override {}  // every source is copied at once
+  std::unique_ptr<Loan> Borrow(std::span<const std::byte> buffer) override {
+    const uint64_t least = config_.register_bytes;
+    if (!end_.ok() || least == 0 || buffer.size() < least || refused_) return nullptr;
+    return MakeLoan(buffer);
+  }
+
+  bool TakesDmabuf() const override {
+    const auto loaded = verbs::Load();
+    return loaded.ok() && (*loaded)->reg_dmabuf_mr != nullptr;
+  }
+  StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
+                                               std::span<const std::byte> buffer) override {
+    if (!end_.ok()) return end_;
+    std::unique_ptr<RdmaLoan> loan = MakeLoan(buffer);
+    for (size_t i = 0; i < rails_.size(); ++i) {
+      if (!rails_[i].rail || rails_[i].rail->failed()) continue;
+      const Status status = loan->RegisterDmabuf(i, rails_[i].rail->domain(), fd, offset);
+      if (!status.ok()) return status;
+    }
+    return StatusOr<std::unique_ptr<Loan>>(std::move(loan));
+  }
+
+  bool PutFrom(Loan& base, std::span<const std::byte> source, size_t offset, const Notice& notice,
+               uint64_t token) override {
+    auto& loan = static_cast<RdmaLoan&>(base);
+    if (!loan.of_device() && (source.size() < kMinLentBytes || refused_)) {
+      return Put(source, offset, notice, token);
+    }
+    if (!end_.ok()) return true;
+    JAXCOLL_CHECK(!source.empty() && loan.Contains(source), "a put of what was not lent");
+    const size_t parts = Cut(source, offset, notice, &loan);
+    lent_puts_.Add(puts_, token, parts);
+    SendBacklog();
+    return false;
+  }
+
+  void Detach(uint64_t token) override {
+    const uint64_t put = lent_puts_.Forget(token);
+    ForEachPart([&](RdmaRail::Part& part) {
+      // A device's memory cannot be copied here: its loan's end decides.
+      if (part.put == put && part.source != nullptr && !part.loan->of_device()) Stage(part);
+    });
+  }
 
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
@@ -189,6 +211,7 @@ class RdmaLinkImpl final : public RdmaLink {
     if (!end_.ok()) return end_;
     const bool was_gone = gone_;  // before the rails are found empty: nothing can follow
     bool any = PollRails(budget);
+    any |= ReportSent(sink);
     const bool emptied = !any && arrived_.empty();
     any |= Deliver(sink, budget);
     if (any) idle_polls_ = 0;
@@ -207,7 +230,8 @@ class RdmaLinkImpl final : public RdmaLink {
   }
 
   bool PrepareToSleep() override {
-    if (!end_.ok() || gone_ || look_ || !broken_.empty() || !arrived_.empty()) return false;
+    if (!end_.ok() || gone_ || look_ || !broken_.empty()) return false;
+    if (!arrived_.empty() || lent_puts_.HasSent()) return false;
     if (control_->HasUnread()) return false;
     bool quiet = true;
     for (const Rail& rail : rails_) {
@@ -302,22 +326,129 @@ class RdmaLinkImpl final : public RdmaLink {
     return true;
   }
 
+  // Parts of a put, to be sent; how many.
+  size_t Cut(std::span<const std::byte> source, size_t offset, const Notice& notice,
+             RdmaLoan* loan) {
+    JAXCOLL_CHECK(offset <= window_bytes_ && source.size() <= window_bytes_ - offset,
+                  "%zu bytes at %zu of a window of %zu", source.size(), offset, window_bytes_);
+    const size_t parts =
+        std::clamp<size_t>(source.size() / kMinPartBytes, 1, std::max<size_t>(live_rails(), 1));
+    const size_t part_bytes = parts == 1 ? source.size() : RoundUpToPage(source.size() / parts);
+    ++puts_;
+    for (size_t begin = 0, i = 0; i < parts; ++i, begin += part_bytes) {
+      const size_t bytes = i + 1 == parts ? source.size() - begin : part_bytes;
+      backlog_.push_back({puts_, static_cast<uint32_t>(parts), offset + begin, bytes, notice, loan,
+                          loan == nullptr ? nullptr : source.data() + begin});
+    }
+    return parts;
+  }
+
   bool SendBacklog() {
     bool any = false;
     while (!backlog_.empty() && peer_ready_ && end_.ok()) {
-      RdmaRail* best = nullptr;
-      for (const Rail& rail : rails_) {
-        if (!rail.rail || !rail.rail->HasRoom()) continue;
-        if (best == nullptr || rail.rail->unacknowledged_bytes() < best->unacknowledged_bytes()) {
-          best = rail.rail.get();
+      size_t best = rails_.size();
+      for (size_t i = 0; i < rails_.size(); ++i) {
+        const RdmaRail* const rail = rails_[i].rail.get();
+        if (rail == nullptr || !rail->HasRoom()) continue;
+        if (best == rails_.size() ||
+            rail->unacknowledged_bytes() < rails_[best].rail->unacknowledged_bytes()) {
+          best = i;
         }
       }
-      if (best == nullptr) break;
-      best->Send(backlog_.front());
+      if (best == rails_.size()) break;
+      RdmaRail::Part& part = backlog_.front();
+      const uint32_t key = part.source == nullptr ? 0 : KeyOrStage(best, part);
+      rails_[best].rail->Send(part, key);
       backlog_.pop_front();
       any = true;
     }
     return any;
+  }
+
+  // --- what calls have lent
+
+  std::unique_ptr<RdmaLoan> MakeLoan(std::span<const std::byte> buffer) {
+    auto loan = std::make_unique<RdmaLoan>(this, buffer, rails_.size());
+    loans_.insert(loan.get());
+    return loan;
+  }
+
+  void ForEachPart(const std::function<void(RdmaRail::Part&)>& visit) {
+    for (RdmaRail::Part& part : backlog_) visit(part);
+    for (const Rail& rail : rails_) {
+      if (rail.rail) rail.rail->ForEachUnacknowledged(visit);
+    }
+  }
+
+  // From here on the part is sent, if it has to be once more, from the staging memory.
+  void Stage(RdmaRail::Part& part) {
+    std::memcpy(own_.bytes().data() + part.offset, part.source, part.bytes);
+    part.source = nullptr;
+  }
+
+  uint32_t KeyOrStage(size_t rail, RdmaRail::Part& part) {
+    const StatusOr<uint32_t> key =
+        part.loan->KeyFor(rail, rails_[rail].rail->domain(), {part.source, part.bytes});
+    if (key.ok()) return *key;
+    JAXCOLL_CHECK(!part.loan->of_device(), "a dma-buf that was registered is not");
+    if (!std::exchange(refused_, true)) {
+      Log(LogLevel::kWarning, "%s: buffers of calls are copied, for %s",
+          PeerName(peer_, description_).c_str(), key.status().message().c_str());
+    }
+    Stage(part);
+    part.loan = nullptr;
+    lent_puts_.Released(part.put);
+    return 0;
+  }
+
+  bool ReportSent(LinkSink& sink) {
+    for (const Rail& rail : rails_) {
+      if (!rail.rail) continue;
+      for (const uint64_t put : rail.rail->TakeReleased()) lent_puts_.Released(put);
+    }
+    bool any = false;
+    for (; lent_puts_.HasSent(); any = true) sink.OnSent(peer_, lent_puts_.TakeSent());
+    return any;
+  }
+
+  // What the call had sent is through, or the call has failed. Then most is through, too, only not
+  // reported yet; what is not is taken from the NIC.
+  void OnReturn(RdmaLoan& loan) override {
+    loans_.erase(&loan);
+    ForEachPart([&](RdmaRail::Part& part) {
+      if (part.loan == &loan && part.source != nullptr && !loan.of_device()) Stage(part);
+    });
+    const auto reads = [&](const Rail& rail) {
+      return rail.rail && !rail.rail->failed() && rail.rail->Reads(loan);
+    };
+    const auto give_up = std::chrono::steady_clock::now() + kReturnTime;
+    while (std::any_of(rails_.begin(), rails_.end(), reads) &&
+           std::chrono::steady_clock::now() < give_up) {
+      for (const Rail& rail : rails_) {
+        if (reads(rail)) rail.rail->Poll(kCompletionsPerPoll, arrived_);
+      }
+    }
+    for (const Rail& rail : rails_) {
+      if (reads(rail)) rail.rail->Fail("a call ended before what it had sent was through");
+    }
+    bool lost = false;
+    ForEachPart([&](RdmaRail::Part& part) {
+      if (part.loan != &loan) return;
+      lost |= part.source != nullptr;
+      part.loan = nullptr;
+    });
+    if (lost) {
+      (void)End(Status(StatusCode::kUnavailable,
+                       PeerName(peer_, description_) +
+                           ": device memory was taken back before what was put from it was "
+                           "through"));
+    }
+  }
+
+  // The regions go before the rails whose domains they are of.
+  void RevokeLoans() {
+    for (RdmaLoan* const loan : loans_) loan->Revoke(::getpid() != pid_);
+    loans_.clear();
   }
 
   // --- the socket and the devices
@@ -469,6 +600,8 @@ class RdmaLinkImpl final : public RdmaLink {
     control_->Flush(tokens);
     control_->StopSending();
     backlog_.clear();
+    lent_puts_ = {};
+    RevokeLoans();
     end_ = std::move(status);
     return end_;
   }
@@ -486,6 +619,9 @@ class RdmaLinkImpl final : public RdmaLink {
 
   uint64_t puts_ = 0;
   std::deque<RdmaRail::Part> backlog_;
+  LentPuts lent_puts_;
+  std::set<RdmaLoan*> loans_;
+  bool refused_ = false;                        // memory cannot be registered any more
   std::vector<RailEntry> arrived_;              // and not delivered yet
   std::map<uint64_t, uint32_t> missing_parts_;  // of puts that have come in part
   uint64_t polls_ = 0;
@@ -500,51 +636,12 @@ class RdmaLinkImpl final : public RdmaLink {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<RdmaLink>> RdmaLink::Prepare(const RdmaConfig& config, size_t window_bytes,
-                                                      std::string_view client_offer) {
-  const RdmaPorts found = FindRdmaPorts(config, NumaNodeOfThisThread());
-  std::vector<std::optional<RdmaPort>> ports;
-  if (client_offer.empty()) {
-    ports.assign(found.usable.begin(), found.usable.end());
-    if (ports.size() > kMaxRails) ports.resize(kMaxRails);
-  } else {
-    const StatusOr<RdmaOffer> offer = RdmaOffer::Decode(client_offer, kMaxRails);
-    if (!offer.ok()) return offer.status();
-    for (size_t i = 0; i < offer->rails.size(); ++i) {
-      // The port of the same name, as in a cluster of equal machines, where NICs of one name are on
-      // one rail; else they are shared out in order.
-      std::vector<RdmaPort> possible;
-      std::optional<RdmaPort> chosen;
-      for (const RdmaPort& port : found.usable) {
-        if (port.Fabric() != offer->rails[i].fabric) continue;
-        possible.push_back(port);
-        if (port.Name() == offer->rails[i].device) chosen = port;
-      }
-      if (!chosen && !possible.empty()) chosen = possible[i % possible.size()];
-      ports.push_back(chosen);
-    }
-  }
-  if (std::none_of(ports.begin(), ports.end(), [](const auto& port) { return port.has_value(); })) {
-    std::string why = "no RDMA port here is of use";
-    for (const std::string& left_out : found.left_out) why += "; " + left_out;
-    if (!client_offer.empty()) why += "; or none is of the peer's fabric";
-    return Status(StatusCode::kUnavailable, why);
-  }
+StatusOr<std::unique_ptr<RdmaLink>> RdmaLink::Make(
+    const RdmaConfig& config, size_t window_bytes,
+    const std::vector<std::optional<RdmaPort>>& ports) {
   auto link = std::make_unique<RdmaLinkImpl>(config, window_bytes);
   if (Status status = link->Init(ports); !status.ok()) return status;
   return StatusOr<std::unique_ptr<RdmaLink>>(std::move(link));
-}
-
-std::string WhyNoRdma(const RdmaConfig& config, size_t window_bytes) {
-  const RdmaPorts found = FindRdmaPorts(config, NumaNodeOfThisThread());
-  if (found.usable.empty()) {
-    std::string why;
-    for (const std::string& left_out : found.left_out) why += (why.empty() ? "" : "; ") + left_out;
-    return why.empty() ? "this machine has no RDMA device (/sys/class/infiniband is empty)" : why;
-  }
-  if (const auto loaded = verbs::Load(); !loaded.ok()) return loaded.status().message();
-  const auto link = RdmaLink::Prepare(config, window_bytes, "");
-  return link.ok() ? "" : link.status().message();
 }
 
 }  // namespace jaxcoll

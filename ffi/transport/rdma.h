@@ -2,9 +2,10 @@
 // socket for what is told and for telling what has become of a rail.
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
-// peer may write, staging memory and entries that the NIC may read. Nothing else is ever
-// registered, so no key can outlive the memory that it names. A put's bytes lie in the staging
-// memory at its offset in the window: whoever puts a message together there saves Put's copy.
+// peer may write, staging memory and entries that the NIC may read. So no key can outlive the
+// memory that it names. A put's bytes lie in the staging memory at its offset in the window:
+// whoever puts a message together there saves Put's copy. Beside that, NICs may read what calls
+// lend (rdma_loan.h) until they take it back.
 //
 // Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
 // and its notice is delivered when all have come. So no order between rails is needed. When one
@@ -14,6 +15,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,9 +35,14 @@ class RdmaLink : public Link {
   static constexpr size_t kMaxRails = 16;
 
   // Memory, and queue pairs on all ports that `config` allows or, for the server, that have a
-  // counterpart in `client_offer`. Fails if there is none, or memory cannot be registered.
+  // counterpart in `client_offer`. Fails if there is none, or none can be used.
   static StatusOr<std::unique_ptr<RdmaLink>> Prepare(const RdmaConfig& config, size_t window_bytes,
                                                      std::string_view client_offer);
+  // A rail for each port; none where there is null. Ports that cannot be used are left out, with a
+  // warning, as long as one can.
+  static StatusOr<std::unique_ptr<RdmaLink>> Make(
+      const RdmaConfig& config, size_t window_bytes,
+      const std::vector<std::optional<RdmaPort>>& ports);
   // What the peer must know. Its keys let it write to this side's window: tell nobody else.
   virtual std::string Offer() const = 0;
   // `socket`: a connected, authenticated stream, taken over in any case.

@@ -58,4 +58,21 @@ StatusOr<RdmaOffer> RdmaOffer::Decode(std::string_view text, size_t max_rails) {
   return offer;
 }
 
+std::vector<std::optional<RdmaPort>> CounterpartsOf(const RdmaOffer& offer,
+                                                    const std::vector<RdmaPort>& ports) {
+  std::vector<std::optional<RdmaPort>> counterparts;
+  for (size_t i = 0; i < offer.rails.size(); ++i) {
+    std::vector<RdmaPort> possible;
+    std::optional<RdmaPort> chosen;
+    for (const RdmaPort& port : ports) {
+      if (port.Fabric() != offer.rails[i].fabric) continue;
+      possible.push_back(port);
+      if (port.Name() == offer.rails[i].device) chosen = port;
+    }
+    if (!chosen && !possible.empty()) chosen = possible[i % possible.size()];
+    counterparts.push_back(chosen);
+  }
+  return counterparts;
+}
+
 }  // namespace jaxcoll

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,5 +22,11 @@ struct RdmaOffer {
   // Takes nobody's word for it.
   static StatusOr<RdmaOffer> Decode(std::string_view text, size_t max_rails);
 };
+
+// For each rail of a client the port here that it is joined to, if one is of its fabric: the one of
+// the same name, as in a cluster of equal machines, where NICs of one name are on one rail; else
+// they are shared out in order.
+std::vector<std::optional<RdmaPort>> CounterpartsOf(const RdmaOffer& offer,
+                                                    const std::vector<RdmaPort>& ports);
 
 }  // namespace jaxcoll

@@ -58,19 +58,42 @@ int Worth(const std::array<uint8_t, 16>& gid, const std::string& type) {
   return (v2 ? 10 : 0) + (ipv4 ? 3 : link_local ? 1 : 2);
 }
 
-// Whether JAXCOLL_IB_HCA takes this port.
-bool Chosen(const std::string& list, const RdmaPort& port) {
-  if (list.empty()) return true;
-  const bool excluded = list[0] == '^';
-  size_t begin = excluded ? 1 : 0;
-  while (begin <= list.size()) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    const std::string word = list.substr(begin, end - begin);
-    if (word == port.device || word == port.Name()) return !excluded;
-    begin = end + 1;
+// What JAXCOLL_IB_HCA says.
+class Choice {
+ public:
+  explicit Choice(const std::string& list) : excludes_(list.empty() || list[0] == '^') {
+    for (size_t begin = excludes_ ? 1 : 0; begin < list.size();) {
+      const size_t end = std::min(list.find(',', begin), list.size());
+      names_.push_back({list.substr(begin, end - begin)});
+      begin = end + 1;
+    }
   }
-  return excluded;
-}
+
+  bool Takes(const RdmaPort& port) {
+    bool named = false;
+    for (Name& name : names_) {
+      if (name.text != port.device && name.text != port.Name()) continue;
+      named = name.found = true;
+    }
+    return named != excludes_;
+  }
+  // Names that no port had. Those that are excluded need not be there.
+  std::vector<std::string> NotFound() const {
+    std::vector<std::string> names;
+    for (const Name& name : names_) {
+      if (!name.found && !excludes_) names.push_back(name.text);
+    }
+    return names;
+  }
+
+ private:
+  struct Name {
+    std::string text;
+    bool found = false;
+  };
+  const bool excludes_;
+  std::vector<Name> names_;
+};
 
 // Chooses the GID; returns why there is none.
 std::string ChooseGid(const fs::path& folder, int wanted_index, RdmaPort& port) {
@@ -119,10 +142,11 @@ int NumaNodeOfThisThread() {
   return ::getcpu(&cpu, &node) == 0 ? static_cast<int>(node) : -1;
 }
 
-RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node, const std::string& folder) {
+RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node) {
   RdmaPorts found;
-  for (const std::string& device : Names(folder)) {
-    const fs::path device_folder = fs::path(folder) / device;
+  Choice choice(config.devices);
+  for (const std::string& device : Names(config.sysfs)) {
+    const fs::path device_folder = fs::path(config.sysfs) / device;
     const std::string node = Line(device_folder / "device" / "numa_node");
     const std::string type = Line(device_folder / "node_type");
     for (const std::string& number : Names(device_folder / "ports")) {
@@ -134,7 +158,7 @@ RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node, const std::stri
       port.ethernet = Line(port_folder / "link_layer") == "Ethernet";
       const std::string state = Line(port_folder / "state");
       std::string why;
-      if (!Chosen(config.devices, port)) {
+      if (!choice.Takes(port)) {
         why = "JAXCOLL_IB_HCA leaves it out";
       } else if (!type.empty() && type.find("CA") == std::string::npos) {
         why = "it is neither InfiniBand nor RoCE (" + type + ")";
@@ -149,6 +173,9 @@ RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node, const std::stri
         found.left_out.push_back(port.Name() + ": " + why);
       }
     }
+  }
+  for (const std::string& name : choice.NotFound()) {
+    found.left_out.push_back(name + ": JAXCOLL_IB_HCA names it, and it is not here");
   }
   std::stable_sort(found.usable.begin(), found.usable.end(), [&](const auto& a, const auto& b) {
     return (a.numa_node == near_node) > (b.numa_node == near_node);

@@ -15,6 +15,10 @@ struct RdmaConfig {
   int service_level = 0;    // JAXCOLL_IB_SL
   int traffic_class = 0;    // JAXCOLL_IB_TC
   double deadline_s = 300;  // JAXCOLL_TIMEOUT_S: retry limits are a fraction of it
+  // JAXCOLL_IB_REGISTER_BYTES: buffers of calls from this size on are registered instead of copied;
+  // 0: never.
+  uint64_t register_bytes = 0;
+  std::string sysfs = "/sys/class/infiniband";  // a subfolder for each device
 };
 
 struct RdmaPort {
@@ -35,9 +39,8 @@ struct RdmaPorts {
   std::vector<std::string> left_out;  // the others, and why
 };
 
-// `folder` has a subfolder for each device; `near_node` is the NUMA node to be near to, or -1.
-RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node,
-                        const std::string& folder = "/sys/class/infiniband");
+// `near_node` is the NUMA node to be near to, or -1.
+RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node);
 int NumaNodeOfThisThread();
 
 // "fe80::1" without the abbreviation: as sysfs writes it.

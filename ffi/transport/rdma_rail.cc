@@ -207,14 +207,16 @@ bool RdmaRail::HasRoom() const {
          requests_ - requests_completed_ + 4 <= kSendRequests;
 }
 
-void RdmaRail::Send(const Part& part) {
+void RdmaRail::Send(const Part& part, uint32_t key) {
   const size_t place = sent_ % kEntries * sizeof(RailEntry);
   RailEntry entry{part.notice, part.put, part.parts, static_cast<uint32_t>(received_)};
   std::memcpy(memory_.entries + place, &entry, sizeof(entry));
   reported_ = received_;
 
-  verbs::Sge bytes_sge{reinterpret_cast<uint64_t>(memory_.own + part.offset),
-                       static_cast<uint32_t>(part.bytes), own_->lkey()};
+  const bool lent = part.source != nullptr;
+  const std::byte* const source = lent ? part.source : memory_.own + part.offset;
+  verbs::Sge bytes_sge{reinterpret_cast<uint64_t>(source), static_cast<uint32_t>(part.bytes),
+                       lent ? key : own_->lkey()};
   verbs::Sge entry_sge{reinterpret_cast<uint64_t>(memory_.entries + place), sizeof(entry),
                        own_->lkey()};
   verbs::SendWr requests[2] = {};
@@ -237,7 +239,8 @@ void RdmaRail::Send(const Part& part) {
     first.num_sge = 1;
     first.opcode = verbs::kWrRdmaWrite;
     first.wr.rdma = {remote_.window + part.offset, peer_.rkey};
-    if (part.bytes <= max_inline_) first.send_flags = verbs::kSendInline;
+    // What is lent may be a device's memory, which processors cannot put into a request.
+    if (!lent && part.bytes <= max_inline_) first.send_flags = verbs::kSendInline;
     Post(requests);
   } else {
     Post(&last);
@@ -276,7 +279,9 @@ void RdmaRail::Report() {
 void RdmaRail::Completed(uint64_t requests) {
   requests_completed_ = std::max(requests_completed_, requests);
   while (!unacknowledged_.empty() && unacknowledged_.front().end <= requests_completed_) {
-    unacknowledged_bytes_ -= unacknowledged_.front().part.bytes + sizeof(RailEntry);
+    const Part& part = unacknowledged_.front().part;
+    unacknowledged_bytes_ -= part.bytes + sizeof(RailEntry);
+    if (part.source != nullptr) released_.push_back(part.put);
     unacknowledged_.pop_front();
   }
   if (requests_ > requests_completed_ && requests_signalled_ == requests_completed_ && !failed()) {
@@ -415,6 +420,15 @@ void RdmaRail::Fail(const std::string& reason) {
   library_->modify_qp(qp_, &attr, verbs::kQpState);  // as good if it is there already
 }
 
+bool RdmaRail::Reads(const RdmaLoan& loan) const {
+  return std::any_of(unacknowledged_.begin(), unacknowledged_.end(),
+                     [&](const Sent& sent) { return sent.part.loan == &loan; });
+}
+
+void RdmaRail::ForEachUnacknowledged(const std::function<void(Part&)>& visit) {
+  for (Sent& sent : unacknowledged_) visit(sent.part);
+}
+
 bool RdmaRail::overdue() const {
   return failed() && !drained() && Clock::now() - failed_at_ > kDrainTime;
 }
@@ -427,8 +441,14 @@ StatusOr<std::vector<RdmaRail::Part>> RdmaRail::Unreceived(uint64_t count) {
                            std::to_string(acknowledged) + " of them acknowledged");
   }
   std::vector<Part> parts;
-  for (size_t i = count - acknowledged; i < unacknowledged_.size(); ++i) {
-    parts.push_back(unacknowledged_[i].part);
+  for (size_t i = 0; i < unacknowledged_.size(); ++i) {
+    Part part = unacknowledged_[i].part;
+    if (acknowledged + i >= count) {
+      if (part.source == nullptr) part.loan = nullptr;
+      parts.push_back(part);
+    } else if (part.source != nullptr) {
+      released_.push_back(part.put);
+    }
   }
   unacknowledged_.clear();
   unacknowledged_bytes_ = 0;

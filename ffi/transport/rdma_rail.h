@@ -21,11 +21,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "transport/link.h"
+#include "transport/rdma_loan.h"
 #include "transport/rdma_ports.h"
 #include "transport/verbs.h"
 
@@ -66,6 +69,8 @@ class RdmaRail {
     size_t offset;  // in the window, and in the staging memory
     size_t bytes;
     Notice notice;
+    RdmaLoan* loan = nullptr;           // whose key the NIC was given, if any
+    const std::byte* source = nullptr;  // in the loan; null: in the staging memory
   };
 
   // Memory of the link, laid out as on the other side.
@@ -93,10 +98,14 @@ class RdmaRail {
   Status Connect(const RailAddress& peer, const RemoteMemory& remote, const RdmaConfig& config);
 
   // --- while it is up
-  bool HasRoom() const;  // for a part
-  void Send(const Part& part);
+  bool HasRoom() const;                       // for a part
+  void Send(const Part& part, uint32_t key);  // of its source, if that is lent
   size_t unacknowledged_bytes() const { return unacknowledged_bytes_; }
   bool idle() const { return unacknowledged_.empty(); }  // all that was sent is at the peer
+  // Puts, one for each part from a loan that has come through since the last call.
+  std::vector<uint64_t> TakeReleased() { return std::exchange(released_, {}); }
+  bool Reads(const RdmaLoan& loan) const;  // or may, for a part that is not through
+  void ForEachUnacknowledged(const std::function<void(Part&)>& visit);
 
   // --- always
   // Takes at most `budget` completions; what has come is appended to `arrived`. Returns whether
@@ -125,6 +134,7 @@ class RdmaRail {
   const std::string& violation() const { return violation_; }
 
   const RdmaPort& port() const { return port_; }
+  const verbs::Domain& domain() const { return *domain_; }
   std::string Describe() const;  // "rxe0:1 (...) to rxe0:1 (...)"
 
  private:
@@ -175,6 +185,7 @@ class RdmaRail {
   uint64_t requests_signalled_ = 0;  // up to the last one that will tell
   std::deque<Sent> unacknowledged_;
   size_t unacknowledged_bytes_ = 0;
+  std::vector<uint64_t> released_;
 
   // Receiving.
   uint32_t receives_posted_ = 0;

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -88,7 +89,14 @@ StatusOr<Library> LoadFrom(const char* file) {
   return library;
 }
 
+namespace {
+std::atomic<const Library*> for_tests{nullptr};
+}
+
+void UseForTests(const Library* library) { for_tests = library; }
+
 StatusOr<const Library*> Load() {
+  if (const Library* const library = for_tests) return library;
   static const StatusOr<Library>* const loaded = [] {
     auto* const library = new StatusOr<Library>(LoadFrom("libibverbs.so.1"));
     // For kernels before 5.12, where a fork would take registered pages away from the parent. It

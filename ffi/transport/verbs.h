@@ -47,6 +47,8 @@ struct Library {
 StatusOr<const Library*> Load();
 // For tests: from the file of that name, each time anew.
 StatusOr<Library> LoadFrom(const char* file);
+// For tests: what Load() returns from here on; null: the system's again.
+void UseForTests(const Library* library);
 
 // An open device, one per process and device, shared by all links.
 //

@@ -58,7 +58,7 @@ struct RawPeer {
     std::pair<EndParts, EndParts> parts;
     auto [ours, theirs] = SocketPair(SOCK_STREAM);
     parts.first.sockets.push_back(std::move(ours));
-    end.emplace(Wire::kTcp, std::move(parts.first), kWindowBytes, 7);
+    end.emplace(LinkKind::kTcp, std::move(parts.first), kWindowBytes, 7);
     socket = std::move(theirs);
   }
 
@@ -195,12 +195,12 @@ TEST_F(LinkFuzzTest, TcpSurvivesGarbageAndCutFrames) {
 class ShmFuzzTest : public LinkFuzzTest {
  protected:
   ShmFuzzTest() {
-    auto parts = MakeParts(Wire::kShm, kWindowBytes);
+    auto parts = MakeParts(LinkKind::kShm, kWindowBytes);
     void* address = mmap(nullptr, sizeof(SegmentHeader), PROT_READ | PROT_WRITE, MAP_SHARED,
                          parts.first.own_segment.get(), 0);
     EXPECT_NE(address, MAP_FAILED);
     header = static_cast<SegmentHeader*>(address);
-    pair.emplace(Wire::kShm, std::move(parts), kWindowBytes);
+    pair.emplace(LinkKind::kShm, std::move(parts), kWindowBytes);
   }
   ~ShmFuzzTest() override { munmap(header, sizeof(SegmentHeader)); }
 
@@ -227,11 +227,11 @@ TEST_F(ShmFuzzTest, AnImpossibleCountOfConsumedNoticesEndsTheLink) {
 
 TEST_F(LinkFuzzTest, ShmSurvivesGarbageInTheRing) {
   for (int round = 0; round < 120; ++round) {
-    auto parts = MakeParts(Wire::kShm, kWindowBytes);
+    auto parts = MakeParts(LinkKind::kShm, kWindowBytes);
     void* address = mmap(nullptr, sizeof(SegmentHeader), PROT_READ | PROT_WRITE, MAP_SHARED,
                          parts.first.own_segment.get(), 0);
     ASSERT_NE(address, MAP_FAILED);
-    LinkPair pair(Wire::kShm, std::move(parts), kWindowBytes);
+    LinkPair pair(LinkKind::kShm, std::move(parts), kWindowBytes);
     auto* words = static_cast<std::atomic<uint64_t>*>(address);
     const size_t word_count = sizeof(SegmentHeader) / sizeof(uint64_t);
     for (int step = 0; step < 300; ++step) {
@@ -252,9 +252,9 @@ TEST_F(LinkFuzzTest, ShmSurvivesGarbageInTheRing) {
 }
 
 TEST_F(LinkFuzzTest, ShmRefusesMessagesThatAreTooLong) {
-  auto parts = MakeParts(Wire::kShm, kWindowBytes);
+  auto parts = MakeParts(LinkKind::kShm, kWindowBytes);
   const Fd raw = std::move(parts.second.sockets[0]);
-  LinkEnd end(Wire::kShm, std::move(parts.first), kWindowBytes, 7);
+  LinkEnd end(LinkKind::kShm, std::move(parts.first), kWindowBytes, 7);
   const std::string message(kMaxTellBytes + 2, 'x');
   ASSERT_GT(send(raw.get(), message.data(), message.size(), MSG_NOSIGNAL), 0);
   while (end.Poll()) {
@@ -298,7 +298,7 @@ TEST_F(LinkFuzzTest, ShmRefusesSegmentsThatAreNotSealedOrNotOfTheirSize) {
                 Fd(open("/dev/null", O_RDWR | O_CLOEXEC)),
                 Fd()};
   for (Fd& fd : cases) {
-    auto parts = MakeParts(Wire::kShm, kWindowBytes).first;
+    auto parts = MakeParts(LinkKind::kShm, kWindowBytes).first;
     const auto link =
         MakeShmLink(7, parts.sockets[0].release(), parts.own_segment.release(), fd.release(),
                     parts.own_bell.get(), parts.peer_bell.release(), "");

@@ -14,29 +14,36 @@
 #include <utility>
 #include <vector>
 
+#include "fake_verbs.h"
 #include "transport/fd.h"
 #include "transport/link.h"
 #include "transport/rdma.h"
 
 namespace jaxcoll {
 
-enum class Wire { kShm, kTcp, kTcp4, kRdma };  // kTcp4: four sockets
+// kTcp4: four sockets; kFakeRdma: in this process only, by its FakeVerbs.
+enum class LinkKind { kShm, kTcp, kTcp4, kRdma, kFakeRdma };
 
-inline std::string NameOf(Wire wire) {
-  switch (wire) {
-    case Wire::kShm:
+inline bool IsRdma(LinkKind kind) { return kind == LinkKind::kRdma || kind == LinkKind::kFakeRdma; }
+
+inline std::string NameOf(LinkKind kind) {
+  switch (kind) {
+    case LinkKind::kShm:
       return "shm";
-    case Wire::kTcp:
+    case LinkKind::kTcp:
       return "tcp";
-    case Wire::kTcp4:
+    case LinkKind::kTcp4:
       return "tcp4";
-    case Wire::kRdma:
+    case LinkKind::kRdma:
       return "rdma";
+    case LinkKind::kFakeRdma:
+      return "fake_rdma";
   }
   return "";
 }
 
-inline RdmaConfig TestRdmaConfig() {
+inline RdmaConfig TestRdmaConfig(LinkKind kind) {
+  if (kind == LinkKind::kFakeRdma) return FakeVerbs::Current().Config();
   RdmaConfig config;
   config.deadline_s = 20;
   return config;
@@ -51,7 +58,8 @@ struct EndParts {
   std::string peer_offer;
 };
 
-inline StatusOr<std::unique_ptr<Link>> MakeRdma(int peer, EndParts& parts, size_t window_bytes) {
+inline StatusOr<std::unique_ptr<Link>> MakeRdma(LinkKind kind, int peer, EndParts& parts,
+                                                size_t window_bytes) {
   const int socket = parts.sockets[0].release();
   if (parts.rdma == nullptr) {  // the lower number is the client
     const auto send_offer = [&] {
@@ -69,7 +77,7 @@ inline StatusOr<std::unique_ptr<Link>> MakeRdma(int peer, EndParts& parts, size_
     };
     const bool client = peer == 7;  // LinkPair's a is the server
     if (!client) receive_offer();
-    auto prepared = RdmaLink::Prepare(TestRdmaConfig(), window_bytes, parts.peer_offer);
+    auto prepared = RdmaLink::Prepare(TestRdmaConfig(kind), window_bytes, parts.peer_offer);
     if (!prepared.ok()) return prepared.status();
     parts.rdma = std::move(*prepared);
     send_offer();
@@ -103,12 +111,12 @@ inline std::pair<Fd, Fd> TcpPair() {
   return {std::move(client), std::move(server)};
 }
 
-inline std::pair<EndParts, EndParts> MakeParts(Wire wire, size_t window_bytes) {
+inline std::pair<EndParts, EndParts> MakeParts(LinkKind kind, size_t window_bytes) {
   std::pair<EndParts, EndParts> parts;
   auto& [a, b] = parts;
   a.own_bell = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   b.own_bell = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (wire == Wire::kShm) {
+  if (kind == LinkKind::kShm) {
     auto [socket_a, socket_b] = SocketPair(SOCK_SEQPACKET);
     a.sockets.push_back(std::move(socket_a));
     b.sockets.push_back(std::move(socket_b));
@@ -119,7 +127,7 @@ inline std::pair<EndParts, EndParts> MakeParts(Wire wire, size_t window_bytes) {
     a.peer_bell = Fd(dup(b.own_bell.get()));
     b.peer_bell = Fd(dup(a.own_bell.get()));
   } else {
-    for (int i = 0; i < (wire == Wire::kTcp4 ? 4 : 1); ++i) {
+    for (int i = 0; i < (kind == LinkKind::kTcp4 ? 4 : 1); ++i) {
       auto [socket_a, socket_b] = TcpPair();
       a.sockets.push_back(std::move(socket_a));
       b.sockets.push_back(std::move(socket_b));
@@ -131,15 +139,15 @@ inline std::pair<EndParts, EndParts> MakeParts(Wire wire, size_t window_bytes) {
 // One end: the link, and a sink that keeps what comes until somebody wants it otherwise.
 class LinkEnd : public LinkSink {
  public:
-  LinkEnd(Wire wire, EndParts parts, size_t window_bytes, int peer)
+  LinkEnd(LinkKind kind, EndParts parts, size_t window_bytes, int peer)
       : bell_(std::move(parts.own_bell)) {
     auto made = [&]() -> StatusOr<std::unique_ptr<Link>> {
-      if (wire == Wire::kShm) {
+      if (kind == LinkKind::kShm) {
         return MakeShmLink(peer, parts.sockets[0].release(), parts.own_segment.release(),
                            parts.peer_segment.release(), bell_.get(), parts.peer_bell.release(),
                            "test");
       }
-      if (wire == Wire::kRdma) return MakeRdma(peer, parts, window_bytes);
+      if (IsRdma(kind)) return MakeRdma(kind, peer, parts, window_bytes);
       std::vector<int> sockets;
       for (Fd& fd : parts.sockets) sockets.push_back(fd.release());
       return MakeTcpLink(peer, sockets, window_bytes, "test");
@@ -202,12 +210,15 @@ class LinkEnd : public LinkSink {
 };
 
 // Both ends are for this process.
-inline std::pair<EndParts, EndParts> MakePairParts(Wire wire, size_t window_bytes) {
-  std::pair<EndParts, EndParts> parts = MakeParts(wire, window_bytes);
-  if (wire != Wire::kRdma) return parts;
+inline std::pair<EndParts, EndParts> MakePairParts(LinkKind kind, size_t window_bytes,
+                                                   uint64_t register_bytes = 0) {
+  std::pair<EndParts, EndParts> parts = MakeParts(kind, window_bytes);
+  if (!IsRdma(kind)) return parts;
   auto& [a, b] = parts;
+  RdmaConfig config = TestRdmaConfig(kind);
+  config.register_bytes = register_bytes;
   const auto prepare = [&](const std::string& offer) {
-    auto link = RdmaLink::Prepare(TestRdmaConfig(), window_bytes, offer);
+    auto link = RdmaLink::Prepare(config, window_bytes, offer);
     EXPECT_TRUE(link.ok()) << link.status().message();
     return std::move(*link);
   };
@@ -219,11 +230,11 @@ inline std::pair<EndParts, EndParts> MakePairParts(Wire wire, size_t window_byte
 }
 
 struct LinkPair {
-  LinkPair(Wire wire, size_t window_bytes)
-      : LinkPair(wire, MakePairParts(wire, window_bytes), window_bytes) {}
-  LinkPair(Wire wire, std::pair<EndParts, EndParts> parts, size_t window_bytes)
-      : a(wire, std::move(parts.first), window_bytes, 7),
-        b(wire, std::move(parts.second), window_bytes, 8) {}
+  LinkPair(LinkKind kind, size_t window_bytes)
+      : LinkPair(kind, MakePairParts(kind, window_bytes), window_bytes) {}
+  LinkPair(LinkKind kind, std::pair<EndParts, EndParts> parts, size_t window_bytes)
+      : a(kind, std::move(parts.first), window_bytes, 7),
+        b(kind, std::move(parts.second), window_bytes, 8) {}
 
   // Polls both until `done`; false if neither did anything for a long time.
   bool PollUntil(const std::function<bool()>& done) {

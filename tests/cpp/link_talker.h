@@ -3,7 +3,10 @@
 
 #include <cstring>
 #include <functional>
+#include <map>
+#include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -30,32 +33,41 @@ class Talker {
         seen_(count) {
     for (uint64_t slot = 0; slot < sources_.size(); ++slot) free_.push_back(slot);
     end_.on_notice = [this](const Notice& notice) { OnNotice(notice); };
-    end_.on_sent = [this](uint64_t token) { sending_.erase(token); };
+    end_.on_sent = [this](uint64_t token) {
+      sending_.erase(token);
+      loans_.erase(token);
+    };
     end_.on_told = [this](std::string_view) { peer_done_ = true; };
   }
 
   // Returns what went wrong, or nothing.
   std::string Run() {
-    bool told = false;
-    while (error_.empty()) {
-      if (on_turn) on_turn(received_);
-      Send();
-      if (!told && freed_ == count_ && received_ == count_) {
-        told = true;
-        end_.link->Tell("done");
-      }
-      if (told && peer_done_ && end_.link->writable_fds().empty()) return "";
+    while (true) {
+      if (const auto end = Turn()) return *end;
       if (pauses_ && random_() % 8 == 0) {
         std::this_thread::sleep_for(std::chrono::microseconds(random_() % 40));
       }
       if (!end_.PollOrSleep()) return "not woken";
-      // The other one may leave as soon as both are done.
-      if (!end_.end.ok()) return told ? "" : end_.end.message();
     }
-    return error_;
+  }
+
+  // All that can be done before the link is polled; nothing if it has to be called again.
+  std::optional<std::string> Turn() {
+    // The other one may leave as soon as both are done.
+    if (!end_.end.ok()) return told_ ? "" : end_.end.message();
+    if (!error_.empty()) return error_;
+    if (on_turn) on_turn(received_);
+    Send();
+    if (!told_ && freed_ == count_ && received_ == count_) {
+      told_ = true;
+      end_.link->Tell("done");
+    }
+    if (told_ && peer_done_ && end_.link->writable_fds().empty()) return "";
+    return std::nullopt;
   }
 
   std::function<void(uint64_t received)> on_turn;
+  bool lends = false;  // its sources, for as long as they are sent
 
  private:
   void Send() {
@@ -68,10 +80,19 @@ class Talker {
       source.resize(size);
       std::iota(source.begin(), source.end(), next_ * 1'000'003);
       const Notice notice = {kData, next_++, slot, size, next_ * 7, ~slot};
-      if (!end_.link->Put(std::as_bytes(std::span(source)), slot * kSlotBytes, notice, slot)) {
+      if (!Put(std::as_bytes(std::span(source)), slot * kSlotBytes, notice, slot)) {
         sending_.insert(slot);
       }
     }
+  }
+
+  bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice, uint64_t slot) {
+    if (!lends || source.empty()) return end_.link->Put(source, offset, notice, slot);
+    auto loan = end_.link->Borrow(source);
+    if (loan == nullptr) return end_.link->Put(source, offset, notice, slot);
+    const bool sent = end_.link->PutFrom(*loan, source, offset, notice, slot);
+    if (!sent) loans_[slot] = std::move(loan);
+    return sent;
   }
 
   void OnNotice(const Notice& notice) {
@@ -104,9 +125,10 @@ class Talker {
   std::vector<std::vector<uint64_t>> sources_;
   std::vector<uint64_t> free_;
   std::set<uint64_t> sending_;
+  std::map<uint64_t, std::unique_ptr<Link::Loan>> loans_;
   std::vector<bool> seen_;
   uint64_t next_ = 0, received_ = 0, freed_ = 0;
-  bool peer_done_ = false;
+  bool told_ = false, peer_done_ = false;
   std::string error_;
 };
 

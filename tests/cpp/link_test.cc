@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -37,18 +38,20 @@ std::vector<std::byte> RandomBytes(std::mt19937_64& random, size_t count) {
   return bytes;
 }
 
-class LinkTest : public testing::TestWithParam<Wire> {
+class LinkTest : public testing::TestWithParam<LinkKind> {
  protected:
   void SetUp() override {
-    if (GetParam() != Wire::kRdma) return;
+    if (GetParam() == LinkKind::kFakeRdma) fake_.emplace(Seed());
+    if (GetParam() != LinkKind::kRdma) return;
     // tests/rdma runs this suite where there is a device.
-    const std::string why = WhyNoRdma(TestRdmaConfig(), kWindowBytes);
+    const std::string why = WhyNoRdma(TestRdmaConfig(GetParam()), kWindowBytes);
     if (!why.empty()) GTEST_SKIP() << why;
   }
   LinkTest() : trace_(__FILE__, __LINE__, "seed " + std::to_string(Seed())), random(Seed()) {}
 
  private:
   testing::ScopedTrace trace_;
+  std::optional<FakeVerbs> fake_;
 
  protected:
   std::mt19937_64 random;
@@ -56,7 +59,8 @@ class LinkTest : public testing::TestWithParam<Wire> {
 
 TEST_P(LinkTest, SaysWhatItIs) {
   LinkPair pair(GetParam(), kWindowBytes);
-  EXPECT_EQ(pair.a.link->transport(), GetParam() == Wire::kTcp4 ? "tcp" : NameOf(GetParam()));
+  const std::string name = NameOf(GetParam());
+  EXPECT_EQ(pair.a.link->transport(), name == "tcp4" ? "tcp" : name == "fake_rdma" ? "rdma" : name);
   EXPECT_EQ(pair.a.link->Describe().find("test"), 0u);
   EXPECT_EQ(pair.a.link->window().size(), kWindowBytes);
   EXPECT_EQ(pair.a.link->remote_window_bytes(), kWindowBytes);
@@ -107,7 +111,7 @@ TEST_P(LinkTest, AnEmptyWindowTakesNotices) {
 TEST_P(LinkTest, WhatLiesInTheRemoteWindowIsNotCopied) {
   LinkPair pair(GetParam(), kWindowBytes);
   std::byte* remote = pair.a.link->remote_window();
-  EXPECT_EQ(remote != nullptr, GetParam() == Wire::kShm);
+  EXPECT_EQ(remote != nullptr, GetParam() == LinkKind::kShm);
   if (remote == nullptr) return;
   std::memset(remote + 100, 0x33, 1000);
   EXPECT_TRUE(pair.a.link->Put({remote + 100, 1000}, 100, Notice{}, 0));
@@ -147,8 +151,8 @@ TEST_P(LinkTest, LargePutsWaitForAPeerThatDoesNotPollAndEachIsReportedOnce) {
     pair.a.Poll();
   }
   // A NIC takes bytes whether its process polls or not.
-  if (GetParam() != Wire::kRdma) {
-    EXPECT_EQ(pair.a.link->writable_fds().empty(), GetParam() == Wire::kShm);
+  if (!IsRdma(GetParam())) {
+    EXPECT_EQ(pair.a.link->writable_fds().empty(), GetParam() == LinkKind::kShm);
   }
   ASSERT_TRUE(pair.PollUntil([&] { return pair.b.notices.size() == 200; }));
   ASSERT_TRUE(pair.PollUntil([&] { return pair.a.sent.size() >= owed.size(); }));
@@ -209,8 +213,8 @@ TEST_P(LinkTest, PollDeliversAtMostItsBudget) {
   ASSERT_TRUE(pair.PollUntil([&] { return pair.b.notices.size() == 100; }));
 }
 
-void Talk(Wire wire, uint64_t count, bool pauses) {
-  LinkPair pair(wire, kWindowBytes);
+void Talk(LinkKind kind, uint64_t count, bool pauses) {
+  LinkPair pair(kind, kWindowBytes);
   Talker talker_a(pair.a, kWindowBytes, count, pauses, Seed());
   Talker talker_b(pair.b, kWindowBytes, count, pauses, Seed() + 1);
   std::string error_b;
@@ -257,7 +261,7 @@ TEST_P(LinkTest, ANoticeIsSeenBeforeSleepOrEndsIt) {
     if (!pair.b.link->PrepareToSleep()) return true;
     std::vector<pollfd> fds;
     for (int fd : pair.b.link->readable_fds()) fds.push_back({fd, POLLIN, 0});
-    return poll(fds.data(), fds.size(), GetParam() == Wire::kShm ? 0 : 1000) > 0;
+    return poll(fds.data(), fds.size(), GetParam() == LinkKind::kShm ? 0 : 1000) > 0;
   };
   while (pair.a.Poll() | pair.b.Poll()) {
   }
@@ -271,7 +275,7 @@ TEST_P(LinkTest, ANoticeIsSeenBeforeSleepOrEndsIt) {
 }
 
 TEST_P(LinkTest, ASenderWithoutRoomSeesRoomBeforeItSleeps) {
-  if (GetParam() != Wire::kShm) GTEST_SKIP() << "the kernel says when a socket has room";
+  if (GetParam() != LinkKind::kShm) GTEST_SKIP() << "the kernel says when a socket has room";
   LinkPair pair(GetParam(), kWindowBytes);
   while (pair.a.Poll() | pair.b.Poll()) {
   }
@@ -322,7 +326,7 @@ TEST_P(LinkTest, WhatAPeerSentBeforeItClosedIsDelivered) {
   pair.a.link->Put({}, 0, Notice{}, 0);
   for (uint64_t i = 0; i < 300; ++i) pair.b.link->Put({}, 0, Notice{i}, i);
   pair.b.link->Tell("farewell");
-  if (GetParam() == Wire::kRdma) {  // else the kernel has it
+  if (IsRdma(GetParam())) {  // else the kernel has it
     ASSERT_TRUE(pair.PollUntil([&] { return pair.b.link->writable_fds().empty(); }));
   }
   pair.b.CloseLink();
@@ -332,8 +336,11 @@ TEST_P(LinkTest, WhatAPeerSentBeforeItClosedIsDelivered) {
   ExpectGone(pair.a);
 }
 
+// Between processes.
+class LinkDeathTest : public LinkTest {};
+
 // The child puts and tells, then kills itself as hard as can be.
-TEST_P(LinkTest, WhatAPeerSentBeforeSigkillIsDelivered) {
+TEST_P(LinkDeathTest, WhatAPeerSentBeforeSigkillIsDelivered) {
   for (const bool parent_waits_for_death : {true, false}) {
     auto parts = MakeParts(GetParam(), kWindowBytes);
     const pid_t child = fork();
@@ -374,7 +381,7 @@ TEST_P(LinkTest, WhatAPeerSentBeforeSigkillIsDelivered) {
   }
 }
 
-TEST_P(LinkTest, DeathWakesASleeper) {
+TEST_P(LinkDeathTest, DeathWakesASleeper) {
   auto parts = MakeParts(GetParam(), kWindowBytes);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
@@ -410,9 +417,17 @@ TEST_P(LinkTest, ThePeerMayDieWhileMuchIsQueued) {
   ExpectGone(pair.a);
 }
 
+std::string NameOfCase(const testing::TestParamInfo<LinkKind>& info) { return NameOf(info.param); }
+
 INSTANTIATE_TEST_SUITE_P(Transports, LinkTest,
-                         testing::Values(Wire::kShm, Wire::kTcp, Wire::kTcp4, Wire::kRdma),
-                         [](const auto& info) { return NameOf(info.param); });
+                         testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
+                                         LinkKind::kRdma, LinkKind::kFakeRdma),
+                         NameOfCase);
+// What is fake has one process.
+INSTANTIATE_TEST_SUITE_P(Transports, LinkDeathTest,
+                         testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
+                                         LinkKind::kRdma),
+                         NameOfCase);
 
 // The ring alone, at one address: what ThreadSanitizer can judge.
 TEST(RingTest, EachNoticeComesOnceAndInOrder) {

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -23,11 +24,12 @@ namespace {
 
 constexpr size_t kWindowBytes = size_t{1} << 20;
 
-class RdmaTest : public testing::Test {
+class RdmaTest : public testing::TestWithParam<LinkKind> {
  protected:
   RdmaTest() : trace_(__FILE__, __LINE__, "seed " + std::to_string(seed)), random(seed) {}
   void SetUp() override {
-    const std::string why = WhyNoRdma(TestRdmaConfig(), kWindowBytes);
+    if (GetParam() == LinkKind::kFakeRdma) fake_.emplace(seed);
+    const std::string why = WhyNoRdma(TestRdmaConfig(GetParam()), kWindowBytes);
     if (!why.empty()) GTEST_SKIP() << why;
   }
   static RdmaLink& Rdma(LinkEnd& end) { return static_cast<RdmaLink&>(*end.link); }
@@ -38,17 +40,21 @@ class RdmaTest : public testing::Test {
 
  private:
   testing::ScopedTrace trace_;
+  std::optional<FakeVerbs> fake_;
 
  protected:
   std::mt19937_64 random;
 };
 
+// What takes a kernel: processes, and limits of theirs.
+class RealRdmaTest : public RdmaTest {};
+
 #define NEEDS_TWO_RAILS(pair) \
   if (!HasTwoRails(pair)) GTEST_SKIP() << "this machine has one RDMA port"
 
-TEST_F(RdmaTest, AllActivePortsAreRailsOfALinkAndItNamesThem) {
-  LinkPair pair(Wire::kRdma, kWindowBytes);
-  const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(), -1);
+TEST_P(RdmaTest, AllActivePortsAreRailsOfALinkAndItNamesThem) {
+  LinkPair pair(GetParam(), kWindowBytes);
+  const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(GetParam()), -1);
   EXPECT_EQ(Rdma(pair.a).live_rails(), ports.usable.size());
   EXPECT_EQ(Rdma(pair.b).live_rails(), ports.usable.size());
   for (const RdmaPort& port : ports.usable) {
@@ -58,8 +64,8 @@ TEST_F(RdmaTest, AllActivePortsAreRailsOfALinkAndItNamesThem) {
   }
 }
 
-TEST_F(RdmaTest, WhatLiesInTheStagingMemoryIsSentFromThere) {
-  LinkPair pair(Wire::kRdma, kWindowBytes);
+TEST_P(RdmaTest, WhatLiesInTheStagingMemoryIsSentFromThere) {
+  LinkPair pair(GetParam(), kWindowBytes);
   std::byte* const staging = pair.a.link->staging();
   std::fill(staging + 5000, staging + 305'000, std::byte{0x5C});
   pair.a.link->Put({staging + 5000, 300'000}, 5000, Notice{1}, 0);
@@ -71,9 +77,9 @@ TEST_F(RdmaTest, WhatLiesInTheStagingMemoryIsSentFromThere) {
 }
 
 // Either side, or both, at any time; what was under way comes once.
-TEST_F(RdmaTest, TheTrafficOfARailThatFailsMovesToTheOther) {
+TEST_P(RdmaTest, TheTrafficOfARailThatFailsMovesToTheOther) {
   for (int round = 0; round < 3; ++round) {
-    LinkPair pair(Wire::kRdma, kWindowBytes);
+    LinkPair pair(GetParam(), kWindowBytes);
     NEEDS_TWO_RAILS(pair);
     constexpr uint64_t kCount = 1500;
     Talker talker_a(pair.a, kWindowBytes, kCount, false, random());
@@ -100,8 +106,8 @@ TEST_F(RdmaTest, TheTrafficOfARailThatFailsMovesToTheOther) {
   }
 }
 
-TEST_F(RdmaTest, TheLastRailsFailureEndsBothSidesWithItsReason) {
-  LinkPair pair(Wire::kRdma, kWindowBytes);
+TEST_P(RdmaTest, TheLastRailsFailureEndsBothSidesWithItsReason) {
+  LinkPair pair(GetParam(), kWindowBytes);
   pair.a.link->Put({}, 0, Notice{1}, 0);
   ASSERT_TRUE(pair.PollUntil([&] { return !pair.b.notices.empty(); }));
   for (size_t i = Rdma(pair.a).live_rails(); i-- > 0;) Rdma(pair.a).BreakRail(i);
@@ -117,12 +123,12 @@ TEST_F(RdmaTest, TheLastRailsFailureEndsBothSidesWithItsReason) {
   }
 }
 
-TEST_F(RdmaTest, AWrongKeyIsRefusedByThePeersNicAndSaid) {
-  auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+TEST_P(RdmaTest, AWrongKeyIsRefusedByThePeersNicAndSaid) {
+  auto parts = MakePairParts(GetParam(), kWindowBytes);
   auto offer = *RdmaOffer::Decode(parts.first.peer_offer, RdmaLink::kMaxRails);
   for (RailAddress& rail : offer.rails) rail.rkey ^= 0x5500;
   parts.first.peer_offer = offer.Encode();
-  LinkPair pair(Wire::kRdma, std::move(parts), kWindowBytes);
+  LinkPair pair(GetParam(), std::move(parts), kWindowBytes);
   std::vector<std::byte> source(50'000, std::byte{0xEE});
   for (uint64_t i = 0; i < 8; ++i) pair.a.link->Put(source, 0, Notice{i}, 0);
   ASSERT_TRUE(pair.PollUntil([&] { return !pair.a.end.ok() && !pair.b.end.ok(); }));
@@ -134,9 +140,9 @@ TEST_F(RdmaTest, AWrongKeyIsRefusedByThePeersNicAndSaid) {
       << pair.b.end.message();
 }
 
-TEST_F(RdmaTest, AnOfferThatDisagreesIsRefused) {
+TEST_P(RdmaTest, AnOfferThatDisagreesIsRefused) {
   for (int change = 0; change < 3; ++change) {
-    auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+    auto parts = MakePairParts(GetParam(), kWindowBytes);
     auto offer = *RdmaOffer::Decode(parts.first.peer_offer, RdmaLink::kMaxRails);
     if (change == 0) offer.window_bytes += 1;
     if (change == 1) offer.rails.pop_back();
@@ -159,7 +165,7 @@ void ExpectBroken(const LinkEnd& end, const std::string& how) {
 }
 
 // The ring is the peer's to write: here the notice that has come is changed before it is read.
-TEST_F(RdmaTest, NonsenseInTheRingEndsTheLink) {
+TEST_P(RdmaTest, NonsenseInTheRingEndsTheLink) {
   const struct {
     void (*change)(RailEntry&);
     const char* error;
@@ -170,10 +176,10 @@ TEST_F(RdmaTest, NonsenseInTheRingEndsTheLink) {
       {[](RailEntry& entry) { entry.consumed = ~0u; }, "consumed notices that were not sent"},
   };
   for (const auto& c : cases) {
-    auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+    auto parts = MakePairParts(GetParam(), kWindowBytes);
     // Addresses of this process, in an offer that its other half was to get.
     const auto offer = *RdmaOffer::Decode(parts.second.peer_offer, RdmaLink::kMaxRails);
-    LinkPair pair(Wire::kRdma, std::move(parts), kWindowBytes);
+    LinkPair pair(GetParam(), std::move(parts), kWindowBytes);
     while (pair.a.Poll() | pair.b.Poll()) {
     }
     pair.b.link->Put({}, 0, Notice{1}, 0);
@@ -187,7 +193,7 @@ TEST_F(RdmaTest, NonsenseInTheRingEndsTheLink) {
   }
 }
 
-TEST_F(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
+TEST_P(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
   const struct {
     Notice notice;
     const char* error;
@@ -200,9 +206,9 @@ TEST_F(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
       {{3, 0, ~uint64_t{0}}, "notices of a rail that has sent 0"},
   };
   for (const auto& c : cases) {
-    auto parts = MakePairParts(Wire::kRdma, kWindowBytes);
+    auto parts = MakePairParts(GetParam(), kWindowBytes);
     const Fd raw = std::move(parts.second.sockets[0]);
-    LinkEnd end(Wire::kRdma, std::move(parts.first), kWindowBytes, 7);
+    LinkEnd end(GetParam(), std::move(parts.first), kWindowBytes, 7);
     const FrameHeader frames[] = {FrameRules{0, 0, 1}.Hello(),
                                   {kFrameMagic, FrameKind::kPut, 0, 0, c.notice}};
     ASSERT_EQ(send(raw.get(), frames, sizeof(frames), 0), ssize_t{sizeof(frames)});
@@ -211,13 +217,13 @@ TEST_F(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
   }
 }
 
-TEST_F(RdmaTest, APeerKilledMidTransferIsGone) {
-  auto parts = MakeParts(Wire::kRdma, kWindowBytes);
+TEST_P(RealRdmaTest, APeerKilledMidTransferIsGone) {
+  auto parts = MakeParts(GetParam(), kWindowBytes);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
     parts.first = EndParts();
-    LinkEnd end(Wire::kRdma, std::move(parts.second), kWindowBytes, 8);
+    LinkEnd end(GetParam(), std::move(parts.second), kWindowBytes, 8);
     std::vector<std::byte> source(200'000, std::byte{1});
     while (true) {
       if (end.link->writable_fds().empty()) end.link->Put(source, 0, Notice{1}, 0);
@@ -225,7 +231,7 @@ TEST_F(RdmaTest, APeerKilledMidTransferIsGone) {
     }
   }
   parts.second = EndParts();
-  LinkEnd end(Wire::kRdma, std::move(parts.first), kWindowBytes, 7);
+  LinkEnd end(GetParam(), std::move(parts.first), kWindowBytes, 7);
   std::vector<std::byte> source(200'000, std::byte{2});
   while (end.notices.size() < 20) {
     ASSERT_TRUE(end.end.ok()) << end.end.message();
@@ -242,7 +248,7 @@ TEST_F(RdmaTest, APeerKilledMidTransferIsGone) {
   EXPECT_NE(end.end.message().find(") is gone"), std::string::npos) << end.end.message();
 }
 
-TEST_F(RdmaTest, MemoryThatMayNotBeLockedIsAReasonThatSaysWhatToDo) {
+TEST_P(RealRdmaTest, MemoryThatMayNotBeLockedIsAReasonThatSaysWhatToDo) {
   if (geteuid() != 0) GTEST_SKIP() << "needs root, to become somebody with a limit";
   int fds[2];
   ASSERT_EQ(pipe(fds), 0);
@@ -250,12 +256,12 @@ TEST_F(RdmaTest, MemoryThatMayNotBeLockedIsAReasonThatSaysWhatToDo) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     std::string why = "no port";
-    const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(), -1);
+    const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(GetParam()), -1);
     std::vector<std::shared_ptr<verbs::OpenDevice>> open;  // while this process still may
     for (const RdmaPort& port : ports.usable) open.push_back(*verbs::OpenDevice::Open(port.device));
     const rlimit limit{64 << 10, 64 << 10};
     if (setrlimit(RLIMIT_MEMLOCK, &limit) == 0 && setuid(65534) == 0) {
-      why = WhyNoRdma(TestRdmaConfig(), kWindowBytes);
+      why = WhyNoRdma(TestRdmaConfig(GetParam()), kWindowBytes);
     }
     (void)!write(fds[1], why.data(), why.size());
     _exit(0);
@@ -279,11 +285,11 @@ std::string NetworkInterface(const std::string& device) {
   return name;
 }
 
-TEST_F(RdmaTest, APortThatGoesDownMovesItsTraffic) {
-  const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(), -1);
+TEST_P(RealRdmaTest, APortThatGoesDownMovesItsTraffic) {
+  const RdmaPorts ports = FindRdmaPorts(TestRdmaConfig(GetParam()), -1);
   const std::string interface = NetworkInterface(ports.usable.at(0).device);
   if (geteuid() != 0 || interface.empty()) GTEST_SKIP() << "needs root and a soft-RoCE device";
-  LinkPair pair(Wire::kRdma, kWindowBytes);
+  LinkPair pair(GetParam(), kWindowBytes);
   NEEDS_TWO_RAILS(pair);
   const auto set = [&](const char* state) {
     ASSERT_EQ(std::system(("ip link set " + interface + " " + state).c_str()), 0);
@@ -305,6 +311,12 @@ TEST_F(RdmaTest, APortThatGoesDownMovesItsTraffic) {
   EXPECT_EQ(error_b, "");
   EXPECT_EQ(Rdma(pair.a).live_rails(), 1u);
 }
+
+std::string NameOfCase(const testing::TestParamInfo<LinkKind>& info) { return NameOf(info.param); }
+
+INSTANTIATE_TEST_SUITE_P(Devices, RdmaTest, testing::Values(LinkKind::kRdma, LinkKind::kFakeRdma),
+                         NameOfCase);
+INSTANTIATE_TEST_SUITE_P(Devices, RealRdmaTest, testing::Values(LinkKind::kRdma), NameOfCase);
 
 }  // namespace
 }  // namespace jaxcoll

@@ -296,7 +296,8 @@ class RdmaPortsTest : public testing::Test {
     RdmaConfig config;
     config.devices = devices;
     config.gid_index = gid_index;
-    return FindRdmaPorts(config, node, folder);
+    config.sysfs = folder;
+    return FindRdmaPorts(config, node);
   }
   static std::vector<std::string> Names(const RdmaPorts& ports) {
     std::vector<std::string> names;
@@ -310,8 +311,10 @@ class RdmaPortsTest : public testing::Test {
 using Strings = std::vector<std::string>;
 
 TEST_F(RdmaPortsTest, NoFolderNoPorts) {
-  EXPECT_TRUE(FindRdmaPorts({}, -1, folder / "none").usable.empty());
   EXPECT_TRUE(Find().usable.empty());
+  RdmaConfig config;
+  config.sysfs = folder / "none";
+  EXPECT_TRUE(FindRdmaPorts(config, -1).usable.empty());
 }
 
 TEST_F(RdmaPortsTest, RoceTakesTheRoutableAddressOfVersion2) {
@@ -372,7 +375,11 @@ TEST_F(RdmaPortsTest, JaxcollIbHcaSelectsOrExcludes) {
   EXPECT_EQ(Names(Find("mlx5_1:1,mlx5_10")), (Strings{"mlx5_1:1", "mlx5_10:1"}));
   EXPECT_EQ(Names(Find("mlx5_1:2")), Strings{});
   EXPECT_EQ(Names(Find("^mlx5_1")), (Strings{"mlx5_0:1", "mlx5_10:1"}));
-  EXPECT_EQ(Find("mlx5_9").left_out.at(0), "mlx5_0:1: JAXCOLL_IB_HCA leaves it out");
+  EXPECT_EQ(
+      Find("mlx5_1:1,mlx5_9,mlx5_0:2").left_out,
+      (Strings{"mlx5_0:1: JAXCOLL_IB_HCA leaves it out", "mlx5_10:1: JAXCOLL_IB_HCA leaves it out",
+               "mlx5_9: JAXCOLL_IB_HCA names it, and it is not here",
+               "mlx5_0:2: JAXCOLL_IB_HCA names it, and it is not here"}));
 }
 
 TEST_F(RdmaPortsTest, TheNearestComeFirst) {
