@@ -9,7 +9,10 @@ those. Links are made as the engine's are, authenticated through the job's store
 
 Latency stands beside `ib_write_lat`: half the round trip of a put, its notice included. Bandwidth
 stands beside `ib_write_bw`, but a put counts when the receiver has answered that its place is free
-again, as between engines; MB are 2^20 bytes, as there.
+again, as between engines; MB are 2^20 bytes, as there. Bytes lie where the engine puts messages
+together; `--source copied` has them copied there first, `--source lent` has rdma register them
+instead, anew each time the window has been filled. Where the latter is faster, from some size on,
+is what JAXCOLL_IB_REGISTER_BYTES is for.
 """
 
 from __future__ import annotations
@@ -141,13 +144,14 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         bench.ping_pong(size, WARMUP, first)
         trips_s = bench.ping_pong(size, options.n, first)
         halves_us = [trip_s / 2 * 1e6 for trip_s in trips_s]
-        bench.stream(size, WARMUP, first)
+        bench.stream(size, WARMUP, first, options.source)
         # Peak: the best of a few runs; average: of all.
-        runs_s = [bench.stream(size, options.n, first) for _ in range(5)]
+        runs_s = [bench.stream(size, options.n, first, options.source) for _ in range(5)]
         per_run = options.n * size / 2**20
         rows.append(
             {
                 "transport": transport,
+                "source": options.source,
                 "bytes": size,
                 "iterations": options.n,
                 "t_min_us": min(halves_us),
@@ -164,7 +168,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         )
     bootstrap.close()
     if first:
-        print_tables(transport, bench.describe(), rows)
+        print_tables(transport, f"{bench.describe()}, {options.source}", rows)
     return rows
 
 
@@ -207,6 +211,12 @@ def parser() -> argparse.ArgumentParser:
         default=list(TRANSPORTS),
         help="which, comma separated [all]",
     )
+    command.add_argument(
+        "--source",
+        choices=("staged", "copied", "lent"),
+        default="staged",
+        help="where bytes lie before [staged]",
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     return command
 
@@ -222,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         command.error(f"-e is at most {native.comm_window_bytes}, the window of a link")
     if unknown := set(options.transports) - set(TRANSPORTS):
         command.error(f"there is no transport {', '.join(sorted(unknown))}")
+    if options.source == "lent" and options.transports != ["rdma"]:
+        command.error("only rdma takes what is lent: --transports rdma")
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
         launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "-m"]
         return subprocess.call([*launch, "benchmarks.transport", *arguments])

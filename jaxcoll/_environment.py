@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,10 +74,10 @@ def _interface_prefixes(text: str) -> tuple[bool, tuple[str, ...]]:
 def _rdma_devices(text: str) -> str:
     for word in text.removeprefix("^").split(","):
         device, colon, port = word.partition(":")
-        if not device or not device.isascii() or not device.replace("_", "").isalnum():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", device):
             raise ValueError
-        if colon and not 1 <= int(port) <= 255:
-            raise ValueError
+        if colon:
+            _integer_from(1, 255)(port)
     return text
 
 
@@ -183,6 +184,14 @@ VARIABLES = (
         takes="0 to 255",
         meaning="traffic class of rdma's packets; for RoCE v2 its upper six bits are the DSCP",
         parse=_integer_from(0, 255),
+    ),
+    Variable(
+        "JAXCOLL_IB_REGISTER_BYTES",
+        default="never",
+        takes="65536 or more",
+        meaning="arrays of at least so many bytes are registered with the NICs for the time of a "
+        "call and sent from where they lie, instead of being copied",
+        parse=_integer_from(65536, 2**62),
     ),
     Variable(
         "JAXCOLL_HOST_ID",

@@ -57,7 +57,8 @@ def _rdma() -> str:
         native.comm_rdma_fabrics()
     except ValueError as error:
         return f"not here: {error}"
-    return f"processes of several hosts, over {', '.join(native.comm_rdma_ports())}"
+    left_out = "".join(f"; without {port}" for port in native.comm_rdma_left_out())
+    return f"processes of several hosts, over {', '.join(native.comm_rdma_ports())}{left_out}"
 
 
 def _wrapped(line: str) -> str:

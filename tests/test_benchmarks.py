@@ -256,6 +256,7 @@ def test_transport_measures_a_link_of_each_kind(tmp_path: Path) -> None:
 def test_transport_explains_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["--transports", "smoke"], "there is no transport smoke"),
+        (["--source", "lent"], "only rdma takes what is lent"),
         (["-e", "1G"], "the window of a link"),
         (["-b", "4K", "-e", "8"], "-b not larger than -e"),
     ):

@@ -103,12 +103,14 @@ def test_values_are_parsed() -> None:
             "JAXCOLL_IFNAME": "^docker,lo",
             "JAXCOLL_HOST_ID": "a b",
             "JAXCOLL_TCP_SOCKETS": "64",
+            "JAXCOLL_IB_HCA": "^mlx5_0:1,bnxt_re-bond0",
         }
     ) == unset | {
         "JAXCOLL_TRANSPORT": ("tcp", "shm"),
         "JAXCOLL_IFNAME": (True, ("docker", "lo")),
         "JAXCOLL_HOST_ID": "a b",
         "JAXCOLL_TCP_SOCKETS": 64,
+        "JAXCOLL_IB_HCA": "^mlx5_0:1,bnxt_re-bond0",
     }
 
 
@@ -128,6 +130,11 @@ def test_values_are_parsed() -> None:
         ("JAXCOLL_TRANSPORT", "verbs"),
         ("JAXCOLL_IB_HCA", "mlx5_0,"),
         ("JAXCOLL_IB_HCA", "mlx5_0:x"),
+        ("JAXCOLL_IB_HCA", "mlx5_0:0"),
+        ("JAXCOLL_IB_HCA", "mlx5_0,^mlx5_1"),
+        ("JAXCOLL_IB_HCA", "../0"),
+        ("JAXCOLL_IB_REGISTER_BYTES", "100"),
+        ("JAXCOLL_IB_REGISTER_BYTES", "1M"),
         ("JAXCOLL_IB_GID_INDEX", "-1"),
         ("JAXCOLL_IB_SL", "16"),
         ("JAXCOLL_TRANSPORT", "shm,"),

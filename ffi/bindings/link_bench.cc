@@ -58,9 +58,14 @@ class LinkBench final : public LinkSink {
   }
 
   // `count` puts one way, each answered by a notice that frees its place; as many are under way as
-  // the window holds, 64 at most. Seconds, for the sender until the last answer.
-  double Stream(uint64_t bytes, int count, bool sends) {
+  // the window holds, 64 at most. Seconds, for the sender until the last answer. `source`: where the
+  // bytes lie before: "staged", as those that the engine has put together; "copied", as an array's;
+  // "lent", the same, which is lent anew as often as the window has been filled.
+  double Stream(uint64_t bytes, int count, bool sends, const std::string& source) {
     Check(bytes, count);
+    if (source == "lent" && link_->Borrow(source_) == nullptr) {
+      throw nb::value_error("this link borrows nothing: rdma does, with JAXCOLL_IB_REGISTER_BYTES");
+    }
     nb::gil_scoped_release release;
     const Clock::time_point begin = Clock::now();
     const uint64_t places =
@@ -69,7 +74,11 @@ class LinkBench final : public LinkSink {
       const uint64_t start = expected_;
       for (uint64_t i = 0; i < static_cast<uint64_t>(count); ++i) {
         if (i >= places) Await(start + i - places + 1, notices_);
-        Put(bytes, i % places * bytes);
+        if (source == "lent" && i % places == 0) {
+          Await(0, idle_);
+          loan_ = link_->Borrow(source_);
+        }
+        Put(bytes, i % places * bytes, source != "staged");
       }
       expected_ += static_cast<uint64_t>(count);
       Await(expected_, notices_);
@@ -80,6 +89,7 @@ class LinkBench final : public LinkSink {
       }
     }
     Await(0, idle_);
+    loan_.reset();
     return std::chrono::duration<double>(Clock::now() - begin).count();
   }
 
@@ -94,11 +104,14 @@ class LinkBench final : public LinkSink {
     }
   }
 
-  // From the memory that is best for the transport, as the engine does.
-  void Put(uint64_t bytes, uint64_t offset) {
-    std::byte* const staging = link_->staging();
-    const std::byte* const source = (staging == nullptr ? source_.data() : staging) + offset;
-    if (!link_->Put({source, bytes}, offset, Notice{}, 0)) ++unsent_;
+  void Put(uint64_t bytes, uint64_t offset, bool from_array = false) {
+    std::byte* const staging = from_array ? nullptr : link_->staging();
+    const std::byte* const at = (staging == nullptr ? source_.data() : staging) + offset;
+    const std::span<const std::byte> source(at, bytes);
+    const bool sent = loan_ != nullptr && bytes > 0
+                          ? link_->PutFrom(*loan_, source, offset, Notice{}, 0)
+                          : link_->Put(source, offset, Notice{}, 0);
+    if (!sent) ++unsent_;
   }
 
   // Until `counter` has reached `count`; where `counter` is idle_, until all is sent.
@@ -139,6 +152,7 @@ class LinkBench final : public LinkSink {
   Fd bell_;
   std::vector<std::byte> source_;
   std::unique_ptr<Link> link_;
+  std::unique_ptr<Link::Loan> loan_;  // of source_
   // The peer may be a function ahead: what counts is how many notices there were in all.
   uint64_t notices_ = 0;
   uint64_t expected_ = 0;
@@ -180,6 +194,7 @@ void BindLinkBench(nb::module_& m) {
       .def("ping_pong", &LinkBench::PingPong, nb::arg("bytes"), nb::arg("rounds"), nb::arg("first"),
            "Seconds of each round trip of a put of so many bytes.")
       .def("stream", &LinkBench::Stream, nb::arg("bytes"), nb::arg("count"), nb::arg("sends"),
+           nb::arg("source") = "staged",
            "Seconds that so many puts one way take, until all are answered.");
 }
 

@@ -83,6 +83,10 @@ void BindRdma(nb::module_& m) {
       },
       "The RDMA ports that rdma would use, for people.");
   m.def(
+      "comm_rdma_left_out",
+      [] { return FindRdmaPorts(ConfigFromEnvironment(), NumaNodeOfThisThread()).left_out; },
+      "Those that it would not, and why.");
+  m.def(
       "comm_prepare_rdma",
       [](const nb::bytes& client_offer) {
         auto link = RdmaLink::Prepare(ConfigFromEnvironment(), kWindowBytes,

@@ -587,6 +587,14 @@ size_t FakeVerbs::regions_with_access(int access) {
                        [&](const auto& mr) { return mr.second->access == access; });
 }
 
+size_t FakeVerbs::regions_in(std::span<const std::byte> memory) {
+  std::lock_guard lock(mutex_);
+  const auto begin = reinterpret_cast<uint64_t>(memory.data());
+  return std::count_if(mrs_.begin(), mrs_.end(), [&](const auto& mr) {
+    return mr.second->begin < begin + memory.size() && begin < mr.second->begin + mr.second->length;
+  });
+}
+
 verbs::QpAttr FakeVerbs::last_connected() {
   std::lock_guard lock(mutex_);
   return last_connected_;

@@ -17,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,7 @@ class FakeVerbs {
   Counts counts();
   size_t regions();  // that are registered now
   size_t regions_with_access(int access);
+  size_t regions_in(std::span<const std::byte> memory);  // that overlap it
   verbs::QpAttr last_connected();   // attributes of the queue pair that was connected last
   std::vector<uint64_t> dmabufs();  // offsets of the dma-bufs that were registered
 

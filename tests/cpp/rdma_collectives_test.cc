@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -13,6 +14,7 @@
 #include "comm/reactor.h"
 #include "executor/local_plan.h"
 #include "executor/local_program.h"
+#include "executor/ragged_run.h"
 #include "executor/segment_plan.h"
 #include "link_pair.h"
 #include "schedule/schedule.h"
@@ -25,15 +27,11 @@ using Buffers = std::vector<std::vector<std::byte>>;
 
 class Flag final : public Completion {
  public:
-  Flag(int& done, Status& status) : done_(done), status_(status) {}
-  void Done(const Status& status) override {
-    ++done_;
-    if (!status.ok()) status_ = status;
-  }
+  explicit Flag(std::function<void(const Status&)> done) : done_(std::move(done)) {}
+  void Done(const Status& status) override { done_(status); }
 
  private:
-  int& done_;
-  Status& status_;
+  const std::function<void(const Status&)> done_;
 };
 
 struct Job {
@@ -82,7 +80,36 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
     }
   }
 
-  // One call of the program by all, a rank for each process.
+  // One call by all, a rank for each process. How it ended.
+  Status Call(const std::string& what, const std::vector<std::shared_ptr<const RunPlan>>& plans,
+              const std::vector<MemberBuffers>& buffers) {
+    const auto ranks = static_cast<int>(plans.size());
+    std::vector<int64_t> devices(ranks);
+    std::iota(devices.begin(), devices.end(), 0);
+    groups.clear();
+    int done = 0;
+    Status status;
+    for (int rank = 0; rank < ranks; ++rank) {
+      groups.push_back(reactors[rank]->Open({devices, what, what, plans[rank]}));
+      std::vector<std::unique_ptr<Completion>> completions;
+      completions.push_back(std::make_unique<Flag>([&, rank](const Status& end) {
+        ++done;
+        if (!end.ok()) status = end;
+        if (on_done) on_done(rank);
+      }));
+      groups.back()->Start(buffers[rank], std::move(completions),
+                           std::make_shared<ContinuationCost>());
+    }
+    while (done < ranks) {
+      for (size_t i = 0; i < reactors.size(); ++i) {
+        reactors[i]->Step();
+        if (on_turn) on_turn();
+      }
+    }
+    return status;
+  }
+
+  // That the call computes what the engine of one process does.
   void Check(const ScheduleSpec& spec, int64_t block_elements, DType dtype) {
     const int ranks = spec.world_size;
     const std::string what = std::string(Name(spec.collective)) + " by " + spec.algorithm +
@@ -113,29 +140,18 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
     }
     const Buffers expected = InOneProcess(programs, spec.collective, block_elements, dtype, inputs);
 
-    std::vector<int64_t> devices(ranks);
-    std::iota(devices.begin(), devices.end(), 0);
-    std::vector<std::unique_ptr<RemoteGroup>> groups;
-    int done = 0;
-    Status status;
+    std::vector<std::shared_ptr<const RunPlan>> plans;
+    std::vector<MemberBuffers> buffers;
     for (int rank = 0; rank < ranks; ++rank) {
       StatusOr<SegmentProgram> program = CompileSegments({programs[rank]}, ranks, largest_message);
       ASSERT_TRUE(program.ok()) << program.status().message();
       auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
                                       {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
-      groups.push_back(reactors[rank]->Open({devices, what, what, *plan}));
-      std::vector<std::unique_ptr<Completion>> completions;
-      completions.push_back(std::make_unique<Flag>(done, status));
-      groups.back()->Start({{inputs[rank].data()}, {outputs[rank].data()}}, std::move(completions),
-                           std::make_shared<ContinuationCost>());
+      plans.push_back(*plan);
+      buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
     }
-    while (done < ranks) {
-      for (auto& reactor : reactors) {
-        reactor->Step();
-        if (on_turn) on_turn();
-      }
-    }
+    const Status status = Call(what, plans, buffers);
     ASSERT_TRUE(status.ok()) << what << ": " << status.message();
     for (int rank = 0; rank < ranks; ++rank) {
       ASSERT_EQ(outputs[rank].size(), expected[rank].size()) << what;
@@ -175,9 +191,13 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
   std::vector<std::unique_ptr<Reactor>> reactors;
   std::mt19937_64 random{1};
   int checked = 0;
-  std::vector<RdmaLink*> links;  // the reactors'
+  std::vector<RdmaLink*> links;                      // the reactors'
+  std::vector<std::unique_ptr<RemoteGroup>> groups;  // of the last call
   std::function<void()> on_turn;
+  std::function<void(int rank)> on_done;
 };
+
+class RegisteredCollectivesTest : public RdmaCollectivesTest {};
 
 TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   const int ranks = GetParam().processes;
@@ -213,6 +233,96 @@ TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   std::printf("%d calls compared\n", checked);
 }
 
+TEST_P(RdmaCollectivesTest, RaggedBlocksOfAllSizesArrive) {
+  const int ranks = GetParam().processes;
+  RaggedShape shape;
+  shape.operand_rows = 9000;
+  shape.output_rows = 9000;
+  shape.row_bytes = 24;
+  std::vector<int> process_of_rank(ranks);
+  std::iota(process_of_rank.begin(), process_of_rank.end(), 0);
+  for (int round = 0; round < 5; ++round) {
+    // Rows from a rank to a rank, none from some; they lie one after the other.
+    std::vector<std::vector<int32_t>> rows(ranks, std::vector<int32_t>(ranks));
+    for (auto& row : rows) {
+      for (int32_t& count : row) count = random() % 3 == 0 ? 0 : random() % (9000 / ranks);
+    }
+    std::vector<std::array<std::vector<int32_t>, 4>> tables(ranks);
+    for (int from = 0; from < ranks; ++from) {
+      int32_t at = 0;
+      for (int to = 0; to < ranks; ++to) {
+        int32_t before = 0;
+        for (int earlier = 0; earlier < from; ++earlier) before += rows[earlier][to];
+        tables[from][0].push_back(at);
+        tables[from][1].push_back(rows[from][to]);
+        tables[from][2].push_back(before);
+        tables[from][3].push_back(rows[to][from]);
+        at += rows[from][to];
+      }
+    }
+    Buffers operands(ranks), bases(ranks), results(ranks), expected(ranks);
+    std::vector<std::shared_ptr<const RunPlan>> plans;
+    std::vector<MemberBuffers> buffers;
+    RaggedCall reference;
+    reference.shape = shape;
+    for (int rank = 0; rank < ranks; ++rank) {
+      operands[rank].resize(9000 * shape.row_bytes);
+      for (std::byte& byte : operands[rank]) byte = static_cast<std::byte>(random());
+      bases[rank].assign(9000 * shape.row_bytes, std::byte{0xBA});
+      results[rank].resize(bases[rank].size());
+      expected[rank].resize(bases[rank].size());
+      plans.push_back(std::make_shared<const RaggedPlan>(shape, process_of_rank, rank, kSlotBytes));
+      MemberBuffers own{{operands[rank].data(), bases[rank].data()}, {results[rank].data()}};
+      for (const auto& table : tables[rank]) {
+        own.inputs.push_back(reinterpret_cast<const std::byte*>(table.data()));
+      }
+      buffers.push_back(own);
+      reference.ranks.push_back({operands[rank].data(), bases[rank].data(), tables[rank][0].data(),
+                                 tables[rank][1].data(), tables[rank][2].data(),
+                                 tables[rank][3].data(), expected[rank].data()});
+    }
+    ASSERT_TRUE(CheckRagged(reference).ok());
+    for (int rank = 0; rank < ranks; ++rank) RunRagged(reference, rank);
+    const Status status = Call("ragged_all_to_all", plans, buffers);
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(results, expected) << "round " << round;
+  }
+}
+
+// What a call has lent is nobody's to read once the call has failed, be it that NICs are stuck.
+TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
+  const int ranks = GetParam().processes;
+  Buffers inputs(ranks, std::vector<std::byte>(1'000'000)), outputs = inputs;
+  std::vector<std::shared_ptr<const RunPlan>> plans;
+  std::vector<MemberBuffers> buffers;
+  for (int rank = 0; rank < ranks; ++rank) {
+    ScheduleSpec spec;
+    spec.collective = Collective::kAllReduce;
+    spec.algorithm = "ring";
+    spec.world_size = ranks;
+    StatusOr<SegmentProgram> program = CompileSegments({*BuildSchedule(spec, rank)}, ranks, 1);
+    ASSERT_TRUE(program.ok()) << program.status().message();
+    plans.push_back(*SegmentPlan::Create(std::make_shared<const SegmentProgram>(*program),
+                                         {250'000}, DType::kFloat32, ReduceOp::kSum, kSlotBytes));
+    buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
+  }
+  const auto registered = [&](int rank) {
+    return fake_->regions_in(inputs[rank]) + fake_->regions_in(outputs[rank]);
+  };
+  bool lent = false;
+  on_turn = [&] {
+    if (lent || registered(0) == 0) return;
+    lent = true;
+    for (const int device : {0, 1}) fake_->SetPort(device, false, /*told=*/false);
+    groups[0]->Fail(Status(StatusCode::kCancelled, "the test ends it"));
+  };
+  // Before anybody hears of the failure, and may free them.
+  on_done = [&](int rank) { EXPECT_EQ(registered(rank), 0u); };
+  const Status status = Call("all_reduce", plans, buffers);
+  EXPECT_TRUE(lent);
+  EXPECT_NE(status.message().find("the test ends it"), std::string::npos) << status.message();
+}
+
 // Every rail but the first fails while calls are under way: none of them is any the wiser.
 TEST_P(RdmaCollectivesTest, CallsOutliveTheLossOfARail) {
   ScheduleSpec spec;
@@ -232,16 +342,22 @@ TEST_P(RdmaCollectivesTest, CallsOutliveTheLossOfARail) {
   }
 }
 
+std::string NameOfCase(const testing::TestParamInfo<Job>& info) {
+  return std::to_string(info.param.processes) + (info.param.registers ? "_registered_" : "_") +
+         NameOf(info.param.kind);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Processes, RdmaCollectivesTest,
     testing::Values(Job{2, LinkKind::kRdma, false}, Job{2, LinkKind::kRdma, true},
                     Job{3, LinkKind::kRdma, false}, Job{4, LinkKind::kRdma, false},
                     Job{2, LinkKind::kFakeRdma, false}, Job{2, LinkKind::kFakeRdma, true},
                     Job{3, LinkKind::kFakeRdma, true}, Job{4, LinkKind::kFakeRdma, false}),
-    [](const auto& info) {
-      return std::to_string(info.param.processes) + (info.param.registers ? "_registered_" : "_") +
-             NameOf(info.param.kind);
-    });
+    NameOfCase);
+INSTANTIATE_TEST_SUITE_P(Processes, RegisteredCollectivesTest,
+                         testing::Values(Job{2, LinkKind::kFakeRdma, true},
+                                         Job{3, LinkKind::kFakeRdma, true}),
+                         NameOfCase);
 
 }  // namespace
 }  // namespace jaxcoll

@@ -1,7 +1,7 @@
 """Run by `jaxcoll launch -n 2` with JAXCOLL_TRANSPORT=rdma.
 
-all_reduce inside jit, exact; what `jaxcoll info` says; then benchmarks.transport. In one job, since
-emulated processes take long to import JAX.
+all_reduce inside jit, exact, of staged and of registered arrays; what `jaxcoll info` says; then
+benchmarks.transport. In one job, since emulated processes take long to import JAX.
 """
 
 import jax
@@ -32,3 +32,5 @@ assert "rdma to process" in dump, dump
 print(dump)
 assert "rdma     processes of several hosts, over rxe0:1 (RoCE, GID 1: " in info.report()
 assert transport.main(["-e", "64K", "-f", "16", "-n", "20"]) == 0
+lent = ["--transports", "rdma", "--source", "lent"]
+assert transport.main(["-b", "64K", "-e", "64K", "-n", "20", *lent]) == 0
