@@ -58,9 +58,9 @@ class LinkBench final : public LinkSink {
   }
 
   // `count` puts one way, each answered by a notice that frees its place; as many are under way as
-  // the window holds, 64 at most. Seconds, for the sender until the last answer. `source`: where the
-  // bytes lie before: "staged", as those that the engine has put together; "copied", as an array's;
-  // "lent", the same, which is lent anew as often as the window has been filled.
+  // the window holds, 64 at most. Seconds, for the sender until the last answer. `source` is where
+  // the bytes lie before: "staged", as those that the engine has put together; "copied", as an
+  // array's; "lent", the same, which is lent anew as often as the window has been filled.
   double Stream(uint64_t bytes, int count, bool sends, const std::string& source) {
     Check(bytes, count);
     if (source == "lent" && link_->Borrow(source_) == nullptr) {

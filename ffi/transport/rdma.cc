@@ -16,9 +16,9 @@
 #include "base/environment.h"
 #include "transport/fd.h"
 #include "transport/link_error.h"
+#include "transport/pages.h"
 #include "transport/rdma_loan.h"
 #include "transport/rdma_offer.h"
-#include "transport/rdma_pages.h"
 #include "transport/rdma_rail.h"
 #include "transport/tcp_socket.h"
 
@@ -64,8 +64,10 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
   Status Init(const std::vector<std::optional<RdmaPort>>& ports) {
     const size_t window = RoundUpToPage(window_bytes_);
     const size_t rings = ports.size() * RdmaRail::kRingBytes;
-    if (Status status = open_.Allocate(window + rings); !status.ok()) return status;
-    if (Status status = own_.Allocate(window + rings); !status.ok()) return status;
+    for (Pages* const pages : {&open_, &own_}) {
+      if (Status status = pages->Allocate(window + rings); !status.ok()) return status;
+      if (Status status = pages->KeepFromChildren(); !status.ok()) return status;
+    }
     std::vector<std::string> left_out;
     Status first;
     for (size_t i = 0; i < ports.size(); ++i) {
@@ -612,8 +614,8 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
   int peer_ = -1;
   std::string description_;
   std::string rails_text_;
-  RegisteredPages open_;  // window and rings: the peer may write them
-  RegisteredPages own_;   // staging and entries: the NIC may read them
+  Pages open_;  // window and rings: the peer may write them
+  Pages own_;   // staging and entries: the NIC may read them
   std::vector<Rail> rails_;
   std::optional<TcpSocket> control_;
 

@@ -8,7 +8,6 @@
 // end of another. So the end is reported when all have ended, or kEndGrace after the first.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -20,6 +19,7 @@
 
 #include "transport/link.h"
 #include "transport/link_error.h"
+#include "transport/pages.h"
 #include "transport/tcp_frame.h"
 #include "transport/tcp_socket.h"
 
@@ -35,31 +35,6 @@ constexpr auto kEndGrace = std::chrono::seconds(1);
 // deadline passes meanwhile. Linux 6.15 lets us say how long the pause may become, at least 1 s.
 constexpr int kTcpRtoMaxMs = 44;  // TCP_RTO_MAX_MS, which older headers lack
 constexpr int kResendAfterMsMax = 1000;
-
-// Page-aligned zeros, which take memory only where they were written.
-class Pages {
- public:
-  Pages() = default;
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  ~Pages() {
-    if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
-  }
-
-  Status Allocate(size_t bytes) {
-    if (bytes == 0) return Status();
-    void* address =
-        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) return SystemError("mmap of a window", errno);
-    bytes_ = {static_cast<std::byte*>(address), bytes};
-    ::madvise(address, bytes, MADV_HUGEPAGE);  // only a wish
-    return Status();
-  }
-  std::span<std::byte> bytes() const { return bytes_; }
-
- private:
-  std::span<std::byte> bytes_;
-};
 
 class TcpLink final : public Link {
  public:

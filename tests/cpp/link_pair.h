@@ -49,6 +49,13 @@ inline RdmaConfig TestRdmaConfig(LinkKind kind) {
   return config;
 }
 
+// Why this machine has no rdma; found out once, for it takes emulated processors long.
+inline const std::string& WhyNoTestRdma() {
+  static const std::string& why =
+      *new std::string(WhyNoRdma(TestRdmaConfig(LinkKind::kRdma), 4096));
+  return why;
+}
+
 // What one end is made of, so that it can be made on the other side of a fork.
 struct EndParts {
   std::vector<Fd> sockets;
@@ -227,6 +234,21 @@ inline std::pair<EndParts, EndParts> MakePairParts(LinkKind kind, size_t window_
   b.rdma = prepare(b.peer_offer);
   a.peer_offer = b.rdma->Offer();
   return parts;
+}
+
+// Gives the second end to a child, which plays its part and never comes back.
+inline pid_t ForkPeer(LinkKind kind, std::pair<EndParts, EndParts>& parts, size_t window_bytes,
+                      const std::function<void(LinkEnd&)>& play) {
+  const pid_t child = fork();
+  EXPECT_GE(child, 0);
+  if (child != 0) {
+    parts.second = EndParts();
+    return child;
+  }
+  parts.first = EndParts();
+  LinkEnd end(kind, std::move(parts.second), window_bytes, 8);
+  play(end);
+  _exit(1);
 }
 
 struct LinkPair {

@@ -44,8 +44,7 @@ class LinkTest : public testing::TestWithParam<LinkKind> {
     if (GetParam() == LinkKind::kFakeRdma) fake_.emplace(Seed());
     if (GetParam() != LinkKind::kRdma) return;
     // tests/rdma runs this suite where there is a device.
-    const std::string why = WhyNoRdma(TestRdmaConfig(GetParam()), kWindowBytes);
-    if (!why.empty()) GTEST_SKIP() << why;
+    if (!WhyNoTestRdma().empty()) GTEST_SKIP() << WhyNoTestRdma();
   }
   LinkTest() : trace_(__FILE__, __LINE__, "seed " + std::to_string(Seed())), random(Seed()) {}
 
@@ -343,11 +342,7 @@ class LinkDeathTest : public LinkTest {};
 TEST_P(LinkDeathTest, WhatAPeerSentBeforeSigkillIsDelivered) {
   for (const bool parent_waits_for_death : {true, false}) {
     auto parts = MakeParts(GetParam(), kWindowBytes);
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      parts.first = EndParts();
-      LinkEnd end(GetParam(), std::move(parts.second), kWindowBytes, 8);
+    const pid_t child = ForkPeer(GetParam(), parts, kWindowBytes, [](LinkEnd& end) {
       // Tcp promises nothing if there are unread bytes, such as a greeting.
       while (end.told.empty()) end.Poll();
       for (uint64_t i = 0; i < 400; ++i) {
@@ -357,8 +352,7 @@ TEST_P(LinkDeathTest, WhatAPeerSentBeforeSigkillIsDelivered) {
       end.link->Tell("last words");
       while (!end.link->writable_fds().empty()) end.Poll();
       kill(getpid(), SIGKILL);
-    }
-    parts.second = EndParts();
+    });
     LinkEnd end(GetParam(), std::move(parts.first), kWindowBytes, 7);
     end.link->Tell("go");
     if (parent_waits_for_death) {
@@ -383,15 +377,10 @@ TEST_P(LinkDeathTest, WhatAPeerSentBeforeSigkillIsDelivered) {
 
 TEST_P(LinkDeathTest, DeathWakesASleeper) {
   auto parts = MakeParts(GetParam(), kWindowBytes);
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    parts.first = EndParts();
-    LinkEnd end(GetParam(), std::move(parts.second), kWindowBytes, 8);
+  const pid_t child = ForkPeer(GetParam(), parts, kWindowBytes, [](LinkEnd& end) {
     end.link->Tell("here");
     while (true) pause();
-  }
-  parts.second = EndParts();
+  });
   LinkEnd end(GetParam(), std::move(parts.first), kWindowBytes, 7);
   while (end.told.empty()) ASSERT_TRUE(end.PollOrSleep());
   while (end.Poll() || !end.link->PrepareToSleep()) {

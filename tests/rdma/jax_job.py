@@ -4,6 +4,8 @@ all_reduce inside jit, exact, of staged and of registered arrays; what `jaxcoll 
 benchmarks.transport. In one job, since emulated processes take long to import JAX.
 """
 
+import io
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -27,9 +29,9 @@ for elements in (1, 1000, 300_000):
     for shard in step(x).addressable_shards:
         assert np.asarray(shard.data).tobytes() == rows.sum(0, keepdims=True).tobytes(), elements
     print("exact", elements, flush=True)
-dump = debug.dump()
-assert "rdma to process" in dump, dump
-print(dump)
+recorder = io.StringIO()
+debug.dump(recorder)
+assert "rdma to process" in recorder.getvalue(), recorder.getvalue()
 assert "rdma     processes of several hosts, over rxe0:1 (RoCE, GID 1: " in info.report()
 assert transport.main(["-e", "64K", "-f", "16", "-n", "20"]) == 0
 lent = ["--transports", "rdma", "--source", "lent"]
