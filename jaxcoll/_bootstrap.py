@@ -29,7 +29,6 @@ from typing import Any, Protocol
 from jaxcoll import _environment, _listener
 from jaxcoll import _handshake as handshake
 from jaxcoll import _host as host
-from jaxcoll import _jax_compat as compat
 from jaxcoll._connection import Connection, admit
 from jaxcoll._dial import Call, Unreachable, ask, dial_rdma, dial_shm, dial_tcp
 from jaxcoll._handshake import ProtocolError, Purpose
@@ -173,7 +172,8 @@ class Bootstrap:
 
         Raises: LinkError if there is none.
         """
-        import jaxcoll
+        import jaxcoll  # here: ranks of our own link up without JAX
+        from jaxcoll import _jax_compat as compat
 
         job = compat.distributed_store()
         if job is None:

@@ -86,6 +86,12 @@ def output_blocks(collective: str, world_size: int) -> int:
     return world_size if collective in ("all_gather", "all_to_all") else 1
 
 
+def block_elements(collective: str, world_size: int, nbytes: int, itemsize: int) -> int:
+    """Elements of a block where the larger of a rank's buffers has `nbytes`; at least one."""
+    blocks = max(input_blocks(collective, world_size), output_blocks(collective, world_size))
+    return max(1, nbytes // (blocks * itemsize))
+
+
 def algorithms(collective: str) -> tuple[str, ...]:
     """Names of the built-in algorithms of a collective.
 

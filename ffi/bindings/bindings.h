@@ -12,6 +12,7 @@ void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the
 void BindSim(nanobind::module_& m);       // sim.cc: networks, schedules packed for them, time
 void BindCuda(nanobind::module_& m);      // cuda.cc: GPUs, or that this build has none
 void BindRdma(nanobind::module_& m);      // rdma.cc: links to them over RDMA
-void BindLinkBench(nanobind::module_& m);  // link_bench.cc: a link alone, for benchmarks
+void BindEngineCall(nanobind::module_& m);  // engine_call.cc: the engine without XLA, for timing
+void BindLinkBench(nanobind::module_& m);   // link_bench.cc: a link alone, for benchmarks
 
 }  // namespace jaxcoll

@@ -10,4 +10,5 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindCuda(m);
   jaxcoll::BindRdma(m);
   jaxcoll::BindLinkBench(m);
+  jaxcoll::BindEngineCall(m);
 }

@@ -24,6 +24,7 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
   const SegmentProgram& program() const { return *program_; }
   int32_t segment_count() const { return static_cast<int32_t>(segments_.size()); }
+  int32_t in_flight() const;  // segments that a run works at together
   // Bytes of an op's message. In it, and in scratch, every chunk of a part has `stride` bytes.
   size_t MessageBytes(int32_t segment, const SegmentOp& op) const {
     return segments_[segment].stride_sum * op.chunk_count;

@@ -13,17 +13,15 @@ constexpr size_t kInFlightBytes = 3 << 19;
 constexpr size_t kInFlightLeast = 2;
 constexpr size_t kInFlightMost = 4;
 
-int32_t InFlight(const SegmentPlan& plan) {
+}  // namespace
+
+int32_t SegmentPlan::in_flight() const {
   size_t bytes = 1;
-  for (const SegmentOp& op : plan.program().ops) {
-    if (op.kind == SegmentOp::Kind::kSend && plan.segment_count() > 0) {
-      bytes += plan.MessageBytes(0, op);
-    }
+  for (const SegmentOp& op : program().ops) {
+    if (op.kind == SegmentOp::Kind::kSend && segment_count() > 0) bytes += MessageBytes(0, op);
   }
   return static_cast<int32_t>(std::clamp(kInFlightBytes / bytes, kInFlightLeast, kInFlightMost));
 }
-
-}  // namespace
 
 std::unique_ptr<Run> SegmentPlan::MakeRun(MemberBuffers buffers, Wire& wire) const {
   return std::make_unique<SegmentRun>(shared_from_this(), std::move(buffers), wire);
@@ -33,7 +31,7 @@ SegmentRun::SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers bu
     : plan_(std::move(plan)),
       buffers_(std::move(buffers)),
       wire_(wire),
-      in_flight_(InFlight(*plan_)) {}
+      in_flight_(plan_->in_flight()) {}
 
 SegmentRun::~SegmentRun() {
   for (const std::unique_ptr<Instance>& instance : active_) {

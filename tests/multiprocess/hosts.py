@@ -187,12 +187,20 @@ class Network:
         Raises: NotPermitted if this kernel has no such discipline.
         """
         for host in self.hosts:
-            command = ["tc", "qdisc", "replace", "dev", interface, "root", *discipline.split()]
-            try:
-                host.run(*command)
-            except RuntimeError as error:
-                what = discipline.split()[0]
-                raise NotPermitted(f"no {what} in this kernel: {error}") from None
+            self._queue(host, interface, discipline)
+
+    def shape_host(self, index: int, interface: str, discipline: str) -> None:
+        """The same for one host's cable, both ways: what it sends there and what it gets."""
+        self._queue(self.hosts[index], interface, discipline)
+        self._queue(self._switches, self._port(index, interface), discipline)
+
+    def _queue(self, host: _Host, device: str, discipline: str) -> None:
+        command = ["tc", "qdisc", "replace", "dev", device, "root", *discipline.split()]
+        try:
+            host.run(*command)
+        except RuntimeError as error:
+            what = discipline.split()[0]
+            raise NotPermitted(f"no {what} in this kernel: {error}") from None
 
     def sent_bytes(self, host: int, interface: str) -> int:
         """What a host has sent there so far."""
