@@ -12,6 +12,7 @@ _COMMANDS = {
     "info": ("jaxcoll.info", "print versions, devices, and what this build can do"),
     "verify": ("jaxcoll.verify", "prove that schedules are right"),
     "schedule": ("jaxcoll.interop.command", "print, export and import schedules"),
+    "tune": ("jaxcoll.tune", 'measure this machine, and what "auto" picks on it'),
     "simulate": ("jaxcoll._simulate_command", "predict collectives on modelled networks"),
 }
 

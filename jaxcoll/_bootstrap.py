@@ -86,6 +86,9 @@ class Native(Protocol):
     def comm_link_failed(self, peer: int, reason: str) -> None:
         """There will be no link to that peer."""
 
+    def comm_refuse(self, reason: str) -> None:
+        """Ends all links."""
+
 
 @dataclass
 class _Peer:
@@ -204,6 +207,10 @@ class Bootstrap:
         wanted, or just before this call.
         """
         self._call_soon(self._want, peer)
+
+    def refuse(self, reason: str) -> None:
+        """From now on this process takes part in nothing: whoever wants a link is told why."""
+        self._call_soon(self._refuse, reason)
 
     def close(self) -> None:
         """Stops listening, gives up what is under way and ends the threads. Links stay."""
@@ -340,6 +347,13 @@ class Bootstrap:
         state = self._make_link(peer)
         if state.outcome.done() and state.outcome.result():
             self._native.comm_link_failed(peer, state.outcome.result())
+
+    def _refuse(self, reason: str) -> None:
+        for index in range(self._count):
+            if index != self._index:
+                peer = self._peers.setdefault(index, _new_peer(index))
+                self._fail(index, peer, reason)
+        self._native.comm_refuse(reason)
 
     def _make_link(self, index: int) -> _Peer:
         """Starts making a link unless somebody did before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxcoll import _bootstrap, _environment
+from jaxcoll import _bootstrap, _environment, _tuning
 from jaxcoll import _jax_compat as compat
-from jaxcoll._errors import UnsupportedError
+from jaxcoll._errors import TuningError, UnsupportedError
 from jaxcoll._native import cuda, native
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
@@ -82,11 +83,11 @@ def ranks_per_node(
     return per_host if per_host > 1 else ranks_per(groups, process_of_logical)
 
 
-def processes_per_group(groups: np.ndarray, process_of_logical: Sequence[int]) -> int:
-    """How many processes a group reaches into, at most; 1 if processes are not known."""
-    if len(process_of_logical) == 0:
+def places_per_group(groups: np.ndarray, place_of_logical: Sequence[int]) -> int:
+    """How many places (processes, hosts) a group reaches into, at most; 1 if they are not known."""
+    if len(place_of_logical) == 0:
         return 1
-    return max(len(np.unique(row)) for row in np.asarray(process_of_logical)[groups])
+    return max(len(np.unique(row)) for row in np.asarray(place_of_logical)[groups])
 
 
 def ranks_per(groups: np.ndarray, place_of_logical: Sequence[int]) -> int:
@@ -117,6 +118,7 @@ def mesh_of(mesh: AbstractMesh, devices: Sequence[Any] | None) -> Mesh | Abstrac
 
 
 _starting = threading.Lock()
+_started: _bootstrap.Bootstrap | None = None  # guarded by _starting
 
 
 def start_engine() -> None:
@@ -127,7 +129,8 @@ def start_engine() -> None:
 
 
 def _start_engine_once() -> None:
-    bootstrap = _bootstrap.Bootstrap.from_environment(native)
+    global _started
+    _started = bootstrap = _bootstrap.Bootstrap.from_environment(native)
     process_of_device = {device.id: device.process_index for device in jax.devices()}
     native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
     bootstrap.start()
@@ -160,6 +163,52 @@ def start(mesh: Mesh | AbstractMesh) -> None:
         )
     if len(set(processes(mesh))) > 1:
         start_engine()
+
+
+_AGREE_S = 60.0  # for the store to answer: nobody else has to arrive
+_agreeing = threading.Lock()
+_disagreement: str | None = None  # guarded by _agreeing; None: not compared yet, "": none
+
+
+def agree_on_tuning() -> None:
+    """Compares this process's table with that of the first of the job that has asked, once.
+
+    Nobody waits for anybody: the job's store keeps what came first. A process that differs takes
+    part in nothing any more, so that the others fail with the same reason rather than wait for it.
+
+    Raises: TuningError naming both digests, processes and files; for a table that cannot be used.
+    """
+    global _disagreement
+    with _agreeing:
+        if _disagreement is None:
+            _disagreement = _compare_tuning()
+            if _disagreement and _started is not None:
+                _started.refuse(_disagreement)
+        if _disagreement:
+            raise TuningError(_disagreement)
+
+
+def _compare_tuning() -> str:
+    """What is wrong; empty if nothing is."""
+    job = compat.distributed_store()
+    if job is None:
+        return ""
+    store, index, _ = job
+    try:
+        digest, text = _tuning.digest(), _tuning.describe()
+    except TuningError as error:  # the others must not wait for this process
+        return f"process {index}: {error}"
+    key = _bootstrap.PREFIX + "tuning"
+    own = f"process {index} on host {socket.gethostname()}: {text}"
+    store.set(key, f"{digest} {own}".encode())
+    first_digest, _, first = store.wait(key, _AGREE_S).decode().partition(" ")
+    if first_digest == digest:
+        return ""
+    return (
+        'the processes of this job would pick different algorithms for "auto", by different tables '
+        f"of `jaxcoll tune`: {first}; {own}. Copy one file to all hosts, or set JAXCOLL_TUNING=off "
+        "for all processes, and start the job again"
+    )
 
 
 _CUDA_BLOCKS = 32

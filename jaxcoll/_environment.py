@@ -81,10 +81,13 @@ def _rdma_devices(text: str) -> str:
     return text
 
 
-def _short_text(text: str) -> str:
-    if len(text) > 255:
-        raise ValueError
-    return text
+def _text_of_at_most(characters: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) > characters:
+            raise ValueError
+        return text
+
+    return parse
 
 
 VARIABLES = (
@@ -198,7 +201,15 @@ VARIABLES = (
         default="boot id, network namespace, host name",
         takes="text of at most 255 characters",
         meaning="processes with equal ids count as being on one host and may use shm",
-        parse=_short_text,
+        parse=_text_of_at_most(255),
+    ),
+    Variable(
+        "JAXCOLL_TUNING",
+        default="`jaxcoll/tuning.json` in `XDG_CACHE_HOME`, or `~/.cache`, if it is there",
+        takes="a file, or off",
+        meaning="the table of `jaxcoll tune` that `auto` picks by; off: the one that ships; the "
+        "same in all processes",
+        parse=_text_of_at_most(4096),
     ),
 )
 

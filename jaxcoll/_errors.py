@@ -31,3 +31,7 @@ class AxisIndexGroupsError(JaxcollError, ValueError):
 
 class PermutationError(JaxcollError, ValueError):
     """A permutation with a repeated source or destination, or one out of range."""
+
+
+class TuningError(JaxcollError, RuntimeError):
+    """A tuning table that cannot be used, or not by all processes alike; names the files."""

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxcoll import _communicator, _select
+from jaxcoll import _communicator, _select, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
@@ -44,10 +44,12 @@ class _Group:
     movable: bool
     ranks_per_node: int  # as _communicator.ranks_per_node
     processes: int  # that a group reaches into, at most
+    hosts: int  # the same
     on_gpu: bool
     exported: bool
     axes: tuple[int, ...]  # sizes of the mesh axes that are the group; () with axis_index_groups
     program: str  # fingerprint of the program where there are several, or may be; "" else
+    agreed: bool  # whether its processes must pick alike: several compile it
     label: str
 
     @property
@@ -72,7 +74,16 @@ class _Call:
             return ""  # nobody else must tell this call from others
         return ", ".join(str(operand.type) for operand in operands)
 
+    def _table(self) -> tuple[_tuning.Table | None, str]:
+        """What resolves "auto", and its digest for the HLO; raises TuningError."""
+        if self.algorithm != "auto" or self.schedule or self.group.on_gpu:
+            return None, ""
+        if self.group.agreed:
+            _communicator.agree_on_tuning()
+        return _tuning.active(), _tuning.digest()
+
     def attributes(self, operands: Sequence[Value]) -> dict[str, ir.Attribute]:
+        table, tuning = self._table()
         algorithm, dims = _select.choose(
             self.collective,
             self.algorithm,
@@ -80,8 +91,10 @@ class _Call:
             byte_count=sum(compat.byte_count(operand) for operand in operands),
             ranks_per_node=self.group.ranks_per_node,
             processes=self.group.processes,
+            hosts=self.group.hosts,
             axes=self.group.axes,
             on_gpu=self.group.on_gpu,
+            table=table,
         )
 
         def text(value: str) -> ir.Attribute:
@@ -105,6 +118,7 @@ class _Call:
             "dims": integers(dims),
             "channels": integer(1),
             "schedule": text(self.schedule),
+            "tuning": text(tuning),
             "program": text(self.group.program),
             "signature": text(self._signature(operands)),
             "label": text(self.group.label),
@@ -178,11 +192,13 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         device_ids=device_ids,
         movable=movable,
         ranks_per_node=_communicator.ranks_per_node(groups, processes, hosts),
-        processes=_communicator.processes_per_group(groups, processes),
+        processes=_communicator.places_per_group(groups, processes),
+        hosts=_communicator.places_per_group(groups, hosts),
         on_gpu=_on_gpu(ctx),
         exported=exported,
         axes=() if axis_index_groups else tuple(mesh.shape[axis] for axis in axis_name),
         program=program,
+        agreed=not one_process,
         label=label,
     )
 

@@ -1,6 +1,7 @@
 """(collective, world size, request) -> algorithm, decided while tracing and equal everywhere.
 
-The choice depends on nothing but its arguments, so that every process compiles the same program.
+The choice depends on nothing but its arguments and the table of `jaxcoll tune`, whose digest the
+processes of a job compare, so that every process compiles the same program.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+from jaxcoll import _tuning
 from jaxcoll import schedule as _schedule
 from jaxcoll import verify as _verify
 from jaxcoll._errors import UnknownAlgorithmError, WorldSizeError
+from jaxcoll._native import native
 
 # Ranks of one process read each other's buffers: one pass over all of them beats every algorithm
 # that forwards partial results.
@@ -35,17 +38,10 @@ def algorithms(collective: str) -> tuple[str, ...]:
     return _UNSCHEDULED.get(collective) or _schedule.algorithms(collective)
 
 
-def _auto(
-    collective: str,
-    world_size: int,
-    byte_count: int,
-    ranks_per_node: int,
-    processes: int,
-    on_gpu: bool,
+def shipped(
+    collective: str, world_size: int, byte_count: int, ranks_per_node: int, processes: int
 ) -> str:
-    if on_gpu:
-        two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
-        return "direct2" if two_shots else _AUTO
+    """What "auto" is on CPUs without a table."""
     if processes <= 1 or collective != "all_reduce":
         return _AUTO
     if 1 < ranks_per_node < world_size:
@@ -53,6 +49,16 @@ def _auto(
     if byte_count > _ONE_STEP_BYTES:
         return "direct2"
     return _AUTO if world_size <= _ONE_STEP_RANKS else "recursive_doubling"
+
+
+def _gpu(collective: str, byte_count: int) -> str:
+    two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
+    return "direct2" if two_shots else _AUTO
+
+
+def layout(processes: int, hosts: int) -> _tuning.Layout:
+    """Where the ranks of a group are that reaches into so many processes and hosts."""
+    return "process" if processes <= 1 else "host" if hosts <= 1 else "hosts"
 
 
 class Choice(NamedTuple):
@@ -74,6 +80,43 @@ def _dims(
     return ()
 
 
+def serves(spec: _schedule.ScheduleSpec, processes: int) -> bool:
+    """Whether an algorithm can run a call: of so many ranks, and through the engine's slots."""
+    try:
+        _schedule.build_rank(spec, 0)
+        if processes > 1:
+            native.engine_segments(
+                *(spec.collective, spec.algorithm, spec.world_size, list(spec.dims), "", "uint8", 1)
+            )
+    except ValueError:
+        return False
+    return True
+
+
+def _by_table(
+    table: _tuning.Table | None,
+    collective: str,
+    world_size: int,
+    byte_count: int,
+    ranks_per_node: int,
+    processes: int,
+    hosts: int,
+    axes: tuple[int, ...],
+) -> str | None:
+    """The table's pick; None if it has none, or one that cannot run this call."""
+    if table is None or collective in _UNSCHEDULED:
+        return None
+    where = layout(processes, hosts)
+    name = table.find(where, collective, world_size, ranks_per_node, byte_count)
+    if name is None:
+        return None
+    dims = _dims(collective, name, world_size, ranks_per_node, axes)
+    spec = _schedule.ScheduleSpec(
+        cast(_schedule.Collective, collective), world_size, name, dims=dims
+    )
+    return name if serves(spec, processes) else None
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(
     collective: str,
@@ -83,8 +126,10 @@ def choose(
     byte_count: int = 0,
     ranks_per_node: int = 1,
     processes: int = 1,
+    hosts: int = 1,
     axes: tuple[int, ...] = (),
     on_gpu: bool = False,
+    table: _tuning.Table | None = None,
 ) -> Choice:
     """Resolves "auto" and refuses, naming the choices, what cannot run.
 
@@ -94,11 +139,13 @@ def choose(
       world_size: ranks per group.
       byte_count: bytes of one rank's operands.
       ranks_per_node: ranks of a group that a host, or a process, has; 0 if they differ.
-      processes: processes that the mesh reaches into.
+      processes: processes that a group reaches into.
+      hosts: hosts that it reaches into.
       axes: sizes of the mesh axes whose product a group is, the last one varying fastest; () if a
         group is something else. They are the dims of an algorithm that takes some, and has none
         in brackets.
-      on_gpu: whether GPU kernels run it.
+      on_gpu: whether GPU kernels run it; tables are of CPUs.
+      table: what resolves "auto"; None: the shipped rules.
 
     Raises: UnknownAlgorithmError, WorldSizeError.
     """
@@ -112,7 +159,12 @@ def choose(
             f"{collective} has no algorithm {algorithm!r}; choose one of {', '.join(choices)}"
         )
     if name == "auto":
-        name = _auto(collective, world_size, byte_count, ranks_per_node, processes, on_gpu)
+        near = (collective, world_size, byte_count, ranks_per_node, processes)
+        name = (
+            _gpu(collective, byte_count)
+            if on_gpu
+            else _by_table(table, *near, hosts, axes) or shipped(*near)
+        )
     if collective not in _UNSCHEDULED:
         dims = dims or _dims(collective, name, world_size, ranks_per_node, axes)
         spec = _schedule.ScheduleSpec(

@@ -1,4 +1,5 @@
-"""Runs before JAX is imported: every test sees eight CPU devices and no accelerator."""
+"""Runs before JAX is imported: every test sees eight CPU devices, no accelerator and no table of
+`jaxcoll tune`."""
 
 import os
 
@@ -7,6 +8,7 @@ import pytest
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAXCOLL_TUNING"] = "off"  # whoever runs them may have tuned this machine
 if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=8".strip()
 

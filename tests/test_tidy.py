@@ -35,10 +35,11 @@ PYTHON_LAYERS = [
         *("interop.__init__", "interop.goal", "interop.mscclpp"),
         *("interop.msccl", "interop.msccl_xml", "interop.command"),
     },
-    {"_network", "_network_kinds", "topology"},
+    {"_network", "_network_kinds", "topology", "_tuning"},
     {"_timeline", "_bounds"},
     {"simulate"},
     {"_engine_model", "_ranks"},
+    {"_costs"},
     {"_sweep"},
     {"_crossovers", "_perfetto"},
     {"_page"},
@@ -50,7 +51,8 @@ PYTHON_LAYERS = [
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
-    {"debug", "info", "launch"},
+    {"_tuner"},
+    {"debug", "info", "launch", "tune"},
     {"__init__", "__main__", "examples.__init__", "examples.digits"},
 ]
 WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})])

@@ -104,6 +104,13 @@ void BindComm(nb::module_& m) {
       },
       nb::arg("peer"), nb::arg("reason"), "No link will come: fails what waits for the peer.");
   m.def(
+      "comm_refuse",
+      [](const std::string& reason) {
+        nb::gil_scoped_release release;
+        Started().Refuse(reason);
+      },
+      nb::arg("reason"), "Ends all links: this process takes part in nothing any more.");
+  m.def(
       "comm_dump",
       [] {
         Reactor* const reactor = Reactor::Get();

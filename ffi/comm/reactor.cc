@@ -295,6 +295,19 @@ void Reactor::LinkFailed(int process, const std::string& reason) {
   Ring();
 }
 
+void Reactor::Refuse(const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  std::vector<uint64_t> shared;
+  for (const auto& [id, communicator] : communicators_) {
+    if (!communicator.processes.empty()) shared.push_back(id);
+  }
+  for (const uint64_t id : shared) Poison(id, reason);  // tells the others, while there are links
+  for (const auto& [process, peer] : peers_) {
+    if (peer->state() != Peer::State::kDown) PeerDown(*peer, reason);
+  }
+  Ring();
+}
+
 // ---- The thread --------------------------------------------------------------------------------
 
 bool Reactor::PollLinks() {

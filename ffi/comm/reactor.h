@@ -90,6 +90,8 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   int bell() const { return bell_; }  // eventfd that wakes the thread
   void AddLink(int peer, std::unique_ptr<Link> link);
   void LinkFailed(int peer, const std::string& reason);
+  // This process will take part in nothing any more: its links end, and calls over them fail.
+  void Refuse(const std::string& reason);
 
   int process() const override { return process_; }
   std::optional<int> ProcessOfDevice(int64_t device_id) const override;
