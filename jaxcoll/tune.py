@@ -2,7 +2,7 @@
 
 Every process of a job must have the same table: tune one machine and copy the file to the others.
 Between hosts tcp can only be measured over this machine's loopback, so picks for several hosts are
-made where the network is told (``--bandwidth 25Gbit --latency 20us``); else the shipped rules count
+made where the network is told (``--bandwidth 25Gb/s --latency 20us``); else the shipped rules count
 there, as they do for groups with several devices per process.
 """
 
@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,18 @@ def write(table: _tuning.Table, path: Path) -> None:
     os.replace(fresh, path)
 
 
+def _of_topology(parse: Callable[[str], float]) -> Callable[[str], float]:
+    def parsed(text: str) -> float:
+        try:
+            if (value := parse(text)) > 0:
+                return value
+        except topology.TopologyError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
+
+    return parsed
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
@@ -237,14 +249,14 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--bandwidth",
-        type=topology.parse_rate,
+        type=_of_topology(topology.parse_rate),
         metavar="RATE",
-        help="what the network between hosts carries, as 25Gbit, 400G or 3GB/s; picks are made "
+        help="what the network between hosts carries, as 25Gb/s or 3GB/s; picks are made "
         "for several hosts, too",
     )
     command.add_argument(
         "--latency",
-        type=topology.parse_seconds,
+        type=_of_topology(topology.parse_seconds),
         metavar="TIME",
         help="of that network, one way, as 20us [that of loopback]",
     )
