@@ -14,7 +14,8 @@ from jaxcoll._crossovers import Ranking, label, rankings, size_text
 from jaxcoll._sweep import Outcome, Sweep
 from jaxcoll._timeline import Timeline
 
-# Okabe and Ito's colours, which the colour-blind tell apart, and three more.
+# Okabe and Ito's colours, which the colour-blind tell apart, and some more; seen on white and on
+# black. Where they run out they come again, dotted.
 _COLOURS: Final = (
     "#0072b2",
     "#d55e00",
@@ -27,6 +28,11 @@ _COLOURS: Final = (
     "#a6761d",
     "#66a61e",
     "#b2182b",
+    "#17a2a2",
+    "#e377c2",
+    "#9c9c35",
+    "#a05a7a",
+    "#5c7cfa",
 )
 _MOST_TIMELINE_RANKS: Final = 64
 _MOST_TIMELINE_MESSAGES: Final = 6000
@@ -38,7 +44,7 @@ _STYLE: Final = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --dim: #9aa3ad; --line: #3a4048; --back: #14171a; --card: #1d2126; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
-       max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 h3 { font-size: 1rem; margin: 1rem 0 .3rem } p { max-width: 75ch } .dim { color: var(--dim) }
 .simulated { background: #e69f00; color: #000; border-radius: 3px; padding: 0 .5em;
@@ -50,9 +56,10 @@ svg .axis { stroke: var(--line); fill: none } .off { opacity: .07 }
 .legend span { cursor: pointer; margin-right: 1em; white-space: nowrap } .legend i {
   display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em }
 .legend span.gone { opacity: .3 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-td, th { padding: .15rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-td.text, th.text { text-align: left }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px }
+td, th { padding: .15rem .45rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap }
+td.text, th.text { text-align: left } .legend { max-width: none } .scale { display: block }
 """
 
 _SCRIPT: Final = """
@@ -79,10 +86,10 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
     parts = [
         f"<h1>{title}</h1>",
         "<p><span class='simulated'>simulated</span> Every time on this page comes from a "
-        "flow-level model: the schedules that run, on networks that are described, links shared "
-        "max-min fairly. No packet was sent. Dashed: the lower bound, which no schedule can "
-        "beat.</p>",
-        _facts(sweep, report),
+        f"flow-level model: the schedules that run, on networks that are described, links shared "
+        f"{'unequally' if sweep.setting.model.unfairness else 'max-min fairly'}. No packet was "
+        "sent. Dashed: the lower bound, which no schedule can beat.</p>",
+        _facts(sweep, outcomes, report),
         "<h2>Time against size</h2>",
         _legend(colour),
         "<div class='grid'>",
@@ -116,15 +123,25 @@ def time_text(seconds: float) -> str:
     return f"{seconds * 1e12:.4g} ps"
 
 
-def _facts(sweep: Sweep, report: dict[str, Any]) -> str:
+def _facts(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> str:
     rows = []
+    priced = any("cost" in network for network in report["topologies"])
     for network in report["topologies"]:
         counts = ", ".join(f"{count} {name}" for name, count in network["components"].items())
-        cost = f"{network['cost']:,.0f}" if "cost" in network else ""
+        cost = f"<td>{network['cost']:,.0f}</td>" if priced else ""
         rows.append(
             f"<tr><td class='text'>{escape(network['name'])}</td>"
-            f"<td class='text'>{escape(counts)}</td><td>{cost}</td></tr>"
+            f"<td class='text'>{escape(counts)}</td>{cost}</tr>"
         )
+    missing = sorted(
+        {
+            f"{t.collective} on {t.topology.name} has no flow bound: {t.missing_bound}"
+            for outcome in outcomes
+            for t in outcome.timelines
+            if t.missing_bound
+        }
+    )
+    notes = "".join(f"<p class='dim'>{escape(note)}.</p>" for note in missing)
     model, setting = sweep.setting.model, sweep.setting
     words = [
         f"overhead {time_text(model.overhead_s)} per message, occupying the port"
@@ -144,8 +161,8 @@ def _facts(sweep: Sweep, report: dict[str, Any]) -> str:
     listed = "; ".join(word for word in words if word) or "links cost time, nothing else does"
     return (
         "<div class='card'><table><tr><th class='text'>network</th><th class='text'>components"
-        f"</th><th>cost</th></tr>{''.join(rows)}</table>"
-        f"<p class='dim'>Model: {escape(listed)}.</p></div>"
+        f"</th>{'<th>cost</th>' if priced else ''}</tr>{''.join(rows)}</table>"
+        f"<p class='dim'>Model: {escape(listed)}.</p>{notes}</div>"
     )
 
 
@@ -178,10 +195,10 @@ class _LogScale:
 
 
 def _chart(name: str, outcomes: list[Outcome], colour: dict[str, str]) -> str:
-    width, height, left, right, top, bottom = 540, 300, 62, 12, 8, 30
+    width, height, left, right, top, bottom = 540, 300, 62, 28, 8, 30
     sizes = sorted({o.median.nbytes for o in outcomes})
     times = [t for o in outcomes for t in (o.p50_s, o.p99_s)]
-    times += [o.median.bound_s for o in outcomes if o.median.bound_s]
+    times += [t.bound_s for o in outcomes for t in o.timelines if t.bound_s]
     low, high = 10 ** math.floor(math.log10(min(times))), 10 ** math.ceil(math.log10(max(times)))
     x = _LogScale(sizes[0], sizes[-1], left, width - right)
     y = _LogScale(low, high, height - bottom, top)
@@ -199,8 +216,14 @@ def _chart(name: str, outcomes: list[Outcome], colour: dict[str, str]) -> str:
             f"<text x='{x(size):.1f}' y='{height - 10}' text-anchor='middle'>"
             f"{size_text(size)}</text>"
         )
-    bounds = sorted({(o.median.nbytes, o.median.bound_s) for o in outcomes if o.median.bound_s})
-    svg.append(_path(((x(n), y(t)) for n, t in bounds), "var(--dim)", "stroke-dasharray='5 4'"))
+    bounds: dict[int, float] = {}  # where failures are drawn, the lowest of their bounds
+    for t in (t for o in outcomes for t in o.timelines if t.bound_s):
+        bounds[t.nbytes] = min(t.bound_s, bounds.get(t.nbytes, math.inf))
+    svg.append(
+        _path(
+            ((x(n), y(bounds[n])) for n in sorted(bounds)), "var(--dim)", "stroke-dasharray='5 4'"
+        )
+    )
     by_algorithm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_algorithm.setdefault(outcome.case.spec.algorithm, []).append(outcome)
@@ -212,7 +235,10 @@ def _chart(name: str, outcomes: list[Outcome], colour: dict[str, str]) -> str:
             lower = [(x(o.median.nbytes), y(o.p50_s)) for o in reversed(group)]
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in upper + lower)
             svg.append(f"<polygon points='{points}' fill='{colour[algorithm]}' opacity='.15'/>")
-        svg.append(_path(((x(o.median.nbytes), y(o.p50_s)) for o in group), colour[algorithm]))
+        dots = "" if list(colour).index(algorithm) < len(_COLOURS) else "stroke-dasharray='1.5 4'"
+        svg.append(
+            _path(((x(o.median.nbytes), y(o.p50_s)) for o in group), colour[algorithm], dots)
+        )
         for o in group:
             text = (
                 f"{algorithm}, {size_text(o.median.nbytes)}: simulated {time_text(o.p50_s)}, p99 "
@@ -259,9 +285,18 @@ def _cell(candidates: Sequence[Outcome], colour: dict[str, str]) -> str:
     name = candidates[0].case.spec.algorithm
     all_of_them = ", ".join(f"{o.case.spec.algorithm} {time_text(o.p50_s)}" for o in candidates)
     return (
-        f"<td style='background:{colour[name]}' title='{escape(all_of_them)}'>"
+        f"<td style='background:{colour[name]};color:{_ink_on(colour[name])}' "
+        f"title='{escape(all_of_them)}'>"
         f"{escape(name)}<br>{time_text(candidates[0].p50_s)}</td>"
     )
+
+
+def _ink_on(colour: str) -> str:
+    """Black or white, whichever is easier to read on a colour (WCAG 2's relative luminance)."""
+    red, green, blue = (
+        (int(colour[i : i + 2], 16) / 255 + 0.055) ** 2.4 / 1.055**2.4 for i in (1, 3, 5)
+    )
+    return "#000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "#fff"
 
 
 def _shown(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Timeline]:
@@ -333,7 +368,8 @@ def _heat_map(timeline: Timeline) -> str:
     scale = "".join(f"<tspan style='fill:{_heat(i / 10)}'>&#9608;</tspan>" for i in range(11))
     return (
         f"<h3>{escape(_name(timeline))}</h3><div class='card'>{''.join(rows)}"
-        f"<svg width='260' height='18'><text x='0' y='13'>0 {scale} 100 %</text></svg></div>"
+        "<svg class='scale' width='260' height='18'>"
+        f"<text x='0' y='13'>0 {scale} 100 %</text></svg></div>"
     )
 
 
@@ -348,12 +384,15 @@ def _messages(timeline: Timeline) -> str:
     rows = timeline.messages[timeline.messages[:, 2] < ranks]
     order = np.argsort(rows[:, 6], kind="stable")
     rows = rows[order][:_MOST_TIMELINE_MESSAGES]
-    width, left, height = 1080, 64, 10
-    scale = (width - left - 8) / max(1, timeline.time_ps)
+    channels = int(rows[:, 1].max(initial=0)) + 1
+    bar = max(3, 8 // channels)  # one below the other within the rank's row
+    width, left, right, height = 1080, 64, 32, channels * bar + 2
+    scale = (width - left - right) / max(1, timeline.time_ps)
     svg = []
     for rank in range(ranks):
-        svg.append(f"<text x='{left - 6}' y='{rank * height + 9}' text-anchor='end'>{rank}</text>")
-    for step, _, source, destination, nbytes, _, sent, gone, arrived, done in rows.tolist():
+        middle = rank * height + height // 2 + 4
+        svg.append(f"<text x='{left - 6}' y='{middle}' text-anchor='end'>{rank}</text>")
+    for step, channel, source, destination, nbytes, _, sent, gone, arrived, done in rows.tolist():
         x, wide = left + sent * scale, max(0.6, (gone - sent) * scale)
         text = (
             f"{source} to {destination}, step {step}, {size_text(nbytes)}: sent from "
@@ -362,13 +401,13 @@ def _messages(timeline: Timeline) -> str:
             + (f", reduced {time_text(done / 1e12)}" if done > arrived else "")
         )
         svg.append(
-            f"<rect x='{x:.2f}' y='{source * height + 1}' width='{wide:.2f}' "
-            f"height='{height - 2}' fill='{_COLOURS[step % len(_COLOURS)]}' opacity='.8'>"
+            f"<rect x='{x:.2f}' y='{source * height + 1 + channel * bar}' width='{wide:.2f}' "
+            f"height='{bar}' fill='{_COLOURS[step % len(_COLOURS)]}' opacity='.8'>"
             f"<title>{escape(text)}</title></rect>"
         )
     bottom = ranks * height
     for part in range(5):
-        x = left + part / 4 * (width - left - 8)
+        x = left + part / 4 * (width - left - right)
         svg.append(
             f"<text x='{x:.0f}' y='{bottom + 14}' text-anchor='middle'>"
             f"{time_text(timeline.time_s * part / 4) if part else '0'}</text>"
@@ -381,7 +420,7 @@ def _messages(timeline: Timeline) -> str:
     note = f"<p class='dim'>Drawn: {', '.join(cut)}.</p>" if cut else ""
     return (
         f"{title}<div class='card'><p class='dim'>A row per rank, a bar per message it sends, "
-        f"coloured by step.</p>{note}"
+        f"coloured by step{', channels one below the other' if channels > 1 else ''}.</p>{note}"
         f"<svg width='{width}' height='{bottom + 22}'>{''.join(svg)}</svg></div>"
     )
 

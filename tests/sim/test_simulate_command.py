@@ -125,7 +125,11 @@ def check_page(text: str) -> None:
         assert f"<h2>{title}" in text
     # 2 collectives, 2 networks, 2 routings, 2 failure counts.
     assert text.count("all_reduce on fat_tree(16, radix 4, 1:1), ecmp, 2 links down</h3>") == 1
-    assert sum("data-line" in drawing for drawing in drawings) == 16
+    charts = [drawing for drawing in drawings if "data-line" in drawing]
+    assert len(charts) == 16
+    for chart in charts:  # one bound per size, whatever the failures of each seed
+        (bound,) = re.findall(r"<path d='M([^']*)'[^>]*stroke-dasharray='5 4'", chart)
+        assert bound.count("L") == 2
     assert "simulated" in text
     assert "core1.1" in text
 
