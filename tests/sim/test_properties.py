@@ -75,22 +75,24 @@ def test_links_carry_what_the_schedule_sends_and_no_bound_is_beaten(
                 assert balance[node] == 0
 
 
-def test_relabelling_hosts_changes_nothing() -> None:
+@pytest.mark.parametrize("collective", COLLECTIVES)
+def test_relabelling_hosts_changes_nothing(collective: str) -> None:
     """On a symmetric network it does not matter who is who."""
     topology = switch(12)
     rng = random.Random(0)
-    for algorithm in algorithms("all_reduce"):
+    for algorithm in algorithms(collective):
         times = set()
         for _ in range(4):
             placement = rng.sample(topology.hosts, 12)
             timeline = run(
-                spec("all_reduce", algorithm, 12),
+                spec(collective, algorithm, 12),
                 topology,
                 12_000,
                 model=MODEL,
                 placement=placement,
+                bounds="none",
             )
-            times.add(timeline.time_ps)
+            times.add((timeline.time_ps, tuple(timeline.rank_time_ps.tolist())))
         assert len(times) == 1, algorithm
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from jaxcoll import _simulate_command
 from jaxcoll.schedule import algorithms
-from jaxcoll.simulate import SimulationError
+from jaxcoll.simulate import KEPT_SCHEDULES, SimulationError
 
 SMALL = ["--topology", "fat_tree:16,radix=4", "--bytes", "64K:1M", "--quiet"]
 
@@ -254,6 +254,20 @@ def test_changes_on_the_way_and_explicit_placement(capsys: pytest.CaptureFixture
     half = f"{plain / 2}s:s0=0.5"
     assert time_s("--change", half) == pytest.approx(1.5 * plain)
     assert time_s("--change", half, "--change", f"{plain}s:s0=1") == pytest.approx(1.25 * plain)
+
+
+def test_results_and_their_order_do_not_depend_on_the_number_of_jobs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """More schedules than are kept, one case each: they overlap, and are forgotten in between."""
+    assert len(algorithms("all_reduce")) > KEPT_SCHEDULES
+    reports = []
+    for jobs in ("1", "3", "16"):
+        chance = ["--fail", "3", "--seeds", "2", "--unfairness", "0.3", "--bytes", "64K"]
+        assert run(*chance, "--bounds", "quick", "--jobs", jobs, "--json", "-") == 0
+        reports.append(json.loads(capsys.readouterr().out)["results"])
+    assert [row["algorithm"] for row in reports[0]] == list(algorithms("all_reduce"))
+    assert reports[0] == reports[1] == reports[2]
 
 
 def test_drawn_slow_ranks(capsys: pytest.CaptureFixture[str]) -> None:
