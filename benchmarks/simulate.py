@@ -3,14 +3,14 @@
     python -m benchmarks.simulate            # about 3 minutes on two idle cores
     python -m benchmarks.simulate --quick    # about 10 seconds: smaller worlds, no growth
 
-Every measurement has a process of its own, so that its peak memory is its own, and includes all that
-a user waits for: the network, every rank's program packed into one dependency graph, and the run. One
-channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements of any
-network.
+Every measurement has a process of its own, so that its peak memory is its own, and includes all
+that a user waits for: the network, every rank's program packed into one dependency graph, and the
+run. One channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements
+of any network.
 
 Growth is fitted as a power of the number of ranks, and of messages: least squares on logarithms. It
-is that of CPU time, all threads together, which other programs on the machine disturb less than wall
-time. A row slower than its floor is BELOW; the exit code is 1 only if a simulation fails.
+is that of CPU time, all threads together, which other programs on the machine disturb less than
+wall time. A row slower than its floor is BELOW; the exit code is 1 only if a simulation fails.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class Row:
 ROWS: Final = (
     Row("permutation, 1024 flows, 3-tier fat-tree", 0.1, Work("permutation", 1024)),
     Row("ring all_reduce, 1024 ranks", 5, Work("ring", 1024)),
-    Row(
-        "hierarchical all_reduce, 2048 nodes of 8 ranks", 30, Work("hierarchical", 16384), 4 * GIB
-    ),
+    Row("hierarchical all_reduce, 2048 nodes of 8 ranks", 30, Work("hierarchical", 16384), 4 * GIB),
     Row("the same ring, 1 % compute jitter", 60, Work("ring", 1024, jitter=0.01)),
 )
 
@@ -274,8 +272,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     about = measure.provenance({})
-    print(f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores; load of the last minute", end="")
-    print(f" {about['machine']['load_1min']:.1f}")
+    print(
+        f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores, "
+        f"load of the last minute {about['machine']['load_1min']:.1f}"
+    )
     heads = f"{'wall s':>8} {'CPU s':>8} {'floor s':>8} {'':6} {'peak MB':>8} {'events':>9}"
     print(f"{'work':48} {heads} {'messages':>9}")
     rows = []

@@ -37,8 +37,8 @@ def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
 
 
 def _shared(uplinks: int, radix: int, below: int, count: int, parts: int, what: str) -> int:
-    """Of `count` switches above, dealt to `parts` parts, those of one part, if all fits: each of the
-    `below` switches of a part has `uplinks` links to share evenly among them."""
+    """Of `count` switches above, dealt to `parts` parts, those of one part, if all fits: each of
+    the `below` switches of a part has `uplinks` links to share evenly among them."""
     shared = count // parts
     if shared < 1 or count % parts or uplinks % shared:
         raise TopologyError(
@@ -153,8 +153,8 @@ def fat_tree(
 
     A rack switch ("tor") has radix * x / (x + 1) links down and radix / (x + 1) up, with x the
     oversubscription, one to each aggregation switch of its pod; those have radix / 2 each way. The
-    i-th aggregation switches of all pods share radix / 2 cores; or, where there are not `radix` pods
-    to fill those, a share of `cores`, each by several parallel links.
+    i-th aggregation switches of all pods share radix / 2 cores; or, where there are not `radix`
+    pods to fill those, a share of `cores`, each by several parallel links.
     """
     _at_least("hosts", hosts, 1)
     if radix < 2 or radix % 2:
