@@ -69,7 +69,7 @@ class Size:
     failed: tuple[float, ...]  # shares of the cables between switches
 
 
-FULL: Final = Size(4096, 64, 64, 512, 8, seeds=5, rounds=8, failed=(0, 0.005, 0.01))
+FULL: Final = Size(4096, 64, 64, 512, 8, seeds=3, rounds=4, failed=(0, 0.005, 0.01))
 QUICK: Final = Size(256, 16, 16, 64, 4, seeds=1, rounds=2, failed=(0, 0.01))
 VALIDATED_ROUNDS: Final = 8
 NETWORKS: Final = ("one plane", "eight planes")
@@ -261,7 +261,8 @@ def validate(size: Size) -> list[dict[str, Any]]:
     """How well sampled rounds stand for all of them, and these for an exchange without rounds."""
     p = size.gpus
     sampled = tuple(random.Random(0).sample(range(1, p), VALIDATED_ROUNDS))
-    cases = [(name, routing) for name in NETWORKS for routing in ("ecmp", "spray")]
+    routings: tuple[Routing, ...] = ("ecmp", "spray")
+    cases = [(name, routing) for name in NETWORKS for routing in routings]
     todo = [
         Task(size, name, "all_to_all", routing, 0, 0, shifts)
         for name, routing in cases
