@@ -1,4 +1,4 @@
-"""The simulator's benchmark measures what it says; the study of planes makes its table and figure."""
+"""The simulator's benchmark measures what it says; the study of planes writes its table."""
 
 from __future__ import annotations
 
