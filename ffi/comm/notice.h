@@ -3,7 +3,9 @@
 
 #include <bit>
 #include <cstdint>
+#include <iterator>
 
+#include "executor/guest.h"
 #include "executor/run.h"
 #include "transport/link.h"
 
@@ -22,7 +24,8 @@ enum class NoticeKind : uint8_t {
   kData = 2,     // a message lies at `offset`
   kCredit = 3,   // what lies at `offset` is not needed any more; `bytes` of it were put aside
   kRequest = 4,  // a small message stays with its sender until its receiver waits for it
-  kTaken = 5     // `bytes` that had been put aside are needed no more
+  kTaken = 5,    // `bytes` that had been put aside are needed no more
+  kParcel = 6,   // of the guests; its bytes, if any, lie at `offset`
 };
 
 struct NoticeFields {
@@ -50,6 +53,31 @@ static_assert(sizeof(NoticeFields) == sizeof(Notice));
 
 inline Notice Encode(const NoticeFields& fields) { return std::bit_cast<Notice>(fields); }
 inline NoticeFields Decode(const Notice& notice) { return std::bit_cast<NoticeFields>(notice); }
+
+inline NoticeFields Labelled(const ParcelLabel& label) {
+  NoticeFields fields;
+  fields.kind = NoticeKind::kParcel;
+  fields.unused[0] = label.kind;
+  fields.key = label.key;
+  fields.source = static_cast<uint32_t>(label.word);
+  fields.destination = static_cast<uint32_t>(label.word >> 32);
+  fields.sequence = label.numbers[0];
+  fields.number = label.numbers[1];
+  fields.segment = label.numbers[2];
+  fields.channel = label.numbers[3];
+  fields.unused2 = label.numbers[4];
+  return fields;
+}
+inline ParcelLabel LabelOf(const NoticeFields& fields) {
+  ParcelLabel label;
+  label.kind = fields.unused[0];
+  label.key = fields.key;
+  label.word = uint64_t{fields.destination} << 32 | fields.source;
+  const uint32_t numbers[] = {fields.sequence, fields.number, fields.segment, fields.channel,
+                              fields.unused2};
+  for (size_t i = 0; i < std::size(numbers); ++i) label.numbers[i] = numbers[i];
+  return label;
+}
 
 inline NoticeFields About(NoticeKind kind, const CallId& call, const MessageId& id) {
   NoticeFields fields;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <thread>
 #include <utility>
 
@@ -24,6 +25,7 @@ using std::chrono::milliseconds;
 // gets it.
 constexpr microseconds kSpin{60};
 constexpr int kNoticesPerPoll = 64;
+constexpr double kDrainS = 2;
 std::atomic<Interprocess*> the_instance{nullptr};
 std::atomic<Reactor*> the_reactor{nullptr};
 
@@ -230,9 +232,7 @@ Reactor::Communicator& Reactor::CommunicatorOf(const Group& group) {
   for (const int process : communicator.processes) {
     Peer& peer = PeerOf(process);
     if (peer.state() == Peer::State::kUnknown) {
-      peer.SetWanted();
-      std::lock_guard lock(inbox_mutex_);
-      wanted_.push_back(process);
+      AskForLink(peer);
     } else if (peer.state() == Peer::State::kDown && !peer.left && lost.empty()) {
       lost = RanksOf(communicator, process) + " is lost: " + peer.down_reason();
     }
@@ -248,6 +248,12 @@ Reactor::Communicator& Reactor::CommunicatorOf(const Group& group) {
     it = early_poisons_.erase(it);
   }
   return communicator;
+}
+
+void Reactor::AskForLink(Peer& peer) {
+  peer.SetWanted();
+  std::lock_guard lock(inbox_mutex_);
+  wanted_.push_back(peer.process());
 }
 
 void Reactor::Ring() {
@@ -357,9 +363,11 @@ void Reactor::Loop() {
     fds.assign(1, {bell_, POLLIN, 0});
     bool quiet = !inbox_full_.load(std::memory_order_seq_cst);
     bool waiting = false;
+    microseconds guest_sleeps = microseconds::max();
     {
       std::lock_guard lock(mutex_);
       waiting = !calls_.empty();
+      if (guest_ != nullptr) guest_sleeps = guest_->MaySleep();
       // From here on a handler that leaves sees that this thread is asleep, and rings.
       lent = lenders_.load(std::memory_order_relaxed) > 0;
       armed_ = true;
@@ -374,7 +382,10 @@ void Reactor::Loop() {
     }
     // What has come while a handler works here is the handler's to take.
     if (quiet || lent) {
-      poll(fds.data(), fds.size(), lent ? 1 : waiting ? static_cast<int>(kTick.count()) : 500);
+      const microseconds longest = lent ? microseconds(1000) : waiting ? kTick : milliseconds(500);
+      const auto s = std::chrono::nanoseconds(std::min(longest, guest_sleeps)).count();
+      const timespec time{.tv_sec = s / 1'000'000'000, .tv_nsec = s % 1'000'000'000};
+      ppoll(fds.data(), fds.size(), &time, nullptr);
     }
     asleep_.store(false, std::memory_order_relaxed);
     uint64_t rung;
@@ -407,6 +418,7 @@ bool Reactor::Step() {
     std::lock_guard lock(mutex_);
     active |= DrainInbox();
     active |= PollLinks();
+    active |= StepGuest();
     CheckDeadlines();
   }
   std::vector<int> wanted;
@@ -442,8 +454,15 @@ void Reactor::CancelCalls() {
 }
 
 void Reactor::Stop() {
+  // What kernels have handed over is sent; for one that still waits for others there is no time.
+  const auto drained = Clock::now() + duration<double>(std::min(seams_.timeout_s, kDrainS));
+  while (GuestBusy() && Clock::now() < drained) std::this_thread::sleep_for(milliseconds(1));
   {
     std::lock_guard lock(mutex_);
+    if (guest_ != nullptr) {
+      guest_->OnStop();
+      guest_->Step(*this);
+    }
     stopping_.store(true, std::memory_order_release);
     // Who waits for this process need not wait for its end.
     std::set<uint64_t> pending;
@@ -490,6 +509,7 @@ std::string Reactor::Dump() {
     if (!communicator.cause.empty()) text += "  failed communicator: " + communicator.cause + '\n';
   }
   for (const auto& [id, call] : calls_) text += "  pending: " + DeadlineMessage(*call) + '\n';
+  if (guest_ != nullptr) text += guest_->Dump();
   for (auto it = records_.rbegin(); it != records_.rend(); ++it) {
     text += "  " + Seconds(SecondsSince(it->ended)) + " ago: " + *it->description + ", call " +
             std::to_string(it->id.number) + ", took " +

@@ -33,13 +33,14 @@
 #include "base/stopped_time.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
+#include "executor/guest.h"
 #include "executor/interprocess.h"
 #include "executor/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
 
-class Reactor final : public Interprocess, private LinkSink, private Wire {
+class Reactor final : public Interprocess, private LinkSink, private Wire, private Carrier {
  public:
   using Clock = std::chrono::steady_clock;
 
@@ -100,6 +101,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   // Called when a program is lowered.
   void NextProgram(const std::string& program);
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
+  void Invite(Guest* guest) override;
 
   // What this process has been doing, and with whom, for people.
   std::string Dump();
@@ -222,6 +224,16 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   void Release(int32_t rank, uint64_t handle) override;
   ScratchPool& scratch() override { return scratch_; }
 
+  // For the guest.
+  std::string Want(int process) override;
+  void Send(int process, const ParcelLabel& label) override;
+  bool Send(int process, const ParcelLabel& label, size_t bytes,
+            const std::function<void(std::byte*)>& write) override;
+  void Tell(int process, std::string_view message) override;
+  bool StepGuest();
+  void AskForLink(Peer& peer);
+  bool GuestBusy();  // takes mutex_
+
   const int process_;
   const std::unordered_map<int64_t, int> process_of_device_;
   const std::function<void(int)> want_;
@@ -258,6 +270,7 @@ class Reactor final : public Interprocess, private LinkSink, private Wire {
   StoppedTime stopped_time_;
   uint64_t finished_calls_ = 0;
   bool some_left_ = false;  // some peer has left in good order
+  Guest* guest_ = nullptr;
 };
 
 }  // namespace jaxcoll

@@ -23,6 +23,7 @@ constexpr milliseconds kAnswerEvery{100};
 // it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr double kWarnAfterS = 10;
+constexpr std::string_view kForGuest = "guest ";
 constexpr double kAskEveryS = 5;
 constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 
@@ -182,11 +183,13 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     return;
   }
   const bool data = fields.kind == NoticeKind::kData;
-  if (!data && fields.kind != NoticeKind::kReady && fields.kind != NoticeKind::kRequest) {
+  const bool parcel = fields.kind == NoticeKind::kParcel;
+  if (!data && !parcel && fields.kind != NoticeKind::kReady &&
+      fields.kind != NoticeKind::kRequest) {
     return violation("it sent an unknown notice");
   }
   const std::byte* message = nullptr;
-  if (data) {
+  if (data || parcel) {
     const std::span<std::byte> window = peer.link()->window();
     if (fields.offset > window.size() || fields.bytes > window.size() - fields.offset) {
       return violation("it sent a message that lies outside its window");
@@ -200,6 +203,13 @@ void Reactor::OnNotice(int process, const Notice& notice) {
     back.bytes = put_aside;
     peer.Send(back);
   };
+  if (parcel) {
+    if (guest_ == nullptr) return violation("it sent a parcel, and there is no guest here");
+    const char* wrong = guest_->OnParcel(process, LabelOf(fields), {message, fields.bytes});
+    if (wrong != nullptr) return violation(wrong);
+    if (fields.bytes > 0) credit();
+    return;
+  }
   const CallId id = fields.call();
   const auto it = calls_.find(id);
   if (it == calls_.end()) {
@@ -243,7 +253,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   FinishIfDone(id);
 }
 
-// Messages: "ask", "state <text>", "poison <communicator> <cause>".
+// Messages: "ask", "state <text>", "poison <communicator> <cause>", "bye", "guest <the guest's>".
 void Reactor::OnTold(int process, std::string_view message) {
   Peer& peer = PeerOf(process);
   peer.silent_since = {};
@@ -258,6 +268,9 @@ void Reactor::OnTold(int process, std::string_view message) {
     peer.last_state_at = seams_.now();
   } else if (message == "bye") {
     peer.left = true;
+  } else if (message.starts_with(kForGuest) && guest_ != nullptr) {
+    const char* wrong = guest_->OnTold(process, Printable(message.substr(kForGuest.size())));
+    if (wrong != nullptr) violations_.push_back(wrong);
   } else if (message.starts_with("poison ")) {
     const size_t space = message.find(' ', 7);
     if (space == std::string_view::npos || space + 1 == message.size()) {
@@ -334,6 +347,7 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
     it = it->second.empty() ? early_.erase(it) : std::next(it);
   }
   early_bytes_.erase(peer.process());
+  if (guest_ != nullptr) guest_->OnLost(peer.process(), who);
 }
 
 // A process that has made all its calls and ends does no harm to those that others have yet to
@@ -343,6 +357,54 @@ void Reactor::PeerLeft(Peer& peer) {
               ") has ended, or has shut down jaxcoll");
   Log(LogLevel::kInfo, "process %d: %s", process_, peer.down_reason().c_str());
   some_left_ = true;
+  if (guest_ != nullptr) guest_->OnLeft(peer.process(), peer.down_reason());
+}
+
+// ---- The guest ---------------------------------------------------------------------------------
+
+void Reactor::Invite(Guest* guest) {
+  {
+    std::lock_guard lock(mutex_);
+    JAXCOLL_CHECK(guest_ == nullptr, "there is a guest already");
+    guest_ = guest;
+  }
+  Ring();  // the thread may have gone to sleep for longer than the guest wants
+}
+
+bool Reactor::StepGuest() { return guest_ != nullptr && guest_->Step(*this); }
+
+bool Reactor::GuestBusy() {
+  std::lock_guard lock(mutex_);
+  return guest_ != nullptr && !stopping_.load(std::memory_order_relaxed) && guest_->Busy();
+}
+
+std::string Reactor::Want(int process) {
+  Peer& peer = PeerOf(process);
+  if (peer.state() == Peer::State::kUnknown) AskForLink(peer);
+  return peer.state() == Peer::State::kDown ? peer.down_reason() : "";
+}
+
+void Reactor::Send(int process, const ParcelLabel& label) { PeerOf(process).Send(Labelled(label)); }
+
+// The calls' own messages go first: theirs has been waiting if there is no slot.
+bool Reactor::Send(int process, const ParcelLabel& label, size_t bytes,
+                   const std::function<void(std::byte*)>& write) {
+  Peer& peer = PeerOf(process);
+  const bool small = bytes <= kEagerBytes;
+  if (peer.link() == nullptr || !peer.waiting(small).empty() || !peer.HasSlot(small)) return false;
+  NoticeFields fields = Labelled(label);
+  fields.offset = peer.TakeSlot(small);
+  fields.bytes = static_cast<uint32_t>(bytes);
+  std::byte* const remote = peer.link()->remote_window();
+  std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + fields.offset;
+  write(slot);
+  // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
+  peer.link()->Put({slot, bytes}, fields.offset, Encode(fields), 0);
+  return true;
+}
+
+void Reactor::Tell(int process, std::string_view message) {
+  PeerOf(process).Tell((std::string(kForGuest) + std::string(message)).substr(0, kMaxTextBytes));
 }
 
 std::string Reactor::RanksOf(const Communicator& communicator, int process) const {

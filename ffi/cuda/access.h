@@ -91,15 +91,17 @@ JAXCOLL_HD void GiveUp(Access& access, uint32_t* failing, CauseRecord* record, c
   access.Trap();
 }
 
-// Spins until ok() or for so long; whether it was ok. The clock is looked at now and then only;
-// time slices of other processes count as waiting.
+// Spins until ok(), for so long, or until the host raises `abort`, if there is one; whether it was
+// ok. The clock is looked at now and then only; time slices of other processes count as waiting.
 template <typename Access, typename Ok>
-JAXCOLL_HD bool SpinUntil(Access& access, uint64_t deadline_ns, const Ok& ok) {
+JAXCOLL_HD bool SpinUntil(Access& access, uint64_t deadline_ns, const Ok& ok,
+                          const uint32_t* abort = nullptr) {
   constexpr int kSpinsBetweenClocks = 64;
   uint64_t deadline = 0;
   for (int spins = 0; !ok(); ++spins) {
     access.Pause(spins);
     if (spins % kSpinsBetweenClocks != 0) continue;
+    if (abort != nullptr && access.Acquire(abort) != 0) return false;
     const uint64_t now = access.NowNs();
     if (deadline == 0) deadline = now + deadline_ns;
     if (now >= deadline) return false;

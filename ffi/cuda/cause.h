@@ -16,6 +16,7 @@ struct Cause {
     kMoved,        // this rank runs as another logical id: `entry`
     kRaggedRows,   // rows outside of an operand or output
     kRaggedSizes,  // sender and receiver disagree
+    kStopped,      // the host said so, and knows why
   };
   uint32_t kind;
   int32_t rank;

@@ -237,7 +237,7 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
     const Message& message = MessageOf(rank, index);
     wait(ProgramWait::kArrived, message.arrival);
     if (message.in_place) return result;
-    result.sources.push_back(SlotRefs(Place::kSlot, 0, message));
+    result.sources.push_back(SlotRefs(Place::kSlot, op.peer, message));
     if (op.kind == OpKind::kRecvReduce) {
       result.sources.push_back(LocalRefs(rank, op.sources[1], landed));
     }
@@ -303,7 +303,8 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
     if (!message.in_place) continue;
     const std::vector<int32_t> chunks = ListChunks(program.ops[i].destination);
     for (size_t c = 0; c < chunks.size(); ++c) {
-      landed[chunks[c]] = {Place::kSlot, 0, message.first_slot + static_cast<int32_t>(c)};
+      landed[chunks[c]] = {Place::kSlot, message.source,
+                           message.first_slot + static_cast<int32_t>(c)};
     }
   }
   std::vector<WorkerOp> ops;

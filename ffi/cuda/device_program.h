@@ -19,6 +19,11 @@
 // there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
+// Hosts. What a rank of another host writes for this one comes by host_proxy.h: into host memory
+// that is laid out like the region, an inbox. What is written for it goes to another such piece of
+// host memory, an outbox, whose flags tell the proxy what to send. So a rank finds a peer's slots
+// and flags in `inboxes`, by peer, and all that it writes itself in `regions`.
+//
 // Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
 //
 //     RegionHeader | Flag done[ranks] | Flag[flag capacity] | slots | scratch
@@ -140,7 +145,7 @@ static_assert(sizeof(ProgramPiece) == 12);
 struct ProgramRef {
   enum Place : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot };
   int16_t place;
-  int16_t peer;   // kPeerSlot: whose
+  int16_t peer;   // kPeerSlot: whose; kSlot: who writes it
   int32_t index;  // block of the first chunk; in scratch and slots, the chunk there
 };
 static_assert(sizeof(ProgramRef) == 8);
@@ -156,8 +161,11 @@ struct alignas(32) Flag {
 };
 static_assert(sizeof(Flag) == 32);
 
-// Which use of a flag: uses are compared as numbers, and a later launch is above an earlier one.
+// Which use of a flag; that of a later launch is above all of an earlier one.
 JAXCOLL_HD constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
+JAXCOLL_HD constexpr bool TagBefore(uint64_t a, uint64_t b) {
+  return static_cast<int64_t>(a - b) < 0;
+}
 
 // Before `done`: by rank, how many launches that rank has ended, as a tag.
 struct alignas(32) RegionHeader {
@@ -172,6 +180,14 @@ JAXCOLL_HD constexpr int64_t SlotOffset(int world_size, int64_t flag_capacity) {
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
+// Where the flag of a worker's block on a lane is in a region.
+JAXCOLL_HD constexpr int64_t FlagOffset(const ProgramHeader& program, int32_t lanes, int32_t lane,
+                                        int32_t worker, int32_t flag) {
+  const int64_t block = int64_t{worker} * lanes + lane;
+  const int64_t index = program.world_size + block * program.flags_per_worker + flag;
+  return static_cast<int64_t>(sizeof(RegionHeader)) + index * static_cast<int64_t>(sizeof(Flag));
+}
+
 // ---- A launch ----------------------------------------------------------------------------------
 
 struct ProgramVector {
@@ -182,11 +198,33 @@ struct ProgramVector {
   int32_t first_segment;
 };
 
+// Elements of a block.
+struct Strip {
+  int64_t first;
+  int64_t count;
+};
+
+// A segment's slice of the chunk at `position` of its block.
+JAXCOLL_HD constexpr Strip StripAt(const ProgramVector& vector, int32_t chunks_per_block,
+                                   int32_t segment, int32_t position) {
+  const int64_t slice = vector.slice_elements;
+  const int64_t begin = position * vector.elements / chunks_per_block +
+                        int64_t{segment - vector.first_segment} * slice;
+  const int64_t end = (position + 1) * vector.elements / chunks_per_block;
+  const int64_t count = end - begin < slice ? end - begin : slice;
+  return {begin, count < 0 ? 0 : count};
+}
+
 // Parameters of one launch for one rank. All but the pointers and what hangs on the rank is equal
 // on all ranks.
 struct ProgramCall {
   const ProgramHeader* program;
-  unsigned char* const* regions;  // by rank, as this rank maps them
+  // By rank, as this rank maps them: its own region, a peer's, the outbox for a peer elsewhere.
+  unsigned char* const* regions;
+  // By rank, where what it writes for this one is found; null if that is this rank's region always.
+  unsigned char* const* inboxes;
+  uint64_t* doorbell;     // in host memory: the launch's epoch, when it begins; may be null
+  const uint32_t* abort;  // in host memory: not 0 if the launch is to give up; may be null
   CauseRecord* cause;
   uint32_t* failing;           // see GiveUp()
   const uint32_t* logical_id;  // where the program says which logical id it runs as; may be null

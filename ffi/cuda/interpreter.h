@@ -71,7 +71,10 @@ class Interpreter {
     }
     if (!policy_.All(here)) return false;
     // The epoch changes when all blocks have ended, so this one still reads the old value.
-    epoch_ = static_cast<uint32_t>(Header(rank_).epoch) + 1;
+    epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
+    if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
+      policy_.Release(call_.doorbell, uint64_t{epoch_});
+    }
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
     const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
     for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
@@ -105,20 +108,23 @@ class Interpreter {
     return reinterpret_cast<const T*>(bytes_ + offset);
   }
 
-  JAXCOLL_HD RegionHeader& Header(int32_t rank) const {
-    return *reinterpret_cast<RegionHeader*>(call_.regions[rank]);
+  JAXCOLL_HD unsigned char* Region() const { return call_.regions[rank_]; }
+  JAXCOLL_HD RegionHeader& Header() const { return *reinterpret_cast<RegionHeader*>(Region()); }
+
+  // Where what `peer` writes for this rank is found.
+  JAXCOLL_HD unsigned char* Inbox(int32_t peer) const {
+    return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
-  JAXCOLL_HD Flag* Flags(int32_t rank) const {
-    return reinterpret_cast<Flag*>(call_.regions[rank] + sizeof(RegionHeader));
+  // In a region: the launches that `peer` has ended.
+  static JAXCOLL_HD Flag& Done(unsigned char* region, int32_t peer) {
+    return reinterpret_cast<Flag*>(region + sizeof(RegionHeader))[peer];
   }
-  // At `rank`: the launches that `peer` has ended.
-  JAXCOLL_HD Flag& Done(int32_t rank, int32_t peer) const { return Flags(rank)[peer]; }
 
-  // Of this block's partner on `rank`, or of another worker of this lane.
-  JAXCOLL_HD Flag& FlagOf(int32_t rank, int32_t worker, int32_t flag) const {
-    const int64_t block = int64_t{worker} * call_.lanes + lane_;
-    return Flags(rank)[program_.world_size + block * program_.flags_per_worker + flag];
+  // Of this block's partner whose region it is, or of another worker of this lane.
+  JAXCOLL_HD Flag& FlagOf(unsigned char* region, int32_t worker, int32_t flag) const {
+    return *reinterpret_cast<Flag*>(region +
+                                    FlagOffset(program_, call_.lanes, lane_, worker, flag));
   }
 
   JAXCOLL_HD void FindSegment() {
@@ -126,8 +132,6 @@ class Interpreter {
            segment_ >= call_.vectors[vector_ + 1].first_segment) {
       ++vector_;
     }
-    const ProgramVector& vector = call_.vectors[vector_];
-    slice_first_ = int64_t{segment_ - vector.first_segment} * vector.slice_elements;
   }
 
   // ---- Flags -----------------------------------------------------------------------------------
@@ -153,10 +157,10 @@ class Interpreter {
     const auto count = static_cast<uint64_t>(count_), depth = static_cast<uint64_t>(call_.depth);
     switch (wait.kind) {
       case ProgramWait::kArrived:
-        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count + 1)};
+        return {&FlagOf(Inbox(wait.peer), worker_, wait.flag), TagOf(epoch_, count + 1)};
       case ProgramWait::kFree:
-        if (count < depth) return {&Done(rank_, wait.peer), TagOf(epoch_ - 1, 0)};
-        return {&FlagOf(rank_, worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
+        if (count < depth) return {&Done(Inbox(wait.peer), wait.peer), TagOf(epoch_ - 1, 0)};
+        return {&FlagOf(Inbox(wait.peer), worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
       default: {
         const bool before = wait.kind == ProgramWait::kWorkerSegment;
         if (before && count == 0) return {nullptr, 0};
@@ -164,7 +168,7 @@ class Interpreter {
         const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
         const uint64_t ended =
             segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
-        return {&FlagOf(rank_, wait.peer, wait.flag), TagOf(epoch_, ended)};
+        return {&FlagOf(Region(), wait.peer, wait.flag), TagOf(epoch_, ended)};
       }
     }
   }
@@ -174,12 +178,13 @@ class Interpreter {
     if (awaited.flag == nullptr) return true;
     uint64_t seen = 0, fingerprint = call_.fingerprint;
     uint32_t kind = Cause::kNone;
-    const bool came = SpinUntil(policy_, call_.deadline_ns, [&] {
+    const auto came = [&] {
       seen = policy_.Acquire(&awaited.flag->value);
-      return static_cast<int64_t>(seen - awaited.tag) >= 0;
-    });
-    if (!came) {
-      kind = Cause::kDeadline;
+      return !TagBefore(seen, awaited.tag);
+    };
+    if (!SpinUntil(policy_, call_.deadline_ns, came, call_.abort)) {
+      const bool stopped = call_.abort != nullptr && policy_.Acquire(call_.abort) != 0;
+      kind = stopped ? Cause::kStopped : Cause::kDeadline;
     } else if (wait.kind == ProgramWait::kArrived) {
       // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
       if (seen >> 32 != epoch_) {
@@ -222,14 +227,14 @@ class Interpreter {
       if (signal.kind == ProgramSignal::kWorker) {
         const uint64_t ended =
             count * static_cast<uint64_t>(op_count) + static_cast<uint64_t>(signal.amount);
-        policy_.Release(&FlagOf(rank_, worker_, signal.flag).value, TagOf(epoch_, ended));
+        policy_.Release(&FlagOf(Region(), worker_, signal.flag).value, TagOf(epoch_, ended));
         continue;
       }
       // What nobody waits for is not told: it might arrive when the sender is at another call, for
       // which the flag means something else. Everything told is waited for within this launch.
       const int32_t next_use = segment_ + call_.depth * call_.lanes;
       if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
-      Flag& flag = FlagOf(signal.peer, worker_, signal.flag);
+      Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
       if (count == 0 && signal.kind == ProgramSignal::kArrived) {
         policy_.Release(&flag.fingerprint, call_.fingerprint);
       }
@@ -242,7 +247,7 @@ class Interpreter {
     if (!policy_.All(true)) return false;
     bool last = false;
     if (policy_.thread() == 0) {
-      RegionHeader& header = Header(rank_);
+      RegionHeader& header = Header();
       last = policy_.Increment(&header.finished) + 1 ==
              static_cast<uint32_t>(program_.workers * call_.lanes);
       if (last) {
@@ -252,27 +257,17 @@ class Interpreter {
     }
     if (policy_.All(!last)) return true;
     for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
-      if (peer != rank_) policy_.Release(&Done(peer, rank_).value, TagOf(epoch_, 0));
+      if (peer == rank_) continue;
+      policy_.Release(&Done(call_.regions[peer], rank_).value, TagOf(epoch_, 0));
     }
     return true;
   }
 
   // ---- Data ------------------------------------------------------------------------------------
 
-  // Elements of a block.
-  struct Strip {
-    int64_t first;
-    int64_t count;
-  };
-
   // This segment's slice of the chunk at a position.
-  JAXCOLL_HD Strip StripAt(int32_t position) const {
-    const ProgramVector& vector = call_.vectors[vector_];
-    const int64_t n = vector.elements;
-    const int64_t begin = position * n / program_.chunks_per_block + slice_first_;
-    const int64_t end = (position + 1) * n / program_.chunks_per_block;
-    const int64_t count = end - begin < vector.slice_elements ? end - begin : vector.slice_elements;
-    return {begin, count < 0 ? 0 : count};
+  JAXCOLL_HD Strip SliceAt(int32_t position) const {
+    return StripAt(call_.vectors[vector_], program_.chunks_per_block, segment_, position);
   }
 
   JAXCOLL_HD unsigned char* Address(const ProgramRef& ref, int32_t chunk,
@@ -289,13 +284,14 @@ class Interpreter {
                    : static_cast<unsigned char*>(vector.output) + at;
       }
       case ProgramRef::kScratch:
-        return call_.regions[rank_] + call_.scratch_offset +
+        return Region() + call_.scratch_offset +
                (int64_t{lane_} * program_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
       default: {
         const int64_t block = int64_t{worker_} * call_.lanes + lane_;
         const int64_t use = block * call_.depth + count_ % call_.depth;
-        const int32_t rank = ref.place == ProgramRef::kSlot ? rank_ : ref.peer;
-        return call_.regions[rank] + call_.slot_offset +
+        unsigned char* const region =
+            ref.place == ProgramRef::kSlot ? Inbox(ref.peer) : call_.regions[ref.peer];
+        return region + call_.slot_offset +
                (use * program_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
       }
     }
@@ -333,12 +329,12 @@ class Interpreter {
         if (p + first > 0) policy_.All(true);  // the addresses of the last round are not needed
         for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
           const int32_t chunk = first + i / operands;
-          const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : chunk));
+          const Strip strip = SliceAt(piece.position + (whole_blocks ? 0 : chunk));
           policy_.pointers()[i] = Address(refs[i % operands], chunk, strip);
         }
         policy_.All(true);
         if (team.index >= chunks) continue;
-        const Strip strip = StripAt(piece.position + (whole_blocks ? 0 : first + team.index));
+        const Strip strip = SliceAt(piece.position + (whole_blocks ? 0 : first + team.index));
         MoveChunk(op, policy_.pointers() + team.index * operands, static_cast<int32_t>(strip.count),
                   team);
       }
@@ -490,10 +486,9 @@ class Interpreter {
   const int32_t worker_;
   const int32_t lane_;
   uint32_t epoch_ = 0;
-  int32_t count_ = 0;        // segments of this lane before this one
-  int32_t segment_;          // of the call
-  int32_t vector_ = 0;       // its vector
-  int64_t slice_first_ = 0;  // elements of each chunk before this segment's
+  int32_t count_ = 0;   // segments of this lane before this one
+  int32_t segment_;     // of the call
+  int32_t vector_ = 0;  // its vector
 };
 
 }  // namespace jaxcoll::cuda

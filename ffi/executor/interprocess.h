@@ -26,6 +26,8 @@ class RemoteGroup {
   virtual void Fail(const Status& status) = 0;
 };
 
+class Guest;
+
 class Interprocess {
  public:
   virtual ~Interprocess() = default;
@@ -50,6 +52,8 @@ class Interprocess {
     std::shared_ptr<const RunPlan> plan;  // of this process's ranks
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
+  // See executor/guest.h. Once; it lives as long as this.
+  virtual void Invite(Guest* guest) = 0;
 
   // Null until comm has been started: then every device is one of this process.
   static Interprocess* Get();

@@ -218,6 +218,8 @@ class DeviceMemory {
 struct StreamOptions {
   int threads_per_block = 1;
   std::function<Disturbance(int rank, int block)> disturb = {};  // else none
+  // On a thread of its own, until no rank runs any more: carries what ranks send to each other.
+  std::function<void(StuckClock&, const std::atomic<int>& running)> carry = {};
 };
 
 // Puts complete launches one after the other on a stream for each rank, all at the same time.
@@ -240,7 +242,8 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>&
     }
     present += blocks[rank] * per_block;
   }
-  StuckClock clock(present);
+  std::atomic<int> running{present};
+  StuckClock clock(present + (options.carry ? 1 : 0));
   std::vector<std::unique_ptr<Rank>> state;
   for (int rank = 0; rank < ranks; ++rank) {
     state.push_back(std::make_unique<Rank>(blocks[rank] * per_block, clock));
@@ -264,10 +267,12 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>&
             if (!mine.stream.All(mine.ok)) break;
           }
           clock.Leave();
+          running.fetch_sub(1, std::memory_order_acq_rel);
         });
       }
     }
   }
+  if (options.carry) threads.emplace_back([&] { options.carry(clock, running); });
   for (std::thread& thread : threads) thread.join();
   std::vector<bool> ok;
   for (const auto& rank : state) ok.push_back(rank->ok);
@@ -296,6 +301,7 @@ class World {
   Flag* flags(int rank) {
     return reinterpret_cast<Flag*>(regions_[rank]->data() + sizeof(RegionHeader));
   }
+  const std::vector<unsigned char*>& addresses() const { return addresses_; }
   void Clear(int rank) { std::memset(regions_[rank]->data(), 0, regions_[rank]->bytes()); }
   const Cause& cause(int rank) const { return causes_[rank].cause; }
 
@@ -304,6 +310,10 @@ class World {
     std::vector<uint64_t> fingerprints = {};                       // by rank; else all equal
     std::function<Disturbance(int rank, int block)> disturb = {};  // else none
     int absent_rank = -1;                                          // never launches
+    std::function<void(int rank, ProgramCall&)> bind = {};         // replaces pointers of a call
+    // As in StreamOptions.
+    std::function<void(StuckClock&, const std::atomic<int>& running)> carry = {};
+    uint64_t deadline_ns = StuckClock::kDeadlineNs;
   };
 
   // Whether each rank ended all launches.
@@ -318,12 +328,14 @@ class World {
         call.regions = addresses_.data();
         call.cause = &causes_[rank];
         call.failing = &failing_[rank];
-        call.deadline_ns = StuckClock::kDeadlineNs;
+        call.deadline_ns = options.deadline_ns;
         call.fingerprint = options.fingerprints.empty() ? 7 : options.fingerprints[rank];
+        if (options.bind) options.bind(rank, call);
         streams[rank].push_back(call);
       }
     }
-    std::vector<bool> ok = RunStreams(streams, {options.threads_per_block, options.disturb});
+    std::vector<bool> ok =
+        RunStreams(streams, {options.threads_per_block, options.disturb, options.carry});
     if (options.absent_rank >= 0) ok[options.absent_rank] = false;
     return ok;
   }

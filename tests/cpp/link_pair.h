@@ -1,7 +1,6 @@
 // Two ends of a link for tests, and a reactor of a few lines.
 #pragma once
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "fake_verbs.h"
+#include "socket_pair.h"
 #include "transport/fd.h"
 #include "transport/link.h"
 #include "transport/rdma.h"
@@ -93,29 +93,6 @@ inline StatusOr<std::unique_ptr<Link>> MakeRdma(LinkKind kind, int peer, EndPart
   const Status status = parts.rdma->Join(peer, socket, parts.peer_offer, "test");
   if (!status.ok()) return status;
   return StatusOr<std::unique_ptr<Link>>(std::move(parts.rdma));
-}
-
-inline std::pair<Fd, Fd> SocketPair(int type) {
-  int fds[2];
-  EXPECT_EQ(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds), 0);
-  return {Fd(fds[0]), Fd(fds[1])};
-}
-
-inline std::pair<Fd, Fd> TcpPair() {
-  Fd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof(address);
-  auto* name = reinterpret_cast<sockaddr*>(&address);
-  EXPECT_EQ(bind(listener.get(), name, length), 0);
-  EXPECT_EQ(listen(listener.get(), 1), 0);
-  EXPECT_EQ(getsockname(listener.get(), name, &length), 0);
-  Fd client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  EXPECT_EQ(connect(client.get(), name, length), 0);
-  Fd server(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  EXPECT_GE(server.get(), 0);
-  return {std::move(client), std::move(server)};
 }
 
 inline std::pair<EndParts, EndParts> MakeParts(LinkKind kind, size_t window_bytes) {

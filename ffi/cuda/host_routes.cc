@@ -1,0 +1,241 @@
+#include "cuda/host_routes.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+namespace jaxcoll::cuda {
+namespace {
+
+// The arrays of a table.
+class Table {
+ public:
+  explicit Table(const DeviceProgram& program)
+      : header(program.header()), bytes_(reinterpret_cast<const unsigned char*>(&header)) {}
+  const ProgramHeader& header;
+  const ProgramWorker* workers() const { return At<ProgramWorker>(header.worker_offset); }
+  const ProgramOp* ops(int32_t worker) const {
+    return At<ProgramOp>(header.op_offset) + workers()[worker].first_op;
+  }
+  const ProgramWait* waits(const ProgramOp& op) const {
+    return At<ProgramWait>(header.wait_offset) + op.first_wait;
+  }
+  const ProgramSignal* signals(const ProgramOp& op) const {
+    return At<ProgramSignal>(header.signal_offset) + op.first_signal;
+  }
+  const ProgramPiece* pieces(const ProgramOp& op) const {
+    return At<ProgramPiece>(header.piece_offset) + op.first_piece;
+  }
+  // Where a piece's destination `d` lies.
+  const ProgramRef& destination(const ProgramOp& op, const ProgramPiece& piece, int32_t d) const {
+    return At<ProgramRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
+  }
+
+ private:
+  template <typename T>
+  const T* At(int32_t offset) const {
+    return reinterpret_cast<const T*>(bytes_ + offset);
+  }
+  const unsigned char* const bytes_;
+};
+
+Status Unmatched(int32_t rank) {
+  return Status(StatusCode::kInternal, "the table of rank " + std::to_string(rank) +
+                                           " has messages that its signals do not fit");
+}
+
+}  // namespace
+
+StatusOr<HostRoutes> HostRoutes::Make(const std::vector<DeviceProgram>& tables,
+                                      std::vector<ProgramCall> calls,
+                                      const std::vector<int>& host_of_rank) {
+  HostRoutes routes;
+  const ProgramHeader& header = tables[0].header();
+  if (tables.size() != host_of_rank.size() || calls.empty() ||
+      header.world_size != static_cast<int32_t>(tables.size())) {
+    return InvalidArgument("routes need the tables and hosts of all ranks, and a call");
+  }
+  routes.header_ = header;
+  routes.calls_ = std::move(calls);
+  routes.signals_.assign(tables.size(), std::vector<std::vector<Signal>>(header.workers));
+  for (const DeviceProgram& table : tables) {
+    if (Status status = routes.AddOps(table, host_of_rank); !status.ok()) return status;
+  }
+  for (const DeviceProgram& table : tables) {
+    if (Status status = routes.MatchFreed(table, host_of_rank); !status.ok()) return status;
+  }
+  routes.Digest();
+  return routes;
+}
+
+// The messages that a rank sends. The packer gives an op its messages in one order: destinations in
+// the peers' slots, signals of arrival, waits for room.
+Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
+  const Table table(program);
+  const int32_t rank = table.header.rank;
+  for (int32_t worker = 0; worker < workers(); ++worker) {
+    for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
+      const ProgramOp& op = table.ops(worker)[i];
+      std::vector<const ProgramWait*> rooms;
+      for (int32_t w = 0; w < op.wait_count; ++w) {
+        const ProgramWait& wait = table.waits(op)[w];
+        if (wait.kind == ProgramWait::kFree) rooms.push_back(&wait);
+      }
+      std::vector<int32_t> slots;  // destinations that are such
+      for (int32_t d = 0; d < op.destination_count && op.piece_count > 0; ++d) {
+        if (table.destination(op, table.pieces(op)[0], d).place == ProgramRef::kPeerSlot) {
+          slots.push_back(d);
+        }
+      }
+      size_t sent = 0;
+      for (int32_t s = 0; s < op.signal_count; ++s) {
+        const ProgramSignal& signal = table.signals(op)[s];
+        if (signal.kind != ProgramSignal::kArrived) continue;
+        if (sent >= rooms.size() || rooms[sent]->peer != signal.peer ||
+            (op.piece_count > 0 && sent >= slots.size())) {
+          return Unmatched(rank);
+        }
+        const size_t which = sent++;
+        if (host_of_rank[signal.peer] == host_of_rank[rank]) continue;
+        Message message{rank, signal.peer, worker, signal.flag, rooms[which]->flag, {}};
+        for (int32_t p = 0; p < op.piece_count; ++p) {
+          const ProgramPiece& piece = table.pieces(op)[p];
+          const ProgramRef& to = table.destination(op, piece, slots[which]);
+          if (to.peer != signal.peer) return Unmatched(rank);
+          message.strips.push_back({to.index, piece.position, piece.count});
+        }
+        messages_.push_back(std::move(message));
+      }
+    }
+  }
+  return Status();
+}
+
+// What a rank raises elsewhere, in order, now that all messages are known.
+Status HostRoutes::MatchFreed(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
+  std::map<std::tuple<int32_t, int32_t, int32_t>, int32_t> arriving, departing;
+  for (size_t m = 0; m < messages_.size(); ++m) {
+    const Message& message = messages_[m];
+    arriving[{message.destination, message.worker, message.arrival}] = static_cast<int32_t>(m);
+    departing[{message.source, message.worker, message.departure}] = static_cast<int32_t>(m);
+  }
+  const Table table(program);
+  const int32_t rank = table.header.rank;
+  for (int32_t worker = 0; worker < workers(); ++worker) {
+    for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
+      const ProgramOp& op = table.ops(worker)[i];
+      for (int32_t s = 0; s < op.signal_count; ++s) {
+        const ProgramSignal& signal = table.signals(op)[s];
+        if (signal.kind == ProgramSignal::kWorker ||
+            host_of_rank[signal.peer] == host_of_rank[rank]) {
+          continue;
+        }
+        const bool arrives = signal.kind == ProgramSignal::kArrived;
+        const auto& of = arrives ? arriving : departing;
+        const auto found = of.find({signal.peer, worker, signal.flag});
+        if (found == of.end()) return Unmatched(rank);
+        signals_[rank][worker].push_back({found->second, arrives});
+      }
+    }
+  }
+  return Status();
+}
+
+void HostRoutes::Digest() {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&hash](int64_t value) {
+    for (int byte = 0; byte < 8; ++byte) {
+      hash = (hash ^ (static_cast<uint64_t>(value) >> (8 * byte) & 0xff)) * 0x100000001b3;
+    }
+  };
+  for (const int32_t value :
+       {header_.chunks_per_block, header_.workers, header_.slot_chunks, header_.flags_per_worker}) {
+    add(value);
+  }
+  for (const Message& m : messages_) {
+    for (const int32_t value : {m.source, m.destination, m.worker, m.arrival, m.departure}) {
+      add(value);
+    }
+    for (const Strips& strips : m.strips) {
+      for (const int32_t value : {strips.slot, strips.position, strips.count}) add(value);
+    }
+  }
+  for (const ProgramCall& call : calls_) {
+    for (const int64_t value :
+         {call.stride_bytes, call.slot_offset, int64_t{call.segment_count}, int64_t{call.lanes},
+          int64_t{call.depth}, int64_t{call.item_bytes}, int64_t{call.vector_count}}) {
+      add(value);
+    }
+    for (int32_t v = 0; v < call.vector_count; ++v) {
+      add(call.vectors[v].elements);
+      add(call.vectors[v].slice_elements);
+    }
+  }
+  digest_ = hash;
+}
+
+size_t HostRoutes::FlagAt(int32_t worker, int32_t flag, const SlotUse& use) const {
+  return static_cast<size_t>(FlagOffset(header_, use.call->lanes, use.lane(), worker, flag));
+}
+
+const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {
+  const ProgramCall& call = *use.call;
+  int32_t v = 0;
+  while (v + 1 < call.vector_count && use.segment >= call.vectors[v + 1].first_segment) ++v;
+  return call.vectors[v];
+}
+
+template <typename Visit>
+void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
+                         Visit visit) const {
+  const ProgramCall& call = *use.call;
+  const ProgramVector& vector = VectorOf(use);
+  const int64_t block = int64_t{message.worker} * call.lanes + use.lane();
+  const int64_t slots = call.slot_offset + (block * call.depth + use.count() % call.depth) *
+                                               header_.slot_chunks * call.stride_bytes;
+  int64_t before = 0;  // of the message
+  for (const Strips& strips : message.strips) {
+    for (int32_t i = 0; i < strips.count; ++i) {
+      if (before >= first + bytes) return;
+      const int32_t position = strips.position + (header_.chunks_per_block == 1 ? 0 : i);
+      const int64_t length =
+          StripAt(vector, header_.chunks_per_block, use.segment, position).count * call.item_bytes;
+      const int64_t begin = std::max(first - before, int64_t{0});
+      const int64_t end = std::min(first + bytes - before, length);
+      if (begin < end) {
+        visit(slots + int64_t{strips.slot + i} * call.stride_bytes + begin, before + begin - first,
+              end - begin);
+      }
+      before += length;
+    }
+  }
+}
+
+int64_t HostRoutes::Bytes(const Message& message, const SlotUse& use) const {
+  int64_t total = 0;
+  ForEach(message, use, 0, std::numeric_limits<int64_t>::max() / 2,
+          [&](int64_t, int64_t, int64_t bytes) { total += bytes; });
+  return total;
+}
+
+void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+                        int64_t first, std::span<std::byte> to) const {
+  ForEach(message, use, first, static_cast<int64_t>(to.size()),
+          [&](int64_t at, int64_t offset, int64_t bytes) {
+            std::memcpy(to.data() + offset, region + at, static_cast<size_t>(bytes));
+          });
+}
+
+void HostRoutes::Scatter(const Message& message, const SlotUse& use, unsigned char* region,
+                         int64_t first, std::span<const std::byte> from) const {
+  ForEach(message, use, first, static_cast<int64_t>(from.size()),
+          [&](int64_t at, int64_t offset, int64_t bytes) {
+            std::memcpy(region + at, from.data() + offset, static_cast<size_t>(bytes));
+          });
+}
+
+}  // namespace jaxcoll::cuda
