@@ -319,7 +319,7 @@ class Bootstrap:
         return Record(
             version=self._version,
             index=self._index,
-            host=self._host_id or f"{machine}/{hostname}",
+            host=self._host_id or host.identity(),
             machine=machine,
             hostname=hostname,
             pid=os.getpid(),

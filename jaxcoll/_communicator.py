@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxcoll import _bootstrap, _environment, _tuning
+from jaxcoll import _bootstrap, _environment, _host, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll._errors import TuningError, UnsupportedError
 from jaxcoll._native import cuda, native
@@ -295,6 +295,7 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
             values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
+            values["JAXCOLL_HOST_ID"] or _host.identity(),
             None if exchange is None else exchange.publish,
             None if exchange is None else exchange.fetch,
         )

@@ -41,6 +41,11 @@ def machine_identity() -> str:
         return secrets.token_hex(16)
 
 
+def identity() -> str:
+    """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""
+    return f"{machine_identity()}/{socket.gethostname()}"
+
+
 @dataclass(frozen=True)
 class Interface:
     """A network interface that is up, and its addresses in the order of the kernel."""

@@ -109,7 +109,7 @@ void BindCuda(nb::module_& m) {
   m.def(
       "cuda_start",
       [](int process, const std::vector<std::tuple<int64_t, int, int>>& devices, int max_blocks,
-         int workspace_mib, std::optional<nb::callable> publish,
+         int workspace_mib, std::string host, std::optional<nb::callable> publish,
          std::optional<nb::callable> fetch) {
         cuda::Job job;
         job.process = process;
@@ -119,6 +119,7 @@ void BindCuda(nb::module_& m) {
         job.options.max_blocks = max_blocks;
         job.options.workspace_bytes = static_cast<uint64_t>(workspace_mib) << 20;
         job.options.timeout_s = TimeoutS();
+        job.options.host = std::move(host);
         if (publish && fetch) {
           job.exchange = std::make_unique<PythonExchange>(std::move(*publish), std::move(*fetch));
         }
@@ -126,9 +127,10 @@ void BindCuda(nb::module_& m) {
         cuda::StartJob(std::move(job));
       },
       nb::arg("process"), nb::arg("devices"), nb::arg("max_blocks"), nb::arg("workspace_mib"),
-      nb::arg("publish").none(), nb::arg("fetch").none(),
-      "Says once which GPUs the job has, as (device id, process, ordinal in the process), and how\n"
-      "its processes exchange bytes: publish(key, value), fetch(key, timeout_s); None if alone.");
+      nb::arg("host"), nb::arg("publish").none(), nb::arg("fetch").none(),
+      "Says once which GPUs the job has, as (device id, process, ordinal in the process), what\n"
+      "processes of this host have in common, and how the job's processes exchange bytes:\n"
+      "publish(key, value), fetch(key, timeout_s); None if alone.");
   m.def("cuda_started", &cuda::JobStarted, "Whether cuda_start has been called.");
   m.def("cuda_stop", &cuda::Communicator::StopMonitor, nb::call_guard<nb::gil_scoped_release>(),
         "Ends the thread that reports why kernels have given up.");

@@ -7,7 +7,6 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iterator>
 #include <set>
 #include <thread>
@@ -28,7 +27,7 @@ const std::string kRefusal = "refused: ";
 // What a process publishes of one of its ranks.
 struct RankRecord {
   char magic[8] = {'j', 'a', 'x', 'c', 'u', 'd', 'a', '1'};
-  char host[64] = {};  // boot id: CUDA IPC joins processes of one running kernel
+  char host[17] = {};  // digest
   Runtime::IpcHandle handle = {};
   uint64_t workspace_bytes = 0;
   int32_t max_blocks = 0;
@@ -36,13 +35,6 @@ struct RankRecord {
 };
 
 uint64_t RoundUp(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-std::string HostId() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id.substr(0, sizeof(RankRecord::host) - 1);
-}
 
 // Hex of a hash: keys of the store are short.
 std::string Digest(const std::string& text) {
@@ -97,6 +89,7 @@ Communicator::~Communicator() {
     registry.all.erase(this);
     registry.told.erase(this);
   }
+  reach_.reset();
   for (int rank = 0; rank < static_cast<int>(workspaces_.size()); ++rank) {
     for (int local = 0; local < static_cast<int>(workspaces_.size()); ++local) {
       unsigned char* const workspace = workspaces_[rank][local];
@@ -192,11 +185,12 @@ std::string Communicator::Key(const std::string& what) const {
 
 Status Communicator::MapPeers() {
   if (all_local_) return Status();
-  const std::string host = HostId();
+  const std::string host = Digest(options_.host);
+  std::vector<std::string> host_of_rank(members_.size(), host);
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
     RankRecord record;
-    std::memcpy(record.host, host.data(), host.size());
+    host.copy(record.host, sizeof(record.host) - 1);
     record.workspace_bytes = options_.workspace_bytes;
     record.max_blocks = max_blocks_;
     record.ordinal = members_[rank].ordinal;
@@ -225,17 +219,14 @@ Status Communicator::MapPeers() {
     if (std::memcmp(record.magic, expected.magic, sizeof(record.magic)) != 0) {
       return InvalidArgument(who + " runs another version of jaxcoll");
     }
-    if (host != record.host) {
-      return InvalidArgument(who +
-                             " is on another host: groups of GPUs across hosts are not served; "
-                             "use lax's collectives for this axis");
-    }
     if (record.workspace_bytes != options_.workspace_bytes) {
       return InvalidArgument("JAXCOLL_CUDA_WORKSPACE_MIB is " +
                              std::to_string(options_.workspace_bytes >> 20) + " here and " +
                              std::to_string(record.workspace_bytes >> 20) + " at " + who);
     }
     max_blocks_ = std::min(max_blocks_, record.max_blocks);
+    host_of_rank[rank].assign(record.host, sizeof(record.host) - 1);
+    if (host_of_rank[rank] != host) continue;
     for (int local = 0; local < world_size(); ++local) {
       if (!is_local(local)) continue;
       StatusOr<unsigned char*> mapped = runtime_.Import(members_[local].ordinal, record.handle);
@@ -250,6 +241,32 @@ Status Communicator::MapPeers() {
       workspaces_[rank][local] = *mapped;
     }
   }
+  return ReachHosts(host_of_rank);
+}
+
+Status Communicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
+  HostProxy::GroupSpec group;
+  std::map<std::string, int> numbers;
+  for (int rank = 0; rank < world_size(); ++rank) {
+    const auto number = static_cast<int>(numbers.size());
+    group.host_of_rank.push_back(numbers.try_emplace(host_of_rank[rank], number).first->second);
+    group.process_of_rank.push_back(members_[rank].process);
+  }
+  if (numbers.size() == 1) return Status();
+  if (options_.proxy == nullptr) {
+    return Status(StatusCode::kFailedPrecondition,
+                  "GPUs of several hosts take part, but this process is not linked to the others");
+  }
+  Fingerprint id;
+  id.Add(Key("group"));
+  group.id = id.Value();
+  group.names = Names();
+  const auto local = std::find_if(members_.begin(), members_.end(),
+                                  [&](const Member& m) { return m.process == process_; });
+  StatusOr<std::unique_ptr<HostReach>> reach =
+      HostReach::Create(*options_.proxy, runtime_, local->ordinal, process_, std::move(group));
+  if (!reach.ok()) return reach.status();
+  reach_ = std::move(*reach);
   return Status();
 }
 
@@ -391,7 +408,16 @@ std::vector<std::string> Communicator::Names() const {
   return names;
 }
 
+// The first one of all hosts, if there are several.
 std::optional<std::string> Communicator::Cause() const {
+  if (reach_ == nullptr) return KernelsCause();
+  if (std::optional<std::string> cause = reach_->Cause()) return cause;
+  const std::optional<std::string> cause = KernelsCause();
+  if (cause) reach_->Fail(*cause);
+  return cause;
+}
+
+std::optional<std::string> Communicator::KernelsCause() const {
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
     if (__atomic_load_n(&causes_[rank].written, __ATOMIC_ACQUIRE) == 0) continue;
@@ -429,6 +455,11 @@ std::vector<std::string> Communicator::DescribeAll() {
     lines.push_back("devices " + devices + ": " + std::to_string(c->workspace_bytes() >> 20) +
                     " MiB each, " + std::to_string(c->max_blocks_) + " blocks, operands " +
                     (c->staged_ ? "staged" : "reached directly"));
+    if (c->reach_ != nullptr) {
+      lines.back() +=
+          "; " + std::to_string(c->reach_->hosts()) + " hosts, joined by a proxy with " +
+          std::to_string((c->reach_->bytes() + (1 << 20) - 1) >> 20) + " MiB of pinned host memory";
+    }
   }
   return lines;
 }

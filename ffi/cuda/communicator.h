@@ -4,6 +4,9 @@
 // that comes back finds its workspace and its counters. It is known by its device ids, so all
 // meshes that have the group share it.
 //
+// Hosts. Processes count as being on one host as they do for CPUs (JAXCOLL_HOST_ID). Ranks of other
+// hosts are reached by the interpreter alone, through host memory and a proxy: host_reach.h.
+//
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
 // each other's workspaces, by CUDA IPC, and operands are staged there.
 //
@@ -24,6 +27,7 @@
 
 #include "base/status.h"
 #include "cuda/exchange.h"
+#include "cuda/host_reach.h"
 #include "cuda/layout.h"
 #include "cuda/runtime.h"
 
@@ -40,6 +44,8 @@ struct CommunicatorOptions {
   int max_blocks = 32;                   // of a launch; the smallest of all processes counts
   uint64_t workspace_bytes = 128 << 20;  // per rank; equal in all processes
   double timeout_s = 300;
+  std::string host;            // of this process, if there are several: equal ids are one host
+  HostProxy* proxy = nullptr;  // null if this process is not linked to any other
 };
 
 // Where a call site's calls meet. Equal on all ranks.
@@ -78,7 +84,9 @@ class Communicator {
   uint64_t workspace_bytes() const { return options_.workspace_bytes; }
 
   Runtime& runtime() const { return runtime_; }
-  // A rank's workspace as the device of a local rank maps it.
+  // Null if all ranks are on one host.
+  HostReach* reach() const { return reach_.get(); }
+  // A rank's workspace as the device of a local rank maps it; null for a rank of another host.
   unsigned char* workspace(int rank, int seen_by) const { return workspaces_[rank][seen_by]; }
   CauseRecord* cause_record(int rank) const { return causes_ + rank; }
   uint64_t deadline_ns() const { return static_cast<uint64_t>(options_.timeout_s * 1e9); }
@@ -104,11 +112,13 @@ class Communicator {
   Status EnablePeerAccess();
   Status Allocate();
   Status MapPeers();
+  Status ReachHosts(const std::vector<std::string>& host_of_rank);
   StatusOr<LaneGrant> Agree(const LaneRequest& request, const std::string& key);  // mutex_ held
   StatusOr<LaneGrant> Grant(const LaneRequest& request);                          // mutex_ held
   Status GrantArea(const LaneRequest& request, LaneGrant& grant);                 // mutex_ held
   void ReturnArea(const LaneGrant& grant);                                        // mutex_ held
   std::string Key(const std::string& what) const;
+  std::optional<std::string> KernelsCause() const;
   std::vector<std::string> Names() const;
 
   const std::vector<Member> members_;
@@ -123,6 +133,7 @@ class Communicator {
   // [of rank][as seen by the device of local rank]; null for ranks of other processes.
   std::vector<std::vector<unsigned char*>> workspaces_;
   CauseRecord* causes_ = nullptr;  // pinned host memory, by rank
+  std::unique_ptr<HostReach> reach_;
 
   std::mutex mutex_;
   std::deque<uint32_t> free_lanes_;    // guarded by mutex_; returned ones go last

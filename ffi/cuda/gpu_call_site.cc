@@ -18,6 +18,18 @@ const Member* DeviceOfJob(int64_t device_id) {
   return nullptr;
 }
 
+// Carries what goes to GPUs of other hosts. Null if this process is not linked to others. Called
+// with the lock of CommunicatorOf.
+HostProxy* TheProxy(int process) {
+  static HostProxy* proxy = nullptr;  // never destroyed: the guest of who is not, either
+  Interprocess* const processes = Interprocess::Get();
+  if (proxy == nullptr && processes != nullptr) {
+    proxy = new HostProxy(process);
+    processes->Invite(proxy);
+  }
+  return proxy;
+}
+
 // The communicator of a group, made when it is asked for first. Asked for while a program is set
 // up, in an order that is the same in all its processes.
 StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
@@ -29,8 +41,10 @@ StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
   std::unique_ptr<Communicator>& communicator = all[key];
   if (communicator == nullptr) {
     const Job& job = *the_job.load(std::memory_order_acquire);
+    CommunicatorOptions options = job.options;
+    options.proxy = TheProxy(job.process);
     StatusOr<std::unique_ptr<Communicator>> made =
-        Communicator::Create(members, job.process, job.options, job.exchange.get(), *job.runtime);
+        Communicator::Create(members, job.process, options, job.exchange.get(), *job.runtime);
     if (!made.ok()) return made.status();
     communicator = std::move(*made);
     Communicator::StartMonitor();

@@ -13,8 +13,12 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
                                                        const std::string& key,
                                                        const std::string& description,
                                                        bool interpret) {
+  if (communicator.staged() && spec.collective == "ragged_all_to_all") {
+    return InvalidArgument("ragged_all_to_all serves the GPUs of one process");
+  }
   std::unique_ptr<GroupCall> call;
-  if (!interpret && CallPlan::Serves(spec)) {
+  const bool one_host = communicator.reach() == nullptr;
+  if (!interpret && one_host && CallPlan::Serves(spec)) {
     StatusOr<CallPlan> plan = CallPlan::Create(spec, shape, communicator.max_blocks());
     if (!plan.ok()) return plan.status();
     call.reset(new GroupCall(communicator, std::move(*plan)));
@@ -55,6 +59,7 @@ Status GroupCall::Init(const std::string& key, const std::string& description) {
   granted_ = true;
   if (program != nullptr) {
     if (Status status = program->Divide(grant_.area_bytes); !status.ok()) return status;
+    if (Status status = ReachHosts(*program, description); !status.ok()) return status;
     if (Status status = UploadTables(*program); !status.ok()) return status;
   }
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
@@ -73,16 +78,30 @@ unsigned char* GroupCall::Area(int rank, int seen_by) const {
 Status GroupCall::UploadTables(const ProgramPlan& plan) const {
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
-    std::vector<unsigned char*> regions;
+    std::vector<unsigned char*> regions, inboxes;
     for (int peer = 0; peer < communicator_.world_size(); ++peer) {
-      regions.push_back(Area(peer, rank));
+      const bool remote = host_region_ != nullptr && communicator_.reach()->IsRemote(peer);
+      regions.push_back(remote ? host_region_->memory[peer] : Area(peer, rank));
+      inboxes.push_back(remote ? host_region_->memory[rank] : Area(rank, rank));
     }
-    const std::vector<unsigned char> table = plan.Table(rank, regions);
+    const std::vector<unsigned char> table = plan.Table(rank, regions, inboxes);
     Status status = communicator_.runtime().Upload(communicator_.member(rank).ordinal,
                                                    Area(rank, rank) + plan.TableOffset(),
                                                    table.data(), table.size());
     if (!status.ok()) return status;
   }
+  return Status();
+}
+
+Status GroupCall::ReachHosts(const ProgramPlan& plan, const std::string& description) {
+  HostReach* const reach = communicator_.reach();
+  if (reach == nullptr) return Status();
+  StatusOr<HostRoutes> routes = plan.Routes(reach->host_of_rank());
+  if (!routes.ok()) return routes.status();
+  StatusOr<const HostReach::Region*> region =
+      reach->Open(grant_.lane, std::move(*routes), description);
+  if (!region.ok()) return region.status();
+  host_region_ = *region;
   return Status();
 }
 
@@ -122,6 +141,10 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
         program->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs);
     if (!call.ok()) return call.status();
     complete(*call);
+    if (host_region_ != nullptr) {
+      call->doorbell = host_region_->doorbells[rank];
+      call->abort = communicator_.reach()->abort();
+    }
     call->failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
     result.blocks = program->blocks(launch);
     result.parameters = *call;

@@ -1,7 +1,8 @@
 // One group's part of a call site: what its ranks launch, and where their launches meet.
 //
 // Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
-// algorithms, schedules written in Python, and larger groups (program_plan.h).
+// algorithms, schedules written in Python, larger groups, and groups of several hosts
+// (program_plan.h).
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
 // memory and waits for nothing.
@@ -57,12 +58,14 @@ class GroupCall {
   GroupCall(Communicator& communicator, std::variant<CallPlan, ProgramPlan> plan);
   Status Init(const std::string& key, const std::string& description);
   Status UploadTables(const ProgramPlan& plan) const;
+  Status ReachHosts(const ProgramPlan& plan, const std::string& description);
   Kernel KernelOfPlan() const;
   unsigned char* Area(int rank, int seen_by) const;
 
   Communicator& communicator_;
   std::variant<CallPlan, ProgramPlan> plan_;
   LaneGrant grant_;
+  const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part
   bool granted_ = false;
 };
 

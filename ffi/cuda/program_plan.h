@@ -9,6 +9,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "cuda/device_program.h"
+#include "cuda/host_routes.h"
 #include "executor/call_site.h"
 #include "executor/call_spec.h"
 
@@ -27,8 +28,8 @@ class ProgramPlan {
   }
   int blocks(int launch) const { return BlockCount(tables_[0].header(), calls_[launch]); }
 
-  // An area of a workspace: a region, and behind it the rank's table and the addresses of all ranks'
-  // regions.
+  // An area of a workspace: a region, and behind it the rank's table and where it finds all
+  // ranks' regions, and what they write for it.
   //
   // Bytes that are worth having when `available` may be taken; 0 if they do not suffice.
   uint64_t AreaBytes(uint64_t available) const;
@@ -36,9 +37,16 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // What the area of a rank holds from TableOffset() on. `regions`: as that rank maps them.
+  // What the area of a rank holds from TableOffset() on. `regions` and `inboxes`: by rank, as that
+  // rank maps them.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
-  std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions) const;
+  std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions,
+                                   const std::vector<unsigned char*>& inboxes) const;
+
+  // What the ranks send from host to host.
+  StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
+    return HostRoutes::Make(tables_, calls_, host_of_rank);
+  }
 
   // The parameters of launch `launch` for one rank whose area is at `area`, but for the cause, the
   // deadline and the logical id.
@@ -46,6 +54,7 @@ class ProgramPlan {
                              void* const* outputs) const;
 
  private:
+  uint64_t AddressBytes() const;  // of the addresses of all ranks' regions, or inboxes
   StatusOr<std::vector<ProgramCall>> Cut(uint64_t area_bytes) const;
 
   DType dtype_ = DType::kUint8;

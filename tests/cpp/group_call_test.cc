@@ -9,6 +9,7 @@
 #include "cuda/gpu_call_site.h"
 #include "executor/local_plan.h"
 #include "host_runtime.h"
+#include "hosts.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -39,7 +40,9 @@ class HostExchange final : public Exchange {
 // `ranks` devices, dealt to `processes` in turn; all of a process's are its communicator's.
 class Job {
  public:
-  Job(int ranks, int processes, uint64_t workspace_bytes = 1 << 20) {
+  // `hosts`: those of the processes; null if they are on one.
+  Job(int ranks, int processes, uint64_t workspace_bytes = 1 << 20, Hosts* hosts = nullptr)
+      : hosts_(hosts) {
     std::vector<Member> members;
     for (int rank = 0; rank < ranks; ++rank) {
       members.push_back({rank, rank % processes, rank / processes});
@@ -48,7 +51,11 @@ class Job {
     options.max_blocks = 3;
     options.workspace_bytes = workspace_bytes;
     communicators_.resize(processes);
-    OnAllProcesses([&](int process) {
+    OnAllProcesses([&, options](int process) mutable {
+      if (hosts != nullptr) {
+        options.host = "host " + std::to_string(hosts->host(process));
+        options.proxy = &hosts->proxy(process);
+      }
       StatusOr<std::unique_ptr<Communicator>> made =
           Communicator::Create(members, process, options, &exchange_, runtime_);
       EXPECT_TRUE(made.ok()) << made.status().message();
@@ -66,8 +73,13 @@ class Job {
   int processes() const { return static_cast<int>(communicators_.size()); }
   Communicator& communicator(int process) { return *communicators_[process]; }
   HostRuntime& runtime() { return runtime_; }
+  bool Run(int replays, StreamOptions options = {}) {
+    if (hosts_ != nullptr) options.carry = hosts_->Carrier();
+    return runtime_.Run(replays, options);
+  }
 
  private:
+  Hosts* const hosts_;
   HostRuntime runtime_;
   HostExchange exchange_;
   std::vector<std::unique_ptr<Communicator>> communicators_;
@@ -210,14 +222,14 @@ bool ServesRanks(Collective collective, const std::string& algorithm, int ranks)
 
 // Every algorithm, for every number of ranks that it serves, in one process and in several, called
 // and replayed.
-void RunEveryAlgorithm(int processes) {
+void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr) {
   constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
                                          Collective::kAllGather, Collective::kAllToAll,
                                          Collective::kBroadcast, Collective::kReduce,
                                          Collective::kPermute};
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
-    if (ranks < processes) continue;
-    Job job(ranks, processes, 4 << 20);
+    if (ranks < processes || (hosts != nullptr && ranks % processes == 2)) continue;
+    Job job(ranks, processes, 4 << 20, hosts);
     for (const Collective collective : kCollectives) {
       for (const std::string& algorithm : Algorithms(collective)) {
         if (!ServesRanks(collective, algorithm, ranks)) continue;
@@ -226,7 +238,7 @@ void RunEveryAlgorithm(int processes) {
                                  " processes";
         Site site(job, SpecOf(collective, algorithm, ranks), {.elements = {333, 5}}, what);
         site.Enqueue();
-        ASSERT_TRUE(job.runtime().Run(/*replays=*/3))
+        ASSERT_TRUE(job.Run(/*replays=*/3))
             << what << ": " << job.communicator(0).Cause().value_or("");
         site.ExpectRight(what);
       }
@@ -236,6 +248,58 @@ void RunEveryAlgorithm(int processes) {
 
 TEST(GroupCall, RunsEveryAlgorithmInOneProcess) { RunEveryAlgorithm(1); }
 TEST(GroupCall, RunsEveryAlgorithmBetweenProcesses) { RunEveryAlgorithm(2); }
+
+// Two processes of one host and one of another.
+TEST(GroupCall, RunsEveryAlgorithmBetweenHosts) {
+  Hosts hosts({0, 1, 0}, Net::kFake, 1);
+  RunEveryAlgorithm(3, &hosts);
+}
+
+// The call site is gone and comes back, on one host alone: its region goes on counting.
+TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
+  Hosts hosts({0, 1}, Net::kFake, 2);
+  Job job(4, 2, 1 << 20, &hosts);
+  const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 4);
+  for (int i = 0; i < 3; ++i) {
+    Site site(job, spec, {.seed = static_cast<uint32_t>(i)});
+    site.Enqueue();
+    ASSERT_TRUE(job.Run(2)) << i << ": " << job.communicator(0).Cause().value_or("");
+    site.ExpectRight("the same call site");
+  }
+}
+
+TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
+  Hosts hosts({0, 1}, Net::kFake, 3);
+  Job job(4, 2, 1 << 20, &hosts);
+  const std::vector<std::string> lines = Communicator::DescribeAll();
+  EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
+    return line.find("2 hosts, joined by a proxy with 1 MiB of pinned host memory") != line.npos;
+  }));
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  site.Enqueue();
+  hosts.At(30, [&] { hosts.Cut(0, 1); });
+  EXPECT_FALSE(job.Run(100));
+  hosts.Settle();
+  for (const int process : {0, 1}) {
+    const std::string cause = job.communicator(process).Cause().value_or("");
+    EXPECT_NE(cause.find("process " + std::to_string(1 - process) + ")"), cause.npos) << cause;
+    EXPECT_NE(cause.find("is lost"), cause.npos) << cause;
+  }
+}
+
+// What a kernel found out here is what the other host says.
+TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
+  Hosts hosts({0, 1}, Net::kFake, 4);
+  Job job(2, 2, 1 << 20, &hosts);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  const uint32_t elsewhere = 1;
+  site.Enqueue(&elsewhere);
+  EXPECT_FALSE(job.Run(1));
+  const std::string cause = job.communicator(0).Cause().value_or("");
+  EXPECT_NE(cause.find("runs as partition 1"), cause.npos) << cause;
+  hosts.Settle();
+  EXPECT_EQ(job.communicator(1).Cause().value_or(""), cause);
+}
 
 // More vectors than a launch takes.
 TEST(GroupCall, IsSeveralLaunches) {
@@ -335,6 +399,25 @@ TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
   runtime.device_bytes = 1 << 20;
   ExpectSays(CreateWith(runtime, 2 << 20), {"workspace of 2 MiB", "does not fit", "out of memory"});
   ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
+}
+
+TEST(Communicator, SaysThatItIsNotLinkedToOtherHosts) {
+  HostRuntime runtime;
+  HostExchange exchange;
+  Status statuses[2];
+  std::vector<std::thread> processes;
+  for (int process = 0; process < 2; ++process) {
+    processes.emplace_back([&, process] {
+      CommunicatorOptions options;
+      options.workspace_bytes = 1 << 20;
+      options.host = std::to_string(process);
+      statuses[process] =
+          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
+              .status();
+    });
+  }
+  for (std::thread& process : processes) process.join();
+  ExpectSays(statuses[0], {"several hosts", "not linked"});
 }
 
 TEST(Communicator, SaysWhichPeerCannotBeMapped) {

@@ -1,0 +1,181 @@
+// Processes on several hosts, each with a reactor and a proxy of its own, all in one process.
+//
+// Over fake links one thread steps all reactors, and everything but the order of threads is drawn
+// from a seed; over real links each reactor has its own thread.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "comm/reactor.h"
+#include "cuda/host_proxy.h"
+#include "device_world.h"
+#include "fake_link.h"
+#include "socket_pair.h"
+
+namespace jaxcoll::cuda {
+
+enum class Net { kFake, kShm, kTcp };
+
+// Processes and what joins them. Outlives what is run in it.
+class Hosts {
+ public:
+  Hosts(std::vector<int> host_of_process, Net net, uint64_t seed)
+      : host_of_process_(std::move(host_of_process)),
+        kind_(net),
+        random_(seed),
+        net_(random_, static_cast<int>(jaxcoll::Draw(random_, 0, 200))) {
+    std::unordered_map<int64_t, int> devices;
+    for (int p = 0; p < count(); ++p) devices[p] = p;
+    for (int p = 0; p < count(); ++p) {
+      Reactor::Seams seams;
+      if (!real()) seams.now = [this] { return net_.now(); };
+      seams.thread = real();
+      if (real()) seams.timeout_s = 0.2;  // how long Stop waits for kernels; no call is made
+      processes_.push_back(std::make_unique<Process>(p));
+      processes_[p]->reactor = Reactor::Create(
+          p, devices, [this, p](int peer) { Connect(p, peer); }, std::move(seams));
+      processes_[p]->reactor->Invite(&processes_[p]->proxy);
+    }
+  }
+  ~Hosts() {
+    for (const auto& process : processes_) {
+      if (real() && process->reactor) process->reactor->Stop();
+    }
+  }
+
+  int count() const { return static_cast<int>(host_of_process_.size()); }
+  int host(int process) const { return host_of_process_[process]; }
+  HostProxy& proxy(int process) { return processes_[process]->proxy; }
+  Reactor& reactor(int process) { return *processes_[process]->reactor; }
+
+  // What goes wrong, over fake links; `now` on the thread that carries.
+  void At(int pass, std::function<void()> happens) { events_.emplace(pass, std::move(happens)); }
+  void Cut(int a, int b) {
+    for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) pipe->broken = true;
+  }
+  // Everything on its way to `b` from `a` and back is lost, and nobody is told.
+  void Swallow(int a, int b) {
+    for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) {
+      pipe->puts.clear();
+      pipe->told.clear();
+      pipe->black_hole = true;
+    }
+  }
+  void SetRunning(int process, bool runs) { processes_[process]->runs = runs; }
+
+  // One look at everything. Whether anything was done, or is still under way.
+  bool Pass() {
+    for (auto [next, end] = events_.equal_range(pass_); next != end; ++next) next->second();
+    ++pass_;
+    bool active = pass_ <= (events_.empty() ? 0 : events_.rbegin()->first);
+    for (const auto& process : processes_) {
+      if (process->runs && process->reactor) active |= process->reactor->Step();
+    }
+    for (const auto& [ends, pipe] : pipes_) {
+      const Process& reader = *processes_[ends.second];
+      if (pipe->reader_gone || !reader.runs || pipe->black_hole) continue;
+      active |= !pipe->puts.empty() || !pipe->told.empty();
+    }
+    net_.Advance(std::chrono::microseconds(20));
+    return active;
+  }
+
+  // For World::Options.
+  std::function<void(StuckClock&, const std::atomic<int>&)> Carrier() {
+    if (real()) return {};
+    return [this](StuckClock& clock, const std::atomic<int>& running) {
+      StuckClock::Looks looks;
+      while (running.load(std::memory_order_acquire) > 0) {
+        if (Pass()) {
+          clock.Progress();
+        } else {
+          clock.NowNs(looks);
+        }
+        std::this_thread::yield();
+      }
+    };
+  }
+  // Until nothing moves any more; over fake links.
+  void Settle() {
+    while (Pass()) {
+    }
+  }
+  void Kill(int process) { processes_[process]->reactor.reset(); }
+
+ private:
+  bool real() const { return kind_ != Net::kFake; }
+  struct Process {
+    explicit Process(int p) : proxy(p) {}
+    HostProxy proxy;
+    std::unique_ptr<Reactor> reactor;
+    bool runs = true;
+  };
+
+  std::shared_ptr<FakePipe> PipeOf(int from, int to) {
+    std::shared_ptr<FakePipe>& pipe = pipes_[{from, to}];
+    if (pipe == nullptr) pipe = std::make_shared<FakePipe>();
+    return pipe;
+  }
+
+  // Makes both ends at once.
+  void Connect(int from, int to) {
+    std::lock_guard lock(connecting_);
+    if (!connected_.insert(std::minmax(from, to)).second) return;
+    if (!real()) {
+      const auto copying = static_cast<FakeNet::Copying>(jaxcoll::Draw(random_, 0, 2));
+      for (const auto& [a, b] : {std::pair(from, to), std::pair(to, from)}) {
+        reactor(a).AddLink(
+            b, std::make_unique<FakeLink>(net_, b, PipeOf(a, b), PipeOf(b, a), copying));
+      }
+      return;
+    }
+    const bool shm = kind_ == Net::kShm;
+    auto [a, b] = shm ? SocketPair(SOCK_SEQPACKET) : TcpPair();
+    if (shm) {
+      const Fd segment_a(*MakeShmSegment(kWindowBytes)), segment_b(*MakeShmSegment(kWindowBytes));
+      Add(from, to, ShmLink(from, to, a.release(), segment_a.get(), segment_b.get()));
+      Add(to, from, ShmLink(to, from, b.release(), segment_b.get(), segment_a.get()));
+    } else {
+      Add(from, to, MakeTcpLink(to, {a.release()}, kWindowBytes, "test"));
+      Add(to, from, MakeTcpLink(from, {b.release()}, kWindowBytes, "test"));
+    }
+  }
+
+  StatusOr<std::unique_ptr<Link>> ShmLink(int own, int peer, int socket, int own_segment,
+                                          int peer_segment) {
+    return MakeShmLink(peer, socket, dup(own_segment), dup(peer_segment), reactor(own).bell(),
+                       dup(reactor(peer).bell()), "test");
+  }
+  void Add(int own, int peer, StatusOr<std::unique_ptr<Link>> link) {
+    ASSERT_TRUE(link.ok()) << link.status().message();
+    reactor(own).AddLink(peer, std::move(*link));
+  }
+
+  const std::vector<int> host_of_process_;
+  const Net kind_;
+  Random random_;
+  FakeNet net_;
+  std::vector<std::unique_ptr<Process>> processes_;
+  std::mutex connecting_;
+  std::set<std::pair<int, int>> connected_;                         // guarded by connecting_
+  std::map<std::pair<int, int>, std::shared_ptr<FakePipe>> pipes_;  // from, to
+  std::multimap<int, std::function<void()>> events_;
+  int pass_ = 0;
+};
+
+}  // namespace jaxcoll::cuda
