@@ -78,6 +78,7 @@ step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py -k "every_collec
 step figures 150 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100
 step kernels 120 "${pytest[@]}" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
 step processes 150 "${pytest[@]}" -s tests/cuda/test_cuda_processes.py
+step hosts 90 "${pytest[@]}" tests/cuda/test_cuda_hosts.py
 for tool in memcheck racecheck; do
     step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q \
         -p no:cacheprovider tests/cuda/test_cuda_kernels.py -k "every_collective and grid and 2-"

@@ -29,6 +29,9 @@ _ONE_STEP_RANKS = 8
 # and writes it to all. Not measured yet.
 _GPU_ONE_SHOT_BYTES = 256 << 10
 
+# Between hosts these send everything once, whatever the number of GPUs that a host has.
+_BETWEEN_HOSTS = ("all_reduce", "all_gather", "all_to_all")
+
 # Its sizes are data: there is nothing to schedule before it runs.
 _UNSCHEDULED = {"ragged_all_to_all": (_AUTO,)}
 
@@ -51,9 +54,20 @@ def shipped(
     return _AUTO if world_size <= _ONE_STEP_RANKS else "recursive_doubling"
 
 
-def _gpu(collective: str, byte_count: int) -> str:
-    two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
-    return "direct2" if two_shots else _AUTO
+def _gpu(
+    collective: str,
+    world_size: int,
+    byte_count: int,
+    ranks_per_node: int,
+    processes: int,
+    hosts: int,
+) -> str:
+    if hosts <= 1:
+        two_shots = collective == "all_reduce" and byte_count > _GPU_ONE_SHOT_BYTES
+        return "direct2" if two_shots else _AUTO
+    if collective in _BETWEEN_HOSTS and 1 < ranks_per_node < world_size:
+        return "hierarchical"
+    return shipped(collective, world_size, byte_count, ranks_per_node, processes)
 
 
 def layout(processes: int, hosts: int) -> _tuning.Layout:
@@ -161,7 +175,7 @@ def choose(
     if name == "auto":
         near = (collective, world_size, byte_count, ranks_per_node, processes)
         name = (
-            _gpu(collective, byte_count)
+            _gpu(*near, hosts)
             if on_gpu
             else _by_table(table, *near, hosts, axes) or shipped(*near)
         )

@@ -13,11 +13,12 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
                                                        const std::string& key,
                                                        const std::string& description,
                                                        bool interpret) {
-  if (communicator.staged() && spec.collective == "ragged_all_to_all") {
-    return InvalidArgument("ragged_all_to_all serves the GPUs of one process");
+  const bool one_host = communicator.reach() == nullptr;
+  if (!one_host && spec.collective == "ragged_all_to_all") {
+    return InvalidArgument(
+        "on GPUs ragged_all_to_all serves groups of one host; use jax.lax's over this axis");
   }
   std::unique_ptr<GroupCall> call;
-  const bool one_host = communicator.reach() == nullptr;
   if (!interpret && one_host && CallPlan::Serves(spec)) {
     StatusOr<CallPlan> plan = CallPlan::Create(spec, shape, communicator.max_blocks());
     if (!plan.ok()) return plan.status();

@@ -9,8 +9,7 @@
 namespace jaxcoll::cuda {
 namespace {
 
-// Apart from each other: each is written by another rank.
-constexpr uint64_t kDoorbellBytes = 64;
+constexpr uint64_t kSlabBytes = 32 << 20;
 
 uint64_t RoundUp(uint64_t bytes) {
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
@@ -45,63 +44,78 @@ StatusOr<std::unique_ptr<HostReach>> HostReach::Create(HostProxy& proxy, Runtime
 
 HostReach::~HostReach() {
   if (spec_.abort != nullptr) proxy_.CloseGroup(spec_.id);
-  for (unsigned char* const memory : memory_) runtime_.FreeHost(memory);
+  for (unsigned char* const slab : slabs_) runtime_.FreeHost(slab);
 }
 
+// Taken in slabs, the first one with the communicator: to take page-locked memory waits for kernels,
+// which may wait for this process.
 StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
-  StatusOr<unsigned char*> memory = runtime_.AllocateHost(ordinal_, bytes);
-  if (!memory.ok()) {
-    return Status(memory.status().code(),
-                  std::to_string((bytes >> 20) + 1) +
-                      " MiB of pinned host memory, by which GPUs of other hosts are reached, could "
-                      "not be had; ask for less (JAXCOLL_CUDA_WORKSPACE_MIB): " +
-                      memory.status().message());
+  bytes = RoundUp(bytes);
+  if (bytes > left_) {
+    const uint64_t slab = std::max(bytes, kSlabBytes);
+    StatusOr<unsigned char*> memory = runtime_.AllocateHost(ordinal_, slab);
+    if (!memory.ok()) {
+      return Status(memory.status().code(),
+                    std::to_string(slab >> 20) +
+                        " MiB of pinned host memory, by which GPUs of other hosts are reached, "
+                        "could not be had; ask for less (JAXCOLL_CUDA_WORKSPACE_MIB): " +
+                        memory.status().message());
+    }
+    slabs_.push_back(*memory);
+    bytes_ += slab;
+    next_ = *memory;
+    left_ = slab;
   }
-  memory_.push_back(*memory);
-  bytes_ += bytes;
-  return memory;
+  left_ -= bytes;
+  return std::exchange(next_, next_ + bytes);
+}
+
+// What is needed of each rank's layout, in bytes from its start: 0 of ranks of this host's other
+// processes. Ranks that send each other nothing still say when they are done.
+std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes) const {
+  uint64_t flags = 0, all = 0;
+  for (const ProgramCall& call : routes.calls()) {
+    flags = std::max<uint64_t>(flags, call.slot_offset);
+    all = std::max<uint64_t>(all, HostRoutes::RegionBytes(call));
+  }
+  std::vector<uint64_t> bytes;
+  for (int rank = 0; rank < routes.world_size(); ++rank) {
+    bytes.push_back(IsLocal(rank) || IsRemote(rank) ? HostRoutes::DoneAt(routes.world_size()) : 0);
+  }
+  for (const HostRoutes::Message& message : routes.messages()) {
+    const int from = message.source, to = message.destination;
+    if (!IsLocal(from) && !IsLocal(to)) continue;
+    bytes[from] = std::max(bytes[from], flags);
+    bytes[to] = all;
+  }
+  return bytes;
 }
 
 StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes routes,
                                                    const std::string& description) {
   std::lock_guard lock(mutex_);
   if (const auto found = regions_.find(lane); found != regions_.end()) return &found->second;
-  uint64_t each = 0;
-  for (const ProgramCall& call : routes.calls()) {
-    each = std::max<uint64_t>(each, RoundUp(HostRoutes::RegionBytes(call)));
-  }
-  const auto ranks = static_cast<int>(spec_.process_of_rank.size());
-  const auto is_local = [&](int rank) { return spec_.process_of_rank[rank] == process_; };
-  uint64_t total = 0;
-  for (int rank = 0; rank < ranks; ++rank) {
-    if (is_local(rank)) total += RoundUp(kDoorbellBytes);
-    if (is_local(rank) || IsRemote(rank)) total += each;
-  }
-  StatusOr<unsigned char*> memory = Allocate(total);
-  if (!memory.ok()) return memory.status();
-  unsigned char* next = *memory;
   Region region;
-  HostProxy::RegionSpec spec;
-  for (int rank = 0; rank < ranks; ++rank) {
-    region.memory.push_back(nullptr);
-    region.doorbells.push_back(nullptr);
-    if (is_local(rank) || IsRemote(rank)) {
-      region.memory.back() = std::exchange(next, next + each);
+  for (const uint64_t bytes : Needed(routes)) {
+    const bool local = IsLocal(static_cast<int>(region.memory.size()));
+    StatusOr<unsigned char*> memory = Allocate(bytes);
+    StatusOr<unsigned char*> doorbell = Allocate(local ? sizeof(uint64_t) : 0);
+    for (const auto* allocated : {&memory, &doorbell}) {
+      if (!allocated->ok()) return allocated->status();
     }
-    if (is_local(rank)) {
-      region.doorbells.back() =
-          reinterpret_cast<uint64_t*>(std::exchange(next, next + RoundUp(kDoorbellBytes)));
-    }
-    spec.doorbells.push_back(region.doorbells.back());
+    region.memory.push_back(bytes > 0 ? *memory : nullptr);
+    region.doorbells.push_back(local ? reinterpret_cast<uint64_t*>(*doorbell) : nullptr);
   }
   Fingerprint key;
   key.Add(static_cast<int64_t>(spec_.id));
   key.Add(int64_t{lane});
+  HostProxy::RegionSpec spec;
   spec.group = spec_.id;
   spec.key = key.Value();
   spec.description = description;
   spec.routes = std::make_shared<const HostRoutes>(std::move(routes));
   spec.memory = region.memory;
+  spec.doorbells.assign(region.doorbells.begin(), region.doorbells.end());
   proxy_.OpenRegion(std::move(spec));
   return &regions_.emplace(lane, std::move(region)).first->second;
 }

@@ -24,7 +24,8 @@ namespace jaxcoll::cuda {
 class HostReach {
  public:
   struct Region {
-    // By rank: the inbox of a local one, the outbox for one on another host; else null.
+    // By rank: the inbox of a local one, the outbox for one on another host; else null. No more of
+    // it than the call's messages need.
     std::vector<unsigned char*> memory;
     std::vector<uint64_t*> doorbells;  // by rank; of local ones
   };
@@ -54,7 +55,9 @@ class HostReach {
  private:
   HostReach(HostProxy& proxy, Runtime& runtime, int ordinal, int process,
             HostProxy::GroupSpec spec);
+  bool IsLocal(int rank) const { return spec_.process_of_rank[rank] == process_; }
   StatusOr<unsigned char*> Allocate(uint64_t bytes);  // mutex_ held
+  std::vector<uint64_t> Needed(const HostRoutes& routes) const;
 
   HostProxy& proxy_;
   Runtime& runtime_;
@@ -65,8 +68,10 @@ class HostReach {
 
   mutable std::mutex mutex_;
   std::map<uint32_t, Region> regions_;  // by lane; guarded by mutex_
-  std::vector<unsigned char*> memory_;  // guarded by mutex_
-  uint64_t bytes_ = 0;                  // guarded by mutex_
+  std::vector<unsigned char*> slabs_;   // guarded by mutex_
+  unsigned char* next_ = nullptr;       // of the last slab; guarded by mutex_
+  uint64_t left_ = 0;                   // of it; guarded by mutex_
+  uint64_t bytes_ = 0;                  // of all slabs; guarded by mutex_
 };
 
 }  // namespace jaxcoll::cuda

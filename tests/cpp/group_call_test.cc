@@ -91,6 +91,14 @@ struct Values {
   uint32_t seed = 1;
 };
 
+void ExpectSays(const Status& status, std::initializer_list<const char*> words) {
+  EXPECT_FALSE(status.ok());
+  for (const char* word : words) {
+    EXPECT_NE(status.message().find(word), std::string::npos)
+        << "no '" << word << "' in: " << status.message();
+  }
+}
+
 // One call site's calls on all ranks.
 class Site {
  public:
@@ -273,7 +281,7 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   Job job(4, 2, 1 << 20, &hosts);
   const std::vector<std::string> lines = Communicator::DescribeAll();
   EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
-    return line.find("2 hosts, joined by a proxy with 1 MiB of pinned host memory") != line.npos;
+    return line.find("2 hosts, joined by a proxy with 32 MiB of pinned host memory") != line.npos;
   }));
   Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
   site.Enqueue();
@@ -285,6 +293,15 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
     EXPECT_NE(cause.find("process " + std::to_string(1 - process) + ")"), cause.npos) << cause;
     EXPECT_NE(cause.find("is lost"), cause.npos) << cause;
   }
+}
+
+TEST(GroupCall, RefusesRaggedExchangesBetweenHosts) {
+  Hosts hosts({0, 1}, Net::kFake, 5);
+  Job job(2, 2, 1 << 20, &hosts);
+  CallSpec spec = SpecOf(Collective::kAllToAll, "direct", 2);
+  spec.collective = "ragged_all_to_all";
+  const auto call = GroupCall::Create(job.communicator(0), spec, {}, "site", "ragged");
+  ExpectSays(call.status(), {"serves groups of one host", "jax.lax"});
 }
 
 // What a kernel found out here is what the other host says.
@@ -378,14 +395,6 @@ Status CreateWith(HostRuntime& runtime, uint64_t workspace_bytes = 1 << 20) {
   options.workspace_bytes = workspace_bytes;
   return Communicator::Create({{0, 0, 0}, {1, 0, 1}, {2, 0, 2}}, 0, options, nullptr, runtime)
       .status();
-}
-
-void ExpectSays(const Status& status, std::initializer_list<const char*> words) {
-  EXPECT_FALSE(status.ok());
-  for (const char* word : words) {
-    EXPECT_NE(status.message().find(word), std::string::npos)
-        << "no '" << word << "' in: " << status.message();
-  }
 }
 
 TEST(Communicator, SaysWhatToDoWithoutPeerAccess) {

@@ -27,8 +27,13 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(script: str, processes: int, timeout_s: float = 240, **environment: str) -> list[str]:
-    """The outputs of the processes; raises with all of them if one fails or is late."""
+def run(
+    script: str, processes: int, timeout_s: float = 240, hosts: int = 1, **environment: str
+) -> list[str]:
+    """The outputs of the processes; raises with all of them if one fails or is late.
+
+    With several `hosts`, they are on as many in name (JAXCOLL_HOST_ID), one after the other.
+    """
     port = free_port()
     command = [sys.executable, "-c", PRELUDE + textwrap.dedent(script)]
     path = os.pathsep.join(
@@ -48,6 +53,7 @@ def run(script: str, processes: int, timeout_s: float = 240, **environment: str)
                 "TEST_PROCESSES": str(processes),
                 "TEST_COORDINATOR": f"127.0.0.1:{port}",
                 "PYTHONPATH": path,
+                **({"JAXCOLL_HOST_ID": f"host{rank * hosts // processes}"} if hosts > 1 else {}),
                 **environment,
             },
             stdout=subprocess.PIPE,

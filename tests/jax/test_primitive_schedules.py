@@ -84,3 +84,16 @@ def test_a_world_size_that_an_algorithm_cannot_serve_names_those_it_can():
     # Every algorithm serves every group there can be: ask for one that there cannot.
     with pytest.raises(jaxcoll.WorldSizeError, match=r"all_reduce.*world_size"):
         _select.choose("all_reduce", "ring", 0)
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "all_to_all"])
+def test_gpus_of_several_hosts_send_what_leaves_a_host_once(collective):
+    def auto(**places):
+        return _select.choose(
+            collective, "auto", 8, byte_count=1 << 20, processes=8, on_gpu=True, **places
+        )
+
+    assert auto(hosts=2, ranks_per_node=4) == ("hierarchical", (2, 4))
+    assert auto(hosts=8, ranks_per_node=1).algorithm.startswith("direct")
+    assert auto(hosts=2, ranks_per_node=0).algorithm.startswith("direct")  # uneven hosts
+    assert auto(hosts=1, ranks_per_node=4).algorithm.startswith("direct")  # they share memory
