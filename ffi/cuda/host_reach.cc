@@ -47,8 +47,8 @@ HostReach::~HostReach() {
   for (unsigned char* const slab : slabs_) runtime_.FreeHost(slab);
 }
 
-// Taken in slabs, the first one with the communicator: to take page-locked memory waits for kernels,
-// which may wait for this process.
+// Taken in slabs, the first one with the communicator: who takes page-locked memory waits for
+// kernels, which may wait for this process.
 StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
   bytes = RoundUp(bytes);
   if (bytes > left_) {

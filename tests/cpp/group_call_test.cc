@@ -410,8 +410,8 @@ TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
   ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
 }
 
-TEST(Communicator, SaysThatItIsNotLinkedToOtherHosts) {
-  HostRuntime runtime;
+// What the first of two processes is told, which are on one host or on two.
+Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
   HostExchange exchange;
   Status statuses[2];
   std::vector<std::thread> processes;
@@ -419,33 +419,26 @@ TEST(Communicator, SaysThatItIsNotLinkedToOtherHosts) {
     processes.emplace_back([&, process] {
       CommunicatorOptions options;
       options.workspace_bytes = 1 << 20;
-      options.host = std::to_string(process);
+      options.host = one_host ? "one" : std::to_string(process);
       statuses[process] =
           Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
               .status();
     });
   }
   for (std::thread& process : processes) process.join();
-  ExpectSays(statuses[0], {"several hosts", "not linked"});
+  return statuses[0];
+}
+
+TEST(Communicator, SaysThatItIsNotLinkedToOtherHosts) {
+  HostRuntime runtime;
+  ExpectSays(CreateOnTwoProcesses(runtime, false), {"several hosts", "not linked"});
 }
 
 TEST(Communicator, SaysWhichPeerCannotBeMapped) {
   HostRuntime runtime;
   runtime.imports = false;
-  HostExchange exchange;
-  Status statuses[2];
-  std::vector<std::thread> processes;
-  for (int process = 0; process < 2; ++process) {
-    processes.emplace_back([&, process] {
-      CommunicatorOptions options;
-      options.workspace_bytes = 1 << 20;
-      statuses[process] =
-          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
-              .status();
-    });
-  }
-  for (std::thread& process : processes) process.join();
-  ExpectSays(statuses[0], {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
+  ExpectSays(CreateOnTwoProcesses(runtime, true),
+             {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
 }
 
 // One is told by its own process, the other by that of rank 0.
