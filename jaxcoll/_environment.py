@@ -200,7 +200,7 @@ VARIABLES = (
         "JAXCOLL_HOST_ID",
         default="boot id, network namespace, host name",
         takes="text of at most 255 characters",
-        meaning="processes with equal ids count as being on one host: they may use shm, and CUDA IPC",
+        meaning="processes with equal ids count as on one host: they may use shm, and CUDA IPC",
         parse=_text_of_at_most(255),
     ),
     Variable(
