@@ -219,6 +219,7 @@ class GraphBuilder {
         order[WorkerOf(program.ops[i])].push_back(static_cast<int32_t>(i));
       }
       graph_.place_in_order[program.rank].resize(program.ops.size());
+      graph_.level.emplace_back(level.begin() + first, level.begin() + base[program.rank + 1]);
       for (std::vector<int32_t>& ops : order) {
         const auto key = [&](int32_t i) {
           return std::tuple(level[first + i], IsReceive(program.ops[i]), i);

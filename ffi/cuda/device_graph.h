@@ -30,6 +30,8 @@ struct DeviceGraph {
   std::vector<std::vector<int32_t>> message_of;          // [rank][op] -> message, -1: local
   std::vector<std::vector<std::vector<int32_t>>> order;  // [rank][worker] -> ops
   std::vector<std::vector<int32_t>> place_in_order;      // [rank][op]
+  // [rank][op]: the longest way to it, through dependencies and messages of all ranks.
+  std::vector<std::vector<int32_t>> level;
 };
 
 // Checks all that Pack() relies on; see there.

@@ -33,6 +33,8 @@ struct WorkerOp {
   std::vector<Refs> destinations;
   std::vector<ProgramSignal> signals;
   std::vector<int32_t> of;  // the ops of the Program that it does
+  // It waits for messages of lower levels only, and what it sends is received at higher ones.
+  int32_t level = 0;
   bool Moves() const { return !destinations.empty(); }
 };
 
@@ -212,6 +214,7 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   const Op& op = programs_[rank].ops[index];
   WorkerOp result;
   result.of = {index};
+  result.level = graph_.level[rank][index];
   for (const int32_t chunk : ListChunks(op.destination)) {
     result.positions.push_back(chunk % programs_[rank].chunks_per_block);
   }
@@ -290,6 +293,43 @@ void Append(std::vector<T>& to, const std::vector<T>& from) {
   to.insert(to.end(), from.begin(), from.end());
 }
 
+// Whether two ops, one right behind the other, may be one that waits for all that either waits for
+// and moves all chunks side by side. On one level neither waits for what the other makes possible.
+bool MayGoSideBySide(const WorkerOp& op, const WorkerOp& next) {
+  if (!op.Moves() || !next.Moves() || op.level != next.level) return false;
+  if (op.sources.size() != next.sources.size()) return false;
+  if (op.destinations.size() != next.destinations.size()) return false;
+  const auto overlap = [](const std::vector<Refs>& a, const std::vector<Refs>& b) {
+    return std::any_of(a.begin(), a.end(), [&](const Refs& one) {
+      return std::any_of(b.begin(), b.end(),
+                         [&](const Refs& other) { return Overlap(one, other); });
+    });
+  };
+  return !overlap(op.destinations, next.sources) && !overlap(op.sources, next.destinations) &&
+         !overlap(op.destinations, next.destinations);
+}
+
+// Puts ops side by side where that may be: each costs a round of flags.
+void PutSideBySide(std::vector<WorkerOp>& ops) {
+  std::vector<WorkerOp> fewer;
+  for (WorkerOp& op : ops) {
+    if (fewer.empty() || !MayGoSideBySide(fewer.back(), op)) {
+      fewer.push_back(std::move(op));
+      continue;
+    }
+    WorkerOp& last = fewer.back();
+    Append(last.waits, op.waits);
+    Append(last.positions, op.positions);
+    for (size_t s = 0; s < op.sources.size(); ++s) Append(last.sources[s], op.sources[s]);
+    for (size_t d = 0; d < op.destinations.size(); ++d) {
+      Append(last.destinations[d], op.destinations[d]);
+    }
+    Append(last.signals, op.signals);
+    Append(last.of, op.of);
+  }
+  ops = std::move(fewer);
+}
+
 // A worker's ops in order, joined where one pass over the data does for several, all but the waits
 // between workers.
 std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
@@ -348,8 +388,8 @@ class TableWriter {
       const int32_t first_piece = Count(pieces_);
       for (size_t i = 0; i < op.positions.size() && op.Moves();) i = AddPiece(op, i);
       ops_.push_back({Count(waits_), Count(op.waits), first_piece, Count(pieces_) - first_piece,
-                      Count(op.sources), Count(op.destinations), Count(signals_),
-                      Count(op.signals)});
+                      op.Moves() ? Count(op.positions) : 0, Count(op.sources),
+                      Count(op.destinations), Count(signals_), Count(op.signals)});
       Append(waits_, op.waits);
       Append(signals_, op.signals);
     }
@@ -461,6 +501,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
   for (int32_t worker = 0; worker < graph_.workers; ++worker)
     workers.push_back(WorkerOps(rank, worker));
   DropDeadStores(workers);
+  for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
 
   // Where each op went: its worker, and how many ops of that must have ended for it to have.
   std::vector<std::pair<int32_t, int32_t>> ended(program.ops.size());

@@ -94,12 +94,13 @@ struct ProgramOp {
   int32_t wait_count;
   int32_t first_piece;
   int32_t piece_count;
+  int32_t chunk_count;        // of all pieces
   int32_t source_count;       // of each piece; 0: the destinations are cleared, 1: copied to
   int32_t destination_count;  // of each piece
   int32_t first_signal;
   int32_t signal_count;
 };
-static_assert(sizeof(ProgramOp) == 32);
+static_assert(sizeof(ProgramOp) == 36);
 
 struct ProgramWait {
   enum Kind : int32_t {

@@ -303,41 +303,64 @@ class Interpreter {
     int32_t thread, threads;  // of the team
   };
 
-  JAXCOLL_HD Team TeamOf(int32_t operands) const {
+  // The sizes that are tried: all warps, half of them, and so on. What a round costs besides its
+  // accesses is that of about as many of them.
+  JAXCOLL_HD Team TeamOf(int32_t chunks, int32_t operands) const {
+    constexpr int32_t kWarp = 32, kRoundCost = 2;
     const int32_t threads = policy_.threads();
-    int32_t size = 32;  // a warp
-    const int32_t bytes = call_.vectors[vector_].slice_elements * kItemBytes;
-    while (size < threads && size * 16 < bytes) size *= 2;
-    if (size > threads) size = threads;
-    int32_t count = threads / size;
-    if (count * operands > kPointers) count = kPointers / operands;
+    const int32_t accesses = (call_.vectors[vector_].slice_elements * kItemBytes + 15) / 16;
+    int32_t size = threads, count = 1, best = 0;
+    for (int32_t warps = threads / kWarp; warps > 0; warps /= 2) {
+      int32_t teams = threads / (warps * kWarp);
+      if (teams * operands > kPointers) teams = kPointers / operands;
+      const int32_t at_once = warps * kWarp * kUnroll;
+      const int32_t rounds = (chunks + teams - 1) / teams;
+      const int32_t cost = rounds * (kRoundCost + (accesses + at_once - 1) / at_once);
+      if (best != 0 && cost >= best) continue;
+      best = cost, size = warps * kWarp, count = teams;
+    }
     return {policy_.thread() / size, count, policy_.thread() % size, size};
+  }
+
+  // A chunk of an op.
+  struct Chunk {
+    const ProgramPiece* piece;
+    int32_t index;  // in the piece
+  };
+  // The chunk `skip` chunks behind one.
+  static JAXCOLL_HD Chunk Behind(Chunk chunk, int32_t skip) {
+    for (chunk.index += skip; chunk.index >= chunk.piece->count; ++chunk.piece) {
+      chunk.index -= chunk.piece->count;
+    }
+    return chunk;
+  }
+
+  JAXCOLL_HD Strip StripOf(const Chunk& chunk) const {
+    return SliceAt(chunk.piece->position + (program_.chunks_per_block == 1 ? 0 : chunk.index));
   }
 
   // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
   // chunks are found first, by a thread each.
   JAXCOLL_HD void Move(const ProgramOp& op) {
     const int32_t operands = op.source_count + op.destination_count;
-    const Team team = TeamOf(operands);
-    const bool whole_blocks = program_.chunks_per_block == 1;
-    const ProgramPiece* pieces = At<ProgramPiece>(program_.piece_offset) + op.first_piece;
-    for (int32_t p = 0; p < op.piece_count; ++p) {
-      const ProgramPiece& piece = pieces[p];
-      const ProgramRef* refs = At<ProgramRef>(program_.ref_offset) + piece.first_ref;
-      for (int32_t first = 0; first < piece.count; first += team.count) {
-        const int32_t chunks = piece.count - first < team.count ? piece.count - first : team.count;
-        if (p + first > 0) policy_.All(true);  // the addresses of the last round are not needed
-        for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
-          const int32_t chunk = first + i / operands;
-          const Strip strip = SliceAt(piece.position + (whole_blocks ? 0 : chunk));
-          policy_.pointers()[i] = Address(refs[i % operands], chunk, strip);
-        }
-        policy_.All(true);
-        if (team.index >= chunks) continue;
-        const Strip strip = SliceAt(piece.position + (whole_blocks ? 0 : first + team.index));
-        MoveChunk(op, policy_.pointers() + team.index * operands, static_cast<int32_t>(strip.count),
-                  team);
+    const Team team = TeamOf(op.chunk_count, operands);
+    const ProgramRef* refs = At<ProgramRef>(program_.ref_offset);
+    Chunk first = {At<ProgramPiece>(program_.piece_offset) + op.first_piece, 0};
+    for (int32_t done = 0; done < op.chunk_count; done += team.count) {
+      const int32_t left = op.chunk_count - done;
+      const int32_t chunks = left < team.count ? left : team.count;
+      if (done > 0) policy_.All(true);  // the addresses of the last round are not needed
+      for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
+        const Chunk chunk = Behind(first, i / operands);
+        policy_.pointers()[i] =
+            Address(refs[chunk.piece->first_ref + i % operands], chunk.index, StripOf(chunk));
       }
+      policy_.All(true);
+      if (team.index < chunks) {
+        MoveChunk(op, policy_.pointers() + team.index * operands,
+                  static_cast<int32_t>(StripOf(Behind(first, team.index)).count), team);
+      }
+      if (chunks < left) first = Behind(first, chunks);
     }
   }
 

@@ -69,9 +69,8 @@ class Alone : public LinkSink {
     };
     std::vector<std::unique_ptr<Completion>> completions;
     completions.push_back(std::make_unique<Silent>());
-    group.Start(
-        {{reinterpret_cast<const std::byte*>(from)}, {reinterpret_cast<std::byte*>(to)}},
-        std::move(completions), std::make_shared<ContinuationCost>());
+    group.Start({{reinterpret_cast<const std::byte*>(from)}, {reinterpret_cast<std::byte*>(to)}},
+                std::move(completions), std::make_shared<ContinuationCost>());
   }
 
   void Settle() {
