@@ -175,9 +175,7 @@ def choose(
     if name == "auto":
         near = (collective, world_size, byte_count, ranks_per_node, processes)
         name = (
-            _gpu(*near, hosts)
-            if on_gpu
-            else _by_table(table, *near, hosts, axes) or shipped(*near)
+            _gpu(*near, hosts) if on_gpu else _by_table(table, *near, hosts, axes) or shipped(*near)
         )
     if collective not in _UNSCHEDULED:
         dims = dims or _dims(collective, name, world_size, ranks_per_node, axes)
