@@ -39,7 +39,7 @@ _MOST_CUTS: Final = 24
 _MOST_FLOW_RANKS: Final = 100
 # Of the linear program. 62 400, a fat tree of 100 ranks, take HiGHS 10 s; beyond, minutes.
 _MOST_LP_VARIABLES: Final = 100_000
-_MOST_LP_SECONDS: Final = 60.0
+_MOST_LP_SECONDS: Final = 30.0
 _MOST_DIJKSTRA_SOURCES: Final = 64
 _MOST_ROUNDS: Final = 40  # of the fixed point of a maximal flow
 
@@ -405,7 +405,13 @@ class Bounds:
             options={"time_limit": _MOST_LP_SECONDS},
         )
         if outcome.status != 0:
-            self._missing["all_to_all"] = f"HiGHS found no solution: {outcome.message}"
+            late = outcome.status == 1
+            self._missing["all_to_all"] = (
+                f"its linear program of {p * links} variables was not solved in "
+                f"{_MOST_LP_SECONDS:g} s"
+                if late
+                else f"HiGHS found no solution: {outcome.message}"
+            )
             return 0.0
         rate = -float(outcome.fun) * unit
         return 1 / (p * rate * (1 + 1e-6)) if rate > 0 else 0.0

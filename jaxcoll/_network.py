@@ -23,6 +23,10 @@ class TopologyError(ValueError):
     """A network, a placement or a failure that cannot be; the message names the component."""
 
 
+class CutError(TopologyError):
+    """What is down leaves no path between ranks that must talk."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """An endpoint, which a rank may sit on, or a switch.

@@ -133,15 +133,19 @@ def _facts(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) ->
             f"<tr><td class='text'>{escape(network['name'])}</td>"
             f"<td class='text'>{escape(counts)}</td>{cost}</tr>"
         )
-    missing = sorted(
-        {
-            f"{t.collective} on {t.topology.name} has no flow bound: {t.missing_bound}"
-            for outcome in outcomes
-            for t in outcome.timelines
-            if t.missing_bound
-        }
-    )
-    notes = "".join(f"<p class='dim'>{escape(note)}.</p>" for note in missing)
+    missing = {
+        f"{t.collective} on {t.topology.name} has no flow bound: {t.missing_bound}"
+        for outcome in outcomes
+        for t in outcome.timelines
+        if t.missing_bound
+    }
+    cut = {
+        f"{label(o)}: left out {len(o.cut)} of {len(o.cut) + len(o.timelines)} seeds, whose "
+        "failures cut ranks off"
+        for o in outcomes
+        if o.cut
+    }
+    notes = "".join(f"<p class='dim'>{escape(note)}.</p>" for note in sorted(missing | cut))
     model, setting = sweep.setting.model, sweep.setting
     words = [
         f"overhead {time_text(model.overhead_s)} per message, occupying the port"

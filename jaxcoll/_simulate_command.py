@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxcoll import topology as topologies
-from jaxcoll._crossovers import rankings
+from jaxcoll._crossovers import label, rankings
 from jaxcoll._perfetto import trace
 from jaxcoll._sweep import Outcome, Setting, Sweep
 from jaxcoll._timeline import ROUTINGS, Change, Distribution, Model, SimulationError
@@ -381,7 +381,8 @@ def _simulate(
         Path(options.html).write_text(page(sweep, outcomes, report))
         _say(f"{options.html}: open it in a browser; it needs no network")
     asked_for = options.schedule or options.algorithm not in (None, "all")
-    return 1 if sweep.refused and (asked_for or not outcomes) else 0
+    cut = any(outcome.cut for outcome in outcomes)
+    return 1 if cut or (sweep.refused and (asked_for or not outcomes)) else 0
 
 
 def _sweep(
@@ -490,12 +491,17 @@ def _remarks(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
         for t in outcome.timelines
         if t.missing_bound
     }
-    refused = [
-        f"# not simulated: {refusal.spec.algorithm} {refusal.spec.collective} on "
-        f"{refusal.topology.name}: {refusal.reason}"
-        for refusal in sweep.refused
-    ]
-    return [*lines, *sorted(missing), *refused]
+    cut = {}
+    for outcome in outcomes:
+        if outcome.cut:
+            seeds = len(outcome.cut) + len(outcome.timelines)
+            about = f"{outcome.case.spec.collective}, {label(outcome)}"
+            cut[about] = (
+                f"# left out: {about}: {len(outcome.cut)} of {seeds} seeds, whose failures cut "
+                f"ranks off; first: {outcome.cut[0]}"
+            )
+    refused = [f"# not simulated: {refusal}" for refusal in dict.fromkeys(map(str, sweep.refused))]
+    return [*lines, *sorted(missing), *cut.values(), *refused]
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from jaxcoll._network import Topology, TopologyError
+from jaxcoll._network import CutError, Topology, TopologyError
 from jaxcoll._timeline import (
     Change,
     Distribution,
@@ -78,10 +78,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case, and what came out for each seed."""
+    """A case, and what came out for each seed.
+
+    Attributes:
+      case: the case.
+      timelines: one at least.
+      cut: of the other seeds, whose drawn failures cut ranks off: what was said.
+    """
 
     case: Case
     timelines: tuple[Timeline, ...]
+    cut: tuple[str, ...] = ()
 
     @property
     def median(self) -> Timeline:
@@ -113,6 +120,7 @@ class Outcome:
             "time_s": self.p50_s,
             "time_p99_s": self.p99_s,
             "times_s": [t.time_s for t in self.timelines],
+            "cut_seeds": len(self.cut),
             "algbw_GBps": median.algbw_GBps,
             "busbw_GBps": median.busbw_GBps,
             "bounds_s": {bound.name: bound.time_s for bound in median.bounds},
@@ -128,11 +136,16 @@ class Outcome:
 
 @dataclass
 class Refusal:
-    """A schedule that cannot be built for so many ranks."""
+    """A schedule that cannot be built for so many ranks, or whose ranks are cut off every time."""
 
     topology: Topology
     spec: ScheduleSpec | Schedule
     reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.spec.algorithm} {self.spec.collective} on {self.topology.name}: {self.reason}"
+        )
 
 
 def _dims(
@@ -238,7 +251,8 @@ class Sweep:
           step: called after each of them, with what it was.
 
         Raises:
-          TopologyError, ValueError, SimulationError: of the first simulation that failed.
+          TopologyError, ValueError, SimulationError: of the first simulation that failed, but
+            for failures drawn by chance that cut ranks off: those seeds are left out, and told.
         """
         jobs = jobs or os.cpu_count() or 1
         with ThreadPoolExecutor(jobs) as pool:
@@ -272,14 +286,22 @@ class Sweep:
             ]
         )
 
-    @staticmethod
-    def _finish(group: _Group, step: Callable[[str], None]) -> Iterator[Outcome]:
+    def _finish(self, group: _Group, step: Callable[[str], None]) -> Iterator[Outcome]:
         for case, futures in group.runs:
-            timelines = []
+            timelines, cut = [], []
             for future in futures:
-                timelines.append(future.result())
+                try:
+                    timelines.append(future.result())
+                except CutError as error:
+                    if not case.fail:
+                        raise
+                    cut.append(str(error))
                 step(f"{case.spec.algorithm} {case.spec.collective} on {case.topology.name}")
-            yield Outcome(case, tuple(timelines))
+            if timelines:
+                yield Outcome(case, tuple(timelines), tuple(cut))
+            else:
+                reason = f"{case.fail} links down cut it with every seed; first: {cut[0]}"
+                self.refused.append(Refusal(case.topology, case.spec, reason))
 
     def run_one(self, case: Case, seed: int, record: bool = False) -> Timeline:
         """One simulation of a case."""

@@ -17,6 +17,7 @@ This module does not import JAX.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from jaxcoll._bounds import Bounds
 from jaxcoll._ir import to_tuple
 from jaxcoll._native import native
-from jaxcoll._network import Placement, Topology, TopologyError
+from jaxcoll._network import CutError, Placement, Topology, TopologyError
 from jaxcoll._timeline import ROUTINGS as ROUTINGS
 from jaxcoll._timeline import Bound as Bound
 from jaxcoll._timeline import Change as Change
@@ -40,6 +41,9 @@ from jaxcoll._timeline import Timeline as Timeline
 from jaxcoll._timeline import Traffic as Traffic
 from jaxcoll._timeline import changes_of
 from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
+
+# Of parameters of a model, where it is not from 0 on.
+_RANGES: Final = {"efficiency": (1e-6, 1.0), "split": (1, 256)}
 
 # Packed schedules that are remembered.
 KEPT_SCHEDULES: Final = 8
@@ -89,9 +93,9 @@ def run(
       Times, what every link carried, messages.
 
     Raises:
-      TopologyError: a placement, component or network that cannot be; ranks that must talk and
-        have no path left.
-      ValueError: a schedule that cannot be built, or that deadlocks.
+      TopologyError: a placement, component or network that cannot be.
+      CutError: ranks that must talk have no path left; a TopologyError.
+      ValueError: a schedule that cannot be built, or that deadlocks; a parameter out of range.
       SimulationError: a defect of the simulator, found by its own checks: bytes were lost, a link
         was overfull, or the time is below a bound.
     """
@@ -113,6 +117,11 @@ def run(
     for name, values in (("slowdown", stragglers.slowdown), ("start_s", stragglers.start_s)):
         if values and len(values) != world_size:
             raise ValueError(f"stragglers.{name} has {len(values)} entries for {world_size} ranks")
+        for rank, value in enumerate(values):
+            _in_range(f"stragglers.{name} of rank {rank}", value, 0, math.inf)
+    _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
+    for parameter, value in vars(model).items():
+        _in_range(f"model.{parameter}", value, *_RANGES.get(parameter, (0, math.inf)))
     for traffic in background:
         for end in (traffic.source, traffic.destination):
             if end not in index:
@@ -158,7 +167,7 @@ def run(
         if "no path of working links" in str(error):
             down = [*failures, *(c.component for c in changes if c.factor == 0)]
             lost = f"; down: {', '.join(down[:8])}{', ...' if len(down) > 8 else ''}"
-            raise TopologyError(f"{topology.name}: {error}{lost if down else ''}") from None
+            raise CutError(f"{topology.name}: {error}{lost if down else ''}") from None
         raise
     capacities = topology.capacities_Bps * model.efficiency
     for time_ps, link, bandwidth_Bps in link_changes:
@@ -235,7 +244,12 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
     )
 
 
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not (low <= value <= high and math.isfinite(value)):
+        most = f" and at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} is {value}, but must be at least {low:g}{most}")
+
+
 def _ps(seconds: float) -> int:
-    if not (np.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"a time is {seconds} s, but must be 0 or more")
+    _in_range("a time in seconds", seconds, 0, math.inf)
     return round(seconds * 1e12)

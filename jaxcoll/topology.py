@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from jaxcoll._network import CutError as CutError
 from jaxcoll._network import Link as Link
 from jaxcoll._network import Node as Node
 from jaxcoll._network import Placement as Placement

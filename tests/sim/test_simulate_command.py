@@ -198,6 +198,39 @@ def test_says_which_bound_is_missing_and_why(
     assert "no flow bound" not in capsys.readouterr().out
 
 
+def test_draws_that_cut_ranks_off_are_left_out_and_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """12 of 32 cables of this network: most draws cut it, some do not."""
+    page = tmp_path / "report.html"
+    many = ["--algorithm", "ring", "--bytes", "64K", "--fail", "0,12", "--seeds", "8"]
+    assert run(*many, "--html", str(page)) == 1
+    out = capsys.readouterr().out
+    told = re.search(r"# left out: .* 12 links down: (\d) of 8 seeds, whose failures cut.*", out)
+    assert told
+    assert re.search(r"no path of working links leads from h\d+ to h\d+; down: ", told[0])
+    assert f"left out {told[1]} of 8 seeds, whose failures cut ranks off" in page.read_text()
+    run(*many, "--json", "-")
+    whole, torn = json.loads(capsys.readouterr().out)["results"]
+    assert (whole["cut_seeds"], len(whole["times_s"])) == (0, 8)
+    assert (torn["cut_seeds"], len(torn["times_s"])) == (int(told[1]), 8 - int(told[1]))
+    # Nothing is left: not simulated, with the reason.
+    assert run("--algorithm", "ring", "--fail", "32", "--bytes", "64K") == 1
+    assert "# not simulated: ring all_reduce on fat_tree(16, radix 4, 1:1): 32 links down cut" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_linear_program_that_takes_too_long_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcoll._bounds._MOST_LP_SECONDS", 1e-6)
+    assert run("--collective", "all_to_all", "--algorithm", "direct") == 0
+    assert "its linear program of 1536 variables was not solved in 1e-06 s" in (
+        capsys.readouterr().out
+    )
+
+
 def test_simulates_schedules_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An MSCCL all_gather of two ranks: by itself, and beside a built-in one."""
     thread = (
@@ -302,6 +335,10 @@ def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixtu
         (["--down", "tor0.0"], "no path of working links leads from .*; down: tor0.0"),
         (["--placement", "spiral"], "use linear, random:SEED or strided:K"),
         (["--slow", "99=2"], "rank 99 is slow, but there are 16 ranks"),
+        (["--slow", "1=-2"], "stragglers.slowdown of rank 1 is -2.0, but must be at least 0"),
+        (["--jitter", "-1"], "stragglers.jitter is -1.0, but must be at least 0"),
+        (["--split", "300"], "model.split is 300, but must be at least 1 and at most 256"),
+        (["--unfairness", "nan"], "model.unfairness is nan, but must be at least 0"),
         (["--prices", "switch=2"], "there is a price for 'switch'"),
     ],
 )
