@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <limits>
 
 namespace jaxcoll::sim {
 namespace {
 
 // Sums of shares such as 1/7 are inexact; what is over by less is no contention.
 constexpr double kSlack = 1 + 1e-9;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kPasses = 4;  // each raises FullFrom's bound; any number of them is right
 
 // Equal shares must be equal whatever the order of the arithmetic, or flows that end together would
 // end in two steps of a picosecond: 40 significant bits are kept.
@@ -44,8 +47,8 @@ int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit, double 
   flow.hop_count = hop_count;
   flow.limit = limit;
   flow.pull = pull;
-  flow.rate = -1;
-  flow.alive = true;
+  flow.rate = flow.exact = -1;
+  flow.alive = flow.filled = true;
   flow.places.resize(hop_count);
   for (int32_t h = 0; h < hop_count; ++h) {
     LinkState& link = links_[hops[h].link];
@@ -62,6 +65,7 @@ void FairShare::Remove(int32_t id) {
   Flow& flow = flows_[id];
   for (int32_t h = 0; h < flow.hop_count; ++h) {
     LinkState& link = links_[flow.hops[h].link];
+    if (link.contended && flow.exact >= 0) floor_ = std::min(floor_, flow.exact / flow.pull);
     const OnLink moved = link.flows.back();
     link.flows[flow.places[h]] = moved;
     flows_[moved.flow].places[moved.hop] = flow.places[h];
@@ -75,6 +79,7 @@ void FairShare::Remove(int32_t id) {
 
 void FairShare::SetCapacity(int32_t link, double bytes_per_ps) {
   links_[link].capacity = bytes_per_ps;
+  floor_ = 0;
   Touch(link);
 }
 
@@ -99,12 +104,18 @@ const std::vector<int32_t>& FairShare::Update() {
     link.seen = 0;
   }
   touched_.clear();
-  for (int32_t id : component_links_) links_[id].seen = update_;
+  for (int32_t id : component_links_) {
+    links_[id].seen = update_;
+    if (links_[id].contended) floor_ = std::min(floor_, FullFrom(links_[id]));
+  }
+  floor_ /= kSlack;
   for (size_t next = 0; next < component_links_.size(); ++next) Visit(component_links_[next]);
   Fill();
+  floor_ = kInfinity;
   for (int32_t id : added_) {  // those that met no contention
     Flow& flow = flows_[id];
     if (!flow.alive || flow.rate >= 0) continue;
+    flow.exact = flow.limit;
     flow.rate = Rounded(flow.limit);
     changed_.push_back(id);
   }
@@ -112,11 +123,32 @@ const std::vector<int32_t>& FairShare::Update() {
   return changed_;
 }
 
-// Takes a link's flows into the component, and the contended links that those use.
+// A level below which the link cannot be full while no flow has more than it had.
+double FairShare::FullFrom(const LinkState& link) const {
+  double level = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    double left = link.capacity, weight = 0;
+    for (const OnLink& entry : link.flows) {
+      const Flow& flow = flows_[entry.flow];
+      const double share = flow.hops[entry.hop].weight;
+      if (flow.exact >= 0 && flow.exact < level * flow.pull) {
+        left -= share * flow.exact;
+      } else {
+        weight += share * flow.pull;
+      }
+    }
+    if (weight <= 1e-12 || left <= level * weight) break;
+    level = left / weight;
+  }
+  return level;
+}
+
+// Takes a link's flows into the component, and the contended links that those use; but not the
+// flows that stay as they are.
 void FairShare::Visit(int32_t link) {
   for (const OnLink& entry : links_[link].flows) {
     Flow& flow = flows_[entry.flow];
-    if (flow.seen == update_) continue;
+    if (flow.seen == update_ || Stays(flow)) continue;
     flow.seen = update_;
     flow.filled = false;
     component_flows_.push_back(entry.flow);
@@ -138,6 +170,7 @@ void FairShare::Freeze(int32_t id, double rate) {
     link.left -= flow.hops[h].weight * rate;
     link.weight -= flow.hops[h].weight * flow.pull;
   }
+  flow.exact = rate;
   rate = Rounded(rate);
   if (rate == flow.rate) return;
   flow.rate = rate;
@@ -157,7 +190,11 @@ void FairShare::Fill() {
     link.weight = 0;
     for (const OnLink& entry : link.flows) {
       const Flow& flow = flows_[entry.flow];
-      link.weight += flow.hops[entry.hop].weight * flow.pull;
+      if (flow.seen == update_) {
+        link.weight += flow.hops[entry.hop].weight * flow.pull;
+      } else {
+        link.left -= flow.hops[entry.hop].weight * flow.exact;
+      }
     }
     heap_.emplace_back(level(link), id);
   }

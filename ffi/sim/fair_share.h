@@ -5,9 +5,16 @@
 // capacity (each runs at most at the capacity of its own route) constrains nobody and is passed
 // over; a change spreads from flow to flow over the other, contended links only. In a ring without
 // collisions no link is contended, and a change costs the length of a route.
+//
+// Nor do slow flows change when a fast one ends. Filling raises all flows together and stops those
+// on the link that is full first. None of a flow's links is full below the level at which it stops,
+// so that without it all goes as before up to there; and a new one changes nothing below the level
+// from which a link of its route can be full. Flows that stopped below this floor keep their rates,
+// and only the others are filled again.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -43,6 +50,7 @@ class FairShare {
     double limit = 0;
     double pull = 1;
     double rate = -1;             // -1: not known yet
+    double exact = -1;            // before rounding
     std::vector<int32_t> places;  // by hop: where the link's list has it
   };
   struct OnLink {
@@ -61,6 +69,8 @@ class FairShare {
   };
 
   void Touch(int32_t link);
+  double FullFrom(const LinkState& link) const;
+  bool Stays(const Flow& flow) const { return flow.exact >= 0 && flow.exact < floor_ * flow.pull; }
   void Visit(int32_t link);
   void Fill();
   void Freeze(int32_t flow, double rate);
@@ -70,6 +80,8 @@ class FairShare {
   std::vector<int32_t> free_;
   std::vector<int32_t> touched_, added_;
   uint32_t update_ = 0;
+  // Of the changes since the last update: what stopped below stays.
+  double floor_ = std::numeric_limits<double>::infinity();
   std::vector<int32_t> component_links_, component_flows_, changed_;
   std::vector<std::pair<double, int32_t>> heap_;
 };
