@@ -271,7 +271,7 @@ def describe() -> str:
     """For people: the digest and where it is from."""
     table = active()
     if table is None:
-        return f"{SHIPPED} (no table)"
+        return f"{SHIPPED} (the rules that ship)"
     return f"{table.digest} ({table.path})"
 
 

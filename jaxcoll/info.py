@@ -12,7 +12,8 @@ from importlib import metadata
 import jax
 
 import jaxcoll
-from jaxcoll import _environment, _install, _select
+from jaxcoll import _environment, _install, _select, _tuning
+from jaxcoll._errors import TuningError
 from jaxcoll._native import cuda, native
 
 # As the API names them -> as schedules name them.
@@ -87,6 +88,14 @@ def _built_in() -> Iterator[str]:
     yield f"cuda     {_cuda()}"
     yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
+    yield f"auto     {_auto()}"
+
+
+def _auto() -> str:
+    try:
+        return _tuning.describe()
+    except TuningError as error:
+        return str(error)
 
 
 def _cuda() -> str:
