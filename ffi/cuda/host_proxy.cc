@@ -50,7 +50,7 @@ struct HostProxy::Label {
   uint32_t message;  // kDone: the rank that ended; its `segment` is the one that is told
   uint32_t epoch;
   uint32_t segment;
-  uint32_t part;    // of kSlotBytes
+  uint32_t part;    // of kSlotBytes; kFreed: which of the message's departures
   uint32_t launch;  // of the routes' calls
 
   ParcelLabel Packed() const {
@@ -129,7 +129,7 @@ void HostProxy::OpenRegion(RegionSpec spec) {
         std::vector<HostRoutes::Signal> signals;
         for (const HostRoutes::Signal& signal : routes.Signals(rank, worker)) {
           const HostRoutes::Message& message = routes.messages()[signal.message];
-          const int32_t to = signal.arrives ? message.destination : message.source;
+          const int32_t to = signal.arrives() ? message.destination : message.source;
           if (members.process_of_rank[to] == process) signals.push_back(signal);
         }
         for (int32_t lane = 0; lane < lanes && !signals.empty(); ++lane) {
@@ -253,24 +253,30 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     const SlotUse use{&call, cursor.segment};
     const HostRoutes::Signal signal = cursor.signals[cursor.next];
     const HostRoutes::Message& message = routes.messages()[signal.message];
-    if (signal.arrives || HostRoutes::TellsFreed(use)) {
-      const int32_t to = signal.arrives ? message.destination : message.source;
+    if (signal.arrives() || HostRoutes::TellsFreed(use)) {
+      const int32_t to = signal.arrives() ? message.destination : message.source;
       const unsigned char* const outbox = region.spec.memory[to];
-      const unsigned char* const flag =
-          outbox +
-          (signal.arrives ? routes.ArrivalAt(message, use) : routes.DepartureAt(message, use));
-      const uint64_t raised = Acquire(flag + offsetof(Flag, value));
-      if (TagBefore(raised, TagOf(epoch, static_cast<uint64_t>(use.count()) + 1))) return active;
-      Label label{signal.arrives ? kArrived : kFreed,
+      const auto flag = [&](int32_t index) { return outbox + routes.FlagAt(message, index, use); };
+      const uint64_t tag = TagOf(epoch, static_cast<uint64_t>(use.count()) + 1);
+      const auto raised = [&](int32_t index) {
+        return !TagBefore(Acquire(flag(index) + offsetof(Flag, value)), tag);
+      };
+      if (signal.arrives() ? !std::all_of(message.arrivals.begin(), message.arrivals.end(), raised)
+                           : !raised(message.departures[signal.departure])) {
+        return active;
+      }
+      Label label{signal.arrives() ? kArrived : kFreed,
                   region.spec.key,
                   0,
                   static_cast<uint32_t>(signal.message),
                   epoch,
                   static_cast<uint32_t>(cursor.segment),
-                  0,
+                  static_cast<uint32_t>(signal.arrives() ? 0 : signal.departure),
                   static_cast<uint32_t>(sender.launch)};
-      const int64_t bytes = signal.arrives ? routes.Bytes(message, use) : 0;
-      if (signal.arrives) label.word = Acquire(flag + offsetof(Flag, fingerprint));
+      const int64_t bytes = signal.arrives() ? routes.Bytes(message, use) : 0;
+      if (signal.arrives()) {
+        label.word = Acquire(flag(message.arrivals[0]) + offsetof(Flag, fingerprint));
+      }
       if (bytes == 0) carrier.Send(cursor.process, label.Packed());
       while (cursor.sent < bytes) {
         const auto size =
@@ -382,11 +388,15 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   missing -= static_cast<int64_t>(bytes.size());
   for (SlotUse next{use.call, landing.next * use.call->lanes + use.lane()};
        landing.missing[landing.next % depth] == 0; next.segment += use.call->lanes) {
-    unsigned char* const flag = inbox + routes.ArrivalAt(message, next);
-    if (landing.next == 0) Release(flag + offsetof(Flag, fingerprint), label.word);
+    const bool first = landing.next == 0;
     landing.missing[landing.next % depth] = -1;
     ++landing.next;
-    Release(flag + offsetof(Flag, value), TagOf(label.epoch, static_cast<uint64_t>(landing.next)));
+    for (const int32_t index : message.arrivals) {
+      unsigned char* const flag = inbox + routes.FlagAt(message, index, next);
+      if (first) Release(flag + offsetof(Flag, fingerprint), label.word);
+      Release(flag + offsetof(Flag, value),
+              TagOf(label.epoch, static_cast<uint64_t>(landing.next)));
+    }
   }
   return nullptr;
 }
@@ -398,8 +408,10 @@ const char* HostProxy::OnFreed(Group& group, Region& region, int process, const 
   if (processes[message.destination] != process || processes[message.source] != process_) {
     return "it spoke for a rank that is not its own";
   }
+  if (label.part >= message.departures.size()) return "it freed what no call sends";
   const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.segment)};
-  RaiseTo(region.spec.memory[message.source] + routes.DepartureAt(message, use),
+  const int32_t flag = message.departures[label.part];
+  RaiseTo(region.spec.memory[message.source] + routes.FlagAt(message, flag, use),
           TagOf(label.epoch, static_cast<uint64_t>(use.count()) + 1));
   return nullptr;
 }

@@ -66,47 +66,47 @@ StatusOr<HostRoutes> HostRoutes::Make(const std::vector<DeviceProgram>& tables,
     if (Status status = routes.AddOps(table, host_of_rank); !status.ok()) return status;
   }
   for (const DeviceProgram& table : tables) {
-    if (Status status = routes.MatchFreed(table, host_of_rank); !status.ok()) return status;
+    if (Status status = routes.OrderSignals(table, host_of_rank); !status.ok()) return status;
   }
   routes.Digest();
   return routes;
 }
 
-// The messages that a rank sends. The packer gives an op its messages in one order: destinations in
-// the peers' slots, signals of arrival, waits for room.
+// The messages that a rank sends.
 Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
   const Table table(program);
   const int32_t rank = table.header.rank;
   for (int32_t worker = 0; worker < workers(); ++worker) {
     for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
       const ProgramOp& op = table.ops(worker)[i];
-      std::vector<const ProgramWait*> rooms;
-      for (int32_t w = 0; w < op.wait_count; ++w) {
-        const ProgramWait& wait = table.waits(op)[w];
-        if (wait.kind == ProgramWait::kFree) rooms.push_back(&wait);
-      }
-      std::vector<int32_t> slots;  // destinations that are such
-      for (int32_t d = 0; d < op.destination_count && op.piece_count > 0; ++d) {
-        if (table.destination(op, table.pieces(op)[0], d).place == ProgramRef::kPeerSlot) {
-          slots.push_back(d);
-        }
-      }
-      size_t sent = 0;
+      std::map<int32_t, Message> sent;  // by peer
+      const auto to = [&](int32_t peer) -> Message& {
+        return sent.try_emplace(peer, Message{rank, peer, worker, {}, {}, {}}).first->second;
+      };
+      const auto remote = [&](int32_t peer) { return host_of_rank[peer] != host_of_rank[rank]; };
       for (int32_t s = 0; s < op.signal_count; ++s) {
         const ProgramSignal& signal = table.signals(op)[s];
-        if (signal.kind != ProgramSignal::kArrived) continue;
-        if (sent >= rooms.size() || rooms[sent]->peer != signal.peer ||
-            (op.piece_count > 0 && sent >= slots.size())) {
-          return Unmatched(rank);
+        if (signal.kind == ProgramSignal::kArrived && remote(signal.peer)) {
+          to(signal.peer).arrivals.push_back(signal.flag);
         }
-        const size_t which = sent++;
-        if (host_of_rank[signal.peer] == host_of_rank[rank]) continue;
-        Message message{rank, signal.peer, worker, signal.flag, rooms[which]->flag, {}};
-        for (int32_t p = 0; p < op.piece_count; ++p) {
-          const ProgramPiece& piece = table.pieces(op)[p];
-          const ProgramRef& to = table.destination(op, piece, slots[which]);
-          if (to.peer != signal.peer) return Unmatched(rank);
-          message.strips.push_back({to.index, piece.position, piece.count});
+      }
+      for (int32_t w = 0; w < op.wait_count; ++w) {
+        const ProgramWait& wait = table.waits(op)[w];
+        if (wait.kind == ProgramWait::kFree && remote(wait.peer)) {
+          to(wait.peer).departures.push_back(wait.flag);
+        }
+      }
+      for (int32_t p = 0; p < op.piece_count; ++p) {
+        const ProgramPiece& piece = table.pieces(op)[p];
+        for (int32_t d = 0; d < op.destination_count; ++d) {
+          const ProgramRef& ref = table.destination(op, piece, d);
+          if (ref.place != ProgramRef::kPeerSlot || !remote(ref.peer)) continue;
+          to(ref.peer).strips.push_back({ref.index, piece.position, piece.count});
+        }
+      }
+      for (auto& [peer, message] : sent) {
+        if (message.arrivals.empty() || message.arrivals.size() != message.departures.size()) {
+          return Unmatched(rank);
         }
         messages_.push_back(std::move(message));
       }
@@ -116,12 +116,18 @@ Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& 
 }
 
 // What a rank raises elsewhere, in order, now that all messages are known.
-Status HostRoutes::MatchFreed(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
-  std::map<std::tuple<int32_t, int32_t, int32_t>, int32_t> arriving, departing;
+Status HostRoutes::OrderSignals(const DeviceProgram& program,
+                                const std::vector<int>& host_of_rank) {
+  using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
+  std::map<Place, Signal> arriving, departing;
   for (size_t m = 0; m < messages_.size(); ++m) {
     const Message& message = messages_[m];
-    arriving[{message.destination, message.worker, message.arrival}] = static_cast<int32_t>(m);
-    departing[{message.source, message.worker, message.departure}] = static_cast<int32_t>(m);
+    for (size_t i = 0; i < message.arrivals.size(); ++i) {
+      arriving[{message.destination, message.worker, message.arrivals[i]}] = {
+          static_cast<int32_t>(m), -1};
+      departing[{message.source, message.worker, message.departures[i]}] = {
+          static_cast<int32_t>(m), static_cast<int32_t>(i)};
+    }
   }
   const Table table(program);
   const int32_t rank = table.header.rank;
@@ -134,11 +140,13 @@ Status HostRoutes::MatchFreed(const DeviceProgram& program, const std::vector<in
             host_of_rank[signal.peer] == host_of_rank[rank]) {
           continue;
         }
-        const bool arrives = signal.kind == ProgramSignal::kArrived;
-        const auto& of = arrives ? arriving : departing;
+        const auto& of = signal.kind == ProgramSignal::kArrived ? arriving : departing;
         const auto found = of.find({signal.peer, worker, signal.flag});
         if (found == of.end()) return Unmatched(rank);
-        signals_[rank][worker].push_back({found->second, arrives});
+        // A message arrives once, however many flags say so.
+        const Message& message = messages_[found->second.message];
+        if (found->second.arrives() && message.arrivals[0] != signal.flag) continue;
+        signals_[rank][worker].push_back(found->second);
       }
     }
   }
@@ -157,8 +165,9 @@ void HostRoutes::Digest() {
     add(value);
   }
   for (const Message& m : messages_) {
-    for (const int32_t value : {m.source, m.destination, m.worker, m.arrival, m.departure}) {
-      add(value);
+    for (const int32_t value : {m.source, m.destination, m.worker}) add(value);
+    for (const std::vector<int32_t>* flags : {&m.arrivals, &m.departures}) {
+      for (const int32_t flag : *flags) add(flag);
     }
     for (const Strips& strips : m.strips) {
       for (const int32_t value : {strips.slot, strips.position, strips.count}) add(value);
@@ -176,10 +185,6 @@ void HostRoutes::Digest() {
     }
   }
   digest_ = hash;
-}
-
-size_t HostRoutes::FlagAt(int32_t worker, int32_t flag, const SlotUse& use) const {
-  return static_cast<size_t>(FlagOffset(header_, use.call->lanes, use.lane(), worker, flag));
 }
 
 const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {

@@ -33,17 +33,20 @@ class HostRoutes {
     int32_t position;
     int32_t count;
   };
+  // All that one op sends to one rank: one message of the schedule, or several that go side by side,
+  // each with flags of its own.
   struct Message {
     int32_t source;
     int32_t destination;
-    int32_t worker;     // of the source and of the destination
-    int32_t arrival;    // flag at the destination
-    int32_t departure;  // flag at the source: the slot is free again
+    int32_t worker;                   // of the source and of the destination
+    std::vector<int32_t> arrivals;    // flags at the destination
+    std::vector<int32_t> departures;  // flags at the source: slots that are free again
     std::vector<Strips> strips;
   };
   struct Signal {
     int32_t message;
-    bool arrives;  // else: is freed
+    int32_t departure;  // which one; -1: the message arrives
+    bool arrives() const { return departure < 0; }
   };
 
   // `tables`: of all ranks. `calls`: the launches of one call of the instruction, one after the
@@ -64,11 +67,9 @@ class HostRoutes {
   uint64_t digest() const { return digest_; }
 
   // Bytes in a region, from its start.
-  size_t ArrivalAt(const Message& message, const SlotUse& use) const {
-    return FlagAt(message.worker, message.arrival, use);
-  }
-  size_t DepartureAt(const Message& message, const SlotUse& use) const {
-    return FlagAt(message.worker, message.departure, use);
+  size_t FlagAt(const Message& message, int32_t flag, const SlotUse& use) const {
+    return static_cast<size_t>(
+        FlagOffset(header_, use.call->lanes, use.lane(), message.worker, flag));
   }
   static size_t DoneAt(int32_t rank) {
     return sizeof(RegionHeader) + sizeof(Flag) * static_cast<size_t>(rank);
@@ -91,14 +92,13 @@ class HostRoutes {
                std::span<const std::byte> from) const;
 
  private:
-  size_t FlagAt(int32_t worker, int32_t flag, const SlotUse& use) const;
   // Calls `visit` for the part of each chunk that is within [first, first + bytes).
   template <typename Visit>
   void ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
                Visit visit) const;
   const ProgramVector& VectorOf(const SlotUse& use) const;
   Status AddOps(const DeviceProgram& table, const std::vector<int>& host_of_rank);
-  Status MatchFreed(const DeviceProgram& table, const std::vector<int>& host_of_rank);
+  Status OrderSignals(const DeviceProgram& table, const std::vector<int>& host_of_rank);
   void Digest();
 
   ProgramHeader header_ = {};  // of one of the tables: what is equal in all counts
