@@ -160,13 +160,12 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
 
   std::unique_ptr<Loan> Borrow(std::span<const std::byte> buffer) override {
     const uint64_t least = config_.register_bytes;
-    if (!end_.ok() || least == 0 || buffer.size() < least || refused_) return nullptr;
-    return MakeLoan(buffer);
+    const bool wanted = end_.ok() && least > 0 && buffer.size() >= least && !refused_;
+    return wanted ? MakeLoan(buffer) : nullptr;
   }
 
   bool TakesDmabuf() const override {
-    const auto loaded = verbs::Load();
-    return loaded.ok() && (*loaded)->reg_dmabuf_mr != nullptr;
+    return verbs::Load().ok() && (*verbs::Load())->reg_dmabuf_mr != nullptr;
   }
   StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
                                                std::span<const std::byte> buffer) override {
@@ -198,7 +197,7 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
     const uint64_t put = lent_puts_.Forget(token);
     ForEachPart([&](RdmaRail::Part& part) {
       // A device's memory cannot be copied here: its loan's end decides.
-      if (part.put == put && part.source != nullptr && !part.loan->of_device()) Stage(part);
+      if (part.put == put && part.source != nullptr && !part.loan->of_device()) part.Keep();
     });
   }
 
@@ -359,6 +358,7 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
       }
       if (best == rails_.size()) break;
       RdmaRail::Part& part = backlog_.front();
+      if (part.copy != nullptr) Stage(part, part.copy->data());
       const uint32_t key = part.source == nullptr ? 0 : KeyOrStage(best, part);
       rails_[best].rail->Send(part, key);
       backlog_.pop_front();
@@ -382,10 +382,11 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
     }
   }
 
-  // From here on the part is sent, if it has to be once more, from the staging memory.
-  void Stage(RdmaRail::Part& part) {
-    std::memcpy(own_.bytes().data() + part.offset, part.source, part.bytes);
+  // A part that is about to be sent, and so has its place.
+  void Stage(RdmaRail::Part& part, const std::byte* bytes) {
+    std::memcpy(own_.bytes().data() + part.offset, bytes, part.bytes);
     part.source = nullptr;
+    part.copy = nullptr;
   }
 
   uint32_t KeyOrStage(size_t rail, RdmaRail::Part& part) {
@@ -397,7 +398,7 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
       Log(LogLevel::kWarning, "%s: buffers of calls are copied, for %s",
           PeerName(peer_, description_).c_str(), key.status().message().c_str());
     }
-    Stage(part);
+    Stage(part, part.source);
     part.loan = nullptr;
     lent_puts_.Released(part.put);
     return 0;
@@ -418,7 +419,7 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
   void OnReturn(RdmaLoan& loan) override {
     loans_.erase(&loan);
     ForEachPart([&](RdmaRail::Part& part) {
-      if (part.loan == &loan && part.source != nullptr && !loan.of_device()) Stage(part);
+      if (part.loan == &loan && part.source != nullptr && !loan.of_device()) part.Keep();
     });
     const auto reads = [&](const Rail& rail) {
       return rail.rail && !rail.rail->failed() && rail.rail->Reads(loan);

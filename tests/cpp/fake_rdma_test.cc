@@ -230,6 +230,25 @@ TEST_F(FakeRdmaTest, ABufferTakenBackBeforeItIsThroughIsReadNoMoreAndArrivesAllT
   }
 }
 
+// The peer may have a put, and have freed its place, before this side's NIC says that it is through.
+TEST_F(FakeRdmaTest, WhatIsTakenBackLateDoesNotSpoilThePutThatHasItsPlace) {
+  LinkPair& pair = Link();
+  const std::vector<std::byte> buffer(kLargeBytes, std::byte{1});
+  std::byte* const staging = pair.a.link->staging();
+  for (uint64_t i = 0; i < 100; ++i) {
+    auto loan = pair.a.link->Borrow(buffer);
+    pair.a.link->PutFrom(*loan, buffer, 0, Notice{}, i);
+    while (pair.b.notices.empty()) pair.b.Poll();  // and not the sender
+    std::fill(staging, staging + kLargeBytes, std::byte{2});
+    pair.a.link->Put({staging, kLargeBytes}, 0, Notice{}, 0);
+    pair.a.link->Detach(i);
+    loan.reset();
+    ASSERT_TRUE(pair.PollUntil([&] { return pair.b.notices.size() == 2; }));
+    ASSERT_TRUE(Holds(pair.b, 0, kLargeBytes, std::byte{2})) << i;
+    pair.b.notices.clear();
+  }
+}
+
 TEST_F(FakeRdmaTest, ABufferTakenBackFromAHealthyNicCostsNoRail) {
   LinkPair& pair = Link();
   std::vector<std::byte> buffer(kLargeBytes, std::byte{0x55});
