@@ -50,7 +50,7 @@ def test_the_simulators_benchmark_writes_rows_growth_and_figure(
     monkeypatch.setattr(simulate, "ROWS", (Row("a ring", 60, Work("ring", 16)),))
     works = tuple(Work("ring", p) for p in (8, 16, 32))
     monkeypatch.setattr(simulate, "SERIES", (simulate.Series("rings", works),))
-    monkeypatch.setattr(simulate, "measure_apart", lambda work, repeats: simulate.simulate(work))
+    monkeypatch.setattr(simulate, "simulate_apart", lambda all: list(map(simulate.simulate, all)))
     path = tmp_path / "new" / "simulate.json"
     assert simulate.main(["--json", str(path)]) == 0
     assert "a ring" in (printed := capsys.readouterr().out)
