@@ -4,8 +4,9 @@
     python -m benchmarks.simulate --quick    # about 10 seconds: smaller worlds, no growth
 
 Every row has a process of its own, so that its peak memory is its own, and includes all that a user
-waits for: the network, every rank's program packed into one dependency graph, and the run. One channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements
-of any network.
+waits for: the network, every rank's program packed into one dependency graph, and the run. One
+channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements of any
+network.
 
 Growth is fitted as a power of the number of ranks, and of messages: least squares on logarithms. It
 is that of CPU time, all threads together, which other programs on the machine disturb less than
