@@ -18,6 +18,9 @@ So that the links are the links of the model:
   segments): acknowledgements and notices must pass by there, too;
 - reno, which lets the acknowledgements pace what is sent. bbr takes the shortest round trip it saw
   for the longest, and halves the rate of two hosts that send to each other.
+
+A measured time is the median of the faster half of a few calls: what else runs on the machine only
+adds to it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from hosts import Network, NotPermitted
 
 from jaxcoll._engine_model import predict_s
 from jaxcoll._network import Topology
-from jaxcoll._ranks import Ranks
+from jaxcoll._ranks import Ranks, Times
 from jaxcoll.schedule import Collective, ScheduleSpec
 from jaxcoll.simulate import Model
 
@@ -86,7 +89,7 @@ class Row:
 
     @property
     def measured_s(self) -> float:
-        return statistics.median(self.rounds_s)
+        return Times(self.rounds_s, self.cpu_share).quiet_s
 
     @property
     def error(self) -> float:
@@ -161,7 +164,7 @@ def compare(
         # Between the first host and the second, which with two hosts may be the slow one.
         with Ranks(2, transports=["tcp"], apart=True, enter=enter[:2]) as two:
             small_s, short_s, long_s = (
-                two.time("broadcast", "direct", kib * KIB, rounds=7).median_s
+                two.time("broadcast", "direct", kib * KIB, rounds=7).quiet_s
                 for kib in CALIBRATED_KIB
             )
         rate_Bps = min(setup.rates_mbit[:2]) * MBIT_BPS
@@ -219,7 +222,7 @@ def main() -> None:
     """All networks, as a table and as a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="calls of each [3]")
+    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="calls of each [4]")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(HEAD)
