@@ -160,7 +160,8 @@ def compare(
     rows = []
     with Network(setup.hosts) as network:
         shape(network, setup)
-        enter = [host.command() for host in network.hosts]
+        # Where we may, before what else this machine does; else it is as it is.
+        enter = [host.command("nice", "-n", "-15") for host in network.hosts]
         # Between the first host and the second, which with two hosts may be the slow one.
         with Ranks(2, transports=["tcp"], apart=True, enter=enter[:2]) as two:
             small_s, short_s, long_s = (
@@ -168,8 +169,9 @@ def compare(
                 for kib in CALIBRATED_KIB
             )
         rate_Bps = min(setup.rates_mbit[:2]) * MBIT_BPS
-        payload_Bps = (CALIBRATED_KIB[2] - CALIBRATED_KIB[1]) * KIB / (long_s - short_s)
-        model = Model(latency_s=small_s, efficiency=payload_Bps / rate_Bps, in_flight=0)
+        least_s = (CALIBRATED_KIB[2] - CALIBRATED_KIB[1]) * KIB / rate_Bps
+        efficiency = least_s / max(long_s - short_s, least_s)  # no link is faster than its bucket
+        model = Model(latency_s=small_s, efficiency=efficiency, in_flight=0)
         tell(
             f"# {setup}: calibrated: {small_s * 1e6:.0f} us for a small message, "
             f"{model.efficiency:.1%} of a link's rate is payload"

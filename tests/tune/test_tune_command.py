@@ -16,7 +16,7 @@ from jaxcoll._ranks import Ranks, RanksError
 
 KIB = 1 << 10
 LITTLE = _tuner.Effort(
-    {"process": (2,), "host": (2,), "hosts": (2,)}, (KIB, 64 * KIB), (4 * KIB,), 1, 3.0
+    {"process": (2,), "host": (2,), "hosts": (2,)}, (KIB, 64 * KIB), (4 * KIB,), 1, 90.0
 )
 
 
@@ -105,6 +105,13 @@ def test_picks_are_of_the_operand_of_one_rank():
 
 
 # --- the processes ------------------------------------------------------------------------------
+
+
+def test_ranks_do_without_jax():
+    with Ranks(1) as ranks:
+        loaded = Path(f"/proc/{ranks._children[0].pid}/maps").read_text()
+    assert "/_jaxcoll." in loaded
+    assert "jaxlib" not in loaded
 
 
 def test_what_ranks_compute_is_checked():
