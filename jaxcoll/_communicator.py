@@ -201,7 +201,10 @@ def _compare_tuning() -> str:
     key = _bootstrap.PREFIX + "tuning"
     own = f"process {index} on host {socket.gethostname()}: {text}"
     store.set(key, f"{digest} {own}".encode())
-    first_digest, _, first = store.wait(key, _AGREE_S).decode().partition(" ")
+    try:
+        first_digest, _, first = store.wait(key, _AGREE_S).decode().partition(" ")
+    except TimeoutError:
+        return f"process {index}: the job's key-value store has not answered for {_AGREE_S:g} s"
     if first_digest == digest:
         return ""
     return (

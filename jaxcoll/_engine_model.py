@@ -92,7 +92,7 @@ def _unroll(program: Program, segments: int, in_flight: int) -> Program:
     return replace(program, chunks_per_block=chunks, ops=tuple(ops))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def as_run(spec: ScheduleSpec, segments: int, in_flight: int) -> Schedule:
     """The schedule that the engine runs for a call of so many segments."""
     built = _schedule.build(spec)
