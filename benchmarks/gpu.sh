@@ -74,14 +74,15 @@ export PYTHONPATH=$scratch/site
 pytest=("$python" -m pytest -q -p no:cacheprovider -W ignore)
 
 step info 60 env JAX_PLATFORMS=cuda,cpu "$python" -m jaxcoll info
-step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py -k "every_collective and grid"
-step figures 150 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100
+step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py \
+    -k "(every_collective or every_algorithm) and grid"
+step figures 160 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 110
 step kernels 120 "${pytest[@]}" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
 step processes 150 "${pytest[@]}" -s tests/cuda/test_cuda_processes.py
 step hosts 90 "${pytest[@]}" tests/cuda/test_cuda_hosts.py
 for tool in memcheck racecheck; do
-    step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q \
-        -p no:cacheprovider tests/cuda/test_cuda_kernels.py -k "every_collective and grid and 2-"
+    step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 "${pytest[@]}" \
+        tests/cuda/test_cuda_kernels.py -k "(every_collective or every_algorithm) and 2-grid"
 done
 step nccl 60 "$python" -m benchmarks.gpu --json "$out/gpu-nccl.json" --limit-s 0 --nccl
 cat "$out/gpu-summary.txt"

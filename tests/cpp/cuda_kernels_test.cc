@@ -100,7 +100,7 @@ class Group {
 
   // All ranks make `calls` calls, but for `leave_out`, which makes none. False if there was a trap.
   bool Run(int calls, int leave_out = -1) {
-    World world;
+    HostGrid world;
     const int threads = std::max(4, plan_.world_size);
     std::vector<std::vector<Call>> parameters(plan_.world_size);
     std::vector<std::unique_ptr<HostBarrier>> streams, blocks;

@@ -1,5 +1,5 @@
 // The kernels of ffi/cuda on threads of the host: what a thread block is, and the device functions
-// that they use. Include it before any .cuh. A trap anywhere ends all threads of the world, as it
+// that they use. Include it before any .cuh. A trap anywhere ends all threads of the grid, as it
 // ends a grid.
 #pragma once
 
@@ -40,7 +40,7 @@ struct Trapped {};
 
 // Whether a trap has ended it. Relaxed: looking must not order what ranks do, or
 // ThreadSanitizer would take it for their barrier.
-struct World {
+struct HostGrid {
   std::atomic<bool> trapped{false};
 
   void Trap() { trapped.store(true, std::memory_order_relaxed); }
@@ -52,7 +52,7 @@ struct World {
 // Of the threads of a block, or of a launch.
 class HostBarrier {
  public:
-  HostBarrier(const World& world, int threads) : world_(world), threads_(threads) {}
+  HostBarrier(const HostGrid& world, int threads) : world_(world), threads_(threads) {}
   void Wait() {
     std::unique_lock lock(mutex_);
     const uint64_t round = round_;
@@ -69,7 +69,7 @@ class HostBarrier {
   }
 
  private:
-  const World& world_;
+  const HostGrid& world_;
   const int threads_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -79,7 +79,7 @@ class HostBarrier {
 
 // What a thread knows of itself.
 struct HostThread {
-  World* world = nullptr;
+  HostGrid* world = nullptr;
   HostBarrier* block = nullptr;
 };
 inline thread_local HostThread this_thread;

@@ -55,6 +55,16 @@ TEST(Pack, ARingReducesAndSendsInOnePass) {
   EXPECT_EQ(CountOf(scatter->at(0)).most_destinations, 1);
 }
 
+// What does not wait for each other is one op: a round of flags costs as much as a slice.
+TEST(Pack, PutsSideBySideWhatMayGoSideBySide) {
+  const auto two_shots = Pack(BuildAll(Spec(Collective::kAllReduce, "direct2", 8)), {2}, 1);
+  ASSERT_TRUE(two_shots.ok()) << two_shots.status().message();
+  EXPECT_EQ(CountOf(two_shots->at(0)).ops, 3);  // parts out, sum up and out, sums in
+  const auto exchange = Pack(BuildAll(Spec(Collective::kAllToAll, "direct", 8)), {2}, 1);
+  ASSERT_TRUE(exchange.ok()) << exchange.status().message();
+  EXPECT_LE(CountOf(exchange->at(0)).ops, 3);
+}
+
 TEST(Pack, IsTheSameOnEveryRankButForTheRank) {
   const auto programs = BuildAll(Spec(Collective::kReduce, "binomial", 5));
   const auto tables = Pack(programs, AllRanks(5), 4);

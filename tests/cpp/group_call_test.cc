@@ -387,6 +387,97 @@ TEST(GroupCall, RefusesAProgramThatRunsElsewhere) {
   EXPECT_NE(cause.find("runs as partition 1"), std::string::npos) << cause;
 }
 
+// ---- Call sites ------------------------------------------------------------------------------
+
+constexpr int kDevices = 4;
+constexpr int64_t kFirstDevice = 10;  // of their ids
+
+// The job of this process; there is one.
+HostRuntime& TheJob() {
+  static HostRuntime& runtime = *[] {
+    auto* const made = new HostRuntime;
+    cuda::Job job;
+    for (int i = 0; i < kDevices; ++i) job.devices.push_back({kFirstDevice + i, 0, i});
+    job.options.workspace_bytes = 1 << 20;
+    job.runtime = made;
+    StartJob(std::move(job));
+    return made;
+  }();
+  return runtime;
+}
+
+// The sum over two groups, whose devices are not in the order of their ids.
+struct TwoGroups {
+  static constexpr int kElements = 900;
+
+  explicit TwoGroups(CallSpec with) : spec(std::move(with)) {
+    spec.group_size = 2;
+    spec.groups = {0, 3, 2, 1};
+    spec.device_ids = {kFirstDevice + 2, kFirstDevice, kFirstDevice + 3, kFirstDevice + 1};
+    spec.label = "axis 'x' (2 ranks)";
+    for (int device = 0; device < kDevices; ++device) {
+      inputs.emplace_back(kElements, 1 << device);
+      outputs.emplace_back(kElements, -1);
+    }
+    StatusOr<std::unique_ptr<GpuCallSite>> made = GpuCallSite::Create(spec);
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    site = std::move(*made);
+  }
+
+  Status Prepare() {
+    return site->Prepare({{{DType::kInt32, {kElements}}}, {{DType::kInt32, {kElements}}}});
+  }
+  Status Enqueue(int device, const uint32_t* logical_id = nullptr) {
+    const void* input = inputs[device].data();
+    void* output = outputs[device].data();
+    return site->Enqueue(device, reinterpret_cast<void*>(uintptr_t{16} * (device + 1)), &input,
+                         &output, logical_id);
+  }
+  bool Right() const {
+    // Logical ids 0 and 3 are devices 2 and 1.
+    const int sums[kDevices] = {1 | 8, 2 | 4, 2 | 4, 1 | 8};
+    for (int device = 0; device < kDevices; ++device) {
+      if (outputs[device] != std::vector<int32_t>(kElements, sums[device])) return false;
+    }
+    return true;
+  }
+
+  CallSpec spec;
+  std::vector<std::vector<int32_t>> inputs, outputs;
+  std::unique_ptr<GpuCallSite> site;
+};
+
+TEST(GpuCallSite, SumsOverItsGroups) {
+  HostRuntime& runtime = TheJob();
+  CallSpec written = SpecOf(Collective::kAllReduce, "custom", 2);
+  written.schedule = Serialize(BuildAll(Spec(Collective::kAllReduce, "recursive_doubling", 2)));
+  for (const CallSpec& spec : {SpecOf(Collective::kAllReduce, "ring", 2), written}) {
+    TwoGroups call(spec);
+    ASSERT_TRUE(call.Prepare().ok());
+    const uint32_t logical[kDevices] = {1, 3, 0, 2};  // as the program says, by device
+    for (int replay = 0; replay < 2; ++replay) {
+      for (int device = 0; device < kDevices; ++device) {
+        ASSERT_TRUE(call.Enqueue(device, &logical[device]).ok());
+      }
+    }
+    ASSERT_TRUE(runtime.Run(2));
+    EXPECT_TRUE(call.Right()) << spec.algorithm;
+  }
+}
+
+TEST(GpuCallSite, SaysWhichCallCannotBeServed) {
+  TheJob();
+  TwoGroups unknown(SpecOf(Collective::kAllReduce, "nonsense", 2));
+  const std::string text = unknown.Prepare().message();
+  EXPECT_NE(text.find("all_reduce(sum) of int32[900] over axis 'x' (2 ranks), algorithm nonsense"),
+            std::string::npos)
+      << text;
+  TwoGroups call(SpecOf(Collective::kAllReduce, "ring", 2));
+  ASSERT_TRUE(call.Prepare().ok());
+  const Status status = call.site->Enqueue(kDevices, nullptr, nullptr, nullptr, nullptr);
+  EXPECT_NE(status.message().find("GPU 4 is in none of its groups"), std::string::npos);
+}
+
 // ---- Failure: what is said, and what to do --------------------------------------------------
 
 // Members of one process, as options and devices say.
