@@ -47,7 +47,10 @@
 #include "base/status.h"
 #include "cuda/cause.h"
 #include "cuda/host_device.h"
-#include "schedule/schedule.h"
+
+namespace jaxcoll {
+struct Program;  // schedule/schedule.h, of which kernels know nothing
+}
 
 namespace jaxcoll::cuda {
 

@@ -327,12 +327,10 @@ class Interpreter {
     const ProgramPiece* piece;
     int32_t index;  // in the piece
   };
-  // The chunk `skip` chunks behind one.
-  static JAXCOLL_HD Chunk Behind(Chunk chunk, int32_t skip) {
-    for (chunk.index += skip; chunk.index >= chunk.piece->count; ++chunk.piece) {
-      chunk.index -= chunk.piece->count;
-    }
-    return chunk;
+  JAXCOLL_HD Chunk ChunkAt(const ProgramOp& op, int32_t index) const {
+    const ProgramPiece* piece = At<ProgramPiece>(program_.piece_offset) + op.first_piece;
+    for (; index >= piece->count; ++piece) index -= piece->count;
+    return {piece, index};
   }
 
   JAXCOLL_HD Strip StripOf(const Chunk& chunk) const {
@@ -341,26 +339,29 @@ class Interpreter {
 
   // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
   // chunks are found first, by a thread each.
+  // (What is found again in every round would else take registers from the accesses.)
   JAXCOLL_HD void Move(const ProgramOp& op) {
-    const int32_t operands = op.source_count + op.destination_count;
-    const Team team = TeamOf(op.chunk_count, operands);
-    const ProgramRef* refs = At<ProgramRef>(program_.ref_offset);
-    Chunk first = {At<ProgramPiece>(program_.piece_offset) + op.first_piece, 0};
+    const Team team = TeamOf(op.chunk_count, op.source_count + op.destination_count);
     for (int32_t done = 0; done < op.chunk_count; done += team.count) {
+      if (done > 0) policy_.All(true);  // the addresses of the last round are not needed
       const int32_t left = op.chunk_count - done;
       const int32_t chunks = left < team.count ? left : team.count;
-      if (done > 0) policy_.All(true);  // the addresses of the last round are not needed
-      for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
-        const Chunk chunk = Behind(first, i / operands);
-        policy_.pointers()[i] =
-            Address(refs[chunk.piece->first_ref + i % operands], chunk.index, StripOf(chunk));
-      }
+      FindAddresses(op, done, chunks);
       policy_.All(true);
-      if (team.index < chunks) {
-        MoveChunk(op, policy_.pointers() + team.index * operands,
-                  static_cast<int32_t>(StripOf(Behind(first, team.index)).count), team);
-      }
-      if (chunks < left) first = Behind(first, chunks);
+      if (team.index >= chunks) continue;
+      const int32_t operands = op.source_count + op.destination_count;
+      MoveChunk(op, policy_.pointers() + team.index * operands,
+                static_cast<int32_t>(StripOf(ChunkAt(op, done + team.index)).count), team);
+    }
+  }
+
+  JAXCOLL_HD void FindAddresses(const ProgramOp& op, int32_t first, int32_t chunks) {
+    const int32_t operands = op.source_count + op.destination_count;
+    const ProgramRef* refs = At<ProgramRef>(program_.ref_offset);
+    for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
+      const Chunk chunk = ChunkAt(op, first + i / operands);
+      policy_.pointers()[i] =
+          Address(refs[chunk.piece->first_ref + i % operands], chunk.index, StripOf(chunk));
     }
   }
 

@@ -20,8 +20,10 @@ __device__ inline void Fail(const Call& call, Cause cause) {
   GiveUp(access, &header->failing, call.cause, cause);
 }
 
-// Spins until `flag` shows barrier `count` or a later one.
-__device__ inline void Await(const Call& call, int peer, const uint64_t* flag, uint32_t count) {
+// Spins until `flag` shows barrier `count` or a later one. Not inlined: it would take registers from
+// the loops around it.
+__device__ __noinline__ inline void Await(const Call& call, int peer, const uint64_t* flag,
+                                          uint32_t count) {
   DeviceAccess access;
   uint64_t seen = 0;
   const auto ahead = [&] { return static_cast<int32_t>(static_cast<uint32_t>(seen) - count); };
