@@ -1,5 +1,6 @@
-// What every rank of a group launches for one custom call that has a kernel of its own: computed from what the HLO says and the
-// shapes, so equal on all ranks. Plain C++: no GPU is needed to make one.
+// What every rank of a group launches for one custom call that has a kernel of its own: computed
+// from what the HLO says and the shapes, so equal on all ranks. Plain C++: no GPU is needed to make
+// one.
 #pragma once
 
 #include <cstdint>

@@ -30,12 +30,12 @@
 //
 // Calls that follow one another on every rank in the same order may share a region, whatever their
 // schedules and sizes; calls that may run at the same time may not. All of it is zero before the
-// first call. Flags only grow: they hold (epoch, count), and an epoch is one launch; they are compared
-// by their difference, so that epochs may wrap. `epoch` lives in the region, so a replayed graph
-// goes on where the last replay ended. When the last block of a
-// launch ends, the rank tells the others through `done`; before a rank writes to another's slots it
-// waits for the previous launch's `done` (that is READY: the destination may be overwritten), and
-// from the depth-th segment on for the slot's own `freed`.
+// first call. Flags only grow: they hold (epoch, count), and an epoch is one launch; they are
+// compared by their difference, so that epochs may wrap. `epoch` lives in the region, so a replayed
+// graph goes on where the last replay ended. When the last block of a launch ends, the rank tells
+// the others through `done`; before a rank writes to another's slots it waits for the previous
+// launch's `done` (that is READY: the destination may be overwritten), and from the depth-th
+// segment on for the slot's own `freed`.
 #pragma once
 
 #include <cstddef>

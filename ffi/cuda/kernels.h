@@ -1,8 +1,9 @@
 // The kernels: addresses for cudaLaunchKernel, and how they are started.
 //
 // Parameters: (call, all), a Call or, for the interpreter, a ProgramCall, and device memory. With
-// all == nullptr the launch is for the rank of `call`: grid (blocks, 1). Else it is for all ranks at
-// once, cooperative, and `all` holds the calls of every rank, in rank order: grid (blocks, ranks).
+// all == nullptr the launch is for the rank of `call`: grid (blocks, 1). Else it is for all ranks
+// at once, cooperative, and `all` holds the calls of every rank, in rank order: grid (blocks,
+// ranks).
 #pragma once
 
 #include "base/dtype.h"
@@ -26,8 +27,8 @@ const void* IntegerInterpreter(DType dtype);
 const void* MoveKernel();
 const void* RaggedKernel();
 
-// Requires Supports(dtype, op) of one that reduces. Where the interpreter reduces nothing, any dtype
-// of the same size does.
+// Requires Supports(dtype, op) of one that reduces. Where the interpreter reduces nothing, any
+// dtype of the same size does.
 const void* FunctionOf(const Kernel& kernel);
 int ThreadsOf(const Kernel& kernel);  // of a block
 

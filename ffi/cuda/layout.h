@@ -2,11 +2,11 @@
 // launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
-// It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged, and
-// what the interpreter calls a region (device_program.h). An instruction of a program has a lane and
-// an area of its own, so that concurrent branches of a graph share nothing. In a lane, block b of a
-// rank meets block b of the other ranks and no other block: there is no grid-wide barrier, and
-// blocks need not be resident together beyond their partners.
+// It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged,
+// and what the interpreter calls a region (device_program.h). An instruction of a program has a
+// lane and an area of its own, so that concurrent branches of a graph share nothing. In a lane,
+// block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
+// barrier, and blocks need not be resident together beyond their partners.
 //
 // Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so
 // that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count)
@@ -90,8 +90,8 @@ struct Ragged {
   int32_t wide_index;  // int64 instead of int32
 };
 
-// What a rank says of an entry of its tables where these are staged: behind the slots of all blocks,
-// by entry.
+// What a rank says of an entry of its tables where these are staged: behind the slots of all
+// blocks, by entry.
 struct RaggedEntry {
   int64_t input_offset, send_size, output_offset, recv_size;
 };

@@ -20,8 +20,8 @@ __device__ inline void Fail(const Call& call, Cause cause) {
   GiveUp(access, &header->failing, call.cause, cause);
 }
 
-// Spins until `flag` shows barrier `count` or a later one. Not inlined: it would take registers from
-// the loops around it.
+// Spins until `flag` shows barrier `count` or a later one. Not inlined: it would take registers
+// from the loops around it.
 __device__ __noinline__ inline void Await(const Call& call, int peer, const uint64_t* flag,
                                           uint32_t count) {
   DeviceAccess access;

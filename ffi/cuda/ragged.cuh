@@ -1,11 +1,11 @@
 // ragged_all_to_all. What reaches a row of the result is, in this order, the row of `output`, then
-// the segments of ranks 0, 1, ...; a tile of the result belongs to one block, so that the order holds
-// where segments overlap.
+// the segments of ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
+// holds where segments overlap.
 //
 //   direct    every rank fetches its segments from the others' operands, whose addresses and tables
 //             it is told.
-//   staged    every rank tells the others its tables. Of each tile it stages what it has for each of
-//             them, at the place in the tile where it belongs, and fetches what they have for it.
+//   staged    every rank tells the others its tables. Of each tile it stages what it has for each
+//             of them, at the place in the tile where it belongs, and fetches what they have for it.
 //
 // Every rank checks the tables of all, so that all of them fail, and name the same entry.
 #pragma once
