@@ -240,7 +240,7 @@ def test_unfair_shares_let_one_message_end_early_and_the_last_no_later() -> None
         assert last == pytest.approx(2 * 10**9, abs=3)
         ends.add(first)
     assert len(ends) == 4
-    with pytest.raises(ValueError, match="model.unfairness is -1, but must be at least 0"):
+    with pytest.raises(ValueError, match=r"model\.unfairness is -1, but must be at least 0"):
         run(spec("reduce", "direct", 3), topology, 10**6, model=Model(unfairness=-1))
 
 
