@@ -93,6 +93,9 @@ class OneLink:
         self.failure = reason
         self._settled.set()
 
+    def comm_refuse(self, reason: str) -> None:
+        raise AssertionError("two processes that are measured have nothing to disagree about")
+
     def _linked(self) -> None:
         self.failure = ""
         self._settled.set()

@@ -33,8 +33,8 @@ class HostRoutes {
     int32_t position;
     int32_t count;
   };
-  // All that one op sends to one rank: one message of the schedule, or several that go side by side,
-  // each with flags of its own.
+  // All that one op sends to one rank: one message of the schedule, or several that go side by
+  // side, each with flags of its own.
   struct Message {
     int32_t source;
     int32_t destination;
