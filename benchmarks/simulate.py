@@ -243,12 +243,13 @@ def draw(path: Path, series: list[dict[str, Any]]) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     for axis, x in zip(axes, ("ranks", "messages"), strict=True):
-        for one in series:
+        for number, one in enumerate(series):
             values = [point[x] for point in one["points"]]
             if len(set(values)) == 1:
                 continue
             label = f"{one['name']}: exponent {one[f'exponent_{x}']:.2f}"
-            axis.loglog(values, [point["cpu_s"] for point in one["points"]], "o-", label=label)
+            cpu_s = [point["cpu_s"] for point in one["points"]]
+            axis.loglog(values, cpu_s, "o-", color=f"C{number}", label=label)
         axis.set_xlabel(x)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")

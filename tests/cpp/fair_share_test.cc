@@ -1,5 +1,6 @@
 // Rates kept up to date against rates computed anew, on random links. An update that begins with no
-// rates known has no floor: it fills the whole network, as every update did before there were floors.
+// rates known has no floor: it fills the whole network, as every update did before there were
+// floors.
 #include "sim/fair_share.h"
 
 #include <gtest/gtest.h>
