@@ -1,6 +1,6 @@
 // What every rank of a group launches for one custom call whose schedule the interpreter runs: any
-// algorithm, and schedules written in Python. As CallPlan, it is computed from what the HLO says and
-// the shapes, so it is equal on all ranks; plain C++.
+// algorithm, and schedules written in Python. As CallPlan, it is computed from what the HLO says
+// and the shapes, so it is equal on all ranks; plain C++.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,8 @@
 //   direct    every rank fetches its segments from the others' operands, whose addresses and tables
 //             it is told.
 //   staged    every rank tells the others its tables. Of each tile it stages what it has for each
-//             of them, at the place in the tile where it belongs, and fetches what they have for it.
+//             of them, at the place in the tile where it belongs, and fetches what they have for
+//             it.
 //
 // Every rank checks the tables of all, so that all of them fail, and name the same entry.
 #pragma once

@@ -230,7 +230,8 @@ TEST_F(FakeRdmaTest, ABufferTakenBackBeforeItIsThroughIsReadNoMoreAndArrivesAllT
   }
 }
 
-// The peer may have a put, and have freed its place, before this side's NIC says that it is through.
+// The peer may have a put, and have freed its place, before this side's NIC says that it is
+// through.
 TEST_F(FakeRdmaTest, WhatIsTakenBackLateDoesNotSpoilThePutThatHasItsPlace) {
   LinkPair& pair = Link();
   const std::vector<std::byte> buffer(kLargeBytes, std::byte{1});
