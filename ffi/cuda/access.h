@@ -72,25 +72,6 @@ class DeviceAccess {
 };
 #endif
 
-// Writes why a rank gives up where the host will find it and ends the kernel, and with it the
-// context: no output of this launch can be read any more. The first thread of a rank that fails
-// writes. `failing`: a word of the rank's workspace, zero until then.
-template <typename Access>
-JAXCOLL_HD void GiveUp(Access& access, uint32_t* failing, CauseRecord* record, const Cause& cause) {
-  if (access.Increment(failing) == 0) {
-    record->cause = cause;
-    access.Release(&record->written, uint32_t{1});
-  } else {
-    // A trap ends the writer, too: not before it is done, nor long after it was ended itself.
-    constexpr int kMostSpins = 1 << 20;
-    for (int spins = 0; spins < kMostSpins; ++spins) {
-      if (access.Acquire(&record->written) != 0) break;
-      access.Pause(spins);
-    }
-  }
-  access.Trap();
-}
-
 // Spins until ok(), for so long, or until the host raises `abort`, if there is one; whether it was
 // ok. The clock is looked at now and then only; time slices of other processes count as waiting.
 template <typename Access, typename Ok>
@@ -107,6 +88,24 @@ JAXCOLL_HD bool SpinUntil(Access& access, uint64_t deadline_ns, const Ok& ok,
     if (now >= deadline) return false;
   }
   return true;
+}
+
+// Writes why a rank gives up where the host will find it and ends the kernel, and with it the
+// context: no output of this launch can be read any more. The first thread of a rank that fails
+// writes. `failing`: a word of the rank's workspace, zero until then.
+template <typename Access>
+JAXCOLL_HD void GiveUp(Access& access, uint32_t* failing, CauseRecord* record, uint64_t deadline_ns,
+                       const Cause& cause) {
+  if (access.Increment(failing) == 0) {
+    record->cause = cause;
+    access.Release(&record->written, uint32_t{1});
+  } else {
+    // A trap ends the writer, too: not before it is done, nor long after it was ended itself.
+    constexpr uint64_t kPatienceNs = 1000000000;
+    SpinUntil(access, deadline_ns < kPatienceNs ? deadline_ns : kPatienceNs,
+              [&] { return access.Acquire(&record->written) != 0; });
+  }
+  access.Trap();
 }
 
 }  // namespace jaxcoll::cuda

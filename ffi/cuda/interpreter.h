@@ -215,7 +215,7 @@ class Interpreter {
     cause.lane = call_.lane;
     cause.block = static_cast<uint32_t>(worker_ * call_.lanes + lane_);
     cause.expected_fingerprint = call_.fingerprint;
-    GiveUp(policy_, call_.failing, call_.cause, cause);
+    GiveUp(policy_, call_.failing, call_.cause, call_.deadline_ns, cause);
   }
 
   // After the barrier behind the op: what its threads wrote goes before these.

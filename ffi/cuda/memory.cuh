@@ -17,7 +17,7 @@ __device__ inline void Fail(const Call& call, Cause cause) {
   cause.expected_fingerprint = call.fingerprint;
   DeviceAccess access;
   Header* const header = reinterpret_cast<Header*>(call.workspaces[call.rank]);
-  GiveUp(access, &header->failing, call.cause, cause);
+  GiveUp(access, &header->failing, call.cause, call.deadline_ns, cause);
 }
 
 // Spins until `flag` shows barrier `count` or a later one. Not inlined: it would take registers
