@@ -125,7 +125,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
     link = OneLink()
     bootstrap = Bootstrap(
         link,
-        PrefixedStore(store, f"bench/{transport}/"),
+        PrefixedStore(store, f"bench/{transport}/{options.source}/"),
         index,
         count,
         version="benchmark",

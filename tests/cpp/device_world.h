@@ -41,9 +41,10 @@ class StuckClock {
     Progress();
   }
 
+  // Of one thread, wherever it waits: it must not be counted twice.
   struct Looks {
     uint64_t progress = ~uint64_t{0};
-    int count = 0;
+    uint64_t count = 0;
   };
   // A waiting thread looks again and again, at its condition in between. At its second look at the
   // same progress it has seen all there is.
@@ -58,13 +59,13 @@ class StuckClock {
       }
     }
     const uint64_t all = progress << 16 | threads_.load(std::memory_order_acquire);
-    return stuck_.load(std::memory_order_acquire) == all ? kLater : 1;
+    // Later at every look: who is late with one thing may then be late with the next.
+    return stuck_.load(std::memory_order_acquire) == all ? 1 + looks.count * kDeadlineNs : 1;
   }
 
   static constexpr uint64_t kDeadlineNs = 1000;
 
  private:
-  static constexpr uint64_t kLater = 1 + 2 * kDeadlineNs;
   std::atomic<uint64_t> progress_{1};
   std::atomic<uint64_t> stuck_{0};  // progress and how many threads are stuck at it
   std::atomic<uint64_t> threads_;
@@ -80,7 +81,7 @@ class BlockBarrier {
 
   unsigned char* pointers[kPointers];
 
-  bool All(bool mine) {
+  bool All(bool mine, StuckClock::Looks& looks) {
     if (!mine) bad_.store(true, std::memory_order_relaxed);
     const int round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -90,7 +91,6 @@ class BlockBarrier {
       round_.store(round + 1, std::memory_order_release);
       clock_.Progress();
     } else {
-      StuckClock::Looks looks;
       for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
         std::this_thread::yield();
         if (spins % 64 == 0) clock_.NowNs(looks);
@@ -130,7 +130,7 @@ class HostPolicy {
   int threads() const { return threads_; }
   bool All(bool mine) {
     if (dead()) mine = false;
-    return barrier_.All(mine);
+    return barrier_.All(mine, looks_);
   }
 
   unsigned char** pointers() { return barrier_.pointers; }
@@ -165,6 +165,7 @@ class HostPolicy {
     return std::atomic_ref<uint32_t>(*at).fetch_add(1, std::memory_order_acq_rel);
   }
   uint64_t NowNs() { return clock_.NowNs(looks_); }
+  StuckClock::Looks& looks() { return looks_; }
   void Pause(int) const { std::this_thread::yield(); }
   void Trap() const {}
 
@@ -264,7 +265,7 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>&
             if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
               mine.ok = false;
             }
-            if (!mine.stream.All(mine.ok)) break;
+            if (!mine.stream.All(mine.ok, policy.looks())) break;
           }
           clock.Leave();
           running.fetch_sub(1, std::memory_order_acq_rel);
