@@ -99,7 +99,8 @@ class Interpreter {
   // Accesses of one thread in flight for each source: as many as leave ptxas without spills for
   // sm_80, sm_90 and sm_100 at kInterpreterThreads.
   static constexpr int kHeldBytes = (sizeof(Wide) < 4 ? 4 : sizeof(Wide)) * kPerAccess;
-  static constexpr int kUnroll = sizeof(Wide) < 4 || kHeldBytes > 32
+  static constexpr int kUnroll = sizeof(Wide) == 2 ? 1
+                                 : sizeof(Wide) < 4 || kHeldBytes > 32
                                      ? 2
                                      : (kHeldBytes > 16 || sizeof(Wide) == 8 ? 3 : 4);
 
