@@ -47,6 +47,10 @@ std::string Describe(const Cause& cause, const std::vector<std::string>& members
         case ProgramWait::kWorkerSegment:
           return head + "waited for its own worker " + std::to_string(cause.peer) + text +
                  Place(cause);
+        case ProgramWait::kBegun:
+          return head + "waited for " + member(cause.peer) + " to begin this call" + text;
+        case ProgramWait::kDone:
+          return head + "waited for " + member(cause.peer) + " to end its part of a call" + text;
         default:
           return head + "waited for " + member(cause.peer) + text + "; it was at step " +
                  std::to_string(cause.seen) + " of this call site, " +
@@ -63,7 +67,7 @@ std::string Describe(const Cause& cause, const std::vector<std::string>& members
     case Cause::kLaunch:
       return head + "met " + member(cause.peer) +
              " at another launch of this call: one of them has made a call that the other has not" +
-             Place(cause);
+             (cause.wait == ProgramWait::kBegun ? "" : Place(cause));
     case Cause::kMoved:
       return head + "runs as partition " + std::to_string(cause.entry) +
              ": this program was lowered for a mesh of the same shape with its devices in another "

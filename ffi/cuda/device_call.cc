@@ -37,7 +37,12 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   const int64_t flags_per_lane = int64_t{program.workers} * program.flags_per_worker;
   const int64_t slots_per_lane =
       int64_t{program.workers} * call.depth * program.slot_chunks + program.scratch_chunks;
-  call.slot_offset = SlotOffset(program.world_size, region.flag_capacity);
+  call.operand_offset = OperandOffset(program.world_size, region.flag_capacity);
+  call.slot_offset = call.operand_offset;
+  if (program.meets) {
+    const int64_t operands = int64_t{program.world_size} * kMaxProgramVectors;
+    call.slot_offset += RoundUp(operands * int64_t{sizeof(ProgramOperands)}, kSlotAlignment);
+  }
   const int64_t slot_bytes = region.bytes - call.slot_offset;
   const auto stride = [&](int64_t lanes) {
     if (slots_per_lane == 0) return max_slice;

@@ -20,7 +20,10 @@ struct Message {
   int32_t departure = 0;     // flag of the sending worker
   int32_t first_slot = 0;    // chunk in the receiving worker's slots
   int32_t last_reader = -1;  // the op after which the slot is free
-  bool in_place = false;     // stays in its slot
+  bool in_place = false;     // stays in its slot, or in the sender's input
+  // Through a slot; read by the receiver in the sender's input; written by the sender into the
+  // receiver's output.
+  enum Way { kSlot, kPulled, kPushed } way = kSlot;
 };
 
 struct DeviceGraph {

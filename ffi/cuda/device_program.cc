@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/device_graph.h"
+#include "cuda/message_ways.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -40,11 +41,20 @@ struct WorkerOp {
 
 class Packer {
  public:
-  Packer(const std::vector<Program>& programs, DeviceGraph graph)
+  Packer(const std::vector<Program>& programs, DeviceGraph graph, Reach reach)
       : programs_(programs),
         graph_(std::move(graph)),
         messages_(graph_.messages),
         scratch_(programs.size()) {
+    if (reach == Reach::kOperands) ChooseWays(programs_, graph_);
+    for (const Program& program : programs_) {
+      std::set<int32_t>& awaited = awaited_elsewhere_.emplace_back();
+      for (const Op& op : program.ops) {
+        for (const int32_t before : op.depends_on) {
+          if (WorkerOf(program.ops[before]) != WorkerOf(op)) awaited.insert(before);
+        }
+      }
+    }
     for (int32_t rank = 0; rank < ranks(); ++rank) {
       StayInPlace(rank);
       CompactScratch(rank);
@@ -132,7 +142,9 @@ class Packer {
     std::vector<std::vector<int32_t>> departures = arrivals, slots = arrivals;
     for (Message& message : messages_) {
       const int32_t worker = WorkerOf(programs_[message.destination].ops[message.receiver]);
+      if (message.way == Message::kPulled) continue;
       message.arrival = arrivals[message.destination][worker]++;
+      if (message.way == Message::kPushed) continue;
       message.departure = departures[message.source][worker]++;
       message.first_slot = slots[message.destination][worker];
       slots[message.destination][worker] += message.chunk_count;
@@ -169,6 +181,12 @@ class Packer {
     return refs;
   }
 
+  static Refs PeerRefs(Place place, int32_t peer, const Operand& operand) {
+    Refs refs;
+    for (const int32_t chunk : ListChunks(operand)) refs.push_back({place, peer, chunk});
+    return refs;
+  }
+
   static Refs SlotRefs(Place place, int32_t peer, const Message& message) {
     Refs refs;
     for (int32_t i = 0; i < message.chunk_count; ++i) {
@@ -177,14 +195,21 @@ class Packer {
     return refs;
   }
 
+  // Whether another worker waits for it: then it must not wait for anything more.
+  bool AwaitedElsewhere(int32_t rank, const WorkerOp& op) const {
+    return std::any_of(op.of.begin(), op.of.end(),
+                       [&](int32_t index) { return awaited_elsewhere_[rank].contains(index); });
+  }
+
   std::vector<WorkerOp> WorkerOps(int32_t rank, int32_t worker) const;
   WorkerOp Translate(int32_t rank, int32_t index, const std::map<int32_t, ChunkRef>& landed) const;
   WorkerOp Clear(int32_t rank) const;
 
   const std::vector<Program>& programs_;
   DeviceGraph graph_;
-  std::vector<Message>& messages_;                   // the graph's
-  std::vector<std::map<int32_t, int32_t>> scratch_;  // [rank]: chunk -> chunk kept
+  std::vector<Message>& messages_;                    // the graph's
+  std::vector<std::set<int32_t>> awaited_elsewhere_;  // [rank]: ops that other workers wait for
+  std::vector<std::map<int32_t, int32_t>> scratch_;   // [rank]: chunk -> chunk kept
   int32_t scratch_chunks_ = 0;
   int32_t slot_chunks_ = 0;
   int32_t arrivals_ = 0;
@@ -215,6 +240,8 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   WorkerOp result;
   result.of = {index};
   result.level = graph_.level[rank][index];
+  const Message* const message = IsSend(op) || IsReceive(op) ? &MessageOf(rank, index) : nullptr;
+  if (IsSend(op) && message->way == Message::kPulled) return result;
   for (const int32_t chunk : ListChunks(op.destination)) {
     result.positions.push_back(chunk % programs_[rank].chunks_per_block);
   }
@@ -229,18 +256,22 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
                             .padding = 0});
   };
   if (IsSend(op)) {
-    const Message& message = MessageOf(rank, index);
-    wait(ProgramWait::kFree, arrivals_ + message.departure);
     result.sources = {LocalRefs(rank, op.sources[0], landed)};
-    result.destinations = {SlotRefs(Place::kPeerSlot, op.peer, message)};
-    result.signals.push_back({ProgramSignal::kArrived, op.peer, message.arrival, 0});
+    if (message->way == Message::kPushed) {
+      result.destinations = {PeerRefs(Place::kPeerOutput, op.peer, op.destination)};
+    } else {
+      wait(ProgramWait::kFree, arrivals_ + message->departure);
+      result.destinations = {SlotRefs(Place::kPeerSlot, op.peer, *message)};
+    }
+    result.signals.push_back({ProgramSignal::kArrived, op.peer, message->arrival, 0});
     return result;
   }
   if (IsReceive(op)) {
-    const Message& message = MessageOf(rank, index);
-    wait(ProgramWait::kArrived, message.arrival);
-    if (message.in_place) return result;
-    result.sources.push_back(SlotRefs(Place::kSlot, op.peer, message));
+    if (message->way != Message::kPulled) wait(ProgramWait::kArrived, message->arrival);
+    if (message->in_place || message->way == Message::kPushed) return result;
+    result.sources.push_back(message->way == Message::kPulled
+                                 ? PeerRefs(Place::kPeerInput, op.peer, op.sources[0])
+                                 : SlotRefs(Place::kSlot, op.peer, *message));
     if (op.kind == OpKind::kRecvReduce) {
       result.sources.push_back(LocalRefs(rank, op.sources[1], landed));
     }
@@ -339,13 +370,15 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
   for (size_t i = 0; i < program.ops.size(); ++i) {
     if (!IsReceive(program.ops[i])) continue;
     const Message& message = MessageOf(rank, i);
-    freed_after[message.last_reader].push_back(graph_.message_of[rank][i]);
+    if (message.way == Message::kSlot) {
+      freed_after[message.last_reader].push_back(graph_.message_of[rank][i]);
+    }
     if (!message.in_place) continue;
     const std::vector<int32_t> chunks = ListChunks(program.ops[i].destination);
-    for (size_t c = 0; c < chunks.size(); ++c) {
-      landed[chunks[c]] = {Place::kSlot, message.source,
-                           message.first_slot + static_cast<int32_t>(c)};
-    }
+    const Refs refs = message.way == Message::kPulled
+                          ? PeerRefs(Place::kPeerInput, message.source, program.ops[i].sources[0])
+                          : SlotRefs(Place::kSlot, message.source, message);
+    for (size_t c = 0; c < chunks.size(); ++c) landed[chunks[c]] = refs[c];
   }
   std::vector<WorkerOp> ops;
   if (WorkerOp clear = Clear(rank); worker == 0 && clear.Moves()) ops.push_back(std::move(clear));
@@ -360,13 +393,17 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
     const bool alone =
         std::all_of(program.ops[index].depends_on.begin(), program.ops[index].depends_on.end(),
                     [&](int32_t before) { return WorkerOf(program.ops[before]) == worker; });
-    if (!ops.empty() && alone && MayJoin(ops.back(), op)) {
+    const bool idle = !op.Moves() && op.waits.empty() && op.signals.empty();
+    if (!ops.empty() && alone && idle) {
+      Append(ops.back().of, op.of);
+    } else if (!ops.empty() && alone && MayJoin(ops.back(), op)) {
       WorkerOp& last = ops.back();
       Append(last.waits, op.waits);
       Append(last.destinations, op.destinations);
       Append(last.signals, op.signals);
       Append(last.of, op.of);
-    } else if (!ops.empty() && !ops.back().Moves() && ops.back().signals.empty()) {
+    } else if (!ops.empty() && !ops.back().Moves() && ops.back().signals.empty() &&
+               !AwaitedElsewhere(rank, ops.back())) {
       // What only waits does so together with the next op.
       WorkerOp last = std::exchange(ops.back(), std::move(op));
       ops.back().waits.insert(ops.back().waits.begin(), last.waits.begin(), last.waits.end());
@@ -433,7 +470,8 @@ class TableWriter {
   }
 
   bool Buffer(const ChunkRef& ref) const {
-    return ref.place == Place::kInput || ref.place == Place::kOutput;
+    return ref.place == Place::kInput || ref.place == Place::kOutput ||
+           ref.place == Place::kPeerInput || ref.place == Place::kPeerOutput;
   }
 
   ProgramRef Ref(const ChunkRef& ref) const {
@@ -556,6 +594,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
   header.arrivals = arrivals_;
   header.departures = departures_;
   header.flags_per_worker = progress + 1;
+  for (const Message& message : messages_) header.meets |= message.way != Message::kSlot;
   for (const Program& other : programs_) {
     for (const Op& op : other.ops)
       header.reduces |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
@@ -568,10 +607,13 @@ DeviceProgram Packer::Table(int32_t rank) const {
 }  // namespace
 
 StatusOr<std::vector<DeviceProgram>> Pack(const std::vector<Program>& programs,
-                                          const std::vector<int32_t>& ranks, int32_t max_workers) {
+                                          const std::vector<int32_t>& ranks, int32_t max_workers,
+                                          Reach reach) {
   StatusOr<DeviceGraph> graph = BuildGraph(programs, max_workers);
   if (!graph.ok()) return graph.status();
-  const Packer packer(programs, std::move(*graph));
+  JAXCOLL_CHECK(reach == Reach::kRegions || programs.size() <= kMaxMeeting,
+                "so many ranks do not reach each other's operands");
+  const Packer packer(programs, std::move(*graph), reach);
   std::vector<DeviceProgram> tables;
   for (const int32_t rank : ranks) {
     if (rank < 0 || rank >= static_cast<int32_t>(programs.size())) {

@@ -19,6 +19,13 @@
 // there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
+// Operands. Where ranks reach each other's operands (Reach::kOperands) many messages need no slot.
+// Inputs do not change, so one that comes from an input is not sent at all: whoever needs it reads
+// it there (pulled). One that goes to an output that nothing else writes is written there by its
+// sender (pushed), who raises `arrived`. So that operands are known, ready and let go of in time,
+// ranks meet: a launch begins by telling all others where its operands are (`begun`), and does not
+// end before the others have (`done`).
+//
 // Hosts. What a rank of another host writes for this one comes by host_proxy.h: into host memory
 // that is laid out like the region, an inbox. What is written for it goes to another such piece of
 // host memory, an outbox, whose flags tell the proxy what to send. So a rank finds a peer's slots
@@ -26,7 +33,8 @@
 //
 // Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
 //
-//     RegionHeader | Flag done[ranks] | Flag[flag capacity] | slots | scratch
+//     RegionHeader | Flag done[ranks] | Flag begun[ranks] | Flag[flag capacity]
+//                  | ProgramOperands[ranks][vectors], if they meet | slots | scratch
 //
 // Calls that follow one another on every rank in the same order may share a region, whatever their
 // schedules and sizes; calls that may run at the same time may not. All of it is zero before the
@@ -58,6 +66,10 @@ inline constexpr int kMaxProgramRanks = 256;   // of a communicator
 inline constexpr int kMaxProgramVectors = 32;  // per launch; calls of more are several launches
 inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
+inline constexpr int kMaxMeeting = 16;   // ranks that reach each other's operands
+
+// What a rank reaches of the others.
+enum class Reach { kRegions, kOperands };
 
 // ---- The table ---------------------------------------------------------------------------------
 
@@ -81,7 +93,8 @@ struct ProgramHeader {
   int32_t signal_offset;  // ProgramSignal[]
   int32_t piece_offset;   // ProgramPiece[]
   int32_t ref_offset;     // ProgramRef[]
-  int32_t padding[2];
+  int32_t meets;          // whether ranks reach for each other's operands
+  int32_t padding;
 };
 static_assert(sizeof(ProgramHeader) == 80);
 
@@ -111,6 +124,9 @@ struct ProgramWait {
     kFree,           // the slot at the receiver may be overwritten
     kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
     kWorkerSegment,  // ... all `amount` ops of the segment before
+    // Of a launch, in no table.
+    kBegun,  // rank `peer` has begun this launch
+    kDone,   // rank `peer` has ended it, or, before operands are told, the one before
   };
   int32_t kind;
   int32_t peer;
@@ -147,9 +163,9 @@ struct ProgramPiece {
 static_assert(sizeof(ProgramPiece) == 12);
 
 struct ProgramRef {
-  enum Place : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot };
+  enum Place : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot, kPeerInput, kPeerOutput };
   int16_t place;
-  int16_t peer;   // kPeerSlot: whose; kSlot: who writes it
+  int16_t peer;   // kPeer*: whose; kSlot: who writes it
   int32_t index;  // block of the first chunk; in scratch and slots, the chunk there
 };
 static_assert(sizeof(ProgramRef) == 8);
@@ -179,8 +195,24 @@ struct alignas(32) RegionHeader {
 };
 static_assert(sizeof(RegionHeader) == sizeof(Flag));
 
-JAXCOLL_HD constexpr int64_t SlotOffset(int world_size, int64_t flag_capacity) {
-  const int64_t end = sizeof(RegionHeader) + sizeof(Flag) * (world_size + flag_capacity);
+// Where a rank's operands are, of one vector.
+struct ProgramOperands {
+  uint64_t input;
+  uint64_t output;
+};
+
+// Flags of launches, of `rank`: whether it has ended one, and whether it has begun it.
+JAXCOLL_HD constexpr int64_t DoneOffset(int32_t rank) {
+  return static_cast<int64_t>(sizeof(RegionHeader)) + rank * static_cast<int64_t>(sizeof(Flag));
+}
+JAXCOLL_HD constexpr int64_t BegunOffset(int32_t world_size, int32_t rank) {
+  return DoneOffset(world_size + rank);
+}
+
+// Behind all flags.
+JAXCOLL_HD constexpr int64_t OperandOffset(int32_t world_size, int64_t flag_capacity) {
+  const int64_t end =
+      BegunOffset(world_size, world_size) + flag_capacity * static_cast<int64_t>(sizeof(Flag));
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
@@ -188,8 +220,9 @@ JAXCOLL_HD constexpr int64_t SlotOffset(int world_size, int64_t flag_capacity) {
 JAXCOLL_HD constexpr int64_t FlagOffset(const ProgramHeader& program, int32_t lanes, int32_t lane,
                                         int32_t worker, int32_t flag) {
   const int64_t block = int64_t{worker} * lanes + lane;
-  const int64_t index = program.world_size + block * program.flags_per_worker + flag;
-  return static_cast<int64_t>(sizeof(RegionHeader)) + index * static_cast<int64_t>(sizeof(Flag));
+  const int64_t index = block * program.flags_per_worker + flag;
+  return BegunOffset(program.world_size, program.world_size) +
+         index * static_cast<int64_t>(sizeof(Flag));
 }
 
 // ---- A launch ----------------------------------------------------------------------------------
@@ -236,8 +269,9 @@ struct ProgramCall {
   uint32_t lane;         // for the cause record only: whose call it is
   uint64_t deadline_ns;  // of one wait
   uint64_t fingerprint;
-  int64_t stride_bytes;  // of a chunk in slots and scratch; kSlotAlignment divides it
-  int64_t slot_offset;   // in a region
+  int64_t stride_bytes;    // of a chunk in slots and scratch; kSlotAlignment divides it
+  int64_t operand_offset;  // in a region
+  int64_t slot_offset;
   int64_t scratch_offset;
   int32_t segment_count;
   int32_t lanes;
@@ -263,10 +297,12 @@ struct DeviceProgram {
 };
 
 // `programs`: those of all ranks, in rank order. `ranks`: those to return tables for.
-// Fails, naming rank and op, on programs that do not fit together: unmatched messages, operands
-// that differ, chunks out of range, a deadlock.
+// `reach`: kOperands only where there are kMaxMeeting ranks at most. Fails, naming rank and op, on
+// programs that do not fit together: unmatched messages, operands that differ, chunks out of range,
+// a deadlock.
 StatusOr<std::vector<DeviceProgram>> Pack(const std::vector<Program>& programs,
-                                          const std::vector<int32_t>& ranks, int32_t max_workers);
+                                          const std::vector<int32_t>& ranks, int32_t max_workers,
+                                          Reach reach = Reach::kRegions);
 
 // How a region is divided, and how much of a launch may be in flight.
 struct RegionSize {

@@ -24,7 +24,9 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
     if (!plan.ok()) return plan.status();
     call.reset(new GroupCall(communicator, std::move(*plan)));
   } else {
-    StatusOr<ProgramPlan> plan = ProgramPlan::Create(spec, shape, communicator.max_blocks());
+    const bool operands = !communicator.staged() && communicator.world_size() <= kMaxMeeting;
+    StatusOr<ProgramPlan> plan = ProgramPlan::Create(spec, shape, communicator.max_blocks(),
+                                                     operands ? Reach::kOperands : Reach::kRegions);
     if (!plan.ok()) return plan.status();
     call.reset(new GroupCall(communicator, std::move(*plan)));
   }

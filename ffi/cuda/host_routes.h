@@ -71,9 +71,7 @@ class HostRoutes {
     return static_cast<size_t>(
         FlagOffset(header_, use.call->lanes, use.lane(), message.worker, flag));
   }
-  static size_t DoneAt(int32_t rank) {
-    return sizeof(RegionHeader) + sizeof(Flag) * static_cast<size_t>(rank);
-  }
+  static size_t DoneAt(int32_t rank) { return static_cast<size_t>(DoneOffset(rank)); }
   // A segment so late that nobody waits for its slot is not said to be freed; see interpreter.h.
   static bool TellsFreed(const SlotUse& use) {
     return use.segment + use.call->depth * use.call->lanes < use.call->segment_count;

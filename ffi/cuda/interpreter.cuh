@@ -23,15 +23,17 @@ inline constexpr int kSharedRegions = 64;
 
 class DevicePolicy : public DeviceAccess {
  public:
-  __device__ explicit DevicePolicy(unsigned char** pointers) : pointers_(pointers) {}
+  __device__ DevicePolicy(unsigned char** pointers, ProgramOperands* operands)
+      : pointers_(pointers), operands_(operands) {}
   __device__ int thread() const { return static_cast<int>(threadIdx.x); }
   __device__ int threads() const { return static_cast<int>(blockDim.x); }
   __device__ bool All(bool mine) const { return __syncthreads_and(mine) != 0; }
 
   __device__ unsigned char** pointers() const { return pointers_; }
+  __device__ ProgramOperands* operands() const { return operands_; }
 
   template <typename T>
-  __device__ __forceinline__ T Load(const void* from) const {
+  static __device__ __forceinline__ T Load(const void* from) {
     if constexpr (sizeof(T) == 16) {
       return BitCast<T>(__ldcg(static_cast<const uint4*>(from)));
     } else if constexpr (sizeof(T) == 8) {
@@ -45,7 +47,7 @@ class DevicePolicy : public DeviceAccess {
     }
   }
   template <typename T>
-  __device__ __forceinline__ void Store(void* to, const T& value) const {
+  static __device__ __forceinline__ void Store(void* to, const T& value) {
     if constexpr (sizeof(T) == 16) {
       *static_cast<uint4*>(to) = BitCast<uint4>(value);
     } else {
@@ -54,7 +56,9 @@ class DevicePolicy : public DeviceAccess {
   }
 
  private:
-  unsigned char** const pointers_;  // in shared memory
+  // In shared memory.
+  unsigned char** const pointers_;
+  ProgramOperands* const operands_;
 };
 
 template <DType kDType>
@@ -62,6 +66,7 @@ __global__ void __launch_bounds__(kInterpreterThreads)
     Interpret(const __grid_constant__ ProgramCall parameter, const ProgramCall* all) {
   __shared__ ProgramCall call;
   __shared__ unsigned char* pointers[kPointers];
+  __shared__ ProgramOperands operands[kMaxMeeting];
   __shared__ unsigned char* regions[kSharedRegions];
   __shared__ uint4 table[kSharedTableBytes / sizeof(uint4)];
   const ProgramCall& mine = all == nullptr ? parameter : all[blockIdx.y];
@@ -84,7 +89,7 @@ __global__ void __launch_bounds__(kInterpreterThreads)
     if (ranks <= kSharedRegions) call.regions = regions;
   }
   __syncthreads();
-  DevicePolicy policy(pointers);
+  DevicePolicy policy(pointers, operands);
   Interpreter<DevicePolicy, kDType>(policy, call, static_cast<int32_t>(blockIdx.x)).Run();
 }
 

@@ -7,40 +7,23 @@
 //   bool All(bool)                 barrier of the block; whether all threads said true. What a
 //                                  thread wrote before it, all may read behind it
 //   pointers()                     kPointers addresses that the block's threads share
-//   T Load<T>(address)             plain accesses of 1 to 16 bytes, aligned to their size
-//   void Store<T>(address, T)
-//   and what a DeviceAccess has (access.h). Trap() does not return on a GPU; a block in which it
+//   operands()                     kMaxMeeting ProgramOperands that they share, by rank
+//   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not return on a GPU; a block in which it
 //   does returns false.
 //
 // Every flag is written by one thread of one rank. The data behind it were written by all threads
 // of that block, before the barrier that stands before the Release; and are read by all threads of
 // the waiting block, after the barrier that stands behind the Acquire.
-//
-// Numbers are combined as element.h says, in the order of a piece's sources, and rounded once.
 #pragma once
 
 #include "cuda/access.h"
+#include "cuda/chunk.h"
 #include "cuda/device_program.h"
-#include "cuda/element.h"
-
-// For the compiler of kernels; it is what turns arrays into registers.
-#if defined(__CUDACC__)
-#define JAXCOLL_UNROLL _Pragma("unroll")
-#define JAXCOLL_NO_UNROLL _Pragma("unroll 1")
-#else
-#define JAXCOLL_UNROLL
-#define JAXCOLL_NO_UNROLL
-#endif
 
 namespace jaxcoll::cuda {
 
 // Addresses that a block's threads share: operands of an op times chunks moved side by side.
 inline constexpr int32_t kPointers = 512;
-
-// How a thread accesses memory where everything is aligned.
-struct alignas(16) Bytes16 {
-  uint8_t byte[16];
-};
 
 template <typename Policy, DType kDType>
 class Interpreter {
@@ -75,6 +58,7 @@ class Interpreter {
     if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
       policy_.Release(call_.doorbell, uint64_t{epoch_});
     }
+    if (program_.meets != 0 && !Meet()) return false;
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
     const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
     for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
@@ -91,18 +75,8 @@ class Interpreter {
   }
 
  private:
-  using Element = ElementOf<kDType>;
-  using Stored = typename Element::Stored;
-  using Wide = typename Element::Wide;
-  static constexpr int32_t kItemBytes = sizeof(Stored);
-  static constexpr int32_t kPerAccess = 16 / static_cast<int>(sizeof(Stored));
-  // Accesses of one thread in flight for each source: as many as leave ptxas without spills for
-  // sm_80, sm_90 and sm_100 at kInterpreterThreads.
-  static constexpr int kHeldBytes = (sizeof(Wide) < 4 ? 4 : sizeof(Wide)) * kPerAccess;
-  static constexpr int kUnroll = sizeof(Wide) == 2 ? 1
-                                 : sizeof(Wide) < 4 || kHeldBytes > 32
-                                     ? 2
-                                     : (kHeldBytes > 16 || sizeof(Wide) == 8 ? 3 : 4);
+  using Mover = ChunkMover<Policy, kDType>;
+  static constexpr int32_t kItemBytes = Mover::kItemBytes;
 
   template <typename T>
   JAXCOLL_HD const T* At(int32_t offset) const {
@@ -117,9 +91,12 @@ class Interpreter {
     return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
-  // In a region: the launches that `peer` has ended.
+  // In a region: the launches that `peer` has ended, and those it has begun.
   static JAXCOLL_HD Flag& Done(unsigned char* region, int32_t peer) {
-    return reinterpret_cast<Flag*>(region + sizeof(RegionHeader))[peer];
+    return *reinterpret_cast<Flag*>(region + DoneOffset(peer));
+  }
+  JAXCOLL_HD Flag& Begun(unsigned char* region, int32_t peer) const {
+    return *reinterpret_cast<Flag*>(region + BegunOffset(program_.world_size, peer));
   }
 
   // Of this block's partner whose region it is, or of another worker of this lane.
@@ -129,10 +106,62 @@ class Interpreter {
   }
 
   JAXCOLL_HD void FindSegment() {
+    const int32_t before = vector_;
     while (vector_ + 1 < call_.vector_count &&
            segment_ >= call_.vectors[vector_ + 1].first_segment) {
       ++vector_;
     }
+    if (program_.meets != 0 && vector_ != before) FindOperands();
+  }
+
+  // ---- Operands of other ranks -----------------------------------------------------------------
+
+  // Where `rank` says, in a region, that its operands are.
+  JAXCOLL_HD ProgramOperands& Told(unsigned char* region, int32_t rank, int32_t vector) const {
+    return reinterpret_cast<ProgramOperands*>(
+        region + call_.operand_offset)[int64_t{rank} * kMaxProgramVectors + vector];
+  }
+
+  // Behind it, all ranks have begun this launch: their operands are ready, and known.
+  JAXCOLL_HD bool Meet() {
+    bool ok = true;
+    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+         peer += policy_.threads()) {
+      if (peer == rank_ || worker_ + lane_ != 0) continue;
+      // What it was told for its launch before, it needs until that has ended.
+      ok = WaitForRank(ProgramWait::kDone, peer, 0);
+      if (!ok) break;
+      unsigned char* const region = call_.regions[peer];
+      for (int32_t v = 0; v < call_.vector_count; ++v) {
+        ProgramOperands& told = Told(region, rank_, v);
+        policy_.StoreRelaxed(&told.input, reinterpret_cast<uint64_t>(call_.vectors[v].input));
+        policy_.StoreRelaxed(&told.output, reinterpret_cast<uint64_t>(call_.vectors[v].output));
+      }
+      Flag& begun = Begun(region, rank_);
+      policy_.Release(&begun.fingerprint, call_.fingerprint);
+      policy_.Release(&begun.value, TagOf(epoch_, 0));
+    }
+    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+         peer += policy_.threads()) {
+      if (peer != rank_) ok = WaitForRank(ProgramWait::kBegun, peer, 1);
+    }
+    if (!policy_.All(ok)) return false;
+    FindOperands();
+    return true;
+  }
+
+  // Of the vector that is moved. Nobody uses those of the last one any more.
+  JAXCOLL_HD void FindOperands() {
+    for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
+      ProgramOperands& told = Told(Region(), peer, vector_);
+      policy_.operands()[peer] = {policy_.LoadRelaxed(&told.input),
+                                  policy_.LoadRelaxed(&told.output)};
+    }
+    policy_.All(true);
+  }
+
+  JAXCOLL_HD bool WaitForRank(ProgramWait::Kind kind, int32_t peer, int32_t launch) {
+    return WaitFor({kind, peer, 0, launch, -1, -1, -1, 0});
   }
 
   // ---- Flags -----------------------------------------------------------------------------------
@@ -162,6 +191,10 @@ class Interpreter {
       case ProgramWait::kFree:
         if (count < depth) return {&Done(Inbox(wait.peer), wait.peer), TagOf(epoch_ - 1, 0)};
         return {&FlagOf(Inbox(wait.peer), worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
+      case ProgramWait::kBegun:
+        return {&Begun(Region(), wait.peer), TagOf(epoch_, 0)};
+      case ProgramWait::kDone:  // of this launch, or the one before
+        return {&Done(Region(), wait.peer), TagOf(wait.amount != 0 ? epoch_ : epoch_ - 1, 0)};
       default: {
         const bool before = wait.kind == ProgramWait::kWorkerSegment;
         if (before && count == 0) return {nullptr, 0};
@@ -186,7 +219,7 @@ class Interpreter {
     if (!SpinUntil(policy_, call_.deadline_ns, came, call_.abort)) {
       const bool stopped = call_.abort != nullptr && policy_.Acquire(call_.abort) != 0;
       kind = stopped ? Cause::kStopped : Cause::kDeadline;
-    } else if (wait.kind == ProgramWait::kArrived) {
+    } else if (wait.kind == ProgramWait::kArrived || wait.kind == ProgramWait::kBegun) {
       // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
       if (seen >> 32 != epoch_) {
         kind = Cause::kLaunch;
@@ -261,7 +294,14 @@ class Interpreter {
       if (peer == rank_) continue;
       policy_.Release(&Done(call_.regions[peer], rank_).value, TagOf(epoch_, 0));
     }
-    return true;
+    if (program_.meets == 0) return true;
+    // Behind the launch its operands are others' to write: not before the other ranks let go.
+    bool ok = true;
+    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+         peer += policy_.threads()) {
+      if (peer != rank_) ok = WaitForRank(ProgramWait::kDone, peer, 1);
+    }
+    return policy_.All(ok);
   }
 
   // ---- Data ------------------------------------------------------------------------------------
@@ -276,13 +316,12 @@ class Interpreter {
     const ProgramVector& vector = call_.vectors[vector_];
     switch (ref.place) {
       case ProgramRef::kInput:
-      case ProgramRef::kOutput: {
+      case ProgramRef::kOutput:
+      case ProgramRef::kPeerInput:
+      case ProgramRef::kPeerOutput: {
         const int64_t block = ref.index + (program_.chunks_per_block == 1 ? chunk : 0);
-        const int64_t at = (block * vector.elements + strip.first) * sizeof(Stored);
-        return ref.place == ProgramRef::kInput
-                   ? const_cast<unsigned char*>(static_cast<const unsigned char*>(vector.input)) +
-                         at
-                   : static_cast<unsigned char*>(vector.output) + at;
+        const int64_t at = (block * vector.elements + strip.first) * kItemBytes;
+        return BaseOf(ref) + at;
       }
       case ProgramRef::kScratch:
         return Region() + call_.scratch_offset +
@@ -298,6 +337,21 @@ class Interpreter {
     }
   }
 
+  // Of an operand, of this rank or another.
+  JAXCOLL_HD unsigned char* BaseOf(const ProgramRef& ref) const {
+    const ProgramVector& vector = call_.vectors[vector_];
+    switch (ref.place) {
+      case ProgramRef::kInput:
+        return const_cast<unsigned char*>(static_cast<const unsigned char*>(vector.input));
+      case ProgramRef::kOutput:
+        return static_cast<unsigned char*>(vector.output);
+      case ProgramRef::kPeerInput:
+        return reinterpret_cast<unsigned char*>(policy_.operands()[ref.peer].input);
+      default:
+        return reinterpret_cast<unsigned char*>(policy_.operands()[ref.peer].output);
+    }
+  }
+
   // Threads that work together on a chunk, so that short ones are moved side by side.
   struct Team {
     int32_t index, count;     // of teams
@@ -306,16 +360,18 @@ class Interpreter {
 
   // The sizes that are tried: all warps, half of them, and so on. What a round costs besides its
   // accesses is that of about as many of them.
-  JAXCOLL_HD Team TeamOf(int32_t chunks, int32_t operands) const {
+  JAXCOLL_HD Team TeamOf(const ProgramOp& op) const {
     constexpr int32_t kWarp = 32, kRoundCost = 2;
+    const int32_t operands = op.source_count + op.destination_count;
+    const int32_t each = op.source_count > 1 ? Mover::kUnroll : Mover::kCopyUnroll;
     const int32_t threads = policy_.threads();
     const int32_t accesses = (call_.vectors[vector_].slice_elements * kItemBytes + 15) / 16;
     int32_t size = threads, count = 1, best = 0;
     for (int32_t warps = threads / kWarp; warps > 0; warps /= 2) {
       int32_t teams = threads / (warps * kWarp);
       if (teams * operands > kPointers) teams = kPointers / operands;
-      const int32_t at_once = warps * kWarp * kUnroll;
-      const int32_t rounds = (chunks + teams - 1) / teams;
+      const int32_t at_once = warps * kWarp * each;
+      const int32_t rounds = (op.chunk_count + teams - 1) / teams;
       const int32_t cost = rounds * (kRoundCost + (accesses + at_once - 1) / at_once);
       if (best != 0 && cost >= best) continue;
       best = cost, size = warps * kWarp, count = teams;
@@ -342,7 +398,7 @@ class Interpreter {
   // chunks are found first, by a thread each.
   // (What is found again in every round would else take registers from the accesses.)
   JAXCOLL_HD void Move(const ProgramOp& op) {
-    const Team team = TeamOf(op.chunk_count, op.source_count + op.destination_count);
+    const Team team = TeamOf(op);
     for (int32_t done = 0; done < op.chunk_count; done += team.count) {
       if (done > 0) policy_.All(true);  // the addresses of the last round are not needed
       const int32_t left = op.chunk_count - done;
@@ -351,8 +407,13 @@ class Interpreter {
       policy_.All(true);
       if (team.index >= chunks) continue;
       const int32_t operands = op.source_count + op.destination_count;
-      MoveChunk(op, policy_.pointers() + team.index * operands,
-                static_cast<int32_t>(StripOf(ChunkAt(op, done + team.index)).count), team);
+      Mover::Move(reduce_op(),
+                  {.at = policy_.pointers() + team.index * operands,
+                   .sources = op.source_count,
+                   .destinations = op.destination_count,
+                   .count = static_cast<int32_t>(StripOf(ChunkAt(op, done + team.index)).count),
+                   .thread = team.thread,
+                   .threads = team.threads});
     }
   }
 
@@ -363,141 +424,6 @@ class Interpreter {
       const Chunk chunk = ChunkAt(op, first + i / operands);
       policy_.pointers()[i] =
           Address(refs[chunk.piece->first_ref + i % operands], chunk.index, StripOf(chunk));
-    }
-  }
-
-  // `at`: the addresses of sources and destinations.
-  JAXCOLL_HD void MoveChunk(const ProgramOp& op, unsigned char* const* at, int32_t count,
-                            const Team& team) {
-    const int32_t operands = op.source_count + op.destination_count;
-    const auto offset = reinterpret_cast<uintptr_t>(at[0]) % 16;
-    bool alike = true;  // all operands reach a multiple of 16 together
-    for (int32_t i = 1; i < operands; ++i) {
-      alike &= reinterpret_cast<uintptr_t>(at[i]) % 16 == offset;
-    }
-    int32_t head = count, accesses = 0;
-    if (alike) {
-      const auto to_multiple = static_cast<int32_t>((16 - offset) % 16 / sizeof(Stored));
-      head = to_multiple < count ? to_multiple : count;
-      accesses = (count - head) / kPerAccess;
-    }
-    for (int32_t i = team.thread; i < accesses; i += kUnroll * team.threads) {
-      MoveAccesses(op, at, head * kItemBytes + i * 16, team.threads * 16, accesses - i,
-                   team.threads);
-    }
-    // What is before and behind.
-    for (int32_t i = team.thread; i < count - accesses * kPerAccess; i += team.threads) {
-      MoveElement(op, at, (i < head ? i : i + accesses * kPerAccess) * kItemBytes);
-    }
-  }
-
-  JAXCOLL_HD void MoveElement(const ProgramOp& op, unsigned char* const* at, int32_t offset) {
-    Stored result{};
-    if (op.source_count > 0) result = policy_.template Load<Stored>(at[0] + offset);
-    if (op.source_count > 1) {
-      Wide sum = Element::Load(result);
-      JAXCOLL_NO_UNROLL
-      for (int32_t s = 1; s < op.source_count; ++s) {
-        sum =
-            Combine(reduce_op(), sum, Element::Load(policy_.template Load<Stored>(at[s] + offset)));
-      }
-      result = Element::Store(sum);
-    }
-    JAXCOLL_NO_UNROLL
-    for (int32_t d = 0; d < op.destination_count; ++d) {
-      policy_.Store(at[op.source_count + d] + offset, result);
-    }
-  }
-
-  // Accesses u = 0, 1, ... `step` bytes apart, those of which u * stride < left. All are read
-  // before any is written: a destination may be a source.
-  JAXCOLL_HD void MoveAccesses(const ProgramOp& op, unsigned char* const* at, int32_t offset,
-                               int32_t step, int32_t left, int32_t stride) {
-    Bytes16 result[kUnroll] = {};
-    if (op.source_count > 0) LoadAll(at[0] + offset, step, left, stride, result);
-    if (op.source_count > 1) {
-      Wide sums[kUnroll][kPerAccess];
-      JAXCOLL_UNROLL
-      for (int u = 0; u < kUnroll; ++u) Widen(result[u], sums[u]);
-      JAXCOLL_NO_UNROLL
-      for (int32_t s = 1; s < op.source_count; ++s) {
-        LoadAll(at[s] + offset, step, left, stride, result);
-        CombineAll(sums, result);
-      }
-      JAXCOLL_UNROLL
-      for (int u = 0; u < kUnroll; ++u) result[u] = Narrow(sums[u]);
-    }
-    JAXCOLL_NO_UNROLL
-    for (int32_t d = 0; d < op.destination_count; ++d) {
-      unsigned char* const to = at[op.source_count + d] + offset;
-      JAXCOLL_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        if (u * stride < left) policy_.Store(to + u * step, result[u]);
-      }
-    }
-  }
-
-  JAXCOLL_HD void LoadAll(const unsigned char* from, int32_t step, int32_t left, int32_t stride,
-                          Bytes16 (&into)[kUnroll]) const {
-    JAXCOLL_UNROLL
-    for (int u = 0; u < kUnroll; ++u) {
-      if (u * stride < left) into[u] = policy_.template Load<Bytes16>(from + u * step);
-    }
-  }
-
-  struct Pack16 {
-    Stored element[kPerAccess];
-  };
-
-  static JAXCOLL_HD void Widen(const Bytes16& bytes, Wide (&wide)[kPerAccess]) {
-    const Pack16 pack = BitCast<Pack16>(bytes);
-    JAXCOLL_UNROLL
-    for (int i = 0; i < kPerAccess; ++i) wide[i] = Element::Load(pack.element[i]);
-  }
-
-  static JAXCOLL_HD Bytes16 Narrow(const Wide (&wide)[kPerAccess]) {
-    Pack16 pack;
-    JAXCOLL_UNROLL
-    for (int i = 0; i < kPerAccess; ++i) pack.element[i] = Element::Store(wide[i]);
-    return BitCast<Bytes16>(pack);
-  }
-
-  // The choice of the op stands outside of the loops.
-  JAXCOLL_HD void CombineAll(Wide (&sums)[kUnroll][kPerAccess], const Bytes16 (&next)[kUnroll]) {
-    switch (reduce_op()) {
-      case ReduceOp::kSum:
-        return CombineBy<ReduceOp::kSum>(sums, next);
-      case ReduceOp::kProd:
-        return CombineBy<ReduceOp::kProd>(sums, next);
-      case ReduceOp::kMin:
-        return CombineBy<ReduceOp::kMin>(sums, next);
-      case ReduceOp::kMax:
-        return CombineBy<ReduceOp::kMax>(sums, next);
-      case ReduceOp::kAnd:
-        return CombineBy<ReduceOp::kAnd>(sums, next);
-      case ReduceOp::kOr:
-        return CombineBy<ReduceOp::kOr>(sums, next);
-      case ReduceOp::kXor:
-        return CombineBy<ReduceOp::kXor>(sums, next);
-    }
-  }
-
-  template <ReduceOp kOp>
-  static JAXCOLL_HD void CombineBy(Wide (&sums)[kUnroll][kPerAccess],
-                                   const Bytes16 (&next)[kUnroll]) {
-    // An op that the type lacks is refused by PlanCall(); here it would only be code.
-    constexpr bool kWhole = std::is_integral_v<Wide>;
-    constexpr bool kReal = kWhole || std::is_floating_point_v<Wide>;
-    constexpr bool kBits = kOp == ReduceOp::kAnd || kOp == ReduceOp::kOr || kOp == ReduceOp::kXor;
-    constexpr bool kOrders = kOp == ReduceOp::kMin || kOp == ReduceOp::kMax;
-    if constexpr ((kWhole || !kBits) && (kReal || !kOrders)) {
-      JAXCOLL_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        Wide wide[kPerAccess];
-        Widen(next[u], wide);
-        JAXCOLL_UNROLL
-        for (int i = 0; i < kPerAccess; ++i) sums[u][i] = Combine(kOp, sums[u][i], wide[i]);
-      }
     }
   }
 

@@ -12,7 +12,7 @@
 namespace jaxcoll::cuda {
 
 // Threads of a block of the interpreter; the others have kThreads.
-inline constexpr int kInterpreterThreads = 384;
+inline constexpr int kInterpreterThreads = 256;
 
 // Of the dtypes of a family; null for one that is not of it.
 const void* HotReduceKernel(DType dtype, ReduceOp op);  // sums worth code of their own

@@ -12,7 +12,8 @@ namespace jaxcoll::cuda {
 namespace {
 
 // Of one block's slots and scratch: large enough that moving a slice takes longer than telling of
-// it, and small enough that those of all blocks stay in L2. Not measured yet.
+// it, and small enough that those of all blocks stay in L2. Without any, a slice may be as large.
+// Not measured yet.
 constexpr int64_t kBlockBytes = 256 << 10;
 constexpr int64_t kLeastSliceBytes = 4 << 10;
 constexpr int64_t kMostSliceBytes = 64 << 10;
@@ -25,7 +26,7 @@ uint64_t RoundUp(uint64_t bytes) {
 }  // namespace
 
 StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape& shape,
-                                          int max_blocks) {
+                                          int max_blocks, Reach reach) {
   if (spec.group_size > kMaxProgramRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
                            " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
@@ -64,7 +65,7 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
     }
     plan.elements_.push_back(block);
   }
-  StatusOr<std::vector<DeviceProgram>> tables = Pack(*programs, ranks, plan.max_blocks_);
+  StatusOr<std::vector<DeviceProgram>> tables = Pack(*programs, ranks, plan.max_blocks_, reach);
   if (!tables.ok()) return tables.status();
   plan.tables_ = std::move(*tables);
   Fingerprint fingerprint;
@@ -91,7 +92,8 @@ StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
   region.depth = kDepth;
   const int64_t chunks = int64_t{kDepth} * header.slot_chunks + header.scratch_chunks;
   region.max_slice_bytes =
-      std::clamp(kBlockBytes / std::max<int64_t>(chunks, 1), kLeastSliceBytes, kMostSliceBytes);
+      chunks == 0 ? kBlockBytes
+                  : std::clamp(kBlockBytes / chunks, kLeastSliceBytes, kMostSliceBytes);
   region.min_slice_bytes = kLeastSliceBytes;
   // Flags for as many lanes as there will be: those of all launches stand at the same place.
   for (int32_t lanes = std::max(max_blocks_ / header.workers, 1);;) {

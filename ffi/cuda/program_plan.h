@@ -17,8 +17,9 @@ namespace jaxcoll::cuda {
 
 class ProgramPlan {
  public:
-  // `max_blocks` is the communicator's.
-  static StatusOr<ProgramPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks);
+  // `max_blocks` is the communicator's; `reach`: what its ranks reach of each other.
+  static StatusOr<ProgramPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks,
+                                      Reach reach);
 
   int world_size() const { return static_cast<int>(tables_.size()); }
   DType dtype() const { return dtype_; }

@@ -62,7 +62,9 @@ struct Values {
   DType dtype = DType::kFloat32;
   ReduceOp op = ReduceOp::kSum;
   uint32_t seed = 1;
+  Reach reach = Reach::kRegions;
 };
+inline constexpr Reach kReaches[] = {Reach::kRegions, Reach::kOperands};
 
 // Fails the test and returns null if it cannot be made.
 inline std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collective collective,
@@ -70,7 +72,7 @@ inline std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collecti
                                   const RegionSize& region = kRegion) {
   auto result = std::make_unique<Case>();
   const size_t ranks = programs.size();
-  auto packed = Pack(programs, AllRanks(ranks), max_workers);
+  auto packed = Pack(programs, AllRanks(ranks), max_workers, values.reach);
   EXPECT_TRUE(packed.ok()) << packed.status().message();
   if (!packed.ok()) return nullptr;
   result->launch.programs = std::move(*packed);

@@ -42,6 +42,36 @@ TEST(Pack, OneShotIsOnePutAndOneReduction) {
   EXPECT_EQ(header.slot_chunks, 7);
 }
 
+// Where operands are reached, a schedule is what a kernel written for it would do.
+TEST(Pack, OperandsAreReadAndWrittenInPlace) {
+  const auto pack = [](Collective collective, const char* algorithm) {
+    const auto tables = Pack(BuildAll(Spec(collective, algorithm, 8)), {3}, 1, Reach::kOperands);
+    EXPECT_TRUE(tables.ok()) << tables.status().message();
+    const ProgramHeader& header = tables->at(0).header();
+    EXPECT_EQ(header.slot_chunks + header.scratch_chunks, 0) << algorithm;
+    EXPECT_EQ(header.meets, 1);
+    return CountOf(tables->at(0));
+  };
+  const auto expect = [](const Counts& counts, int ops, int sources, int destinations) {
+    EXPECT_EQ(counts.ops, ops);
+    EXPECT_EQ(counts.most_sources, sources);
+    EXPECT_EQ(counts.most_destinations, destinations);
+  };
+  expect(pack(Collective::kAllReduce, "direct"), 1, 8, 1);
+  // The sum goes to all outputs at once; behind it is a wait for the others' sums.
+  expect(pack(Collective::kAllReduce, "direct2"), 2, 8, 8);
+  expect(pack(Collective::kReduceScatter, "direct"), 1, 8, 1);
+  expect(pack(Collective::kAllGather, "direct"), 2, 1, 8);
+  expect(pack(Collective::kAllToAll, "direct"), 2, 1, 1);
+
+  // Partial sums still go through slots, but what is gathered does not.
+  const auto regions = Pack(BuildAll(Spec(Collective::kAllReduce, "ring", 8)), {3}, 1);
+  const auto operands =
+      Pack(BuildAll(Spec(Collective::kAllReduce, "ring", 8)), {3}, 1, Reach::kOperands);
+  EXPECT_EQ(regions->at(0).header().slot_chunks, 14);
+  EXPECT_EQ(operands->at(0).header().slot_chunks, 6);
+}
+
 TEST(Pack, ARingReducesAndSendsInOnePass) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "ring", 8)), {0}, 1);
   ASSERT_TRUE(tables.ok()) << tables.status().message();

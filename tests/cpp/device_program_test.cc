@@ -10,12 +10,13 @@
 namespace jaxcoll::cuda {
 namespace {
 
-class EverySchedule : public testing::TestWithParam<Draw> {};
+class EverySchedule : public testing::TestWithParam<std::tuple<Draw, Reach>> {};
 
 // Sizes that leave chunks empty, cut them unevenly, and need many segments; one launch after the
 // other in the same region, as replays are.
 TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
-  const auto& [collective, algorithm] = GetParam();
+  const auto& [draw, reach] = GetParam();
+  const auto& [collective, algorithm] = draw;
   int served = 0;
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16}) {
     for (const int channels : {1, 3}) {
@@ -28,7 +29,8 @@ TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
       std::vector<std::unique_ptr<Case>> cases;
       uint32_t seed = 100 * ranks;
       for (const int64_t elements : {1000, 0, 1, 67, 1000, 333}) {
-        cases.push_back(Make(programs, collective, {.block_elements = {elements}, .seed = ++seed}));
+        cases.push_back(Make(programs, collective,
+                             {.block_elements = {elements, 5}, .seed = ++seed, .reach = reach}));
         ASSERT_NE(cases.back(), nullptr);
         cases.back()->name = algorithm + ", " + std::to_string(ranks) + " ranks, " +
                              std::to_string(channels) + " channels, " + std::to_string(elements) +
@@ -40,10 +42,14 @@ TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
   EXPECT_GT(served, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EverySchedule, testing::ValuesIn(EveryAlgorithm()),
+INSTANTIATE_TEST_SUITE_P(All, EverySchedule,
+                         testing::Combine(testing::ValuesIn(EveryAlgorithm()),
+                                          testing::ValuesIn(kReaches)),
                          [](const auto& info) {
-                           return std::string(Name(info.param.collective)) + "_" +
-                                  info.param.algorithm;
+                           const Draw& draw = std::get<Draw>(info.param);
+                           const Reach reach = std::get<Reach>(info.param);
+                           return std::string(Name(draw.collective)) + "_" + draw.algorithm +
+                                  (reach == Reach::kOperands ? "_operands" : "");
                          });
 
 TEST(Interpreter, CombinesEveryDTypeAsTheKernelsDo) {
@@ -75,11 +81,14 @@ TEST(Interpreter, SharesTheWorkOfABlock) {
           Draw{Collective::kAllGather, "recursive_doubling"}}) {
       std::vector<std::unique_ptr<Case>> cases;
       const auto programs = BuildAll(Spec(draw.collective, draw.algorithm, 4));
-      for (const int64_t elements : {801, 3}) {
-        cases.push_back(Make(programs, draw.collective,
-                             {.block_elements = {elements, 19}, .dtype = DType::kBFloat16}));
-        ASSERT_NE(cases.back(), nullptr);
-        cases.back()->name = draw.algorithm;
+      for (const Reach reach : kReaches) {
+        for (const int64_t elements : {801, 3}) {
+          cases.push_back(
+              Make(programs, draw.collective,
+                   {.block_elements = {elements, 19}, .dtype = DType::kBFloat16, .reach = reach}));
+          ASSERT_NE(cases.back(), nullptr);
+          cases.back()->name = draw.algorithm;
+        }
       }
       ExpectRight(cases, {.threads_per_block = threads});
     }
@@ -108,8 +117,10 @@ TEST(Interpreter, OrdersWorkersThatDependOnEachOther) {
       for (const int workers : {1, 3, 8}) {
         const auto mixed = Rechannel(programs, 5, random);
         std::vector<std::unique_ptr<Case>> cases;
-        for (const int64_t elements : {900, 13, 900}) {
-          cases.push_back(Make(mixed, draw.collective, {.block_elements = {elements}}, workers));
+        for (const int64_t elements : {900, 13, 900, 901}) {
+          const Reach reach = kReaches[elements % 2];
+          cases.push_back(Make(mixed, draw.collective,
+                               {.block_elements = {elements}, .reach = reach}, workers));
           ASSERT_NE(cases.back(), nullptr);
           cases.back()->name = draw.algorithm + ", " + std::to_string(workers) + " workers";
         }
@@ -133,7 +144,8 @@ TEST(Interpreter, SharesARegionBetweenCallsThatFollowEachOther) {
     if (programs.empty()) continue;
     Values values{.block_elements = {static_cast<int64_t>(random() % 1500)},
                   .dtype = random() % 2 ? DType::kFloat32 : DType::kInt16,
-                  .seed = static_cast<uint32_t>(random())};
+                  .seed = static_cast<uint32_t>(random()),
+                  .reach = kReaches[random() % 2]};
     for (int more = static_cast<int>(random() % 4); more > 0; --more) {
       values.block_elements.push_back(static_cast<int64_t>(random() % 300));
     }
@@ -181,7 +193,8 @@ TEST(Interpreter, GivesTheSameBitsInEveryInterleaving) {
     for (int launch = 0; launch < 3; ++launch) {
       cases.push_back(Make(programs, draw.collective,
                            {.block_elements = {static_cast<int64_t>(random() % 2000)},
-                            .seed = static_cast<uint32_t>(random())},
+                            .seed = static_cast<uint32_t>(random()),
+                            .reach = kReaches[random() % 2]},
                            1 + static_cast<int>(random() % 4), region));
       ASSERT_NE(cases.back(), nullptr);
       cases.back()->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
@@ -221,6 +234,29 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   }
 }
 
+// Where ranks reach for each other's operands, before anything is touched.
+TEST(InterpreterFailure, ARankThatNeverComesToMeetIsNamed) {
+  const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
+  const auto one =
+      Make(programs, Collective::kAllReduce, {.block_elements = {50}, .reach = Reach::kOperands});
+  ASSERT_NE(one, nullptr);
+  World world(4, kRegion);
+  const auto ok = world.Run({&one->launch}, {.absent_rank = 2});
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_FALSE(ok[rank]);
+    const Cause& cause = world.cause(rank);
+    EXPECT_EQ(cause.kind, Cause::kDeadline);
+    EXPECT_EQ(cause.rank, rank);
+    EXPECT_EQ(cause.peer, 2);
+    EXPECT_EQ(cause.wait, ProgramWait::kBegun);
+    EXPECT_EQ(Tell(cause), "the call: rank " + std::to_string(rank) +
+                               " waited for rank 2 to begin this call for 1 s (JAXCOLL_TIMEOUT_S)");
+    for (size_t i = 0; i < one->outputs[rank]->bytes(); ++i) {
+      ASSERT_EQ(one->outputs[rank]->data()[i], 0xa5);
+    }
+  }
+}
+
 // Its region has been made anew, and the others' have not.
 TEST(InterpreterFailure, ARankAtAnotherLaunchIsFound) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
@@ -247,14 +283,15 @@ TEST(Interpreter, EpochsWrap) {
     std::vector<std::unique_ptr<Case>> cases;
     for (uint32_t seed = 0; seed < 5; ++seed) {
       cases.push_back(Make(programs, Collective::kAllReduce,
-                           {.block_elements = {700}, .seed = seed}, /*max_workers=*/2));
+                           {.block_elements = {700}, .seed = seed, .reach = kReaches[seed % 2]},
+                           /*max_workers=*/2));
       ASSERT_NE(cases.back(), nullptr);
     }
     World world(3, kRegion);
     constexpr uint64_t kEpoch = 0xfffffffd;
     for (int rank = 0; rank < 3; ++rank) {
       world.header(rank).epoch = kEpoch;
-      for (int flag = 0; flag < 3 + kRegion.flag_capacity; ++flag) {
+      for (int flag = 0; flag < 2 * 3 + kRegion.flag_capacity; ++flag) {
         world.flags(rank)[flag].value = TagOf(kEpoch, 0);
       }
     }
@@ -310,7 +347,9 @@ TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
     const int ranks = 2 + static_cast<int>(random() % 3);
     const auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
     if (programs.empty()) continue;
-    const auto one = Make(programs, draw.collective, {.block_elements = {1500}, .seed = seed});
+    const auto one =
+        Make(programs, draw.collective,
+             {.block_elements = {1500}, .seed = seed, .reach = kReaches[random() % 2]});
     ASSERT_NE(one, nullptr);
     one->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
     World world(ranks, kRegion);

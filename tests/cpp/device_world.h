@@ -80,6 +80,7 @@ class BlockBarrier {
   BlockBarrier& operator=(const BlockBarrier&) = delete;
 
   unsigned char* pointers[kPointers];
+  ProgramOperands operands[kMaxMeeting];
 
   bool All(bool mine, StuckClock::Looks& looks) {
     if (!mine) bad_.store(true, std::memory_order_relaxed);
@@ -134,16 +135,17 @@ class HostPolicy {
   }
 
   unsigned char** pointers() { return barrier_.pointers; }
+  ProgramOperands* operands() const { return barrier_.operands; }
 
   template <typename T>
-  T Load(const void* from) const {
+  static T Load(const void* from) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(from) % sizeof(T), 0u);
     T value;
     std::memcpy(&value, from, sizeof(value));
     return value;
   }
   template <typename T>
-  void Store(void* to, const T& value) const {
+  static void Store(void* to, const T& value) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(to) % sizeof(T), 0u);
     std::memcpy(to, &value, sizeof(value));
   }
@@ -159,6 +161,12 @@ class HostPolicy {
     std::atomic_ref<T>(*to).store(value, std::memory_order_release);
     clock_.Progress();
     Disturb();
+  }
+  uint64_t LoadRelaxed(const uint64_t* from) const {
+    return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(from)).load(std::memory_order_relaxed);
+  }
+  void StoreRelaxed(uint64_t* to, uint64_t value) const {
+    std::atomic_ref<uint64_t>(*to).store(value, std::memory_order_relaxed);
   }
   uint32_t Increment(uint32_t* at) {
     if (dead()) return std::numeric_limits<uint32_t>::max() - 1;  // somebody else's turn
@@ -298,7 +306,7 @@ class World {
   RegionHeader& header(int rank) {
     return *reinterpret_cast<RegionHeader*>(regions_[rank]->data());
   }
-  // All flags of a region, those of `done` first.
+  // All flags of a region, those of launches first: two for each rank.
   Flag* flags(int rank) {
     return reinterpret_cast<Flag*>(regions_[rank]->data() + sizeof(RegionHeader));
   }
