@@ -8,8 +8,8 @@
 //                                  thread wrote before it, all may read behind it
 //   pointers()                     kPointers addresses that the block's threads share
 //   operands()                     kMaxMeeting ProgramOperands that they share, by rank
-//   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not return on a GPU; a block in which it
-//   does returns false.
+//   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not
+//   return on a GPU; a block in which it does returns false.
 //
 // Every flag is written by one thread of one rank. The data behind it were written by all threads
 // of that block, before the barrier that stands before the Release; and are read by all threads of
