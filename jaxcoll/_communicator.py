@@ -298,6 +298,7 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
             values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
+            values["JAXCOLL_CUDA_OPERANDS"] != "staged",
             values["JAXCOLL_HOST_ID"] or _host.identity(),
             None if exchange is None else exchange.publish,
             None if exchange is None else exchange.fetch,

@@ -137,6 +137,14 @@ VARIABLES = (
         parse=_integer_from(1, 65536),
     ),
     Variable(
+        "JAXCOLL_CUDA_OPERANDS",
+        default="mapped",
+        takes="mapped, staged",
+        meaning="how GPUs of several processes of a host reach each other's arrays: in XLA's pool, "
+        "where CUDA IPC can map it, or always copied through the workspace",
+        parse=_one_of("mapped", "staged"),
+    ),
+    Variable(
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",

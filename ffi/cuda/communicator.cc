@@ -26,12 +26,13 @@ const std::string kRefusal = "refused: ";
 
 // What a process publishes of one of its ranks.
 struct RankRecord {
-  char magic[8] = {'j', 'a', 'x', 'c', 'u', 'd', 'a', '1'};
+  char magic[8] = {'j', 'a', 'x', 'c', 'u', 'd', 'a', '2'};
   char host[17] = {};  // digest
   Runtime::IpcHandle handle = {};
   uint64_t workspace_bytes = 0;
   int32_t max_blocks = 0;
   int32_t ordinal = 0;
+  OperandMap::Record operands;
 };
 
 uint64_t RoundUp(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -187,9 +188,14 @@ Status Communicator::MapPeers() {
   if (all_local_) return Status();
   const std::string host = Digest(options_.host);
   std::vector<std::string> host_of_rank(members_.size(), host);
+  // Several ranks of one process would have operands in several pools, of which one is known.
+  const auto mine = std::count_if(members_.begin(), members_.end(),
+                                  [&](const Member& m) { return m.process == process_; });
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
     RankRecord record;
+    operands_ = std::make_unique<OperandMap>(runtime_, members_[rank].ordinal, rank, world_size());
+    record.operands = operands_->Tell(mine == 1 ? options_.operand : nullptr);
     host.copy(record.host, sizeof(record.host) - 1);
     record.workspace_bytes = options_.workspace_bytes;
     record.max_blocks = max_blocks_;
@@ -240,7 +246,11 @@ Status Communicator::MapPeers() {
       }
       workspaces_[rank][local] = *mapped;
     }
+    operands_->Map(rank, record.operands);
   }
+  const bool one_host = std::all_of(host_of_rank.begin(), host_of_rank.end(),
+                                    [&](const std::string& other) { return other == host; });
+  if (!one_host || !operands_->agreed()) operands_.reset();
   return ReachHosts(host_of_rank);
 }
 
@@ -454,7 +464,11 @@ std::vector<std::string> Communicator::DescribeAll() {
     }
     lines.push_back("devices " + devices + ": " + std::to_string(c->workspace_bytes() >> 20) +
                     " MiB each, " + std::to_string(c->max_blocks_) + " blocks, operands " +
-                    (c->staged_ ? "staged" : "reached directly"));
+                    (!c->staged_               ? "reached directly"
+                     : c->operands_ == nullptr ? "staged"
+                     : c->operands_->complete()
+                         ? "mapped"
+                         : "staged: those of another process could not be mapped"));
     if (c->reach_ != nullptr) {
       lines.back() +=
           "; " + std::to_string(c->reach_->hosts()) + " hosts, joined by a proxy with " +

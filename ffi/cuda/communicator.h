@@ -8,7 +8,8 @@
 // hosts are reached by the interpreter alone, through host memory and a proxy: host_reach.h.
 //
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
-// each other's workspaces, by CUDA IPC, and operands are staged there.
+// each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be mapped,
+// too: operand_map.h.
 //
 // Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
 // processes, and call Exchange, without a lock that a launch needs. Cause may be called at any time
@@ -29,6 +30,7 @@
 #include "cuda/exchange.h"
 #include "cuda/host_reach.h"
 #include "cuda/layout.h"
+#include "cuda/operand_map.h"
 #include "cuda/runtime.h"
 
 namespace jaxcoll::cuda {
@@ -46,6 +48,9 @@ struct CommunicatorOptions {
   double timeout_s = 300;
   std::string host;            // of this process, if there are several: equal ids are one host
   HostProxy* proxy = nullptr;  // null if this process is not linked to any other
+  // Where programs have their arrays: the allocation that holds this address is offered to other
+  // processes. Null: it is not.
+  const void* operand = nullptr;
 };
 
 // Where a call site's calls meet. Equal on all ranks.
@@ -86,6 +91,8 @@ class Communicator {
   Runtime& runtime() const { return runtime_; }
   // Null if all ranks are on one host.
   HostReach* reach() const { return reach_.get(); }
+  // Null where no operand of another process can be reached. So on all ranks, or on none.
+  const OperandMap* operands() const { return operands_.get(); }
   // A rank's workspace as the device of a local rank maps it; null for a rank of another host.
   unsigned char* workspace(int rank, int seen_by) const { return workspaces_[rank][seen_by]; }
   CauseRecord* cause_record(int rank) const { return causes_ + rank; }
@@ -134,6 +141,7 @@ class Communicator {
   std::vector<std::vector<unsigned char*>> workspaces_;
   CauseRecord* causes_ = nullptr;  // pinned host memory, by rank
   std::unique_ptr<HostReach> reach_;
+  std::unique_ptr<OperandMap> operands_;
 
   std::mutex mutex_;
   std::deque<uint32_t> free_lanes_;    // guarded by mutex_; returned ones go last

@@ -32,7 +32,7 @@ HostProxy* TheProxy(int process) {
 
 // The communicator of a group, made when it is asked for first. Asked for while a program is set
 // up, in an order that is the same in all its processes.
-StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
+StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members, const void* operand) {
   static std::mutex& mutex = *new std::mutex;
   static auto& all = *new std::map<std::vector<int64_t>, std::unique_ptr<Communicator>>;
   std::vector<int64_t> key;
@@ -43,6 +43,7 @@ StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members) {
     const Job& job = *the_job.load(std::memory_order_acquire);
     CommunicatorOptions options = job.options;
     options.proxy = TheProxy(job.process);
+    if (job.maps_operands) options.operand = operand;
     StatusOr<std::unique_ptr<Communicator>> made =
         Communicator::Create(members, job.process, options, job.exchange.get(), *job.runtime);
     if (!made.ok()) return made.status();
@@ -120,7 +121,7 @@ std::string GpuCallSite::Describe(const CallShape& shape) const {
   return text + ", algorithm " + spec_.algorithm;
 }
 
-Status GpuCallSite::Prepare(const CallShape& shape) {
+Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {
   std::lock_guard lock(mutex_);
   if (prepared()) return Status();
   if (!JobStarted()) {
@@ -129,7 +130,7 @@ Status GpuCallSite::Prepare(const CallShape& shape) {
                   "collectives before running a compiled one");
   }
   description_ = Describe(shape);
-  Status status = Unprefixed(shape);
+  Status status = Unprefixed(shape, operand);
   if (status.ok()) {
     prepared_.store(true, std::memory_order_release);
     return status;
@@ -137,17 +138,17 @@ Status GpuCallSite::Prepare(const CallShape& shape) {
   return Status(status.code(), description_ + ": " + status.message());
 }
 
-Status GpuCallSite::Unprefixed(const CallShape& shape) {
+Status GpuCallSite::Unprefixed(const CallShape& shape, const void* operand) {
   groups_.resize(table_.group_count());
   // In the order of the groups, on all processes: so nobody waits for one who waits for him.
   for (int32_t group = 0; group < table_.group_count(); ++group) {
     if (groups_[group].call != nullptr) continue;  // an earlier attempt got this far
-    if (Status status = PrepareGroup(group, shape); !status.ok()) return status;
+    if (Status status = PrepareGroup(group, shape, operand); !status.ok()) return status;
   }
   return Status();
 }
 
-Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape) {
+Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape, const void* operand) {
   const Job& job = *the_job.load(std::memory_order_acquire);
   std::vector<Member> members;
   bool here = false;
@@ -161,12 +162,12 @@ Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape) {
     here |= member->process == job.process;
   }
   if (!here) return Status();
-  StatusOr<Communicator*> communicator = CommunicatorOf(members);
+  StatusOr<Communicator*> communicator = CommunicatorOf(members, operand);
   if (!communicator.ok()) return communicator.status();
   std::string key;
   if (slot_) key = slot_signature_ + "\nslot " + std::to_string(slot_->number);
-  StatusOr<std::unique_ptr<GroupCall>> call =
-      GroupCall::Create(**communicator, spec_, shape, key, description_);
+  StatusOr<std::unique_ptr<GroupCall>> call = GroupCall::Create(
+      **communicator, spec_, shape, key, description_, /*interpret=*/false, operand);
   if (!call.ok()) return call.status();
   groups_[group] = {*communicator, std::move(*call)};
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {

@@ -33,7 +33,8 @@ namespace jaxcoll::cuda {
 struct Job {
   int process = 0;
   std::vector<Member> devices;
-  CommunicatorOptions options;
+  CommunicatorOptions options;         // without `operand`
+  bool maps_operands = true;           // whether processes offer each other their arrays' memory
   std::unique_ptr<Exchange> exchange;  // null in a job of one process
   Runtime* runtime = nullptr;
 };
@@ -53,7 +54,8 @@ class GpuCallSite {
   }
 
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
-  Status Prepare(const CallShape& shape);
+  // `operand`: of the first call, in the memory that XLA takes arrays from; may be null.
+  Status Prepare(const CallShape& shape, const void* operand = nullptr);
 
   // `ordinal`: of the calling device in this process. `logical_id`: device memory, or null.
   Status Enqueue(int ordinal, void* stream, const void* const* inputs, void* const* outputs,
@@ -66,8 +68,8 @@ class GpuCallSite {
   };
 
   GpuCallSite(CallSpec spec, GroupTable groups);
-  Status Unprefixed(const CallShape& shape);
-  Status PrepareGroup(int32_t group, const CallShape& shape);
+  Status Unprefixed(const CallShape& shape, const void* operand);
+  Status PrepareGroup(int32_t group, const CallShape& shape, const void* operand);
   std::string Describe(const CallShape& shape) const;
 
   const CallSpec spec_;

@@ -12,7 +12,7 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
                                                        const CallSpec& spec, const CallShape& shape,
                                                        const std::string& key,
                                                        const std::string& description,
-                                                       bool interpret) {
+                                                       bool interpret, const void* operand) {
   const bool one_host = communicator.reach() == nullptr;
   if (!one_host && spec.collective == "ragged_all_to_all") {
     return InvalidArgument(
@@ -30,6 +30,8 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
     if (!plan.ok()) return plan.status();
     call.reset(new GroupCall(communicator, std::move(*plan)));
   }
+  const OperandMap* const operands = communicator.operands();
+  call->known_ = operands != nullptr && operands->complete() && operands->Knows(operand);
   if (Status status = call->Init(key, description); !status.ok()) return status;
   return call;
 }
@@ -162,6 +164,17 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
   call->slot_bytes = communicator_.staged() ? direct.SlotBytes(grant_.area_bytes) : 0;
   for (int peer = 0; peer < communicator_.world_size(); ++peer) {
     call->workspaces[peer] = communicator_.workspace(peer, rank);
+  }
+  if (const OperandMap* const operands = communicator_.operands()) {
+    call->mapped = 1;
+    call->reachable = known_ ? 1 : 0;
+    for (int32_t v = 0; v < call->vector_count; ++v) {
+      const Vector& vector = call->vectors[v];
+      if (!operands->Holds(vector.input) || !operands->Holds(vector.output)) call->reachable = 0;
+    }
+    for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+      call->bases[peer] = operands->base(peer);
+    }
   }
   result.blocks = direct.blocks;
   result.parameters = *call;

@@ -41,7 +41,8 @@ class GroupCall {
                                                      const CallSpec& spec, const CallShape& shape,
                                                      const std::string& key,
                                                      const std::string& description,
-                                                     bool interpret = false);
+                                                     bool interpret = false,
+                                                     const void* operand = nullptr);
   ~GroupCall();
   GroupCall(const GroupCall&) = delete;
   GroupCall& operator=(const GroupCall&) = delete;
@@ -67,6 +68,7 @@ class GroupCall {
   LaneGrant grant_;
   const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part
   bool granted_ = false;
+  bool known_ = false;  // the allocation of this process's operands is, to the others
 };
 
 }  // namespace jaxcoll::cuda

@@ -35,10 +35,15 @@ JAXCOLL_HD constexpr uint64_t FlagOf(uint32_t fingerprint, uint32_t count) {
   return static_cast<uint64_t>(fingerprint) << 32 | count;
 }
 
+JAXCOLL_HD uint64_t AddressOf(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
+
+// Bytes from the rank's base.
 struct VectorPointers {
   uint64_t input;
   uint64_t output;
 };
+// Instead: they cannot be reached.
+inline constexpr uint64_t kNowhere = ~uint64_t{0};
 
 // At the start of a workspace.
 struct Header {
@@ -109,11 +114,18 @@ struct Call {
   int32_t item_bytes;
   uint32_t lane;
   uint32_t fingerprint;
-  int32_t staged;        // peers' operands are reached through the staging area
+  int32_t staged;  // peers' operands are reached through the staging area
+  // Where they are staged: whether ranks tell each other first where their operands are, and reach
+  // them if all can. Equal on all ranks; `reachable` is this rank's word.
+  int32_t mapped;
+  int32_t reachable;
   uint64_t deadline_ns;  // of one wait
   uint64_t staging;      // staged: where this lane's staging area begins in every workspace
   int64_t slot_bytes;    // staged: of one slot; kAlignment divides it
   unsigned char* workspaces[kMaxRanks];  // as this rank's device maps them
+  // By rank: what addresses of operands are told from. Null within a process; else where the
+  // allocation of its operands is mapped.
+  unsigned char* bases[kMaxRanks];
   CauseRecord* cause;
   const uint32_t* logical_id;  // where the program says which logical id it runs as; may be null
   uint32_t expected_logical_id;

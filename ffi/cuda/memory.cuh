@@ -65,23 +65,38 @@ class Partners {
     __syncthreads();
   }
 
-  // The barrier behind which all ranks know each other's operands, and that these are ready.
-  __device__ void ExchangePointers() {
-    for (int i = threadIdx.x; i < call_.world_size * call_.vector_count; i += blockDim.x) {
-      const int vector = i % call_.vector_count;
-      VectorPointers* const to = &LaneOf(i / call_.vector_count)->pointers[call_.rank][vector];
-      access_.StoreRelaxed(&to->input, reinterpret_cast<uint64_t>(call_.vectors[vector].input));
-      access_.StoreRelaxed(&to->output, reinterpret_cast<uint64_t>(call_.vectors[vector].output));
+  // Whether operands are reached in place: then the barrier is passed behind which all ranks know
+  // each other's, and that these are ready. All ranks and threads get the same answer, and who got
+  // true passes another barrier when it has read and written what is not its own.
+  __device__ bool Reach() {
+    if (call_.staged && !call_.mapped) return false;
+    const int count = call_.world_size * call_.vector_count;
+    const uint64_t base = AddressOf(call_.bases[call_.rank]);
+    const bool tells = !call_.mapped || call_.reachable;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const Vector& vector = call_.vectors[i % call_.vector_count];
+      VectorPointers* const to =
+          &LaneOf(i / call_.vector_count)->pointers[call_.rank][i % call_.vector_count];
+      access_.StoreRelaxed(&to->input, tells ? AddressOf(vector.input) - base : kNowhere);
+      access_.StoreRelaxed(&to->output, tells ? AddressOf(vector.output) - base : kNowhere);
     }
     Barrier();
+    if (!call_.mapped) return true;
+    bool all = true;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const VectorPointers& told = own_->pointers[i / call_.vector_count][i % call_.vector_count];
+      all = all && access_.LoadRelaxed(&told.input) != kNowhere;
+    }
+    all = __syncthreads_and(all) != 0;
+    // What was told is read: the next launch may tell something else.
+    if (!all) Barrier();
+    return all;
   }
   __device__ const unsigned char* Input(int rank, int vector) const {
-    return reinterpret_cast<const unsigned char*>(
-        access_.LoadRelaxed(&own_->pointers[rank][vector].input));
+    return call_.bases[rank] + access_.LoadRelaxed(&own_->pointers[rank][vector].input);
   }
   __device__ unsigned char* Output(int rank, int vector) const {
-    return reinterpret_cast<unsigned char*>(
-        access_.LoadRelaxed(&own_->pointers[rank][vector].output));
+    return call_.bases[rank] + access_.LoadRelaxed(&own_->pointers[rank][vector].output);
   }
 
   // A slot of a rank's staging, in the half of this round.

@@ -14,7 +14,6 @@ namespace jaxcoll::cuda {
 __device__ inline void MoveDirect(const Call& call, unsigned char** destinations,
                                   Partners& partners) {
   const int world_size = call.world_size;
-  partners.ExchangePointers();
   for (int v = 0; v < call.vector_count; ++v) {
     const auto* const input = static_cast<const unsigned char*>(call.vectors[v].input);
     const int64_t bytes = call.vectors[v].elements * call.item_bytes;
@@ -107,10 +106,10 @@ struct MoveShared {
 __device__ inline void RunMove(MoveShared& shared, const Call& parameter, const Call* all) {
   LoadCall(shared.call, parameter, all);
   Partners partners(shared.call);
-  if (shared.call.staged) {
-    MoveStaged(shared.call, partners);
-  } else {
+  if (partners.Reach()) {
     MoveDirect(shared.call, shared.destinations, partners);
+  } else {
+    MoveStaged(shared.call, partners);
   }
   partners.Leave();
 }

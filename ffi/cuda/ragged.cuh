@@ -139,7 +139,6 @@ class RaggedTables {
 
 __device__ inline void RaggedDirect(RaggedShared& shared, Partners& partners) {
   const Call& call = shared.call;
-  partners.ExchangePointers();
   if (threadIdx.x < call.world_size) {
     const int rank = threadIdx.x;
     shared.operands[rank] = partners.Input(rank, 0);
@@ -210,10 +209,13 @@ __device__ inline void RaggedStaged(RaggedShared& shared, Partners& partners) {
 __device__ inline void RunRagged(RaggedShared& shared, const Call& parameter, const Call* all) {
   LoadCall(shared.call, parameter, all);
   Partners partners(shared.call);
-  if (shared.call.staged) {
-    RaggedStaged(shared, partners);
-  } else {
+  const bool reached = partners.Reach();
+  if (threadIdx.x == 0) shared.call.staged = reached ? 0 : 1;
+  __syncthreads();
+  if (reached) {
     RaggedDirect(shared, partners);
+  } else {
+    RaggedStaged(shared, partners);
   }
   partners.Barrier();  // all have read what is not theirs
   partners.Leave();

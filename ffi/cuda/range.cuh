@@ -21,10 +21,6 @@ __device__ inline Team Grid() {
 }
 __device__ inline Team Block() { return {threadIdx.x, blockDim.x}; }
 
-__device__ inline uint64_t AddressOf(const void* pointer) {
-  return reinterpret_cast<uint64_t>(pointer);
-}
-
 // Moves items of type W; f(i, item) gives what is done with item i.
 template <typename W, int kUnroll, typename F>
 __device__ __forceinline__ void ForEachItem(const unsigned char* source, int64_t items, Team team,

@@ -36,7 +36,6 @@ __device__ __forceinline__ void ReduceDirect(const Call& call, Streams& streams,
                                              Partners& partners) {
   const ReduceOp op = static_cast<ReduceOp>(call.reduce_op);
   const int world_size = call.world_size;
-  partners.ExchangePointers();
   for (int v = 0; v < call.vector_count; ++v) {
     const int64_t elements = call.vectors[v].elements;
     Share share = {0, elements};
@@ -137,10 +136,10 @@ __device__ __forceinline__ void RunReduce(ReduceShared& shared, const Call& para
                                           const Call* all) {
   LoadCall(shared.call, parameter, all);
   Partners partners(shared.call);
-  if (shared.call.staged) {
-    ReduceStaged<E, kOp, kHot>(shared.call, shared.streams, partners);
-  } else {
+  if (partners.Reach()) {
     ReduceDirect<E, kOp, kHot>(shared.call, shared.streams, partners);
+  } else {
+    ReduceStaged<E, kOp, kHot>(shared.call, shared.streams, partners);
   }
   partners.Leave();
 }

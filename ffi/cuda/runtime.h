@@ -61,10 +61,20 @@ class Runtime {
   virtual Status Clear(int ordinal, unsigned char* memory, uint64_t bytes) = 0;
   virtual Status Upload(int ordinal, unsigned char* to, const void* from, uint64_t bytes) = 0;
 
-  // Device memory of another process on this host.
+  // Device memory of another process on this host. A handle may be imported several times, and is
+  // closed as often.
   virtual StatusOr<IpcHandle> Export(int ordinal, unsigned char* memory) = 0;
   virtual StatusOr<unsigned char*> Import(int ordinal, const IpcHandle& handle) = 0;
   virtual void CloseImport(int ordinal, unsigned char* memory) = 0;
+
+  // Memory as it was allocated; no other allocation of the process ever has the same id.
+  struct Allocation {
+    unsigned char* base = nullptr;
+    uint64_t bytes = 0;
+    uint64_t id = 0;
+  };
+  // The one that holds an address.
+  virtual StatusOr<Allocation> AllocationOf(int ordinal, const void* memory) = 0;
 
   // Loads a kernel's code now: loading it at the first launch could wait for kernels that wait for
   // this one.

@@ -1,6 +1,11 @@
 #include "cuda/runtime_cuda.h"
 
+#include <cuda.h>
+
+#include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <vector>
 
 #include "cuda/driver_info.h"
 #include "cuda/kernels.h"
@@ -54,6 +59,17 @@ SetupScope::~SetupScope() {
 }
 
 namespace {
+
+// A function of the driver's, which is not linked with: there may be none. Null if it lacks it.
+template <typename Function>
+Function DriverFunction(const char* name, unsigned int version) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, &result);
+  if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<Function>(found);
+}
 
 // What a thread does on a stream of its own: the device's other streams go on meanwhile.
 template <typename F>
@@ -150,8 +166,15 @@ class TheRuntime final : public Runtime {
     return bytes;
   }
 
+  // CUDA promises nothing of a handle that is opened twice.
   StatusOr<unsigned char*> Import(int ordinal, const IpcHandle& bytes) override {
     const SetupScope scope(ordinal);
+    std::lock_guard lock(mutex_);
+    for (auto& import : imports_) {
+      if (import.ordinal != ordinal || import.handle != bytes) continue;
+      ++import.count;
+      return import.memory;
+    }
     cudaIpcMemHandle_t handle;
     std::memcpy(&handle, bytes.data(), sizeof(handle));
     void* memory = nullptr;
@@ -160,12 +183,41 @@ class TheRuntime final : public Runtime {
       (void)cudaGetLastError();
       return ToStatus(error, "opening a CUDA IPC handle");
     }
-    return static_cast<unsigned char*>(memory);
+    imports_.push_back({ordinal, bytes, static_cast<unsigned char*>(memory), 1});
+    return imports_.back().memory;
   }
 
   void CloseImport(int ordinal, unsigned char* memory) override {
     const SetupScope scope(ordinal);
+    std::lock_guard lock(mutex_);
+    const auto import = std::find_if(imports_.begin(), imports_.end(), [&](const Imported& i) {
+      return i.ordinal == ordinal && i.memory == memory;
+    });
+    if (import == imports_.end() || --import->count > 0) return;
     (void)cudaIpcCloseMemHandle(memory);
+    imports_.erase(import);
+  }
+
+  StatusOr<Allocation> AllocationOf(int ordinal, const void* memory) override {
+    using AddressRange = CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr);
+    using Attribute = CUresult (*)(void*, CUpointer_attribute, CUdeviceptr);
+    static const auto range = DriverFunction<AddressRange>("cuMemGetAddressRange", 12000);
+    static const auto attribute = DriverFunction<Attribute>("cuPointerGetAttribute", 12000);
+    if (range == nullptr || attribute == nullptr) {
+      return Status(StatusCode::kInternal, "the driver does not say where memory was allocated");
+    }
+    const SetupScope scope(ordinal);
+    const auto at = reinterpret_cast<CUdeviceptr>(memory);
+    CUdeviceptr base = 0;
+    size_t bytes = 0;
+    unsigned long long id = 0;
+    CUresult error = range(&base, &bytes, at);
+    if (error == CUDA_SUCCESS) error = attribute(&id, CU_POINTER_ATTRIBUTE_BUFFER_ID, at);
+    if (error != CUDA_SUCCESS) {
+      return Status(StatusCode::kInternal,
+                    "asking where memory was allocated: CUresult " + std::to_string(error));
+    }
+    return Allocation{reinterpret_cast<unsigned char*>(base), bytes, id};
   }
 
   Status Preload(int ordinal, const Kernel& kernel) override {
@@ -183,6 +235,16 @@ class TheRuntime final : public Runtime {
                                      static_cast<cudaStream_t>(stream)),
                     "starting a kernel");
   }
+
+ private:
+  struct Imported {
+    int ordinal;
+    IpcHandle handle;
+    unsigned char* memory;
+    int count;
+  };
+  std::mutex mutex_;
+  std::vector<Imported> imports_;  // guarded by mutex_
 };
 
 }  // namespace

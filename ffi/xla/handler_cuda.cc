@@ -37,7 +37,13 @@ Status EnsurePrepared(cuda::GpuCallSite& site, ffi::RemainingArgs arguments,
   if (site.prepared()) return Status();
   StatusOr<CallShape> shape = ShapeOf(arguments, site.vector_operands(results.size()), results);
   if (!shape.ok()) return shape.status();
-  return site.Prepare(*shape);
+  // A result that is not empty: an operand may be a constant, which lies elsewhere.
+  const void* operand = nullptr;
+  for (size_t i = 0; i < results.size() && operand == nullptr; ++i) {
+    const auto result = *results.get<ffi::AnyBuffer>(i);
+    if (result->element_count() > 0) operand = result->untyped_data();
+  }
+  return site.Prepare(*shape, operand);
 }
 
 // XLA runs this on all devices before it starts a kernel of the program on any: taking memory here

@@ -1,8 +1,9 @@
-// The GPU kernels, run on threads: every collective, direct and staged, several calls in a row,
-// against the CPU's kernels. ThreadSanitizer sees the barrier between ranks as the only order there
+// The GPU kernels, run on threads: every collective, however operands are reached, several calls in a
+// row, against the CPU's kernels. ThreadSanitizer sees the barrier between ranks as the only order there
 // is; AddressSanitizer sees every byte beyond an operand.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -44,6 +45,21 @@ class Buffer {
   unsigned char* data_;
 };
 
+// How operands are reached.
+enum class Reached {
+  kDirect,
+  kStaged,
+  kMapped,  // in allocations of other processes
+  kInTurn,  // mapped in every second call; in the others one rank's are not
+};
+constexpr Reached kReached[] = {Reached::kDirect, Reached::kStaged, Reached::kMapped,
+                                Reached::kInTurn};
+
+std::string Name(Reached reached) {
+  constexpr const char* kNames[] = {"Direct", "Staged", "Mapped", "InTurn"};
+  return kNames[static_cast<int>(reached)];
+}
+
 struct Case {
   std::string collective;
   std::string algorithm = "direct";
@@ -51,7 +67,7 @@ struct Case {
   std::vector<int64_t> elements = {10};  // of a block, by vector
   DType dtype = DType::kFloat32;
   ReduceOp op = ReduceOp::kSum;
-  bool staged = false;
+  Reached reached = Reached::kDirect;
   int root = 0;
   std::vector<int64_t> permutation = {};
   int blocks = 2;
@@ -61,7 +77,7 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) {
   *out << c.collective << ' ' << c.algorithm << ' ' << c.ranks << " ranks, " << c.elements[0]
-       << " elements of " << Name(c.dtype) << ", " << Name(c.op) << (c.staged ? ", staged" : "");
+       << " elements of " << Name(c.dtype) << ", " << Name(c.op) << ", " << Name(c.reached);
 }
 
 // The group's memory, and its threads.
@@ -94,6 +110,16 @@ class Group {
   Buffer& input(int rank, int operand) { return inputs_[rank][operand]; }
   Buffer& output(int rank, int result) { return outputs_[rank][result]; }
   const CallShape& shape() const { return shape_; }
+  // Whether anything was put where operands are staged.
+  bool Staged() const {
+    for (const Buffer& workspace : workspaces_) {
+      const Bytes bytes = workspace.Copy();
+      if (std::any_of(bytes.begin() + LaneOffset(2), bytes.end(), [](auto b) { return b != 0; })) {
+        return true;
+      }
+    }
+    return false;
+  }
   const Cause& cause(int rank) const { return causes_[rank].cause; }
   uint32_t& fingerprint(int rank) { return fingerprints_[rank]; }
   double timeout_s = 100;
@@ -129,7 +155,10 @@ class Group {
             gridDim = {plan_.blocks, 1};
             try {
               for (int call = 0; call < calls; ++call) {
-                for (const Call& one : parameters[rank]) {
+                for (Call one : parameters[rank]) {
+                  if (case_.reached == Reached::kInTurn && call % 2 == 0) {
+                    one.reachable = rank != call % plan_.world_size;
+                  }
                   Kernel(*shared[at], one);
                   streams[rank]->Wait();  // a launch begins when the last one has ended
                 }
@@ -186,13 +215,17 @@ class Group {
     StatusOr<Call> call = plan_.Bind(rank, launch, inputs.data(), outputs.data());
     EXPECT_TRUE(call.ok());
     call->lane = 1;
-    call->staged = case_.staged ? 1 : 0;
+    call->staged = case_.reached != Reached::kDirect;
+    call->mapped = call->reachable =
+        case_.reached == Reached::kMapped || case_.reached == Reached::kInTurn;
     call->staging = LaneOffset(2);
     call->slot_bytes = slot_bytes_;
     call->deadline_ns = static_cast<uint64_t>(timeout_s * 1e9);
     call->fingerprint = fingerprints_[rank];
-    for (int peer = 0; peer < case_.ranks; ++peer)
+    for (int peer = 0; peer < case_.ranks; ++peer) {
       call->workspaces[peer] = workspaces_[peer].data();
+      if (call->mapped) call->bases[peer] = inputs_[peer].back().data();  // any, if known to all
+    }
     call->cause = &causes_[rank];
     return *call;
   }
@@ -283,6 +316,9 @@ void Check(const Case& c) {
   Group group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(c.calls));
+  if (c.reached == Reached::kDirect || c.reached == Reached::kMapped) {
+    EXPECT_FALSE(group.Staged());
+  }
   for (int rank = 0; rank < c.ranks; ++rank) {
     for (size_t v = 0; v < c.elements.size(); ++v) {
       EXPECT_EQ(group.output(rank, v).Copy(), Expected(group, c, rank, v))
@@ -308,14 +344,14 @@ std::vector<Case> CollectivesOf(int ranks) {
           {.collective = "permute", .ranks = ranks, .permutation = chain}};
 }
 
-class CudaKernels : public testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(Reach, CudaKernels, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Staged" : "Direct"; });
+class CudaKernels : public testing::TestWithParam<Reached> {};
+INSTANTIATE_TEST_SUITE_P(Reach, CudaKernels, testing::ValuesIn(kReached),
+                         [](const auto& info) { return Name(info.param); });
 
 TEST_P(CudaKernels, EveryCollectiveForOneToEightRanks) {
   for (const int ranks : {1, 2, 3, 4, 5, 8}) {
     for (Case c : CollectivesOf(ranks)) {
-      c.staged = GetParam();
+      c.reached = GetParam();
       c.elements = {37};
       Check(c);
     }
@@ -324,7 +360,7 @@ TEST_P(CudaKernels, EveryCollectiveForOneToEightRanks) {
 
 TEST_P(CudaKernels, EverySizeAroundPacksAndPieces) {
   for (Case c : CollectivesOf(3)) {
-    c.staged = GetParam();
+    c.reached = GetParam();
     c.slot_bytes = 256;
     c.calls = 2;
     for (const int64_t elements : {1, 3, 4, 5, 63, 64, 65, 127, 129, 191, 193, 500, 1001}) {
@@ -336,7 +372,7 @@ TEST_P(CudaKernels, EverySizeAroundPacksAndPieces) {
 
 TEST_P(CudaKernels, ElementsOfEverySize) {
   for (Case c : CollectivesOf(4)) {
-    c.staged = GetParam();
+    c.reached = GetParam();
     c.slot_bytes = 256;
     for (const auto& [dtype, op] :
          {std::pair(DType::kInt8, ReduceOp::kMax), std::pair(DType::kBFloat16, ReduceOp::kSum),
@@ -350,7 +386,7 @@ TEST_P(CudaKernels, ElementsOfEverySize) {
 }
 
 TEST_P(CudaKernels, ManyVectorsInOneCall) {
-  Case c{.collective = "all_reduce", .algorithm = "direct2", .ranks = 3, .staged = GetParam()};
+  Case c{.collective = "all_reduce", .algorithm = "direct2", .ranks = 3, .reached = GetParam()};
   c.elements.clear();
   for (int v = 0; v < 2 * kMaxVectors + 3; ++v) c.elements.push_back(1 + v * 7 % 40);
   Check(c);
@@ -360,7 +396,7 @@ TEST_P(CudaKernels, ManyVectorsInOneCall) {
 }
 
 TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
-  Case c{.collective = "all_reduce", .ranks = 3, .staged = GetParam()};
+  Case c{.collective = "all_reduce", .ranks = 3, .reached = GetParam()};
   Group group(c);
   Fill(group, c);
   group.timeout_s = 0.2;
@@ -380,7 +416,7 @@ TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
 }
 
 TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
-  Case c{.collective = "all_gather", .ranks = 4, .staged = GetParam()};
+  Case c{.collective = "all_gather", .ranks = 4, .reached = GetParam()};
   Group group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(2));
@@ -402,7 +438,7 @@ TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
 struct RaggedGroup {
   static constexpr int kRanks = 3, kUpdates = 2, kRows = 24, kRowElements = 5;
 
-  explicit RaggedGroup(bool staged) : group(MakeCase(staged), MakeShape()) {
+  explicit RaggedGroup(Reached reached) : group(MakeCase(reached), MakeShape()) {
     for (int rank = 0; rank < kRanks; ++rank) {
       int64_t sent = 0;
       for (int i = 0; i < kRanks * kUpdates; ++i) {
@@ -430,12 +466,13 @@ struct RaggedGroup {
     const auto narrow = static_cast<int32_t>(value);
     std::memcpy(group.input(rank, table).data() + 4 * i, &narrow, 4);
   }
-  static Case MakeCase(bool staged) {
-    return {.collective = "ragged_all_to_all",
-            .ranks = kRanks,
-            .dtype = DType::kUint16,
-            .staged = staged,
-            .slot_bytes = staged ? 256 : 0};  // a row is cut by the end of a tile
+  static Case MakeCase(Reached reached) {
+    return {
+        .collective = "ragged_all_to_all",
+        .ranks = kRanks,
+        .dtype = DType::kUint16,
+        .reached = reached,
+        .slot_bytes = reached != Reached::kDirect ? 256 : 0};  // a row is cut by the end of a tile
   }
   static CallShape MakeShape() {
     const CallShape::Array rows{DType::kUint16, {kRows, kRowElements}};
@@ -465,9 +502,9 @@ struct RaggedGroup {
   Group group;
 };
 
-class CudaRagged : public testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Staged" : "Direct"; });
+class CudaRagged : public testing::TestWithParam<Reached> {};
+INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::ValuesIn(kReached),
+                         [](const auto& info) { return Name(info.param); });
 
 TEST_P(CudaRagged, EveryRankGetsItsSegments) {
   RaggedGroup ragged(GetParam());

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 
 #if defined(__CUDACC__)
 #error "for the host's compiler"
@@ -53,19 +54,23 @@ struct HostGrid {
 class HostBarrier {
  public:
   HostBarrier(const HostGrid& world, int threads) : world_(world), threads_(threads) {}
-  void Wait() {
+  // Returns whether all said true.
+  bool Wait(bool mine = true) {
     std::unique_lock lock(mutex_);
     const uint64_t round = round_;
+    all_ = all_ && mine;
     if (++arrived_ == threads_) {
       arrived_ = 0;
+      result_ = std::exchange(all_, true);
       ++round_;
       changed_.notify_all();
-      return;
+      return result_;
     }
     while (round_ == round) {
       world_.Check();  // nobody notifies of a trap
       changed_.wait_for(lock, std::chrono::milliseconds(20));
     }
+    return result_;  // that of the next round needs this thread
   }
 
  private:
@@ -75,6 +80,8 @@ class HostBarrier {
   std::condition_variable changed_;
   int arrived_ = 0;     // guarded by mutex_
   uint64_t round_ = 0;  // guarded by mutex_
+  bool all_ = true;     // guarded by mutex_
+  bool result_ = true;  // guarded by mutex_
 };
 
 // What a thread knows of itself.
@@ -122,3 +129,6 @@ T __ldcg(const T* address) {
   return *address;
 }
 inline void __syncthreads() { jaxcoll::cuda::this_thread.block->Wait(); }
+inline int __syncthreads_and(int mine) {
+  return jaxcoll::cuda::this_thread.block->Wait(mine != 0) ? 1 : 0;
+}

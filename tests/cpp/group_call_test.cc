@@ -3,39 +3,16 @@
 
 #include "cuda/group_call.h"
 
-#include <condition_variable>
 #include <cstring>
 
 #include "cuda/gpu_call_site.h"
 #include "executor/local_plan.h"
+#include "host_exchange.h"
 #include "host_runtime.h"
 #include "hosts.h"
 
 namespace jaxcoll::cuda {
 namespace {
-
-// A store of the job's processes, which are threads here.
-class HostExchange final : public Exchange {
- public:
-  Status Publish(const std::string& key, const std::string& value) override {
-    std::lock_guard lock(mutex_);
-    if (!values_.emplace(key, value).second) {
-      return Status(StatusCode::kUnavailable, key + " is there already");
-    }
-    changed_.notify_all();
-    return Status();
-  }
-  StatusOr<std::string> Fetch(const std::string& key, double) override {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return values_.contains(key); });
-    return values_.at(key);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<std::string, std::string> values_;  // guarded by mutex_
-};
 
 // `ranks` devices, dealt to `processes` in turn; all of a process's are its communicator's.
 class Job {

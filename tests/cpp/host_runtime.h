@@ -34,6 +34,11 @@ class HostRuntime final : public Runtime {
     return New(bytes);
   }
   void Free(int, unsigned char* memory) override { Delete(memory); }
+  // Another allocation at the address of one that was freed.
+  void Renew(unsigned char* address, uint64_t bytes) {
+    std::lock_guard lock(mutex_);
+    renewed_[address] = {address, bytes, ++last_id_};
+  }
   StatusOr<unsigned char*> AllocateHost(int, uint64_t bytes) override { return New(bytes); }
   void FreeHost(unsigned char* memory) override { Delete(memory); }
   Status Clear(int, unsigned char* memory, uint64_t bytes) override {
@@ -57,6 +62,19 @@ class HostRuntime final : public Runtime {
     return memory;
   }
   void CloseImport(int, unsigned char*) override {}
+
+  StatusOr<Allocation> AllocationOf(int, const void* address) override {
+    const auto* const at = static_cast<const unsigned char*>(address);
+    std::lock_guard lock(mutex_);
+    for (const auto& [data, memory] : memory_) {
+      if (at >= data && at < data + memory->bytes())
+        return Allocation{data, memory->bytes(), ids_[data]};
+    }
+    for (const auto& [data, allocation] : renewed_) {
+      if (at >= data && at < data + allocation.bytes) return allocation;
+    }
+    return Status(StatusCode::kInternal, "not allocated here");
+  }
 
   Status Preload(int, const Kernel& kernel) override {
     std::lock_guard lock(mutex_);
@@ -97,6 +115,7 @@ class HostRuntime final : public Runtime {
     unsigned char* const data = memory->data();
     std::lock_guard lock(mutex_);
     memory_[data] = std::move(memory);
+    ids_[data] = ++last_id_;
     return data;
   }
   void Delete(unsigned char* memory) {
@@ -106,6 +125,9 @@ class HostRuntime final : public Runtime {
 
   std::mutex mutex_;
   std::map<unsigned char*, std::unique_ptr<DeviceMemory>> memory_;  // guarded by mutex_
+  std::map<unsigned char*, uint64_t> ids_;                          // guarded by mutex_
+  std::map<unsigned char*, Allocation> renewed_;                    // guarded by mutex_
+  uint64_t last_id_ = 0;                                            // guarded by mutex_
   std::map<void*, std::vector<ProgramCall>> streams_;               // guarded by mutex_
   std::vector<Kernel> preloaded_;                                   // guarded by mutex_
 };
