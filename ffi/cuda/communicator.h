@@ -8,8 +8,8 @@
 // hosts are reached by the interpreter alone, through host memory and a proxy: host_reach.h.
 //
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
-// each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be mapped,
-// too: operand_map.h.
+// each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be
+// mapped, too: operand_map.h.
 //
 // Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
 // processes, and call Exchange, without a lock that a launch needs. Cause may be called at any time
