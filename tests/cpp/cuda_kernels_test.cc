@@ -1,6 +1,6 @@
 // The GPU kernels, run on threads: every collective, however operands are reached, several calls in
-// a row, against the CPU's kernels. ThreadSanitizer sees the barrier between ranks as the only order
-// there is; AddressSanitizer sees every byte beyond an operand.
+// a row, against the CPU's kernels. ThreadSanitizer sees the barrier between ranks as the only
+// order there is; AddressSanitizer sees every byte beyond an operand.
 #include <gtest/gtest.h>
 
 #include <algorithm>
