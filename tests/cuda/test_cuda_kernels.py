@@ -192,13 +192,17 @@ def test_harness_refuses_what_there_is_not():
 GRID_OR_STREAMS = pytest.mark.parametrize("streams", [False, True], ids=["grid", "streams"])
 
 
+# Whether ranks reach each other's operands, or send all messages through slots.
+OPERANDS_OR_SLOTS = pytest.mark.parametrize("staged", [False, True], ids=["operands", "slots"])
+
+
+@OPERANDS_OR_SLOTS
 @GRID_OR_STREAMS
 @pytest.mark.parametrize("ranks", range(1, 9))
-def test_every_algorithm(ranks, streams):
+def test_every_algorithm(ranks, streams, staged):
     """Sums of int32 wrap: every order of reduction gives the same bits."""
-    for call in every_algorithm(
-        ranks, elements=[4099, 3], dtype="int32", workspace_mib=8, streams=streams
-    ):
+    how = {"workspace_mib": 8, "streams": streams, "staged": staged}
+    for call in every_algorithm(ranks, elements=[4099, 3], dtype="int32", **how):
         call.check(calls=3)
 
 
@@ -220,17 +224,18 @@ def test_the_interpreter_at_every_size_and_alignment(elements):
             Call(collective, 3, [elements], algorithm, dtype).check(calls=1)
 
 
+@OPERANDS_OR_SLOTS
 @GRID_OR_STREAMS
-def test_hundreds_of_calls_by_the_interpreter(streams):
+def test_hundreds_of_calls_by_the_interpreter(streams, staged):
+    how = {"streams": streams, "staged": staged, "interpret": True}
     for algorithm in ("ring", "double_tree", "direct2"):
-        Call("all_reduce", 4, [20_000], algorithm, "int32", streams=streams, interpret=True).check(
-            calls=200
-        )
+        Call("all_reduce", 4, [20_000], algorithm, "int32", **how).check(calls=200)
 
 
+@OPERANDS_OR_SLOTS
 @pytest.mark.parametrize("blocks", [1, 2, 7, 16])
-def test_any_number_of_blocks_of_the_interpreter_gives_the_same_bits(blocks):
-    for call in collectives(8, elements=[300_007], blocks=blocks, interpret=True):
+def test_any_number_of_blocks_of_the_interpreter_gives_the_same_bits(blocks, staged):
+    for call in collectives(8, elements=[300_007], blocks=blocks, staged=staged, interpret=True):
         call.check()
 
 
@@ -262,4 +267,4 @@ def test_the_interpreter_names_a_rank_that_never_comes():
     """)
     assert done.returncode == 0, done.stderr
     assert "RAISED" in done.stdout, done
-    assert "from rank 2 (device 2, process 0) for 1 s" in done.stdout, done
+    assert "for rank 2 (device 2, process 0) to begin this call for 1 s" in done.stdout, done
