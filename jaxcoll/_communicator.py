@@ -298,12 +298,22 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
             values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
-            values["JAXCOLL_CUDA_OPERANDS"] != "staged",
+            values["JAXCOLL_CUDA_OPERANDS"] != "staged" and _arrays_are_in_a_pool(),
             values["JAXCOLL_HOST_ID"] or _host.identity(),
             None if exchange is None else exchange.publish,
             None if exchange is None else exchange.fetch,
         )
         atexit.register(cuda.cuda_stop)
+
+
+def _arrays_are_in_a_pool() -> bool:
+    """Whether XLA keeps GPU memory once it has it (its BFC allocator, the default).
+
+    Memory that goes back to the driver array by array must not be mapped by other processes: at the
+    same address there may be another allocation the next time.
+    """
+    names = ("XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_CLIENT_ALLOCATOR")
+    return all(os.environ.get(name, "default").lower() in ("default", "bfc") for name in names)
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:

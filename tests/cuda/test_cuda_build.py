@@ -129,6 +129,23 @@ def test_a_driver_that_is_too_old_is_named_with_what_to_do():
     assert _communicator.driver_problem({**old, "driver": True, "devices": 1}) == ""
 
 
+@pytest.mark.parametrize(
+    ("environment", "is_pool"),
+    [
+        ({}, True),
+        ({"XLA_PYTHON_CLIENT_ALLOCATOR": "BFC"}, True),
+        ({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}, False),
+        ({"XLA_CLIENT_ALLOCATOR": "cuda_async"}, False),
+    ],
+)
+def test_only_memory_of_a_pool_is_offered_to_other_processes(monkeypatch, environment, is_pool):
+    for name in ("XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_CLIENT_ALLOCATOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _communicator._arrays_are_in_a_pool() is is_pool
+
+
 def test_auto_takes_two_shots_for_large_all_reduces_on_gpus():
     def chosen(collective, byte_count):
         return _select.choose(collective, "auto", 8, byte_count=byte_count, on_gpu=True).algorithm
