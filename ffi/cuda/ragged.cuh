@@ -210,7 +210,8 @@ __device__ inline void RunRagged(RaggedShared& shared, const Call& parameter, co
   LoadCall(shared.call, parameter, all);
   Partners partners(shared.call);
   const bool reached = partners.Reach();
-  if (threadIdx.x == 0) shared.call.staged = reached ? 0 : 1;
+  // Behind a barrier, if so: all threads have read it.
+  if (reached && threadIdx.x == 0) shared.call.staged = 0;
   __syncthreads();
   if (reached) {
     RaggedDirect(shared, partners);
