@@ -280,3 +280,67 @@ def test_the_gpu_interpreter_is_compared_with_both_kernels_of_its_schedule() -> 
     ]
     ratios = gpu.interpreter_ratios(rows)
     assert [(r["against"], r["ratio"]) for r in ratios] == [("direct", 0.5), ("staged", 1.5)]
+
+
+def test_gpu_calls_take_sets_of_operands_larger_than_the_cache_in_turn() -> None:
+    l2_bytes = 50 << 20
+    small = gpu.Case("all_reduce", "direct", 8 << 10)
+    # A chain of 100 calls, each with operands of its own.
+    assert gpu.repeats(small.floor_bytes(), 0.0, l2_bytes) == (100, 100)
+    for size in (512 << 10, 2 << 20, 64 << 20, 256 << 20):
+        set_bytes = gpu.Case("all_reduce", "direct2", size).floor_bytes()
+        chain, sets = gpu.repeats(set_bytes, set_bytes / 3e12, l2_bytes)
+        assert sets * set_bytes >= 4 * l2_bytes
+        assert chain % sets == 0
+        assert 4 <= chain <= 100
+
+
+def test_what_the_gpu_kernels_should_reach_is_judged_by_the_rows() -> None:
+    def row(size: int, **differs: object) -> dict[str, object]:
+        same = {"collective": "all_reduce", "size": size, "dtype": "float32", "ranks": 8}
+        how = {"blocks_asked": 0, "interpret": False, "staged": False}
+        return {**same, **how, "median_s": 1.0, "floor_over_time": 0.5, **differs}
+
+    mib = 1 << 20
+    report = {
+        "rows": [
+            row(64 * mib),
+            row(64 * mib, staged=True),
+            row(64 * mib, floor_over_time=0.9, blocks_asked=4),  # not by all multiprocessors
+            row(8 << 10, median_s=9e-6),
+            row(8 << 10, median_s=5e-6, staged=True),
+        ],
+        "interpreter": [{"size": 64 * mib, "against": "direct", "ratio": 0.85}],
+        "nccl": [
+            {"outcome": "ran", "ranks": 8, "size": 8 << 10, "median_s": 2e-5},
+            {"outcome": "ran", "ranks": 8, "size": 8 << 10, "median_s": 3e-5},
+            {"outcome": "hang", "ranks": 2},
+        ],
+    }
+    lines = [str(aim) for aim in gpu.aims(report)]
+    for expected in (
+        "FAIL all_reduce, 64 MiB of float32, direct: floor/time: 0.5, at least 0.8",
+        "PASS all_reduce, 64 MiB of float32, staged: floor/time: 0.5, at least 0.4",
+        "MISSING all_reduce, 64 MiB of bfloat16, direct: floor/time: not measured, at least 0.8",
+        "MISSING all_to_all, 512 MiB: floor/time: not measured, at least 0.8",
+        "PASS all_reduce, 8 KiB: us: 9, at most 10",
+        "PASS the interpreter's speed by that of direct2's kernel, 64 MiB: 0.85, at least 0.8",
+        "PASS time by NCCL's, 8 ranks, 8 KiB: 0.45, at most 1",
+        "MISSING time by NCCL's, 2 ranks, 8 KiB: not measured, at most 1",
+    ):
+        assert expected in lines
+    measured = {case: 0 for case in gpu.cases(quick=False)}
+    assert len(measured) == len(list(gpu.cases(quick=False)))  # none twice
+    everything = {
+        **report,
+        "rows": [
+            {**row(case.size), **vars(case), "blocks_asked": case.blocks} for case in measured
+        ],
+        "nccl": [
+            {"outcome": "ran", "ranks": ranks, "size": size, "median_s": 1.0}
+            for ranks in (2, 8)
+            for size in gpu._NCCL_SIZES
+        ],
+    }
+    # There is a case for every aim.
+    assert all(aim.outcome != "MISSING" for aim in gpu.aims(everything))

@@ -200,12 +200,12 @@ void BindCuda(nb::module_& m) {
           "inputs[rank][operand] -> outputs[rank][result] of the last of `calls` calls.")
       .def(
           "time",
-          [](cuda::Harness& harness, int chain, int samples, uint64_t rotate_bytes) {
+          [](cuda::Harness& harness, int chain, int samples, int sets) {
             nb::gil_scoped_release release;
-            return ValueOrThrow(harness.Time(chain, samples, rotate_bytes));
+            return ValueOrThrow(harness.Time(chain, samples, sets));
           },
-          nb::arg("chain"), nb::arg("samples"), nb::arg("rotate_bytes"),
-          "Seconds of one call, from replays of graphs of `chain` calls.")
+          nb::arg("chain"), nb::arg("samples"), nb::arg("sets"),
+          "Seconds of one call, from replays of graphs of `chain` calls on `sets` of operands.")
       .def("causes", &cuda::Harness::Causes);
   m.def(
       "cuda_copy_bandwidth",

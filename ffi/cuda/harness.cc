@@ -18,6 +18,29 @@ size_t Bytes(const CallShape::Array& array) {
 
 cudaStream_t StreamOf(void* stream) { return static_cast<cudaStream_t>(stream); }
 
+// Bytes below 0x40, at random: numbers of moderate size in every dtype. Zeros, or one byte
+// throughout, would run cooler and faster.
+Status FillWithNoise(void* memory, size_t bytes) {
+  static const std::string& noise = *new std::string([] {
+    std::string made(1 << 20, '\0');
+    uint64_t state = 0x9e3779b97f4a7c15;
+    for (char& c : made) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      c = static_cast<char>((state >> 56) & 0x3f);
+    }
+    return made;
+  }());
+  auto* const to = static_cast<unsigned char*>(memory);
+  size_t filled = std::min(noise.size(), bytes);
+  cudaError_t error = cudaMemcpy(to, noise.data(), filled, cudaMemcpyHostToDevice);
+  while (error == cudaSuccess && filled < bytes) {  // doubling: a copy per MiB would take seconds
+    const size_t more = std::min(filled, bytes - filled);
+    error = cudaMemcpy(to + filled, to, more, cudaMemcpyDeviceToDevice);
+    filled += more;
+  }
+  return ToStatus(error, "filling a buffer");
+}
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -231,45 +254,31 @@ StatusOr<std::vector<std::vector<std::string>>> Harness::Run(
   return outputs;
 }
 
-StatusOr<std::vector<double>> Harness::Time(int chain, int samples, uint64_t rotate_bytes) {
+StatusOr<std::vector<double>> Harness::Time(int chain, int samples, int sets) {
   if (options_.mode != HarnessMode::kGrid) return InvalidArgument("only a grid can be timed");
+  if (sets < 1 || chain < 1 || chain % sets != 0) {
+    return InvalidArgument("a chain of calls takes all sets of operands equally often");
+  }
   const DeviceScope scope(options_.ordinal);
-  uint64_t set_bytes = 0;
-  for (const CallShape::Array& array : shape_.inputs) set_bytes += Bytes(array);
-  for (const CallShape::Array& array : shape_.outputs) set_bytes += Bytes(array);
-  set_bytes *= ranks();
-  const uint64_t wanted = (rotate_bytes + set_bytes - 1) / std::max<uint64_t>(set_bytes, 1);
-  const int sets = static_cast<int>(std::clamp<uint64_t>(wanted, 1, 1024));
-  chain = (chain + sets - 1) / sets * sets;  // every set equally often
   DeviceBuffers buffers;
   std::vector<Set> all;
-  // Random bits of moderate size in every dtype: zeros would run cooler and faster.
-  std::string noise(1 << 20, '\0');
-  uint64_t state = 0x9e3779b97f4a7c15;
-  for (char& c : noise) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    c = static_cast<char>((state >> 56) & 0x3f);
-  }
   for (int i = 0; i < sets; ++i) {
     StatusOr<Set> set = MakeSet(buffers);
     if (!set.ok()) return set.status();
     for (int rank = 0; rank < ranks(); ++rank) {
       for (size_t v = 0; v < shape_.inputs.size(); ++v) {
-        auto* const to = static_cast<unsigned char*>(set->inputs[rank][v]);
-        for (size_t at = 0; at < Bytes(shape_.inputs[v]); at += noise.size()) {
-          const size_t bytes = std::min(noise.size(), Bytes(shape_.inputs[v]) - at);
-          const cudaError_t error =
-              cudaMemcpy(to + at, noise.data(), bytes, cudaMemcpyHostToDevice);
-          if (error != cudaSuccess) return ToStatus(error, "filling an input");
-        }
+        Status status = FillWithNoise(set->inputs[rank][v], Bytes(shape_.inputs[v]));
+        if (!status.ok()) return status;
       }
     }
     all.push_back(std::move(*set));
   }
+  cudaError_t error = cudaDeviceSynchronize();  // the stream below does not wait for the fills
+  if (error != cudaSuccess) return ToStatus(error, "filling the inputs");
   const cudaStream_t stream = StreamOf(streams_[0]);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
-  cudaError_t error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
   if (error != cudaSuccess) return ToStatus(error, "capturing a graph");
   Status started;
   for (int i = 0; i < chain && started.ok(); ++i) started = Start(all[i % sets], -1);
@@ -305,8 +314,7 @@ StatusOr<double> CopyBandwidth(int ordinal, uint64_t bytes, int samples) {
   if (!from.ok()) return from.status();
   StatusOr<void*> to = buffers.Allocate(bytes);
   if (!to.ok()) return to.status();
-  cudaError_t error = cudaMemset(*from, 0x5a, bytes);
-  if (error != cudaSuccess) return ToStatus(error, "filling a buffer");
+  if (Status status = FillWithNoise(*from, bytes); !status.ok()) return status;
   Stopwatch stopwatch;
   std::vector<double> rates;
   for (int i = -2; i < samples; ++i) {

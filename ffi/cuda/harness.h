@@ -64,8 +64,8 @@ class Harness {
       const std::vector<std::vector<std::string>>& inputs, int calls, int leave_out);
 
   // Seconds of one call, each from a replay of a graph of `chain` calls in a row, `samples` of
-  // them. Operands rotate over as many sets as have `rotate_bytes` together. kGrid only.
-  StatusOr<std::vector<double>> Time(int chain, int samples, uint64_t rotate_bytes);
+  // them. Operands rotate over `sets` of them, of which `chain` is a multiple. kGrid only.
+  StatusOr<std::vector<double>> Time(int chain, int samples, int sets);
 
   // What the last run's kernels said before they gave up.
   std::vector<std::string> Causes() const;
