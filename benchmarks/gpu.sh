@@ -3,30 +3,36 @@
 #
 #   usage: benchmarks/gpu.sh [DIR]      DIR: where the results go, benchmarks/results by default
 #
-# Needs nvcc, cmake, ninja, and a python3 with jax, nanobind and pytest; no network. Builds into a
-# scratch directory for the local GPU alone and leaves nothing else behind. At most 9 minutes: every
-# step has a limit, and a step that fails or is late does not keep the next from running.
+# Needs nvcc, cmake, ninja, and a python3 with jax, nanobind and pytest; no network. With pytest-xdist
+# the tests run side by side. Builds into a scratch directory for the local GPU alone and leaves
+# nothing else behind. At most 9 minutes: every step has a limit, and a step that fails or is late does
+# not keep the next from running.
 #
-#   gpu.json          figures: device, driver, CUDA, JAX, commit, one row per measurement
-#   gpu-summary.txt   one line per step: passed or not, and how long it took
-#   gpu-*.log         the output of a step that did not pass
+#   gpu.json          figures: device, driver, CUDA, JAX, commit, one row per measurement, and what of
+#                     it reaches what was aimed at
+#   gpu-summary.txt   one line per step: passed or not, and how long it took; one line per aim
+#   gpu.log           the output of all steps
+#
+# Environment: COMMIT (what is measured, where there is no git), NCCL_LIBRARY (libnccl.so of 2.30 or
+# later, if the installed one does not let ranks share a GPU).
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 out=${1:-benchmarks/results}
 python=${PYTHON:-python3}
-mkdir -p "$out" && out=$(cd "$out" && pwd)
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+PATH=$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export CUDA_DEVICE_MAX_CONNECTIONS=32  # a hardware queue for each rank's stream
 COMMIT=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 export COMMIT
-rm -f "$out"/gpu-summary.txt "$out"/gpu-*.log
+rm -f "$out"/gpu.json "$out"/gpu.log "$out"/gpu-summary.txt
 failed=0
 total_s=525
 
 step() {  # step NAME LIMIT_S COMMAND...
-    local name=$1 limit_s=$2 begin=$SECONDS status=0
+    local name=$1 limit_s=$2 begin=$SECONDS status=0 log=$scratch/$1.log
     shift 2
     [ "$limit_s" -le $((total_s - SECONDS)) ] || limit_s=$((total_s - SECONDS))
     if [ "$limit_s" -lt 5 ]; then
@@ -35,26 +41,25 @@ step() {  # step NAME LIMIT_S COMMAND...
         return 1
     fi
     echo "=== $name, at most $limit_s s"
-    timeout --kill-after=10 "$limit_s" "$@" >"$scratch/$name.log" 2>&1 || status=$?
-    tail -n 40 "$scratch/$name.log"
+    timeout --kill-after=10 "$limit_s" "$@" >"$log" 2>&1 || status=$?
+    tail -n "$([ "$status" = 0 ] && echo 5 || echo 30)" "$log" | cut -c1-300
+    { echo "=== $name"; tail -c 1000000 "$log"; } >>"$out/gpu.log"
     local result=passed
     case $status in
         0) ;;
         124 | 137) result="late" ;;
         *) result="failed ($status)" ;;
     esac
-    echo "$name: $result, $((SECONDS - begin)) s; $(tail -n 1 "$scratch/$name.log")" |
+    echo "$name: $result, $((SECONDS - begin)) s; $(tail -n 1 "$log" | cut -c1-200)" |
         tee -a "$out/gpu-summary.txt"
-    [ "$status" = 0 ] && return
-    failed=1
-    tail -c 1000000 "$scratch/$name.log" >"$out/gpu-$name.log"
-    return 1
+    [ "$status" = 0 ] || failed=1
+    return "$status"
 }
 
 build() {
     local architecture
     architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-    cmake -S . -B "$scratch/build" -GNinja -DJAXCOLL_CUDA=ON \
+    cmake --compile-no-warning-as-error -S . -B "$scratch/build" -GNinja -DJAXCOLL_CUDA=ON \
         -DCMAKE_CUDA_ARCHITECTURES="${architecture:-90}-real" \
         -DPython_EXECUTABLE="$(command -v "$python")" &&
         cmake --build "$scratch/build" &&
@@ -65,25 +70,33 @@ build() {
 export -f build
 export scratch python
 
+tests() {  # tests NAME LIMIT_S SIDE_BY_SIDE ARGUMENT...
+    local name=$1 limit_s=$2 workers=()
+    [ -z "$xdist" ] || workers=(-n "$3")
+    shift 3
+    step "$name" "$limit_s" "${pytest[@]}" "${workers[@]}" "$@"
+}
+
 nvidia-smi || true
-step build 150 bash -c build || exit 1
+step build 180 bash -c build || exit 1
 # The tests and benchmarks of this checkout over the package that was just built.
 cp -r tests benchmarks pyproject.toml "$scratch/site/"
 cd "$scratch/site" || exit 1
-export PYTHONPATH=$scratch/site
+export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
 pytest=("$python" -m pytest -q -p no:cacheprovider -W ignore)
+xdist=$("$python" -c "import xdist; print('yes')" 2>/dev/null)
 
 step info 60 env JAX_PLATFORMS=cuda,cpu "$python" -m jaxcoll info
 step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py \
-    -k "(every_collective or every_algorithm) and grid"
-step figures 160 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 110
-step kernels 120 "${pytest[@]}" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
-step processes 150 "${pytest[@]}" -s tests/cuda/test_cuda_processes.py
-step hosts 90 "${pytest[@]}" tests/cuda/test_cuda_hosts.py
+    -k "(every_collective or every_algorithm) and grid and (2- or 8-)"
+step figures 180 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100 --nccl-s 50
+grep -E '^(PASS|FAIL|MISSING) ' "$scratch/figures.log" >>"$out/gpu-summary.txt"
+tests kernels 100 6 tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
+tests processes 120 3 -rP tests/cuda/test_cuda_processes.py
+tests hosts 90 3 tests/cuda/test_cuda_hosts.py
 for tool in memcheck racecheck; do
     step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 "${pytest[@]}" \
         tests/cuda/test_cuda_kernels.py -k "(every_collective or every_algorithm) and 2-grid"
 done
-step nccl 60 "$python" -m benchmarks.gpu --json "$out/gpu-nccl.json" --limit-s 0 --nccl
 cat "$out/gpu-summary.txt"
 exit $failed

@@ -46,7 +46,7 @@ def run(
                 **os.environ,
                 "JAX_PLATFORMS": "cuda",
                 "XLA_FLAGS": "",
-                "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.6 / processes:.2f}",
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # other tests may run beside this one
                 "CUDA_DEVICE_MAX_CONNECTIONS": "32",
                 "JAXCOLL_TIMEOUT_S": "60",
                 "TEST_RANK": str(rank),
