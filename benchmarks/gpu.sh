@@ -87,6 +87,11 @@ pytest=("$python" -m pytest -q -p no:cacheprovider -W ignore)
 xdist=$("$python" -c "import xdist; print('yes')" 2>/dev/null)
 
 step info 60 env JAX_PLATFORMS=cuda,cpu "$python" -m jaxcoll info
+# Without one all tests are skipped.
+step gpu 60 "$python" -c "from jaxcoll._native import cuda
+found = cuda.cuda_info()
+assert found['devices'], found
+print(cuda.cuda_device()['name'])" || exit 1
 step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py \
     -k "(every_collective or every_algorithm) and grid and (2- or 8-)"
 step figures 180 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100 --nccl-s 50
