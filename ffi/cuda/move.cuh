@@ -58,38 +58,39 @@ __device__ inline void MoveStaged(const Call& call, Partners& partners) {
     const int64_t total = call.vectors[v].elements * call.item_bytes;
     for (int64_t at = blockIdx.x * call.slot_bytes; at < total; at += gridDim.x * call.slot_bytes) {
       const int64_t bytes = total - at < call.slot_bytes ? total - at : call.slot_bytes;
-      const auto stage = [&](int slot, const unsigned char* from) {
-        Copy(One{partners.Slot(rank, slot)}, from, bytes, Block());
+      const auto stage = [&](int slot, const unsigned char* from, Team team) {
+        Copy(One{partners.Slot(rank, slot)}, from, bytes, team);
       };
-      const auto fetch = [&](int from, int slot, int64_t place) {
-        Copy(One{output + place + at}, partners.Slot(from, slot), bytes, Block());
+      const auto fetch = [&](int from, int slot, int64_t place, Team team) {
+        Copy(One{output + place + at}, partners.Slot(from, slot), bytes, team);
       };
       switch (call.mode) {
         case Mode::kAllToAll:
-          for (int q = 0; q < world_size; ++q) stage(q, input + q * total + at);
+          ForEachPart(world_size,
+                      [&](int q, Team team) { stage(q, input + q * total + at, team); });
           break;
         case Mode::kBroadcast:
-          if (rank == call.root) stage(0, input + at);
+          if (rank == call.root) stage(0, input + at, Block());
           break;
         case Mode::kPermute:
-          if (call.destination >= 0) stage(0, input + at);
+          if (call.destination >= 0) stage(0, input + at, Block());
           break;
         default:
-          stage(0, input + at);
+          stage(0, input + at, Block());
       }
       partners.Barrier();
       switch (call.mode) {
         case Mode::kBroadcast:
-          fetch(call.root, 0, 0);
+          fetch(call.root, 0, 0, Block());
           break;
         case Mode::kPermute:
-          if (call.source >= 0) fetch(call.source, 0, 0);
+          if (call.source >= 0) fetch(call.source, 0, 0, Block());
           break;
         default:
-          for (int d = 0; d < world_size; ++d) {
+          ForEachPart(world_size, [&](int d, Team team) {
             const int from = (rank + d) % world_size;
-            fetch(from, call.mode == Mode::kAllToAll ? rank : 0, from * total);
-          }
+            fetch(from, call.mode == Mode::kAllToAll ? rank : 0, from * total, team);
+          });
       }
       partners.NextRound();
     }

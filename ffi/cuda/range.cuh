@@ -21,20 +21,17 @@ __device__ inline Team Grid() {
 }
 __device__ inline Team Block() { return {threadIdx.x, blockDim.x}; }
 
-// Moves items of type W; f(i, item) gives what is done with item i.
-template <typename W, int kUnroll, typename F>
-__device__ __forceinline__ void ForEachItem(const unsigned char* source, int64_t items, Team team,
-                                            F f) {
-  const W* const from = reinterpret_cast<const W*>(source);
-  int64_t i = team.index;
-  for (; i + (kUnroll - 1) * team.count < items; i += kUnroll * team.count) {
-    W values[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) values[u] = __ldcg(from + i + u * team.count);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) f(i + u * team.count, values[u]);
-  }
-  for (; i < items; i += team.count) f(i, __ldcg(from + i));
+// Calls f(part, team) for every one of `parts`, of which there is one at least. The warps of the
+// block share the parts out, so that what is read of one is in flight with what is read of others.
+template <typename F>
+__device__ __forceinline__ void ForEachPart(int parts, F f) {
+  constexpr int kWarp = 32;
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int unit = threads % kWarp == 0 ? kWarp : 1;  // a test's blocks are smaller than a warp
+  const int units = threads / unit;
+  const int together = parts < units ? units / parts * unit : unit;
+  const Team team = {thread % together, together};
+  for (int part = thread / together; part < parts; part += threads / together) f(part, team);
 }
 
 // Where a copy goes: to one place, or to several, whose list is in shared memory.
@@ -50,12 +47,27 @@ struct Many {
   __device__ __forceinline__ unsigned char* operator[](int d) const { return to[d]; }
 };
 
+// All loads of a round are in flight before the first is used, those of the last, shorter round, too:
+// most copies of a piece have no other.
 template <typename W, typename To>
 __device__ __forceinline__ void CopyItems(To to, const unsigned char* source, int64_t skip,
                                           int64_t items, Team team) {
-  ForEachItem<W, sizeof(W) == 16 ? 4 : 8>(source + skip, items, team, [&](int64_t i, W value) {
-    for (int d = 0; d < to.count(); ++d) reinterpret_cast<W*>(to[d] + skip)[i] = value;
-  });
+  constexpr int kUnroll = 8;
+  const W* const from = reinterpret_cast<const W*>(source + skip);
+  for (int64_t i = team.index; i < items; i += kUnroll * team.count) {
+    W values[kUnroll] = {};
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (i + u * team.count < items) values[u] = __ldcg(from + i + u * team.count);
+    }
+    for (int d = 0; d < to.count(); ++d) {
+      W* const out = reinterpret_cast<W*>(to[d] + skip);
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (i + u * team.count < items) out[i + u * team.count] = values[u];
+      }
+    }
+  }
 }
 
 // Every destination = source. Nothing overlaps. Not inlined: a kernel has many copies, and a copy

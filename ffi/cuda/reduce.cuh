@@ -104,20 +104,20 @@ __device__ __forceinline__ void ReduceStaged(const Call& call, Streams& streams,
         streams.destinations[0] = output + at + first;
         streams.destinations[1] = partners.Slot(rank, two_shots ? world_size : 0);
       }
-      for (int q = 0; q < (scatters ? world_size : 1); ++q) {
-        // The slots of two shots follow each other.
-        Copy(One{partners.Slot(rank, q)}, input + q * total + at, bytes, Block());
-      }
+      // The slots of two shots follow each other.
+      ForEachPart(scatters ? world_size : 1, [&](int q, Team team) {
+        Copy(One{partners.Slot(rank, q)}, input + q * total + at, bytes, team);
+      });
       partners.Barrier();
       Reduce<E, kOp, kHot>(streams, op, mine / call.item_bytes, Block());
       if (two_shots) {
         partners.Barrier();
-        for (int d = 1; d < world_size; ++d) {
-          const int q = (rank + d) % world_size;
+        ForEachPart(world_size - 1, [&](int d, Team team) {
+          const int q = (rank + 1 + d) % world_size;
           const int64_t left = bytes - q * call.slot_bytes;
           Copy(One{output + at + q * call.slot_bytes}, partners.Slot(q, world_size),
-               left < call.slot_bytes ? left : call.slot_bytes, Block());
-        }
+               left < call.slot_bytes ? left : call.slot_bytes, team);
+        });
       }
       partners.NextRound();
     }
