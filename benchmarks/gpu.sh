@@ -96,7 +96,8 @@ step smoke 60 "${pytest[@]}" -x tests/cuda/test_cuda_kernels.py \
     -k "(every_collective or every_algorithm) and grid and (2- or 8-)"
 step figures 180 "$python" -m benchmarks.gpu --json "$out/gpu.json" --limit-s 100 --nccl-s 50
 grep -E '^(PASS|FAIL|MISSING) ' "$scratch/figures.log" >>"$out/gpu-summary.txt"
-tests kernels 100 6 tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py
+tests kernels 100 6 tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_build.py \
+    tests/cuda/test_cuda_compiles.py
 tests processes 120 3 -rP tests/cuda/test_cuda_processes.py
 tests hosts 90 3 tests/cuda/test_cuda_hosts.py
 for tool in memcheck racecheck; do

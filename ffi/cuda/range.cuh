@@ -47,7 +47,7 @@ struct Many {
   __device__ __forceinline__ unsigned char* operator[](int d) const { return to[d]; }
 };
 
-// All loads of a round are in flight before the first is used, those of the last, shorter round, too:
+// All loads of a round are in flight before the first is used, those of the last, shorter one, too:
 // most copies of a piece have no other.
 template <typename W, typename To>
 __device__ __forceinline__ void CopyItems(To to, const unsigned char* source, int64_t skip,
