@@ -31,6 +31,7 @@ import numpy as np
 from jaxcoll._native import cuda, native
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_KERNELS = ("direct", "direct2")  # the interpreter runs the others
 _MIB = 1 << 20
 _NCCL_SIZES = (8 << 10, 128 << 10, 2 * _MIB, 64 * _MIB, 256 * _MIB)
 # NCCL's thread blocks per rank: all of all ranks must be resident together.
@@ -71,17 +72,22 @@ class Case:
         moved = sum(int(np.prod(shape)) for shape in self.shapes())
         return moved * _ITEM_BYTES[self.dtype] * self.ranks
 
+    def floors(self) -> float:
+        """How many floors it takes, about: so that no case takes long."""
+        slowed = 3.0 if self.staged or self.interpret or self.algorithm not in _KERNELS else 1.0
+        return slowed * (16 / self.blocks if self.blocks else 1.0)
+
     def bus_factor(self) -> float:
         n = self.ranks
         return {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0}.get(self.collective, (n - 1) / n)
 
 
-def repeats(set_bytes: int, floor_s: float, l2_bytes: int) -> tuple[int, int]:
+def repeats(set_bytes: int, call_s: float, l2_bytes: int) -> tuple[int, int]:
     """Calls of a graph, and the sets of operands that they take in turn.
 
-    Enough calls to hide a graph's launch, and no more than 20 ms of them.
+    Enough calls to hide a graph's launch, and no more than 20 ms of them or 4.
     """
-    calls = int(min(100, max(4, 0.02 / max(floor_s, 1e-5))))
+    calls = int(min(100, max(4, 0.02 / max(call_s, 1e-5))))
     sets = min(calls, max(1, math.ceil(4 * l2_bytes / set_bytes)))
     return calls // sets * sets, sets
 
@@ -103,12 +109,12 @@ def measure(case: Case, copy_Bps: float, l2_bytes: int) -> dict[str, Any]:
         case.blocks,
         20.0,
         128,
-        case.interpret or case.algorithm not in ("direct", "direct2"),
+        case.interpret or case.algorithm not in _KERNELS,
         [],
         "",
     )
     floor_s = case.floor_bytes() / copy_Bps
-    chain, sets = repeats(case.floor_bytes(), floor_s, l2_bytes)
+    chain, sets = repeats(case.floor_bytes(), case.floors() * floor_s, l2_bytes)
     seconds = harness.time(chain, 15, sets)
     median_s = statistics.median(seconds)
     return {
