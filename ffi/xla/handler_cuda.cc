@@ -40,7 +40,7 @@ Status EnsurePrepared(cuda::GpuCallSite& site, ffi::RemainingArgs arguments,
   // A result that is not empty: an operand may be a constant, which lies elsewhere.
   const void* operand = nullptr;
   for (size_t i = 0; i < results.size() && operand == nullptr; ++i) {
-    const auto result = *results.get<ffi::AnyBuffer>(i);
+    auto result = *results.get<ffi::AnyBuffer>(i);
     if (result->element_count() > 0) operand = result->untyped_data();
   }
   return site.Prepare(*shape, operand);
