@@ -265,7 +265,7 @@ def test_transport_explains_bad_arguments(capsys: pytest.CaptureFixture[str]) ->
         assert expected in capsys.readouterr().err
 
 
-def test_the_gpu_interpreter_is_compared_with_both_kernels_of_its_schedule() -> None:
+def test_the_gpu_interpreter_is_compared_with_the_kernel_that_reaches_operands_alike() -> None:
     def row(median_s: float, **differs: object) -> dict[str, object]:
         same = {"collective": "all_reduce", "algorithm": "direct2", "size": 8, "dtype": "float32"}
         how = {"ranks": 8, "blocks_asked": 0, "interpret": False, "staged": False}
@@ -277,6 +277,7 @@ def test_the_gpu_interpreter_is_compared_with_both_kernels_of_its_schedule() -> 
         row(9.0, blocks_asked=4),
         row(9.0, size=16),
         row(4.0, interpret=True),
+        row(4.0, interpret=True, staged=True),
     ]
     ratios = gpu.interpreter_ratios(rows)
     assert [(r["against"], r["ratio"]) for r in ratios] == [("direct", 0.5), ("staged", 1.5)]

@@ -46,7 +46,8 @@ def run(
                 **os.environ,
                 "JAX_PLATFORMS": "cuda",
                 "XLA_FLAGS": "",
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # other tests may run beside this one
+                # Other tests run beside this one. One piece, so that others can map all of it.
+                "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.02",
                 "CUDA_DEVICE_MAX_CONNECTIONS": "32",
                 "JAXCOLL_TIMEOUT_S": "60",
                 "TEST_RANK": str(rank),
