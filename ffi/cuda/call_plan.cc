@@ -28,7 +28,9 @@ std::optional<Mode> ModeOf(const std::string& collective, const std::string& alg
   return std::nullopt;
 }
 
-Status CheckRagged(const CallShape& shape, int world_size) {
+}  // namespace
+
+StatusOr<Ragged> RaggedOf(const CallShape& shape, int world_size) {
   if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
     return InvalidArgument("ragged_all_to_all takes six operands and returns one");
   }
@@ -46,10 +48,16 @@ Status CheckRagged(const CallShape& shape, int world_size) {
   if (shape.inputs[0].dimensions.empty() || shape.inputs[1].dimensions.empty()) {
     return InvalidArgument("ragged_all_to_all takes operands of one dimension or more");
   }
-  return Status();
+  const CallShape::Array& output = shape.outputs[0];
+  Ragged ragged = {};
+  ragged.operand_rows = shape.inputs[0].dimensions[0];
+  ragged.output_rows = output.dimensions[0];
+  ragged.updates_per_peer = static_cast<int32_t>(shape.inputs[2].elements() / world_size);
+  ragged.wide_index = index == DType::kInt64 ? 1 : 0;
+  ragged.row_bytes = static_cast<int64_t>(ItemBytes(output.dtype));
+  for (size_t i = 1; i < output.dimensions.size(); ++i) ragged.row_bytes *= output.dimensions[i];
+  return ragged;
 }
-
-}  // namespace
 
 bool CallPlan::Serves(const CallSpec& spec) {
   return spec.schedule.empty() && spec.group_size <= kMaxRanks &&
@@ -95,18 +103,11 @@ StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape
     plan.permutation.emplace_back(spec.permutation[i], spec.permutation[i + 1]);
   }
   if (plan.mode == Mode::kRaggedAllToAll) {
-    if (Status status = CheckRagged(shape, plan.world_size); !status.ok()) return status;
+    StatusOr<Ragged> ragged = RaggedOf(shape, plan.world_size);
+    if (!ragged.ok()) return ragged.status();
+    plan.ragged = *ragged;
     const CallShape::Array& output = shape.outputs[0];
     plan.dtype = output.dtype;
-    plan.ragged.operand_rows = shape.inputs[0].dimensions[0];
-    plan.ragged.output_rows = output.dimensions[0];
-    plan.ragged.updates_per_peer =
-        static_cast<int32_t>(shape.inputs[2].elements() / plan.world_size);
-    plan.ragged.wide_index = shape.inputs[2].dtype == DType::kInt64 ? 1 : 0;
-    plan.ragged.row_bytes = static_cast<int64_t>(ItemBytes(output.dtype));
-    for (size_t i = 1; i < output.dimensions.size(); ++i) {
-      plan.ragged.row_bytes *= output.dimensions[i];
-    }
     plan.elements = {output.elements(), 0, 0};  // three vectors carry the addresses
   } else {
     if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {

@@ -17,6 +17,10 @@
 
 namespace jaxcoll::cuda {
 
+// What the shapes of a ragged_all_to_all say; without pointers. Fails for operands that do not fit
+// each other.
+StatusOr<Ragged> RaggedOf(const CallShape& shape, int world_size);
+
 struct CallPlan {
   Mode mode = Mode::kAllGather;
   DType dtype = DType::kUint8;

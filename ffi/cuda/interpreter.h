@@ -40,24 +40,7 @@ class Interpreter {
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
-    // A program may run on another mesh than the one it was lowered for; then ranks are not what
-    // the host took them for.
-    bool here = true;
-    if (call_.logical_id != nullptr && policy_.thread() == 0) {
-      here = *call_.logical_id == call_.expected_logical_id;
-      if (!here) {
-        Cause cause = {};
-        cause.kind = Cause::kMoved;
-        cause.entry = static_cast<int32_t>(*call_.logical_id);
-        Fail(cause);
-      }
-    }
-    if (!policy_.All(here)) return false;
-    // The epoch changes when all blocks have ended, so this one still reads the old value.
-    epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
-    if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
-      policy_.Release(call_.doorbell, uint64_t{epoch_});
-    }
+    if (!Begin()) return false;
     if (program_.meets != 0 && !Meet()) return false;
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
     const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
@@ -74,7 +57,30 @@ class Interpreter {
     return Finish();
   }
 
- private:
+ protected:  // what a ragged exchange has in common with schedules (ragged_exchange.h)
+  JAXCOLL_HD bool Begin() {
+    // A program may run on another mesh than the one it was lowered for; then ranks are not what
+    // the host took them for.
+    bool here = true;
+    if (call_.logical_id != nullptr && policy_.thread() == 0) {
+      here = *call_.logical_id == call_.expected_logical_id;
+      if (!here) {
+        Cause cause = {};
+        cause.kind = Cause::kMoved;
+        cause.rank = rank_;
+        cause.entry = static_cast<int32_t>(*call_.logical_id);
+        Fail(cause);
+      }
+    }
+    if (!policy_.All(here)) return false;
+    // The epoch changes when all blocks have ended, so this one still reads the old value.
+    epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
+    if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
+      policy_.Release(call_.doorbell, uint64_t{epoch_});
+    }
+    return true;
+  }
+
   using Mover = ChunkMover<Policy, kDType>;
   static constexpr int32_t kItemBytes = Mover::kItemBytes;
 
@@ -231,6 +237,7 @@ class Interpreter {
     if (kind == Cause::kNone) return true;
     Cause cause = {};
     cause.kind = kind;
+    cause.rank = rank_;
     cause.peer = wait.peer;
     cause.expected = awaited.tag;
     cause.seen = seen;
@@ -245,7 +252,6 @@ class Interpreter {
   }
 
   JAXCOLL_HD void Fail(Cause& cause) {
-    cause.rank = rank_;
     cause.lane = call_.lane;
     cause.block = static_cast<uint32_t>(worker_ * call_.lanes + lane_);
     cause.expected_fingerprint = call_.fingerprint;

@@ -70,10 +70,10 @@ __device__ __forceinline__ void CopyItems(To to, const unsigned char* source, in
   }
 }
 
-// Every destination = source. Nothing overlaps. Not inlined: a kernel has many copies, and a copy
-// of one piece is thousands of loads.
+// Every destination = source. Nothing overlaps.
 template <typename To>
-__device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t bytes, Team team) {
+__device__ __forceinline__ void CopyHere(To to, const unsigned char* source, int64_t bytes,
+                                         Team team) {
   if (bytes <= 0) return;
   uint64_t apart = 0;  // bits in which the addresses differ
   for (int d = 0; d < to.count(); ++d) apart |= AddressOf(to[d]) ^ AddressOf(source);
@@ -104,6 +104,12 @@ __device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t by
   } else {
     CopyItems<unsigned int>(to, source, head, items, team);
   }
+}
+
+// The same, not inlined: a kernel has many copies, and a copy of one piece is thousands of loads.
+template <typename To>
+__device__ __noinline__ void Copy(To to, const unsigned char* source, int64_t bytes, Team team) {
+  CopyHere(to, source, bytes, team);
 }
 
 // destination = zeros; aligned to 16 bytes.
