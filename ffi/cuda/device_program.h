@@ -178,6 +178,10 @@ inline constexpr uint32_t kProgramMagic = 0x4a435031;  // "JCP1"
 struct alignas(32) Flag {
   uint64_t value;        // TagOf(epoch, count)
   uint64_t fingerprint;  // of the call, written before the first count of an epoch
+  // Of a message whose length is data (ragged_exchange.h), written with the fingerprint: how often
+  // its slot is used in this launch, and how many bytes the last use has; all others are full.
+  uint64_t uses;
+  uint64_t last_bytes;
 };
 static_assert(sizeof(Flag) == 32);
 

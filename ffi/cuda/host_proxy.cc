@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "base/environment.h"
 
@@ -24,6 +25,7 @@ constexpr milliseconds kLookForGroups{20};
 // Of what others say of regions and groups that are not open here, so much is remembered.
 constexpr size_t kEarlyOpens = 1 << 16;
 constexpr size_t kEarlyFailures = 1024;
+constexpr int64_t kUntold = -1;  // how often a slot is used
 
 // Flags are shared with kernels, or with the threads that play them.
 uint64_t Acquire(const void* at) {
@@ -50,7 +52,9 @@ struct HostProxy::Label {
   uint32_t message;  // kDone: the rank that ended; its `segment` is the one that is told
   uint32_t epoch;
   uint32_t segment;
-  uint32_t part;    // of kSlotBytes; kFreed: which of the message's departures
+  // Which one of kSlotBytes; sized by flags: how often the slot is used in this launch; kFreed:
+  // which of the message's departures.
+  uint32_t part;
   uint32_t launch;  // of the routes' calls
 
   ParcelLabel Packed() const {
@@ -103,6 +107,9 @@ void HostProxy::OpenRegion(RegionSpec spec) {
   const HostRoutes& routes = *spec.routes;
   const int32_t ranks = routes.world_size();
   JAXCOLL_CHECK(ranks == static_cast<int32_t>(members.process_of_rank.size()), "%d ranks", ranks);
+  JAXCOLL_CHECK(!routes.sized_by_flags() ||
+                    routes.calls()[0].stride_bytes <= static_cast<int64_t>(kSlotBytes),
+                "a message is one parcel");
   JAXCOLL_CHECK(group_of_region_.emplace(spec.key, spec.group).second, "the region is open");
   Region& region = group.regions[spec.key];
   region.spec = std::move(spec);
@@ -213,6 +220,11 @@ void HostProxy::Begin(const Region& region, Sender& sender) {
     cursor.segment = cursor.lane;
     cursor.next = 0;
     cursor.sent = 0;
+    // Segments lane, lane + lanes, ...
+    const int64_t segments =
+        (int64_t{call.segment_count} - cursor.lane + call.lanes - 1) / call.lanes;
+    cursor.uses.assign(cursor.signals.size(),
+                       region.spec.routes->sized_by_flags() ? kUntold : segments);
     cursor.ended =
         cursor.done.empty() && (cursor.lane >= call.lanes || cursor.segment >= call.segment_count);
     if (!cursor.ended) ++sender.cursors_left;
@@ -243,6 +255,19 @@ bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, C
   return true;
 }
 
+// What the message's first flag of this launch says, in the outbox of its destination, or in the
+// inbox if that is a rank here.
+int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& message,
+                            const SlotUse& use, uint32_t epoch) {
+  const unsigned char* const flag = region.spec.memory[message.destination] +
+                                    region.spec.routes->FlagAt(message, message.arrivals[0], use);
+  const uint64_t raised = Acquire(flag + offsetof(Flag, value));
+  if (TagBefore(raised, TagOf(epoch, 1))) return kUntold;
+  // An inbox may be a launch ahead: the sender has ended this one, and nothing is left to tell it.
+  if (raised >> 32 != epoch) return 0;
+  return static_cast<int64_t>(Acquire(flag + offsetof(Flag, uses)));
+}
+
 // Sends what has been raised of a block, as far as there is room.
 bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier) {
   const HostRoutes& routes = *region.spec.routes;
@@ -253,7 +278,11 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     const SlotUse use{&call, cursor.segment};
     const HostRoutes::Signal signal = cursor.signals[cursor.next];
     const HostRoutes::Message& message = routes.messages()[signal.message];
-    if (signal.arrives() || HostRoutes::TellsFreed(use)) {
+    int64_t& uses = cursor.uses[cursor.next];
+    if (uses == kUntold) uses = UsesTold(region, message, use, epoch);
+    if (uses == kUntold) return active;
+    // A use so late that nobody waits for its slot is not said to be freed; see interpreter.h.
+    if (use.count() + (signal.arrives() ? 0 : call.depth) < uses) {
       const int32_t to = signal.arrives() ? message.destination : message.source;
       const unsigned char* const outbox = region.spec.memory[to];
       const auto flag = [&](int32_t index) { return outbox + routes.FlagAt(message, index, use); };
@@ -273,15 +302,24 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
                   static_cast<uint32_t>(cursor.segment),
                   static_cast<uint32_t>(signal.arrives() ? 0 : signal.departure),
                   static_cast<uint32_t>(sender.launch)};
-      const int64_t bytes = signal.arrives() ? routes.Bytes(message, use) : 0;
+      int64_t bytes = signal.arrives() ? routes.Bytes(message, use) : 0;
       if (signal.arrives()) {
         label.word = Acquire(flag(message.arrivals[0]) + offsetof(Flag, fingerprint));
+      }
+      if (signal.arrives() && routes.sized_by_flags()) {
+        label.part = static_cast<uint32_t>(uses);
+        if (use.count() + 1 == uses) {
+          bytes =
+              static_cast<int64_t>(Acquire(flag(message.arrivals[0]) + offsetof(Flag, last_bytes)));
+        }
       }
       if (bytes == 0) carrier.Send(cursor.process, label.Packed());
       while (cursor.sent < bytes) {
         const auto size =
             static_cast<size_t>(std::min(bytes - cursor.sent, static_cast<int64_t>(kSlotBytes)));
-        label.part = static_cast<uint32_t>(cursor.sent / static_cast<int64_t>(kSlotBytes));
+        if (!routes.sized_by_flags()) {
+          label.part = static_cast<uint32_t>(cursor.sent / static_cast<int64_t>(kSlotBytes));
+        }
         const bool went =
             carrier.Send(cursor.process, label.Packed(), size, [&](std::byte* to_slot) {
               routes.Gather(message, use, outbox, cursor.sent, {to_slot, size});
@@ -296,7 +334,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     if (++cursor.next < cursor.signals.size()) continue;
     cursor.next = 0;
     cursor.segment += call.lanes;
-    cursor.ended = cursor.segment >= call.segment_count;
+    cursor.ended = use.count() + 1 >= *std::max_element(cursor.uses.begin(), cursor.uses.end());
   }
   return true;
 }
@@ -346,7 +384,9 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
     case kArrived:
     case kFreed:
       if (label.message >= routes.messages().size() || label.launch >= routes.calls().size() ||
-          label.segment >= static_cast<uint32_t>(routes.calls()[label.launch].segment_count)) {
+          (!routes.sized_by_flags() &&
+           label.segment >= static_cast<uint32_t>(routes.calls()[label.launch].segment_count)) ||
+          label.segment > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
         return "it spoke of a message that its call does not have";
       }
       return label.kind == kArrived ? OnArrived(*group, *region, process, label, bytes)
@@ -373,11 +413,17 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   if (landing.missing.empty() || landing.epoch != label.epoch) {
     landing = {label.epoch, 0, std::vector<int64_t>(depth, -1)};
   }
-  const int64_t total = routes.Bytes(message, use);
-  const int64_t first = int64_t{label.part} * static_cast<int64_t>(kSlotBytes);
+  const auto size = static_cast<int64_t>(bytes.size());
+  const bool sized = routes.sized_by_flags();
+  const int64_t slot_bytes = routes.Bytes(message, use);
+  // Sized by flags it is one parcel, and fills the slot unless this is the last use of it.
+  const int64_t last_use = int64_t{label.part} - 1;
+  const int64_t total =
+      sized && use.count() == last_use ? std::clamp(size, int64_t{1}, slot_bytes) : slot_bytes;
+  const int64_t first = sized ? 0 : int64_t{label.part} * static_cast<int64_t>(kSlotBytes);
   const int64_t expected = std::min(total - first, static_cast<int64_t>(kSlotBytes));
   if (use.count() < landing.next || use.count() >= landing.next + depth ||
-      (label.part > 0 && expected <= 0) || static_cast<int64_t>(bytes.size()) != expected) {
+      (sized && use.count() > last_use) || (first > 0 && expected <= 0) || size != expected) {
     return "it sent what there is no room for";
   }
   int64_t& missing = landing.missing[use.count() % depth];
@@ -385,7 +431,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   if (missing < 0) missing = total;
   unsigned char* const inbox = region.spec.memory[message.destination];
   routes.Scatter(message, use, inbox, first, bytes);
-  missing -= static_cast<int64_t>(bytes.size());
+  missing -= size;
   for (SlotUse next{use.call, landing.next * use.call->lanes + use.lane()};
        landing.missing[landing.next % depth] == 0; next.segment += use.call->lanes) {
     const bool first = landing.next == 0;
@@ -394,6 +440,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
     for (const int32_t index : message.arrivals) {
       unsigned char* const flag = inbox + routes.FlagAt(message, index, next);
       if (first) Release(flag + offsetof(Flag, fingerprint), label.word);
+      if (first && sized) Release(flag + offsetof(Flag, uses), label.part);
       Release(flag + offsetof(Flag, value),
               TagOf(label.epoch, static_cast<uint64_t>(landing.next)));
     }

@@ -13,7 +13,9 @@
 // What to send. Which flags a block raises, and in which order, is known (host_routes.h). For each
 // block and peer process the proxy has a cursor: the next flag to come. A launch first writes its
 // epoch to a doorbell; the cursors of a rank whose doorbell is ahead are looked at, one flag each.
-// So flags are the descriptors, and a replayed graph needs no call.
+// So flags are the descriptors, and a replayed graph needs no call. Where sizes are data, the first
+// flag of each message says how often its slot is used in this launch and how much the last use
+// holds, and the parcels say it to the other side: a cursor passes over uses that there are not.
 //
 // Who may overwrite what, and when:
 //   outbox slot    by the kernel, when the receiver's `freed`, or `done` of the launch before, has
@@ -119,9 +121,10 @@ class HostProxy final : public Guest {
     std::vector<int32_t> done;                // instead: ranks
     // Of this launch.
     int32_t segment = 0;
-    size_t next = 0;     // of signals or done
-    int64_t sent = 0;    // bytes of the next message
-    bool ended = false;  // all of the launch has been sent
+    size_t next = 0;                 // of signals or done
+    std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane
+    int64_t sent = 0;                // bytes of the next message
+    bool ended = false;              // all of the launch has been sent
   };
   // A local rank.
   struct Sender {
@@ -170,6 +173,8 @@ class HostProxy final : public Guest {
   bool Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   bool AdvanceDone(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   void Begin(const Region& region, Sender& sender);
+  static int64_t UsesTold(const Region& region, const HostRoutes::Message& message,
+                          const SlotUse& use, uint32_t epoch);
   const char* OnArrived(Group& group, Region& region, int process, const Label& label,
                         std::span<const std::byte> bytes);
   const char* OnFreed(Group& group, Region& region, int process, const Label& label);

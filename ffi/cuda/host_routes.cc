@@ -8,6 +8,8 @@
 #include <tuple>
 #include <utility>
 
+#include "cuda/ragged_call.h"
+
 namespace jaxcoll::cuda {
 namespace {
 
@@ -67,6 +69,33 @@ StatusOr<HostRoutes> HostRoutes::Make(const std::vector<DeviceProgram>& tables,
   }
   for (const DeviceProgram& table : tables) {
     if (Status status = routes.OrderSignals(table, host_of_rank); !status.ok()) return status;
+  }
+  routes.Digest();
+  return routes;
+}
+
+StatusOr<HostRoutes> HostRoutes::MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+                                            const std::vector<int>& host_of_rank) {
+  if (header.world_size != static_cast<int32_t>(host_of_rank.size())) {
+    return InvalidArgument("routes need the hosts of all ranks");
+  }
+  HostRoutes routes;
+  routes.header_ = header;
+  routes.calls_ = {call};
+  routes.sized_by_flags_ = true;
+  const int32_t ranks = header.world_size;
+  routes.signals_.assign(ranks, std::vector<std::vector<Signal>>(1));
+  for (int32_t from = 0; from < ranks; ++from) {
+    for (int32_t to = 0; to < ranks; ++to) {
+      if (host_of_rank[from] == host_of_rank[to]) continue;
+      routes.signals_[from][0].push_back({static_cast<int32_t>(routes.messages_.size()), -1});
+      routes.messages_.push_back(
+          {from, to, 0, {RaggedArrived(from)}, {RaggedFreed(to, ranks)}, {{from, 0, 1}}});
+    }
+  }
+  // A round's messages are sent before those that have come are freed.
+  for (size_t m = 0; m < routes.messages_.size(); ++m) {
+    routes.signals_[routes.messages_[m].destination][0].push_back({static_cast<int32_t>(m), 0});
   }
   routes.Digest();
   return routes;
@@ -160,8 +189,8 @@ void HostRoutes::Digest() {
       hash = (hash ^ (static_cast<uint64_t>(value) >> (8 * byte) & 0xff)) * 0x100000001b3;
     }
   };
-  for (const int32_t value :
-       {header_.chunks_per_block, header_.workers, header_.slot_chunks, header_.flags_per_worker}) {
+  for (const int32_t value : {int32_t{sized_by_flags_}, header_.chunks_per_block, header_.workers,
+                              header_.slot_chunks, header_.flags_per_worker}) {
     add(value);
   }
   for (const Message& m : messages_) {
@@ -208,7 +237,9 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
       if (before >= first + bytes) return;
       const int32_t position = strips.position + (header_.chunks_per_block == 1 ? 0 : i);
       const int64_t length =
-          StripAt(vector, header_.chunks_per_block, use.segment, position).count * call.item_bytes;
+          sized_by_flags_ ? call.stride_bytes
+                          : StripAt(vector, header_.chunks_per_block, use.segment, position).count *
+                                call.item_bytes;
       const int64_t begin = std::max(first - before, int64_t{0});
       const int64_t end = std::min(first + bytes - before, length);
       if (begin < end) {

@@ -55,6 +55,13 @@ class HostRoutes {
                                    std::vector<ProgramCall> calls,
                                    const std::vector<int>& host_of_rank);
 
+  // Of an exchange whose sizes stand in device memory (ragged_exchange.h): a message between each
+  // two ranks of different hosts. How often a lane uses its slot, and how much the last use holds,
+  // stands in its first flag.
+  static StatusOr<HostRoutes> MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+                                         const std::vector<int>& host_of_rank);
+  bool sized_by_flags() const { return sized_by_flags_; }
+
   int32_t world_size() const { return static_cast<int32_t>(signals_.size()); }
   int32_t workers() const { return header_.workers; }
   const std::vector<ProgramCall>& calls() const { return calls_; }
@@ -72,16 +79,13 @@ class HostRoutes {
         FlagOffset(header_, use.call->lanes, use.lane(), message.worker, flag));
   }
   static size_t DoneAt(int32_t rank) { return static_cast<size_t>(DoneOffset(rank)); }
-  // A segment so late that nobody waits for its slot is not said to be freed; see interpreter.h.
-  static bool TellsFreed(const SlotUse& use) {
-    return use.segment + use.call->depth * use.call->lanes < use.call->segment_count;
-  }
   // How far a region is used.
   static size_t RegionBytes(const ProgramCall& call) {
     return static_cast<size_t>(call.scratch_offset);
   }
 
-  // A message's numbers, one chunk behind the other, without the gaps that slots have.
+  // A message's numbers, one chunk behind the other, without the gaps that slots have. Sized by
+  // flags: of a full slot.
   int64_t Bytes(const Message& message, const SlotUse& use) const;
   // Bytes [first, first + to.size()) of them, from or to the slot in `region`.
   void Gather(const Message& message, const SlotUse& use, const unsigned char* region,
@@ -103,6 +107,7 @@ class HostRoutes {
   std::vector<ProgramCall> calls_;
   std::vector<Message> messages_;
   std::vector<std::vector<std::vector<Signal>>> signals_;  // [rank][worker]
+  bool sized_by_flags_ = false;
   uint64_t digest_ = 0;
 };
 
