@@ -5,7 +5,7 @@
 
 namespace jaxcoll::cuda {
 
-GroupCall::GroupCall(Communicator& communicator, std::variant<CallPlan, ProgramPlan> plan)
+GroupCall::GroupCall(Communicator& communicator, Plan plan)
     : communicator_(communicator), plan_(std::move(plan)) {}
 
 StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicator,
@@ -13,23 +13,23 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
                                                        const std::string& key,
                                                        const std::string& description,
                                                        bool interpret, const void* operand) {
-  const bool one_host = communicator.reach() == nullptr;
-  if (!one_host && spec.collective == "ragged_all_to_all") {
-    return InvalidArgument(
-        "on GPUs ragged_all_to_all serves groups of one host; use jax.lax's over this axis");
-  }
   std::unique_ptr<GroupCall> call;
-  if (!interpret && one_host && CallPlan::Serves(spec)) {
-    StatusOr<CallPlan> plan = CallPlan::Create(spec, shape, communicator.max_blocks());
-    if (!plan.ok()) return plan.status();
-    call.reset(new GroupCall(communicator, std::move(*plan)));
+  const auto made = [&](auto plan) {
+    if (plan.ok()) call.reset(new GroupCall(communicator, std::move(*plan)));
+    return plan.status();
+  };
+  const int blocks = communicator.max_blocks();
+  Status planned;
+  if (!interpret && communicator.reach() == nullptr && CallPlan::Serves(spec)) {
+    planned = made(CallPlan::Create(spec, shape, blocks));
+  } else if (RaggedPlan::Serves(spec)) {
+    planned = made(RaggedPlan::Create(spec, shape, blocks));
   } else {
     const bool operands = !communicator.staged() && communicator.world_size() <= kMaxMeeting;
-    StatusOr<ProgramPlan> plan = ProgramPlan::Create(spec, shape, communicator.max_blocks(),
-                                                     operands ? Reach::kOperands : Reach::kRegions);
-    if (!plan.ok()) return plan.status();
-    call.reset(new GroupCall(communicator, std::move(*plan)));
+    planned = made(
+        ProgramPlan::Create(spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions));
   }
+  if (!planned.ok()) return planned;
   const OperandMap* const operands = communicator.operands();
   call->known_ = operands != nullptr && operands->complete() && operands->Knows(operand);
   if (Status status = call->Init(key, description); !status.ok()) return status;
@@ -41,46 +41,50 @@ GroupCall::~GroupCall() {
 }
 
 Status GroupCall::Init(const std::string& key, const std::string& description) {
-  auto* const program = std::get_if<ProgramPlan>(&plan_);
   LaneRequest request;
   request.key = key;
   request.description = description;
-  if (program != nullptr) {
-    request.area_bytes = [program](uint64_t available) { return program->AreaBytes(available); };
-    request.fingerprint = program->fingerprint();
-  } else {
-    const CallPlan& direct = std::get<CallPlan>(plan_);
+  if (const auto* const direct = std::get_if<CallPlan>(&plan_)) {
     if (communicator_.staged()) {
-      request.area_bytes = [&direct](uint64_t available) {
-        const int64_t slot_bytes = direct.SlotBytes(available);
-        return slot_bytes == 0 ? 0 : direct.StagingBytes(slot_bytes);
+      request.area_bytes = [direct](uint64_t available) {
+        const int64_t slot_bytes = direct->SlotBytes(available);
+        return slot_bytes == 0 ? 0 : direct->StagingBytes(slot_bytes);
       };
     }
-    request.fingerprint = direct.fingerprint;
+    request.fingerprint = direct->fingerprint;
   }
+  WithMessages([&](auto& plan) {
+    request.area_bytes = [&plan](uint64_t available) { return plan.AreaBytes(available); };
+    request.fingerprint = plan.fingerprint();
+  });
   StatusOr<LaneGrant> grant = communicator_.TakeLane(request);
   if (!grant.ok()) return grant.status();
   grant_ = *grant;
   granted_ = true;
-  if (program != nullptr) {
-    if (Status status = program->Divide(grant_.area_bytes); !status.ok()) return status;
-    if (Status status = ReachHosts(*program, description); !status.ok()) return status;
-    if (Status status = UploadTables(*program); !status.ok()) return status;
-  }
+  Status status;
+  WithMessages([&](auto& plan) { status = InitRegion(plan, description); });
+  if (!status.ok()) return status;
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
-    Status status =
-        communicator_.runtime().Preload(communicator_.member(rank).ordinal, KernelOfPlan());
+    status = communicator_.runtime().Preload(communicator_.member(rank).ordinal, KernelOfPlan());
     if (!status.ok()) return status;
   }
   return Status();
+}
+
+template <typename MessagePlan>
+Status GroupCall::InitRegion(MessagePlan& plan, const std::string& description) {
+  if (Status status = plan.Divide(grant_.area_bytes); !status.ok()) return status;
+  if (Status status = ReachHosts(plan, description); !status.ok()) return status;
+  return UploadTables(plan);
 }
 
 unsigned char* GroupCall::Area(int rank, int seen_by) const {
   return communicator_.workspace(rank, seen_by) + grant_.area;
 }
 
-Status GroupCall::UploadTables(const ProgramPlan& plan) const {
+template <typename MessagePlan>
+Status GroupCall::UploadTables(const MessagePlan& plan) const {
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
     std::vector<unsigned char*> regions, inboxes;
@@ -98,7 +102,8 @@ Status GroupCall::UploadTables(const ProgramPlan& plan) const {
   return Status();
 }
 
-Status GroupCall::ReachHosts(const ProgramPlan& plan, const std::string& description) {
+template <typename MessagePlan>
+Status GroupCall::ReachHosts(const MessagePlan& plan, const std::string& description) {
   HostReach* const reach = communicator_.reach();
   if (reach == nullptr) return Status();
   StatusOr<HostRoutes> routes = plan.Routes(reach->host_of_rank());
@@ -114,6 +119,7 @@ Kernel GroupCall::KernelOfPlan() const {
   if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
     return {.family = Kernel::kInterpreter, .dtype = program->dtype()};
   }
+  if (std::holds_alternative<RaggedPlan>(plan_)) return {.family = Kernel::kRaggedExchange};
   return std::get<CallPlan>(plan_).kernel();
 }
 
@@ -123,6 +129,7 @@ int GroupCall::launches() const {
 
 int GroupCall::blocks() const {
   if (const auto* direct = std::get_if<CallPlan>(&plan_)) return direct->blocks;
+  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) return ragged->blocks(0);
   int most = 0;
   const auto& program = std::get<ProgramPlan>(plan_);
   for (int launch = 0; launch < program.launches(); ++launch) {
@@ -141,18 +148,28 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
     call.logical_id = operands.logical_id;
     call.expected_logical_id = operands.expected_logical_id;
   };
+  const auto complete_messages = [&](ProgramCall& call) {
+    complete(call);
+    if (host_region_ != nullptr) {
+      call.doorbell = host_region_->doorbells[rank];
+      call.abort = communicator_.reach()->abort();
+    }
+    call.failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
+  };
   if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
     StatusOr<ProgramCall> call =
         program->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs);
     if (!call.ok()) return call.status();
-    complete(*call);
-    if (host_region_ != nullptr) {
-      call->doorbell = host_region_->doorbells[rank];
-      call->abort = communicator_.reach()->abort();
-    }
-    call->failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
+    complete_messages(*call);
     result.blocks = program->blocks(launch);
     result.parameters = *call;
+    return result;
+  }
+  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) {
+    RaggedProgramCall call = ragged->Bind(Area(rank, rank), operands.inputs, operands.outputs);
+    complete_messages(call.program);
+    result.blocks = ragged->blocks(launch);
+    result.parameters = call;
     return result;
   }
   const CallPlan& direct = std::get<CallPlan>(plan_);

@@ -2,7 +2,8 @@
 //
 // Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
 // algorithms, schedules written in Python, larger groups, and groups of several hosts
-// (program_plan.h).
+// (program_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
+// regions, flags and proxies as the interpreter's.
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
 // memory and waits for nothing.
@@ -18,6 +19,7 @@
 #include "cuda/call_plan.h"
 #include "cuda/communicator.h"
 #include "cuda/program_plan.h"
+#include "cuda/ragged_plan.h"
 #include "cuda/runtime.h"
 #include "executor/call_site.h"
 #include "executor/call_spec.h"
@@ -36,7 +38,7 @@ struct Operands {
 class GroupCall {
  public:
   // `key`, where other processes take part: the call site, by the same name in all of them.
-  // `description`: for people. `interpret`: even where there is a kernel.
+  // `description`: for people. `interpret`: by messages, even where there is a kernel.
   static StatusOr<std::unique_ptr<GroupCall>> Create(Communicator& communicator,
                                                      const CallSpec& spec, const CallShape& shape,
                                                      const std::string& key,
@@ -56,15 +58,27 @@ class GroupCall {
   Status Enqueue(int rank, void* stream, const Operands& operands) const;
 
  private:
-  GroupCall(Communicator& communicator, std::variant<CallPlan, ProgramPlan> plan);
+  using Plan = std::variant<CallPlan, ProgramPlan, RaggedPlan>;
+
+  GroupCall(Communicator& communicator, Plan plan);
   Status Init(const std::string& key, const std::string& description);
-  Status UploadTables(const ProgramPlan& plan) const;
-  Status ReachHosts(const ProgramPlan& plan, const std::string& description);
+  // Calls `f` with the plan of what goes by messages.
+  template <typename F>
+  void WithMessages(F f) {
+    if (auto* const program = std::get_if<ProgramPlan>(&plan_)) f(*program);
+    if (auto* const ragged = std::get_if<RaggedPlan>(&plan_)) f(*ragged);
+  }
+  template <typename MessagePlan>
+  Status InitRegion(MessagePlan& plan, const std::string& description);
+  template <typename MessagePlan>
+  Status UploadTables(const MessagePlan& plan) const;
+  template <typename MessagePlan>
+  Status ReachHosts(const MessagePlan& plan, const std::string& description);
   Kernel KernelOfPlan() const;
   unsigned char* Area(int rank, int seen_by) const;
 
   Communicator& communicator_;
-  std::variant<CallPlan, ProgramPlan> plan_;
+  Plan plan_;
   LaneGrant grant_;
   const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part
   bool granted_ = false;

@@ -23,6 +23,8 @@ const void* FunctionOf(const Kernel& kernel) {
       return MoveKernel();
     case Kernel::kRagged:
       return RaggedKernel();
+    case Kernel::kRaggedExchange:
+      return RaggedExchangeKernel();
     case Kernel::kReduce:
       if (const void* hot = HotReduceKernel(kernel.dtype, kernel.op)) return hot;
       return FindIn({FloatReduceKernel, Float8ReduceKernel, IntegerReduceKernel}, kernel.dtype);
@@ -33,7 +35,9 @@ const void* FunctionOf(const Kernel& kernel) {
 }
 
 int ThreadsOf(const Kernel& kernel) {
-  return kernel.family == Kernel::kInterpreter ? kInterpreterThreads : kThreads;
+  const bool waits =
+      kernel.family == Kernel::kInterpreter || kernel.family == Kernel::kRaggedExchange;
+  return waits ? kInterpreterThreads : kThreads;
 }
 
 }  // namespace jaxcoll::cuda

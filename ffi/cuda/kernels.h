@@ -1,6 +1,6 @@
 // The kernels: addresses for cudaLaunchKernel, and how they are started.
 //
-// Parameters: (call, all), a Call or, for the interpreter, a ProgramCall, and device memory. With
+// Parameters: (call, all), a Call, a ProgramCall or a RaggedProgramCall, and device memory. With
 // all == nullptr the launch is for the rank of `call`: grid (blocks, 1). Else it is for all ranks
 // at once, cooperative, and `all` holds the calls of every rank, in rank order: grid (blocks,
 // ranks).
@@ -11,7 +11,8 @@
 
 namespace jaxcoll::cuda {
 
-// Threads of a block of the interpreter; the others have kThreads.
+// Threads of a block that waits for messages: of the interpreter and of ragged exchanges. The
+// others have kThreads.
 inline constexpr int kInterpreterThreads = 256;
 
 // Of the dtypes of a family; null for one that is not of it.
@@ -25,7 +26,8 @@ const void* IntegerInterpreter(DType dtype);
 
 // Collectives that only move bytes.
 const void* MoveKernel();
-const void* RaggedKernel();
+const void* RaggedKernel();          // within reach of each other
+const void* RaggedExchangeKernel();  // by messages
 
 // Requires Supports(dtype, op) of one that reduces. Where the interpreter reduces nothing, any
 // dtype of the same size does.

@@ -15,12 +15,13 @@
 #include "base/status.h"
 #include "cuda/device_program.h"
 #include "cuda/layout.h"
+#include "cuda/ragged_call.h"
 
 namespace jaxcoll::cuda {
 
 // One of the kernels.
 struct Kernel {
-  enum Family { kMove, kRagged, kReduce, kInterpreter };
+  enum Family { kMove, kRagged, kReduce, kInterpreter, kRaggedExchange };
   Family family = kMove;
   DType dtype = DType::kUint8;   // kReduce, kInterpreter
   ReduceOp op = ReduceOp::kSum;  // kReduce
@@ -31,7 +32,7 @@ struct Kernel {
 struct Launch {
   Kernel kernel;
   int blocks = 1;
-  std::variant<Call, ProgramCall> parameters;
+  std::variant<Call, ProgramCall, RaggedProgramCall> parameters;
 
   const void* data() const {
     return std::visit([](const auto& call) -> const void* { return &call; }, parameters);

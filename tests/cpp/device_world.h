@@ -1,4 +1,5 @@
-// GPUs made of threads: every thread of every block of every rank runs the interpreter kernel.
+// GPUs made of threads: every thread of every block of every rank runs the interpreter kernel, or
+// that of ragged exchanges.
 //
 // A World has ranks with a region each. Run() puts launches one after the other on every rank, as
 // a stream does: a rank's next launch begins when all its blocks have ended the last one, whatever
@@ -19,10 +20,12 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <variant>
 #include <vector>
 
 #include "cuda/device_program.h"
 #include "cuda/interpreter.h"
+#include "cuda/ragged_exchange.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
@@ -150,6 +153,10 @@ class HostPolicy {
     std::memcpy(to, &value, sizeof(value));
   }
 
+  void Copy(unsigned char* to, const unsigned char* from, int64_t bytes) const {
+    for (int64_t i = thread_; i < bytes; i += threads_) to[i] = from[i];
+  }
+
   template <typename T>
   T Acquire(const T* from) {
     return std::atomic_ref<T>(*const_cast<T*>(from)).load(std::memory_order_acquire);
@@ -203,6 +210,26 @@ bool RunBlock(HostPolicy& policy, const ProgramCall& call, int32_t block) {
   }
 }
 
+inline bool RunBlock(HostPolicy& policy, const RaggedProgramCall& call, int32_t block) {
+  return RaggedExchange<HostPolicy>(policy, call, block).Run();
+}
+
+// A launch.
+using DeviceCall = std::variant<ProgramCall, RaggedProgramCall>;
+inline const ProgramCall& ProgramOf(const DeviceCall& call) {
+  const auto* const ragged = std::get_if<RaggedProgramCall>(&call);
+  return ragged != nullptr ? ragged->program : std::get<ProgramCall>(call);
+}
+inline int BlocksOf(const DeviceCall& call) {
+  return BlockCount(*ProgramOf(call).program, ProgramOf(call));
+}
+inline bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block) {
+  if (const auto* const ragged = std::get_if<RaggedProgramCall>(&call)) {
+    return RunBlock(policy, *ragged, block);
+  }
+  return RunBlock(policy, std::get<ProgramCall>(call), block);
+}
+
 // Memory of a device: aligned and cleared.
 class DeviceMemory {
  public:
@@ -233,7 +260,7 @@ struct StreamOptions {
 
 // Puts complete launches one after the other on a stream for each rank, all at the same time.
 // Returns whether each rank ended all of its own.
-inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>& streams,
+inline std::vector<bool> RunStreams(const std::vector<std::vector<DeviceCall>>& streams,
                                     const StreamOptions& options) {
   struct Rank {
     Rank(int threads, StuckClock& clock) : stream(threads, clock) {}
@@ -246,8 +273,8 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>&
   std::vector<int> blocks(ranks);
   int present = 0;
   for (int rank = 0; rank < ranks; ++rank) {
-    for (const ProgramCall& call : streams[rank]) {
-      blocks[rank] = std::max(blocks[rank], BlockCount(*call.program, call));
+    for (const DeviceCall& call : streams[rank]) {
+      blocks[rank] = std::max(blocks[rank], BlocksOf(call));
     }
     present += blocks[rank] * per_block;
   }
@@ -269,8 +296,8 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<ProgramCall>>&
           Disturbance disturbance = options.disturb ? options.disturb(rank, block) : Disturbance{};
           disturbance.seed += 97 * rank + 31 * block + thread;
           HostPolicy policy(thread, per_block, *mine.blocks[block], clock, disturbance);
-          for (const ProgramCall& call : streams[rank]) {
-            if (block < BlockCount(*call.program, call) && !RunBlock(policy, call, block)) {
+          for (const DeviceCall& call : streams[rank]) {
+            if (block < BlocksOf(call) && !RunBlock(policy, call, block)) {
               mine.ok = false;
             }
             if (!mine.stream.All(mine.ok, policy.looks())) break;
@@ -328,7 +355,7 @@ class World {
   // Whether each rank ended all launches.
   std::vector<bool> Run(const std::vector<Launches*>& launches, const Options& options) {
     const int ranks = static_cast<int>(regions_.size());
-    std::vector<std::vector<ProgramCall>> streams(ranks);
+    std::vector<std::vector<DeviceCall>> streams(ranks);
     for (int rank = 0; rank < ranks; ++rank) {
       if (rank == options.absent_rank) continue;
       for (Launches* launch : launches) {

@@ -93,6 +93,7 @@ struct FakePipe {
   std::deque<Told> told;
   std::vector<uint64_t> sent;  // tokens for the writer
   FakeWindow window;           // the reader's
+  size_t carried = 0;          // bytes of all puts
   bool writer_gone = false;
   bool reader_gone = false;
   bool black_hole = false;  // swallows what is written; the reader sees no end
@@ -131,6 +132,7 @@ class FakeLink final : public Link {
     }
     FakePipe::Put put;
     put.size = source.size();
+    out_->carried += put.size;
     put.offset = offset;
     put.notice = notice;
     put.token = token;

@@ -7,60 +7,10 @@
 
 #include "cuda/gpu_call_site.h"
 #include "executor/local_plan.h"
-#include "host_exchange.h"
-#include "host_runtime.h"
-#include "hosts.h"
+#include "host_job.h"
 
 namespace jaxcoll::cuda {
 namespace {
-
-// `ranks` devices, dealt to `processes` in turn; all of a process's are its communicator's.
-class Job {
- public:
-  // `hosts`: those of the processes; null if they are on one.
-  Job(int ranks, int processes, uint64_t workspace_bytes = 1 << 20, Hosts* hosts = nullptr)
-      : hosts_(hosts) {
-    std::vector<Member> members;
-    for (int rank = 0; rank < ranks; ++rank) {
-      members.push_back({rank, rank % processes, rank / processes});
-    }
-    CommunicatorOptions options;
-    options.max_blocks = 3;
-    options.workspace_bytes = workspace_bytes;
-    communicators_.resize(processes);
-    OnAllProcesses([&, options](int process) mutable {
-      if (hosts != nullptr) {
-        options.host = "host " + std::to_string(hosts->host(process));
-        options.proxy = &hosts->proxy(process);
-      }
-      StatusOr<std::unique_ptr<Communicator>> made =
-          Communicator::Create(members, process, options, &exchange_, runtime_);
-      EXPECT_TRUE(made.ok()) << made.status().message();
-      communicators_[process] = std::move(*made);
-    });
-  }
-
-  template <typename F>
-  void OnAllProcesses(F f) {
-    std::vector<std::thread> threads;
-    for (int process = 0; process < processes(); ++process) threads.emplace_back(f, process);
-    for (std::thread& thread : threads) thread.join();
-  }
-
-  int processes() const { return static_cast<int>(communicators_.size()); }
-  Communicator& communicator(int process) { return *communicators_[process]; }
-  HostRuntime& runtime() { return runtime_; }
-  bool Run(int replays, StreamOptions options = {}) {
-    if (hosts_ != nullptr) options.carry = hosts_->Carrier();
-    return runtime_.Run(replays, options);
-  }
-
- private:
-  Hosts* const hosts_;
-  HostRuntime runtime_;
-  HostExchange exchange_;
-  std::vector<std::unique_ptr<Communicator>> communicators_;
-};
 
 struct Values {
   std::vector<int64_t> elements = {700};  // of a block, by vector
@@ -68,18 +18,10 @@ struct Values {
   uint32_t seed = 1;
 };
 
-void ExpectSays(const Status& status, std::initializer_list<const char*> words) {
-  EXPECT_FALSE(status.ok());
-  for (const char* word : words) {
-    EXPECT_NE(status.message().find(word), std::string::npos)
-        << "no '" << word << "' in: " << status.message();
-  }
-}
-
 // One call site's calls on all ranks.
 class Site {
  public:
-  Site(Job& job, const CallSpec& spec, const Values& values, const std::string& key = "site")
+  Site(HostJob& job, const CallSpec& spec, const Values& values, const std::string& key = "site")
       : job_(job), ranks_(static_cast<int>(spec.group_size)), calls_(job.processes()) {
     const StatusOr<std::vector<Program>> programs = ProgramsOf(spec, AllRanks(ranks_));
     EXPECT_TRUE(programs.ok()) << programs.status().message();
@@ -173,7 +115,7 @@ class Site {
     }
   }
 
-  Job& job_;
+  HostJob& job_;
   const int ranks_;
   CallShape shape_;
   Memories inputs_, outputs_, expected_;
@@ -214,7 +156,7 @@ void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr) {
                                          Collective::kPermute};
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
     if (ranks < processes || (hosts != nullptr && ranks % processes == 2)) continue;
-    Job job(ranks, processes, 4 << 20, hosts);
+    HostJob job(ranks, processes, 4 << 20, hosts);
     for (const Collective collective : kCollectives) {
       for (const std::string& algorithm : Algorithms(collective)) {
         if (!ServesRanks(collective, algorithm, ranks)) continue;
@@ -243,7 +185,7 @@ TEST(GroupCall, RunsEveryAlgorithmBetweenHosts) {
 // The call site is gone and comes back, on one host alone: its region goes on counting.
 TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
   Hosts hosts({0, 1}, Net::kFake, 2);
-  Job job(4, 2, 1 << 20, &hosts);
+  HostJob job(4, 2, 1 << 20, &hosts);
   const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 4);
   for (int i = 0; i < 3; ++i) {
     Site site(job, spec, {.seed = static_cast<uint32_t>(i)});
@@ -255,7 +197,7 @@ TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
 
 TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   Hosts hosts({0, 1}, Net::kFake, 3);
-  Job job(4, 2, 1 << 20, &hosts);
+  HostJob job(4, 2, 1 << 20, &hosts);
   const std::vector<std::string> lines = Communicator::DescribeAll();
   EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
     return line.find("2 hosts, joined by a proxy with 32 MiB of pinned host memory") != line.npos;
@@ -272,19 +214,10 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   }
 }
 
-TEST(GroupCall, RefusesRaggedExchangesBetweenHosts) {
-  Hosts hosts({0, 1}, Net::kFake, 5);
-  Job job(2, 2, 1 << 20, &hosts);
-  CallSpec spec = SpecOf(Collective::kAllToAll, "direct", 2);
-  spec.collective = "ragged_all_to_all";
-  const auto call = GroupCall::Create(job.communicator(0), spec, {}, "site", "ragged");
-  ExpectSays(call.status(), {"serves groups of one host", "jax.lax"});
-}
-
 // What a kernel found out here is what the other host says.
 TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
   Hosts hosts({0, 1}, Net::kFake, 4);
-  Job job(2, 2, 1 << 20, &hosts);
+  HostJob job(2, 2, 1 << 20, &hosts);
   Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
   const uint32_t elsewhere = 1;
   site.Enqueue(&elsewhere);
@@ -297,7 +230,7 @@ TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
 
 // More vectors than a launch takes.
 TEST(GroupCall, IsSeveralLaunches) {
-  Job job(3, 1);
+  HostJob job(3, 1);
   Values values{.elements = {}, .dtype = DType::kBFloat16};
   for (int v = 0; v < kMaxProgramVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
   Site site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
@@ -310,7 +243,7 @@ TEST(GroupCall, IsSeveralLaunches) {
 // Call sites come and go: their regions are used again, with the flags as the last one left them.
 TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
   constexpr int kRanks = 4;
-  Job job(kRanks, 1, 256 << 10);
+  HostJob job(kRanks, 1, 256 << 10);
   std::mt19937 random(3);
   const std::vector<std::string> algorithms = Algorithms(Collective::kAllReduce);
   for (int i = 0; i < 80; ++i) {
@@ -327,7 +260,7 @@ TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
 
 // Of different call sites, in another order on each device.
 TEST(GroupCall, SharesNothingWithOtherCallSites) {
-  Job job(4, 2);
+  HostJob job(4, 2);
   std::vector<std::unique_ptr<Site>> sites;
   for (const char* algorithm : {"ring", "double_tree", "recursive_doubling", "direct2"}) {
     sites.push_back(std::make_unique<Site>(job, SpecOf(Collective::kAllReduce, algorithm, 4),
@@ -344,7 +277,7 @@ TEST(GroupCall, SharesNothingWithOtherCallSites) {
 
 // More ranks than the kernels of single collectives serve.
 TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
-  Job job(kMaxRanks + 4, 4, 4 << 20);
+  HostJob job(kMaxRanks + 4, 4, 4 << 20);
   for (const char* algorithm : {"direct", "ring", "recursive_doubling"}) {
     Site site(job, SpecOf(Collective::kAllReduce, algorithm, kMaxRanks + 4), {.elements = {90}},
               algorithm);
@@ -355,7 +288,7 @@ TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
 }
 
 TEST(GroupCall, RefusesAProgramThatRunsElsewhere) {
-  Job job(2, 1);
+  HostJob job(2, 1);
   Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
   const uint32_t elsewhere = 1;
   site.Enqueue(&elsewhere);
@@ -511,7 +444,7 @@ TEST(Communicator, SaysWhichPeerCannotBeMapped) {
 
 // One is told by its own process, the other by that of rank 0.
 TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
-  Job job(64, 2, 64 << 10);
+  HostJob job(64, 2, 64 << 10);
   Site site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
   for (int process = 0; process < 2; ++process) {
     ExpectSays(site.status(process),
@@ -523,7 +456,7 @@ TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
 }
 
 TEST(Communicator, HasAPlaceForAsManyCallSitesAsTheWorkspaceHasLanes) {
-  Job job(2, 1, 256 << 10);
+  HostJob job(2, 1, 256 << 10);
   std::vector<std::unique_ptr<Site>> sites;
   const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);
   while (sites.size() < 100) {

@@ -84,19 +84,27 @@ class HostRuntime final : public Runtime {
   // Puts the launch on a stream, which is any address.
   Status Start(int, void* stream, const Launch& launch) override {
     std::lock_guard lock(mutex_);
-    const auto* call = std::get_if<ProgramCall>(&launch.parameters);
-    if (call == nullptr) return InvalidArgument("here is no other kernel than the interpreter");
-    EXPECT_EQ(launch.blocks, BlockCount(*call->program, *call));
-    EXPECT_EQ(static_cast<int>(launch.kernel.dtype), call->dtype);
+    if (const auto* call = std::get_if<RaggedProgramCall>(&launch.parameters)) {
+      EXPECT_EQ(launch.kernel.family, Kernel::kRaggedExchange);
+      streams_[stream].emplace_back(*call);
+      std::get<RaggedProgramCall>(streams_[stream].back()).program.deadline_ns =
+          StuckClock::kDeadlineNs;
+    } else if (const auto* call = std::get_if<ProgramCall>(&launch.parameters)) {
+      EXPECT_EQ(launch.kernel.family, Kernel::kInterpreter);
+      EXPECT_EQ(static_cast<int>(launch.kernel.dtype), call->dtype);
+      streams_[stream].emplace_back(*call);
+      std::get<ProgramCall>(streams_[stream].back()).deadline_ns = StuckClock::kDeadlineNs;
+    } else {
+      return InvalidArgument("here is no kernel of those that reach each other's memory");
+    }
+    EXPECT_EQ(launch.blocks, BlocksOf(streams_[stream].back()));
     EXPECT_LE(launch.blocks, multiprocessors);
-    streams_[stream].push_back(*call);
-    streams_[stream].back().deadline_ns = StuckClock::kDeadlineNs;
     return Status();
   }
 
   // Runs all streams, `replays` times what is on them, as a graph is replayed; whether all did.
   bool Run(int replays = 1, const StreamOptions& options = {}) {
-    std::vector<std::vector<ProgramCall>> streams;
+    std::vector<std::vector<DeviceCall>> streams;
     for (auto& [stream, calls] : streams_) {
       streams.emplace_back();
       for (int i = 0; i < replays; ++i) {
@@ -128,7 +136,7 @@ class HostRuntime final : public Runtime {
   std::map<unsigned char*, uint64_t> ids_;                          // guarded by mutex_
   std::map<unsigned char*, Allocation> renewed_;                    // guarded by mutex_
   uint64_t last_id_ = 0;                                            // guarded by mutex_
-  std::map<void*, std::vector<ProgramCall>> streams_;               // guarded by mutex_
+  std::map<void*, std::vector<DeviceCall>> streams_;                // guarded by mutex_
   std::vector<Kernel> preloaded_;                                   // guarded by mutex_
 };
 

@@ -76,6 +76,12 @@ class Hosts {
       pipe->black_hole = true;
     }
   }
+  // Bytes that have been sent, over fake links.
+  size_t Carried() const {
+    size_t bytes = 0;
+    for (const auto& [ends, pipe] : pipes_) bytes += pipe->carried;
+    return bytes;
+  }
   void SetRunning(int process, bool runs) { processes_[process]->runs = runs; }
 
   // One look at everything. Whether anything was done, or is still under way.
