@@ -84,7 +84,9 @@ class Link {
   virtual bool TakesDmabuf() const { return false; }
   virtual StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
                                                        std::span<const std::byte> buffer);
-  // Put of a source that lies in the buffer of a loan.
+  // Put of a source that lies in the buffer of a loan. Like a staged one it is not read again once
+  // the put has been delivered, whatever has to be repeated: who hears that from the peer need not
+  // wait for OnSent.
   virtual bool PutFrom(Loan& /*loan*/, std::span<const std::byte> source, size_t offset,
                        const Notice& notice, uint64_t token) {
     return Put(source, offset, notice, token);

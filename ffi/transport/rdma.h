@@ -10,8 +10,9 @@
 // Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
 // and its notice is delivered when all have come. So no order between rails is needed. When one
 // fails, both sides close it, count what came by it and tell each other; what did not come is sent
-// again by the others, and the loss is logged. When the last one fails, the link ends with the
-// first reason.
+// again by the others, and the loss is logged. What is sent again are parts of puts that have not
+// been delivered, so a source may change as soon as the peer has said that it has it. When the last
+// one fails, the link ends with the first reason.
 #pragma once
 
 #include <memory>

@@ -334,6 +334,37 @@ TEST_F(FakeRdmaTest, ADmabufThatNoNicTakesIsAReason) {
   EXPECT_NE(refused.status().message().find("needs rdma-core 34"), std::string::npos);
 }
 
+// The peer has said that it has a put: its source is written anew at once, whatever this side's NIC
+// still believes. Rails fail anywhere, and what they owe is repeated.
+TEST_F(FakeRdmaTest, WhatHasBeenDeliveredIsNeverReadAgain) {
+  constexpr size_t kSlot = 1000, kSlots = 8;
+  for (int round = 0; round < 30; ++round) {
+    LinkPair& pair = Link(3);
+    std::vector<std::byte> device(kSlots * kSlot);
+    auto loan = std::move(*pair.a.link->BorrowDmabuf(7, 0, device));
+    uint64_t sent = 0, came = 0;
+    const auto put = [&](uint64_t slot) {
+      const auto source = std::span(device).subspan(slot * kSlot, kSlot);
+      std::fill(source.begin(), source.end(), static_cast<std::byte>(++sent));
+      pair.a.link->PutFrom(*loan, source, slot * kSlot, Notice{slot, sent}, 0);
+    };
+    pair.b.on_notice = [&](const Notice& notice) {
+      ++came;
+      ASSERT_TRUE(Holds(pair.b, notice[0] * kSlot, kSlot, static_cast<std::byte>(notice[1])))
+          << "put " << notice[1];
+      if (sent < 400) put(notice[0]);
+    };
+    for (const int rail : {1, 2}) {
+      fake().FailRequest(rail, static_cast<int>(random() % 150), verbs::kWcRetryExcErr);
+    }
+    for (uint64_t slot = 0; slot < kSlots; ++slot) put(slot);
+    ASSERT_TRUE(pair.PollUntil([&] { return came >= 400; })) << came;
+    Settle();
+    EXPECT_EQ(came, sent) << "none comes twice";
+    EXPECT_TRUE(pair.a.end.ok() && pair.b.end.ok());
+  }
+}
+
 TEST_F(FakeRdmaTest, DeviceMemoryTakenBackTooEarlyEndsTheLinkForItCannotBeCopied) {
   LinkPair& pair = Link(2);
   fake().SetPort(0, false, false);
