@@ -299,6 +299,7 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             values["JAXCOLL_CUDA_BLOCKS"] or _CUDA_BLOCKS,
             values["JAXCOLL_CUDA_WORKSPACE_MIB"] or _CUDA_WORKSPACE_MIB,
             values["JAXCOLL_CUDA_OPERANDS"] != "staged" and _arrays_are_in_a_pool(),
+            values["JAXCOLL_CUDA_DMABUF"] != "0",
             values["JAXCOLL_HOST_ID"] or _host.identity(),
             None if exchange is None else exchange.publish,
             None if exchange is None else exchange.fetch,

@@ -145,6 +145,14 @@ VARIABLES = (
         parse=_one_of("mapped", "staged"),
     ),
     Variable(
+        "JAXCOLL_CUDA_DMABUF",
+        default="1",
+        takes="0, 1",
+        meaning="whether NICs read from GPU memory what goes to other hosts, where GPU, driver and "
+        "NIC can (`jaxcoll info` says where); else it is copied by the host",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",

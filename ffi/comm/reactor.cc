@@ -117,6 +117,7 @@ Reactor::~Reactor() {
     CancelCalls();
     peers_.clear();
   }
+  if (guest_ != nullptr) guest_->OnInvited(nullptr);
   close(bell_);
 }
 

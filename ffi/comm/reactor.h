@@ -40,7 +40,11 @@
 
 namespace jaxcoll {
 
-class Reactor final : public Interprocess, private LinkSink, private Wire, private Carrier {
+class Reactor final : public Interprocess,
+                      private LinkSink,
+                      private Wire,
+                      private Carrier,
+                      private CarrierAccess {
  public:
   using Clock = std::chrono::steady_clock;
 
@@ -230,6 +234,14 @@ class Reactor final : public Interprocess, private LinkSink, private Wire, priva
   bool Send(int process, const ParcelLabel& label, size_t bytes,
             const std::function<void(std::byte*)>& write) override;
   void Tell(int process, std::string_view message) override;
+  std::optional<bool> TakesDmabuf(int process) override;
+  StatusOr<std::unique_ptr<Link::Loan>> Lend(int process, int fd,
+                                             std::span<const std::byte> memory) override;
+  bool Send(int process, const ParcelLabel& label, Link::Loan& loan,
+            std::span<const std::byte> bytes) override;
+  void Use(const std::function<void(Carrier&)>& use) override;  // takes mutex_
+  // The notice of a parcel that has a slot now; nothing if there is none for it.
+  static std::optional<NoticeFields> SlotFor(Peer& peer, const ParcelLabel& label, size_t bytes);
   bool StepGuest();
   void AskForLink(Peer& peer);
   bool GuestBusy();  // takes mutex_

@@ -368,7 +368,13 @@ void Reactor::Invite(Guest* guest) {
     JAXCOLL_CHECK(guest_ == nullptr, "there is a guest already");
     guest_ = guest;
   }
+  guest->OnInvited(this);
   Ring();  // the thread may have gone to sleep for longer than the guest wants
+}
+
+void Reactor::Use(const std::function<void(Carrier&)>& use) {
+  std::lock_guard lock(mutex_);
+  use(*this);
 }
 
 bool Reactor::StepGuest() { return guest_ != nullptr && guest_->Step(*this); }
@@ -390,17 +396,48 @@ void Reactor::Send(int process, const ParcelLabel& label) { PeerOf(process).Send
 bool Reactor::Send(int process, const ParcelLabel& label, size_t bytes,
                    const std::function<void(std::byte*)>& write) {
   Peer& peer = PeerOf(process);
+  const std::optional<NoticeFields> fields = SlotFor(peer, label, bytes);
+  if (!fields) return false;
+  std::byte* const remote = peer.link()->remote_window();
+  std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + fields->offset;
+  write(slot);
+  // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
+  peer.link()->Put({slot, bytes}, fields->offset, Encode(*fields), 0);
+  return true;
+}
+
+bool Reactor::Send(int process, const ParcelLabel& label, Link::Loan& loan,
+                   std::span<const std::byte> bytes) {
+  Peer& peer = PeerOf(process);
+  const std::optional<NoticeFields> fields = SlotFor(peer, label, bytes.size());
+  if (!fields) return false;
+  // The guest hears from its peer when the bytes may change; no token is 0.
+  peer.link()->PutFrom(loan, bytes, fields->offset, Encode(*fields), 0);
+  return true;
+}
+
+std::optional<NoticeFields> Reactor::SlotFor(Peer& peer, const ParcelLabel& label, size_t bytes) {
   const bool small = bytes <= kEagerBytes;
-  if (peer.link() == nullptr || !peer.waiting(small).empty() || !peer.HasSlot(small)) return false;
+  if (peer.link() == nullptr || !peer.waiting(small).empty() || !peer.HasSlot(small)) {
+    return std::nullopt;
+  }
   NoticeFields fields = Labelled(label);
   fields.offset = peer.TakeSlot(small);
   fields.bytes = static_cast<uint32_t>(bytes);
-  std::byte* const remote = peer.link()->remote_window();
-  std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + fields.offset;
-  write(slot);
-  // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
-  peer.link()->Put({slot, bytes}, fields.offset, Encode(fields), 0);
-  return true;
+  return fields;
+}
+
+std::optional<bool> Reactor::TakesDmabuf(int process) {
+  Peer& peer = PeerOf(process);
+  if (peer.link() != nullptr) return peer.link()->TakesDmabuf();
+  return peer.state() == Peer::State::kDown ? std::optional(false) : std::nullopt;
+}
+
+StatusOr<std::unique_ptr<Link::Loan>> Reactor::Lend(int process, int fd,
+                                                    std::span<const std::byte> memory) {
+  Peer& peer = PeerOf(process);
+  if (peer.link() == nullptr) return Status(StatusCode::kUnavailable, peer.down_reason());
+  return peer.link()->BorrowDmabuf(fd, 0, memory);
 }
 
 void Reactor::Tell(int process, std::string_view message) {

@@ -271,10 +271,11 @@ Status Communicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
   id.Add(Key("group"));
   group.id = id.Value();
   group.names = Names();
-  const auto local = std::find_if(members_.begin(), members_.end(),
-                                  [&](const Member& m) { return m.process == process_; });
+  std::vector<int> ordinals;
+  for (const Member& member : members_) ordinals.push_back(member.ordinal);
   StatusOr<std::unique_ptr<HostReach>> reach =
-      HostReach::Create(*options_.proxy, runtime_, local->ordinal, process_, std::move(group));
+      HostReach::Create(*options_.proxy, runtime_, std::move(ordinals), process_, std::move(group),
+                        {.lend = options_.lend, .timeout_s = options_.timeout_s});
   if (!reach.ok()) return reach.status();
   reach_ = std::move(*reach);
   return Status();
@@ -469,11 +470,7 @@ std::vector<std::string> Communicator::DescribeAll() {
                      : c->operands_->complete()
                          ? "mapped"
                          : "staged: those of another process could not be mapped"));
-    if (c->reach_ != nullptr) {
-      lines.back() +=
-          "; " + std::to_string(c->reach_->hosts()) + " hosts, joined by a proxy with " +
-          std::to_string((c->reach_->bytes() + (1 << 20) - 1) >> 20) + " MiB of pinned host memory";
-    }
+    if (c->reach_ != nullptr) lines.back() += "; " + c->reach_->Describe();
   }
   return lines;
 }

@@ -46,6 +46,7 @@ struct CommunicatorOptions {
   int max_blocks = 32;                   // of a launch; the smallest of all processes counts
   uint64_t workspace_bytes = 128 << 20;  // per rank; equal in all processes
   double timeout_s = 300;
+  bool lend = true;            // device memory, to the links to other hosts that take it
   std::string host;            // of this process, if there are several: equal ids are one host
   HostProxy* proxy = nullptr;  // null if this process is not linked to any other
   // Where programs have their arrays: the allocation that holds this address is offered to other

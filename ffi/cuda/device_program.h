@@ -28,8 +28,9 @@
 //
 // Hosts. What a rank of another host writes for this one comes by host_proxy.h: into host memory
 // that is laid out like the region, an inbox. What is written for it goes to another such piece of
-// host memory, an outbox, whose flags tell the proxy what to send. So a rank finds a peer's slots
-// and flags in `inboxes`, by peer, and all that it writes itself in `regions`.
+// host memory, an outbox, whose flags tell the proxy what to send; its slots may lie in the rank's
+// own device. So a rank finds a peer's slots and flags in `inboxes`, by peer, and writes itself to
+// flags in `regions` and to slots in `slots`.
 //
 // Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
 //
@@ -264,6 +265,9 @@ struct ProgramCall {
   unsigned char* const* regions;
   // By rank, where what it writes for this one is found; null if that is this rank's region always.
   unsigned char* const* inboxes;
+  // By rank, where this one puts messages for it, laid out like its region; null if that is in
+  // `regions` always.
+  unsigned char* const* slots;
   uint64_t* doorbell;     // in host memory: the launch's epoch, when it begins; may be null
   const uint32_t* abort;  // in host memory: not 0 if the launch is to give up; may be null
   CauseRecord* cause;

@@ -52,8 +52,8 @@ struct HostProxy::Label {
   uint32_t message;  // kDone: the rank that ended; its `segment` is the one that is told
   uint32_t epoch;
   uint32_t segment;
-  // Which one of kSlotBytes; sized by flags: how often the slot is used in this launch; kFreed:
-  // which of the message's departures.
+  // kArrived: the first of its bytes in the message; sized by flags: how often the slot is used in
+  // this launch; kFreed: which of the message's departures.
   uint32_t part;
   uint32_t launch;  // of the routes' calls
 
@@ -94,12 +94,6 @@ void HostProxy::OpenGroup(GroupSpec spec) {
   }
 }
 
-void HostProxy::CloseGroup(uint64_t id) {
-  std::lock_guard lock(mutex_);
-  groups_.erase(id);
-  std::erase_if(group_of_region_, [id](const auto& entry) { return entry.second == id; });
-}
-
 void HostProxy::OpenRegion(RegionSpec spec) {
   std::lock_guard lock(mutex_);
   Group& group = groups_.at(spec.group);
@@ -132,6 +126,7 @@ void HostProxy::OpenRegion(RegionSpec spec) {
     for (const ProgramCall& call : routes.calls()) lanes = std::max(lanes, call.lanes);
     for (const auto& [process, peers] : ranks_of) {
       region.processes.insert(process);
+      Link::Loan* const loan = LoanOf(group, region.spec, rank, process);
       for (int32_t worker = 0; worker < routes.workers(); ++worker) {
         std::vector<HostRoutes::Signal> signals;
         for (const HostRoutes::Signal& signal : routes.Signals(rank, worker)) {
@@ -140,10 +135,10 @@ void HostProxy::OpenRegion(RegionSpec spec) {
           if (members.process_of_rank[to] == process) signals.push_back(signal);
         }
         for (int32_t lane = 0; lane < lanes && !signals.empty(); ++lane) {
-          sender.cursors.push_back({process, lane, signals, {}});
+          sender.cursors.push_back({process, lane, signals, {}, loan});
         }
       }
-      sender.cursors.push_back({process, 0, {}, peers});
+      sender.cursors.push_back({process, 0, {}, peers, nullptr});
     }
     region.senders.push_back(std::move(sender));
   }
@@ -315,17 +310,11 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
       }
       if (bytes == 0) carrier.Send(cursor.process, label.Packed());
       while (cursor.sent < bytes) {
-        const auto size =
-            static_cast<size_t>(std::min(bytes - cursor.sent, static_cast<int64_t>(kSlotBytes)));
-        if (!routes.sized_by_flags()) {
-          label.part = static_cast<uint32_t>(cursor.sent / static_cast<int64_t>(kSlotBytes));
-        }
-        const bool went =
-            carrier.Send(cursor.process, label.Packed(), size, [&](std::byte* to_slot) {
-              routes.Gather(message, use, outbox, cursor.sent, {to_slot, size});
-            });
-        if (!went) return active;
-        cursor.sent += static_cast<int64_t>(size);
+        if (!routes.sized_by_flags()) label.part = static_cast<uint32_t>(cursor.sent);
+        const int64_t went =
+            SendPart(region, sender, cursor, use, message, label, bytes - cursor.sent, carrier);
+        if (went == 0) return active;
+        cursor.sent += went;
         active = true;
       }
       active = true;
@@ -337,6 +326,28 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     cursor.ended = use.count() + 1 >= *std::max_element(cursor.uses.begin(), cursor.uses.end());
   }
   return true;
+}
+
+int64_t HostProxy::SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
+                            const SlotUse& use, const HostRoutes::Message& message,
+                            const Label& label, int64_t left, Carrier& carrier) {
+  const HostRoutes& routes = *region.spec.routes;
+  const int64_t most = std::min(left, static_cast<int64_t>(kSlotBytes));
+  if (cursor.loan == nullptr) {
+    const unsigned char* const outbox = region.spec.memory[message.destination];
+    const bool went = carrier.Send(
+        cursor.process, label.Packed(), static_cast<size_t>(most), [&](std::byte* to_slot) {
+          routes.Gather(message, use, outbox, cursor.sent, {to_slot, static_cast<size_t>(most)});
+        });
+    return went ? most : 0;
+  }
+  // Nobody closes the gaps that slots have: a parcel ends at one.
+  const HostRoutes::Stretch stretch = routes.StretchAt(message, use, cursor.sent, most);
+  const unsigned char* const slots = region.spec.slots[sender.rank][message.destination];
+  const bool went = carrier.Send(
+      cursor.process, label.Packed(), *cursor.loan,
+      std::as_bytes(std::span(slots + stretch.at, static_cast<size_t>(stretch.bytes))));
+  return went ? stretch.bytes : 0;
 }
 
 bool HostProxy::AdvanceDone(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier) {
@@ -420,15 +431,18 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   const int64_t last_use = int64_t{label.part} - 1;
   const int64_t total =
       sized && use.count() == last_use ? std::clamp(size, int64_t{1}, slot_bytes) : slot_bytes;
-  const int64_t first = sized ? 0 : int64_t{label.part} * static_cast<int64_t>(kSlotBytes);
-  const int64_t expected = std::min(total - first, static_cast<int64_t>(kSlotBytes));
+  const int64_t first = sized ? 0 : int64_t{label.part};
   if (use.count() < landing.next || use.count() >= landing.next + depth ||
-      (sized && use.count() > last_use) || (first > 0 && expected <= 0) || size != expected) {
+      (sized && (use.count() > last_use || size != total)) || first + size > total ||
+      (size == 0 && total > 0)) {
     return "it sent what there is no room for";
   }
   int64_t& missing = landing.missing[use.count() % depth];
-  if (missing == 0) return "it sent a message twice";
-  if (missing < 0) missing = total;
+  if (missing < 0) {
+    missing = total;
+  } else if (missing == 0 || missing < size) {
+    return "it sent a message twice";
+  }
   unsigned char* const inbox = region.spec.memory[message.destination];
   routes.Scatter(message, use, inbox, first, bytes);
   missing -= size;

@@ -258,6 +258,17 @@ int64_t HostRoutes::Bytes(const Message& message, const SlotUse& use) const {
   return total;
 }
 
+HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse& use, int64_t first,
+                                          int64_t most) const {
+  Stretch stretch{0, 0};
+  ForEach(message, use, first, most, [&](int64_t at, int64_t offset, int64_t bytes) {
+    if (offset == 0) stretch.at = at;
+    // What lies behind a gap is not reached any more.
+    if (offset == stretch.bytes && at == stretch.at + offset) stretch.bytes += bytes;
+  });
+  return stretch;
+}
+
 void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsigned char* region,
                         int64_t first, std::span<std::byte> to) const {
   ForEach(message, use, first, static_cast<int64_t>(to.size()),

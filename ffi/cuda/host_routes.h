@@ -87,6 +87,12 @@ class HostRoutes {
   // A message's numbers, one chunk behind the other, without the gaps that slots have. Sized by
   // flags: of a full slot.
   int64_t Bytes(const Message& message, const SlotUse& use) const;
+  // Of these from `first` on, as many as lie together in a slot, but no more than `most`.
+  struct Stretch {
+    int64_t at;  // in a region
+    int64_t bytes;
+  };
+  Stretch StretchAt(const Message& message, const SlotUse& use, int64_t first, int64_t most) const;
   // Bytes [first, first + to.size()) of them, from or to the slot in `region`.
   void Gather(const Message& message, const SlotUse& use, const unsigned char* region,
               int64_t first, std::span<std::byte> to) const;

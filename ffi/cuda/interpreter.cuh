@@ -18,7 +18,7 @@ namespace jaxcoll::cuda {
 // each other.
 inline constexpr int kSharedTableBytes = 24 << 10;
 
-// So many ranks' regions, too.
+// So many ranks' regions and slots, too.
 inline constexpr int kSharedRegions = 64;
 
 class DevicePolicy : public DeviceAccess {
@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kInterpreterThreads)
   __shared__ unsigned char* pointers[kPointers];
   __shared__ ProgramOperands operands[kMaxMeeting];
   __shared__ unsigned char* regions[kSharedRegions];
+  __shared__ unsigned char* slots[kSharedRegions];
   __shared__ uint4 table[kSharedTableBytes / sizeof(uint4)];
   const ProgramCall& mine = all == nullptr ? parameter : all[blockIdx.y];
   static_assert(sizeof(ProgramCall) % sizeof(uint64_t) == 0);
@@ -82,11 +83,12 @@ __global__ void __launch_bounds__(kInterpreterThreads)
   const int ranks = mine.program->world_size;
   for (int i = threadIdx.x; ranks <= kSharedRegions && i < ranks; i += blockDim.x) {
     regions[i] = mine.regions[i];
+    slots[i] = (mine.slots == nullptr ? mine.regions : mine.slots)[i];
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     if (fits) call.program = reinterpret_cast<const ProgramHeader*>(table);
-    if (ranks <= kSharedRegions) call.regions = regions;
+    if (ranks <= kSharedRegions) call.regions = regions, call.slots = slots;
   }
   __syncthreads();
   DevicePolicy policy(pointers, operands);

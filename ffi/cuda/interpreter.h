@@ -97,6 +97,11 @@ class Interpreter {
     return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
+  // Where messages for `peer` are put.
+  JAXCOLL_HD unsigned char* Outbox(int32_t peer) const {
+    return (call_.slots == nullptr ? call_.regions : call_.slots)[peer];
+  }
+
   // In a region: the launches that `peer` has ended, and those it has begun.
   static JAXCOLL_HD Flag& Done(unsigned char* region, int32_t peer) {
     return *reinterpret_cast<Flag*>(region + DoneOffset(peer));
@@ -336,7 +341,7 @@ class Interpreter {
         const int64_t block = int64_t{worker_} * call_.lanes + lane_;
         const int64_t use = block * call_.depth + count_ % call_.depth;
         unsigned char* const region =
-            ref.place == ProgramRef::kSlot ? Inbox(ref.peer) : call_.regions[ref.peer];
+            ref.place == ProgramRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
         return region + call_.slot_offset +
                (use * program_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
       }

@@ -73,7 +73,7 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
     plan.table_bytes_ = std::max<uint64_t>(plan.table_bytes_, table.bytes());
     for (const uint64_t word : table.words) fingerprint.Add(static_cast<int64_t>(word));
   }
-  plan.table_bytes_ = RoundUp(plan.table_bytes_) + 2 * plan.AddressBytes();
+  plan.table_bytes_ = RoundUp(plan.table_bytes_) + 3 * plan.AddressBytes();
   fingerprint.Add(spec.collective);
   for (const int64_t value :
        {static_cast<int64_t>(plan.dtype_), static_cast<int64_t>(plan.reduce_op_),
@@ -144,12 +144,14 @@ Status ProgramPlan::Divide(uint64_t area_bytes) {
 uint64_t ProgramPlan::AddressBytes() const { return RoundUp(tables_.size() * sizeof(void*)); }
 
 std::vector<unsigned char> ProgramPlan::Table(int rank, const std::vector<unsigned char*>& regions,
-                                              const std::vector<unsigned char*>& inboxes) const {
+                                              const std::vector<unsigned char*>& inboxes,
+                                              const std::vector<unsigned char*>& slots) const {
   std::vector<unsigned char> bytes(table_bytes_);
   unsigned char* const end = bytes.data() + table_bytes_;
   std::memcpy(bytes.data(), tables_[rank].words.data(), tables_[rank].bytes());
-  std::memcpy(end - 2 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
-  std::memcpy(end - AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
+  std::memcpy(end - 3 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
+  std::memcpy(end - 2 * AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
+  std::memcpy(end - AddressBytes(), slots.data(), slots.size() * sizeof(void*));
   return bytes;
 }
 
@@ -159,8 +161,9 @@ StatusOr<ProgramCall> ProgramPlan::Bind(int launch, unsigned char* area, const v
   unsigned char* const table = area + TableOffset();
   call.program = reinterpret_cast<const ProgramHeader*>(table);
   unsigned char* const end = table + table_bytes_;
-  call.regions = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
-  call.inboxes = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
+  call.regions = reinterpret_cast<unsigned char* const*>(end - 3 * AddressBytes());
+  call.inboxes = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
+  call.slots = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
   call.fingerprint = fingerprint_;
   const size_t first = static_cast<size_t>(launch) * kMaxProgramVectors;
   for (int32_t v = 0; v < call.vector_count; ++v) {

@@ -30,7 +30,7 @@ class ProgramPlan {
   int blocks(int launch) const { return BlockCount(tables_[0].header(), calls_[launch]); }
 
   // An area of a workspace: a region, and behind it the rank's table and where it finds all
-  // ranks' regions, and what they write for it.
+  // ranks' regions, what they write for it, and their slots.
   //
   // Bytes that are worth having when `available` may be taken; 0 if they do not suffice.
   uint64_t AreaBytes(uint64_t available) const;
@@ -38,11 +38,12 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // What the area of a rank holds from TableOffset() on. `regions` and `inboxes`: by rank, as that
-  // rank maps them.
+  // What the area of a rank holds from TableOffset() on. The lists: by rank, as that rank maps
+  // them; see ProgramCall.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
   std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions,
-                                   const std::vector<unsigned char*>& inboxes) const;
+                                   const std::vector<unsigned char*>& inboxes,
+                                   const std::vector<unsigned char*>& slots) const;
 
   // What the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
@@ -55,7 +56,7 @@ class ProgramPlan {
                              void* const* outputs) const;
 
  private:
-  uint64_t AddressBytes() const;  // of the addresses of all ranks' regions, or inboxes
+  uint64_t AddressBytes() const;  // of a list of addresses by rank, of which there are three
   StatusOr<std::vector<ProgramCall>> Cut(uint64_t area_bytes) const;
 
   DType dtype_ = DType::kUint8;

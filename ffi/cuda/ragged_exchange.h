@@ -312,7 +312,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     for (int32_t i = 1; i < ranks_; ++i) {
       const int32_t peer = (rank_ + i) % ranks_;  // not all to the same one first
       if (!HasUse(kSent, peer, count_)) continue;
-      unsigned char* const slot = Slot(call_.regions[peer], rank_);
+      unsigned char* const slot = Slot(Base::Outbox(peer), rank_);
       const auto per_use = static_cast<int32_t>(call_.stride_bytes / sizeof(RaggedEntry));
       JAXCOLL_NO_UNROLL
       for (int32_t e = policy_.thread(); e < per_use && count_ * per_use + e < updates_;

@@ -119,14 +119,16 @@ Status RaggedPlan::Divide(uint64_t area_bytes) {
 }
 
 std::vector<unsigned char> RaggedPlan::Table(int rank, const std::vector<unsigned char*>& regions,
-                                             const std::vector<unsigned char*>& inboxes) const {
+                                             const std::vector<unsigned char*>& inboxes,
+                                             const std::vector<unsigned char*>& slots) const {
   std::vector<unsigned char> bytes(TableBytes());
   unsigned char* const end = bytes.data() + bytes.size();
   ProgramHeader header = header_;
   header.rank = rank;
   std::memcpy(bytes.data(), &header, sizeof(header));
-  std::memcpy(end - 2 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
-  std::memcpy(end - AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
+  std::memcpy(end - 3 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
+  std::memcpy(end - 2 * AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
+  std::memcpy(end - AddressBytes(), slots.data(), slots.size() * sizeof(void*));
   return bytes;
 }
 
@@ -137,8 +139,9 @@ RaggedProgramCall RaggedPlan::Bind(unsigned char* area, const void* const* input
   unsigned char* const table = area + TableOffset();
   unsigned char* const end = table + TableBytes();
   call.program.program = reinterpret_cast<const ProgramHeader*>(table);
-  call.program.regions = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
-  call.program.inboxes = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
+  call.program.regions = reinterpret_cast<unsigned char* const*>(end - 3 * AddressBytes());
+  call.program.inboxes = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
+  call.program.slots = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
   call.program.fingerprint = fingerprint_;
   call.program.vectors[0].input = inputs[0];
   call.program.vectors[0].output = outputs[0];

@@ -30,7 +30,8 @@ class RaggedPlan {
   Status Divide(uint64_t area_bytes);
   uint64_t TableOffset() const { return area_bytes_ - TableBytes(); }
   std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions,
-                                   const std::vector<unsigned char*>& inboxes) const;
+                                   const std::vector<unsigned char*>& inboxes,
+                                   const std::vector<unsigned char*>& slots) const;
 
   // What the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
@@ -43,7 +44,7 @@ class RaggedPlan {
                          void* const* outputs) const;
 
  private:
-  uint64_t AddressBytes() const;  // of the addresses of all ranks' regions, or inboxes
+  uint64_t AddressBytes() const;  // of the addresses of all ranks' regions, inboxes or slots
   uint64_t TableBytes() const;
   uint64_t ScratchBytes(int lanes) const;
   StatusOr<ProgramCall> Cut(uint64_t area_bytes) const;

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <variant>
 
 #include "base/dtype.h"
@@ -76,6 +77,11 @@ class Runtime {
   };
   // The one that holds an address.
   virtual StatusOr<Allocation> AllocationOf(int ordinal, const void* memory) = 0;
+
+  // Why a NIC cannot read the device's memory by a dma-buf; empty if it may be possible.
+  virtual std::string WhyNoDmabuf(int ordinal) = 0;
+  // The dma-buf of whole pages of device memory; a descriptor that the caller closes.
+  virtual StatusOr<int> ExportDmabuf(int ordinal, unsigned char* memory, uint64_t bytes) = 0;
 
   // Loads a kernel's code now: loading it at the first launch could wait for kernels that wait for
   // this one.

@@ -83,6 +83,12 @@ Status OnOwnStream(const std::string& what, F enqueue) {
   return ToStatus(error, what);
 }
 
+// Since CUDA 11.7.
+auto GetHandleForAddressRange() {
+  return DriverFunction<decltype(&cuMemGetHandleForAddressRange)>("cuMemGetHandleForAddressRange",
+                                                                  11070);
+}
+
 class TheRuntime final : public Runtime {
  public:
   StatusOr<int> MultiprocessorCount(int ordinal) override {
@@ -218,6 +224,35 @@ class TheRuntime final : public Runtime {
                     "asking where memory was allocated: CUresult " + std::to_string(error));
     }
     return Allocation{reinterpret_cast<unsigned char*>(base), bytes, id};
+  }
+
+  std::string WhyNoDmabuf(int ordinal) override {
+    const auto attribute =
+        DriverFunction<decltype(&cuDeviceGetAttribute)>("cuDeviceGetAttribute", 2000);
+    const auto device_get = DriverFunction<decltype(&cuDeviceGet)>("cuDeviceGet", 2000);
+    CUdevice device = 0;
+    int can = 0;
+    if (attribute == nullptr || device_get == nullptr || GetHandleForAddressRange() == nullptr ||
+        device_get(&device, ordinal) != CUDA_SUCCESS ||
+        attribute(&can, CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED, device) != CUDA_SUCCESS) {
+      return "the driver knows no dma-bufs: they need one of CUDA 11.7 or later";
+    }
+    if (can != 0) return "";
+    return "GPU " + std::to_string(ordinal) +
+           " exports no dma-bufs: they need the open kernel modules of the driver and Linux 5.12";
+  }
+
+  StatusOr<int> ExportDmabuf(int ordinal, unsigned char* memory, uint64_t bytes) override {
+    const SetupScope scope(ordinal);
+    int fd = -1;
+    const CUresult result = GetHandleForAddressRange()(&fd, reinterpret_cast<CUdeviceptr>(memory),
+                                                       bytes, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+                                                       /*flags=*/0);
+    if (result == CUDA_SUCCESS) return fd;
+    return Status(StatusCode::kInternal, "cuMemGetHandleForAddressRange refuses " +
+                                             std::to_string(bytes >> 10) + " KiB of GPU " +
+                                             std::to_string(ordinal) + " with CUresult " +
+                                             std::to_string(static_cast<int>(result)));
   }
 
   Status Preload(int ordinal, const Kernel& kernel) override {

@@ -6,18 +6,22 @@
 // guest has seen it: guests must take what comes at once.
 //
 // Thread rule: a guest's functions are called under the reactor's lock, and a Carrier's only from
-// within them.
+// within them, or by a CarrierAccess.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "base/status.h"
 #include "executor/interprocess.h"
+#include "transport/link.h"
 
 namespace jaxcoll {
 
@@ -42,11 +46,33 @@ class Carrier {
                     const std::function<void(std::byte*)>& write) = 0;
   // In order among themselves; rare.
   virtual void Tell(int process, std::string_view message) = 0;
+
+  // Parcels from a device's memory. Whether the link to the process takes it; nothing while the
+  // link is being made, and no when it has ended.
+  virtual std::optional<bool> TakesDmabuf(int process) = 0;
+  // All of the dma-buf `fd`, which has the address `memory`; the descriptor may be closed. The loan
+  // ends under the same lock, before the memory does. An error says why the link refuses it.
+  virtual StatusOr<std::unique_ptr<Link::Loan>> Lend(int process, int fd,
+                                                     std::span<const std::byte> memory) = 0;
+  // As the other, of bytes that lie in what was lent to that process. They must stay until the
+  // peer's guest has seen the parcel.
+  virtual bool Send(int process, const ParcelLabel& label, Link::Loan& loan,
+                    std::span<const std::byte> bytes) = 0;
+};
+
+// What a guest's other threads reach its carrier by.
+class CarrierAccess {
+ public:
+  virtual ~CarrierAccess() = default;
+  // Takes the reactor's lock, so not from within a guest's function.
+  virtual void Use(const std::function<void(Carrier&)>& use) = 0;
 };
 
 class Guest {
  public:
   virtual ~Guest() = default;
+  // Without the lock. Null: the reactor, and with it every link, is gone.
+  virtual void OnInvited(CarrierAccess* access) = 0;
   // Looks for what there is to send. Whether it did anything.
   virtual bool Step(Carrier& carrier) = 0;
   // What is wrong with it, if the peer must have broken the protocol; else null.

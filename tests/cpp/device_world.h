@@ -233,13 +233,14 @@ inline bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block) 
 // Memory of a device: aligned and cleared.
 class DeviceMemory {
  public:
+  static constexpr size_t kPageBytes = 4096;
+
   explicit DeviceMemory(size_t bytes)
       : bytes_(bytes),
-        data_(
-            static_cast<unsigned char*>(::operator new (bytes, std::align_val_t{kSlotAlignment}))) {
+        data_(static_cast<unsigned char*>(::operator new (bytes, std::align_val_t{kPageBytes}))) {
     std::memset(data_, 0, bytes);
   }
-  ~DeviceMemory() { ::operator delete (data_, std::align_val_t{kSlotAlignment}); }
+  ~DeviceMemory() { ::operator delete (data_, std::align_val_t{kPageBytes}); }
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   unsigned char* data() const { return data_; }

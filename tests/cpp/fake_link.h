@@ -2,9 +2,11 @@
 // generator, and fail when the test says so. One thread; the same seed gives the same run.
 //
 // Each direction of a link is a Pipe. A put waits in it with its bytes (or, in a link that copies
-// late, with a pointer to them, as a socket that does not take them yet) until its time has come;
-// puts overtake each other, what is told does not.
+// late, and from what was lent, with a pointer to them, as in a socket that does not take them yet
+// and in a NIC) until its time has come; puts overtake each other, what is told does not.
 #pragma once
+
+#include <fcntl.h>
 
 #include <chrono>
 #include <cstring>
@@ -38,6 +40,9 @@ class FakeNet {
   Random& random() { return random_; }
   Clock::time_point now() const { return now_; }
   void Advance(std::chrono::microseconds by) { now_ += by; }
+  uint64_t lent_puts = 0;  // from dma-bufs, so far
+  uint64_t own_puts = 0;   // of bytes from elsewhere
+  int lent_buffers = 0;    // dma-bufs that links have borrowed and not returned
   Clock::time_point Due() {
     return now_ + std::chrono::microseconds(Draw(random_, 0, max_delay_us_));
   }
@@ -83,7 +88,8 @@ struct FakePipe {
     Notice notice;
     uint64_t token = 0;
     FakeNet::Clock::time_point due;
-    bool in_place = false;  // the bytes are in the window
+    bool in_place = false;             // the bytes are in the window
+    std::shared_ptr<const bool> lent;  // of a loan: whether it still is
   };
   struct Told {
     std::string message;
@@ -130,6 +136,7 @@ class FakeLink final : public Link {
       JAXCOLL_CHECK(offset <= kWindowBytes && source.size() <= kWindowBytes - offset,
                     "%zu bytes at %zu", source.size(), offset);
     }
+    net_.own_puts += !source.empty();
     FakePipe::Put put;
     put.size = source.size();
     out_->carried += put.size;
@@ -147,6 +154,38 @@ class FakeLink final : public Link {
     const bool reusable = put.late == nullptr || source.empty();
     if (!out_->black_hole && !out_->reader_gone) out_->puts.push_back(std::move(put));
     return reusable;
+  }
+
+  bool takes_dmabuf = false;
+  bool refuses_dmabuf = false;  // though it takes them
+
+  bool TakesDmabuf() const override { return takes_dmabuf; }
+  StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
+                                               std::span<const std::byte> buffer) override {
+    JAXCOLL_CHECK(takes_dmabuf && offset == 0 && fcntl(fd, F_GETFD) >= 0, "fd %d", fd);
+    if (refuses_dmabuf) return Status(StatusCode::kUnavailable, "the test refuses to register it");
+    return StatusOr<std::unique_ptr<Loan>>(std::make_unique<FakeLoan>(net_, buffer));
+  }
+  // Reads the source as late as can be.
+  bool PutFrom(Loan& base, std::span<const std::byte> source, size_t offset, const Notice& notice,
+               uint64_t token) override {
+    const auto& loan = static_cast<FakeLoan&>(base);
+    JAXCOLL_CHECK(!source.empty() && source.data() >= loan.buffer.data() &&
+                      source.data() + source.size() <= loan.buffer.data() + loan.buffer.size() &&
+                      offset <= kWindowBytes && source.size() <= kWindowBytes - offset,
+                  "%zu bytes at %zu", source.size(), offset);
+    ++net_.lent_puts;
+    if (out_->black_hole || out_->reader_gone) return false;
+    FakePipe::Put put;
+    put.late = source.data();
+    put.size = source.size();
+    put.offset = offset;
+    put.notice = notice;
+    put.token = token;
+    put.due = net_.Due();
+    put.lent = loan.lent;
+    out_->puts.push_back(std::move(put));
+    return false;
   }
 
   void Detach(uint64_t token) override {
@@ -188,6 +227,7 @@ class FakeLink final : public Link {
       const size_t chosen = due[Draw(net_.random(), 0, static_cast<int64_t>(due.size()) - 1)];
       const FakePipe::Put put = std::move(in_->puts[chosen]);
       in_->puts.erase(in_->puts.begin() + static_cast<std::ptrdiff_t>(chosen));
+      JAXCOLL_CHECK(put.lent == nullptr || *put.lent, "a put of what is lent no more");
       if (put.size > 0 && !put.in_place) {
         std::memcpy(window().data() + put.offset, put.late != nullptr ? put.late : put.bytes.data(),
                     put.size);
@@ -207,6 +247,19 @@ class FakeLink final : public Link {
   std::vector<int> readable_fds() const override { return {}; }
 
  private:
+  struct FakeLoan final : Loan {
+    FakeLoan(FakeNet& net, std::span<const std::byte> buffer) : net(net), buffer(buffer) {
+      ++net.lent_buffers;
+    }
+    ~FakeLoan() override {
+      *lent = false;
+      --net.lent_buffers;
+    }
+    FakeNet& net;
+    const std::span<const std::byte> buffer;
+    const std::shared_ptr<bool> lent = std::make_shared<bool>(true);
+  };
+
   FakeNet& net_;
   const int peer_;
   const std::shared_ptr<FakePipe> out_, in_;

@@ -149,14 +149,15 @@ bool ServesRanks(Collective collective, const std::string& algorithm, int ranks)
 
 // Every algorithm, for every number of ranks that it serves, in one process and in several, called
 // and replayed.
-void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr) {
+void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr,
+                       const std::function<void(HostRuntime&, CommunicatorOptions&)>& change = {}) {
   constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
                                          Collective::kAllGather, Collective::kAllToAll,
                                          Collective::kBroadcast, Collective::kReduce,
                                          Collective::kPermute};
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
     if (ranks < processes || (hosts != nullptr && ranks % processes == 2)) continue;
-    HostJob job(ranks, processes, 4 << 20, hosts);
+    HostJob job(ranks, processes, 4 << 20, hosts, change);
     for (const Collective collective : kCollectives) {
       for (const std::string& algorithm : Algorithms(collective)) {
         if (!ServesRanks(collective, algorithm, ranks)) continue;
@@ -180,6 +181,65 @@ TEST(GroupCall, RunsEveryAlgorithmBetweenProcesses) { RunEveryAlgorithm(2); }
 TEST(GroupCall, RunsEveryAlgorithmBetweenHosts) {
   Hosts hosts({0, 1, 0}, Net::kFake, 1);
   RunEveryAlgorithm(3, &hosts);
+}
+
+void WithDmabufs(HostRuntime& runtime, CommunicatorOptions&) { runtime.why_no_dmabuf = ""; }
+
+// To process 1 from device memory; between 0 and 2, and back, by copies.
+TEST(GroupCall, RunsEveryAlgorithmBetweenHostsFromDeviceMemory) {
+  Hosts hosts({0, 1, 2}, Net::kFake, 1);
+  hosts.takes_dmabuf = [](int, int to) { return to == 1; };
+  RunEveryAlgorithm(3, &hosts, WithDmabufs);
+  EXPECT_GT(hosts.net().lent_puts, 0u);
+  EXPECT_GT(hosts.net().own_puts, 0u);
+  EXPECT_EQ(hosts.net().lent_buffers, 0);
+}
+
+// What `jaxcoll info` says of the way from process 0 to process 1.
+std::string WayOf(bool takes, bool refuses,
+                  const std::function<void(HostRuntime&, CommunicatorOptions&)>& change) {
+  Hosts hosts({0, 1}, Net::kFake, 6);
+  hosts.takes_dmabuf = [=](int, int) { return takes; };
+  hosts.refuses_dmabuf = [=](int from, int) { return refuses && from == 0; };
+  HostJob job(4, 2, 1 << 20, &hosts, change);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  site.Enqueue();
+  EXPECT_TRUE(job.Run(2)) << job.communicator(0).Cause().value_or("");
+  site.ExpectRight("whichever way");
+  for (const std::string& line : Communicator::DescribeAll()) {
+    const size_t way = line.find(" what goes to process 1");
+    if (way != line.npos) return line.substr(line.rfind(';', way) + 2);
+  }
+  return "";
+}
+
+TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
+  using Options = CommunicatorOptions;
+  EXPECT_EQ(WayOf(true, false, WithDmabufs), "NICs read GPU memory for what goes to process 1");
+  const std::string copied = "the host copies what goes to process 1, for ";
+  EXPECT_EQ(WayOf(false, false, WithDmabufs), copied + "the link to it takes no device memory");
+  EXPECT_EQ(WayOf(true, false, {}), copied + "the test has no dma-bufs");
+  EXPECT_EQ(WayOf(true, false,
+                  [](HostRuntime& runtime, Options& options) {
+                    WithDmabufs(runtime, options);
+                    options.lend = false;
+                  }),
+            copied + "JAXCOLL_CUDA_DMABUF is 0");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(WayOf(true, true, WithDmabufs), copied + "the test refuses to register it");
+  const auto no_exports = [](HostRuntime& runtime, Options&) {
+    runtime.why_no_dmabuf = "";
+    runtime.exports = 0;
+  };
+  EXPECT_EQ(WayOf(true, false, no_exports), copied + "the test exports no more");
+  const std::string log = testing::internal::GetCapturedStderr();
+  const std::string line = "process 0: what goes from its GPUs to process 1 is copied by the host";
+  const size_t first = log.find(line + ", for the test refuses");
+  const size_t second = log.find(line + ", for the test exports no more");
+  ASSERT_NE(first, log.npos) << log;
+  ASSERT_NE(second, log.npos) << log;
+  EXPECT_EQ(log.find(line, second + 1), log.npos) << log;
+  EXPECT_EQ(log.find(line, first + 1), second) << log;
 }
 
 // The call site is gone and comes back, on one host alone: its region goes on counting.

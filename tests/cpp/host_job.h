@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -21,7 +23,8 @@ namespace jaxcoll::cuda {
 class HostJob {
  public:
   // `hosts`: those of the processes; null if they are on one.
-  HostJob(int ranks, int processes, uint64_t workspace_bytes = 1 << 20, Hosts* hosts = nullptr)
+  HostJob(int ranks, int processes, uint64_t workspace_bytes = 1 << 20, Hosts* hosts = nullptr,
+          const std::function<void(HostRuntime&, CommunicatorOptions&)>& change = {})
       : hosts_(hosts) {
     std::vector<Member> members;
     for (int rank = 0; rank < ranks; ++rank) {
@@ -30,6 +33,7 @@ class HostJob {
     CommunicatorOptions options;
     options.max_blocks = 3;
     options.workspace_bytes = workspace_bytes;
+    if (change) change(runtime_, options);
     communicators_.resize(processes);
     OnAllProcesses([&, options](int process) mutable {
       if (hosts != nullptr) {
@@ -46,7 +50,18 @@ class HostJob {
   template <typename F>
   void OnAllProcesses(F f) {
     std::vector<std::thread> threads;
-    for (int process = 0; process < processes(); ++process) threads.emplace_back(f, process);
+    std::atomic<int> running = processes();
+    for (int process = 0; process < processes(); ++process) {
+      threads.emplace_back([&running, process, mine = f]() mutable {
+        mine(process);
+        --running;
+      });
+    }
+    // Where memory is lent, they wait for links.
+    while (hosts_ != nullptr && hosts_->takes_dmabuf && running > 0) {
+      hosts_->Pass();
+      std::this_thread::yield();
+    }
     for (std::thread& thread : threads) thread.join();
   }
 

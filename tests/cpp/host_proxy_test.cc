@@ -197,6 +197,142 @@ TEST(HostProxy, CountsOnWhereEpochsWrapAround) {
   }
 }
 
+// ---- Device memory -----------------------------------------------------------------------------
+
+class EveryScheduleFromDeviceMemory : public testing::TestWithParam<Draw> {};
+
+// Processors copy nothing: all that links carry is lent.
+TEST_P(EveryScheduleFromDeviceMemory, GivesTheSameBitsAndNothingIsCopied) {
+  const auto& [collective, algorithm] = GetParam();
+  for (const int ranks : {4, 5}) {  // some algorithms serve powers of two only
+    const std::vector<Program> programs = BuildAll(Spec(collective, algorithm, ranks));
+    if (programs.empty()) continue;
+    const Placement placement = InBlocks(ranks, 2, ranks == 5);
+    const auto cases = MakeAll(programs, collective, {700, 67},
+                               algorithm + ", " + std::to_string(ranks) + " ranks");
+    ASSERT_FALSE(cases.empty());
+    Hosts hosts(placement.host_of_process, Net::kFake, static_cast<uint64_t>(ranks));
+    hosts.takes_dmabuf = [](int, int) { return true; };
+    {
+      HostedWorld world(hosts, {.process_of_rank = placement.process_of_rank, .lends = true},
+                        cases);
+      ExpectRight(world, cases);
+      EXPECT_GT(hosts.net().lent_buffers, 0);
+    }
+    EXPECT_GT(hosts.net().lent_puts, 0u);
+    EXPECT_EQ(hosts.net().own_puts, 0u);
+    EXPECT_EQ(hosts.net().lent_buffers, 0) << "the group is closed";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryScheduleFromDeviceMemory, testing::ValuesIn(EveryAlgorithm()),
+                         [](const auto& info) {
+                           return std::string(Name(info.param.collective)) + "_" +
+                                  info.param.algorithm;
+                         });
+
+// Some links take device memory, some do not, and some say so and then refuse it.
+TEST(HostProxyLending, GivesTheSameBitsWhicheverLinksTakeIt) {
+  const std::vector<Draw> all = EveryAlgorithm();
+  uint64_t lent = 0, own = 0;
+  for (int i = 0; i < Seeds(15); ++i) {
+    const auto seed = static_cast<uint32_t>(6000 + i);
+    std::mt19937 random(seed);
+    const Draw& draw = all[random() % all.size()];
+    const int ranks = 2 + static_cast<int>(random() % 5);
+    auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+    if (programs.empty()) continue;
+    if (random() % 2) programs = Rechannel(programs, 3, random);
+    RegionSize region = kRegion;
+    region.depth = 1 + static_cast<int32_t>(random() % 3);
+    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    const Placement placement = Anyhow(ranks, random);
+    const auto cases =
+        MakeAll(programs, draw.collective, {static_cast<int64_t>(random() % 2000), 31},
+                "seed " + std::to_string(seed) + ", " + draw.algorithm, 4, region);
+    ASSERT_FALSE(cases.empty());
+    Hosts hosts(placement.host_of_process, Net::kFake, seed);
+    const uint32_t takes = random(), refuses = random();
+    hosts.takes_dmabuf = [=](int a, int b) { return (takes >> (a * 4 + b) & 1) != 0; };
+    hosts.refuses_dmabuf = [=](int a, int b) { return (refuses >> (a * 4 + b) % 32 & 3) == 0; };
+    HostedWorld world(
+        hosts, {.process_of_rank = placement.process_of_rank, .region = region, .lends = true},
+        cases);
+    World::Options options;
+    options.threads_per_block = 1 + static_cast<int>(random() % 2);
+    options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
+    ExpectRight(world, cases, options, 3);
+    lent += hosts.net().lent_puts;
+    own += hosts.net().own_puts;
+  }
+  EXPECT_GT(lent, 0u);
+  EXPECT_GT(own, 0u);
+}
+
+// Over NICs, with threads of their own; of two rails, one fails on the way, and what it still owed
+// is read once more.
+TEST(HostProxyLending, SurvivesARailThatFails) {
+  for (const Draw& draw :
+       {Draw{Collective::kAllReduce, "ring"}, Draw{Collective::kAllReduce, "double_tree"},
+        Draw{Collective::kAllToAll, "direct"}}) {
+    for (const int request : {0, 7, 100}) {
+      const auto cases = MakeAll(BuildAll(Spec(draw.collective, draw.algorithm, 4)),
+                                 draw.collective, {3000, 5}, draw.algorithm);
+      ASSERT_FALSE(cases.empty());
+      FakeVerbs verbs(static_cast<uint64_t>(request) + 1, /*device_count=*/2);
+      const Placement placement = InBlocks(4, 2, false);
+      Hosts hosts(placement.host_of_process, Net::kFakeRdma, 1);
+      {
+        HostedWorld world(hosts, {.process_of_rank = placement.process_of_rank, .lends = true},
+                          cases);
+        // Two rails and two ranks a process, to each side.
+        EXPECT_EQ(verbs.dmabufs().size(), 8u);
+        verbs.FailRequest(1, request, verbs::kWcRetryExcErr);
+        ExpectRight(world, cases, {}, 3);
+      }
+      for (const int process : {0, 1}) hosts.reactor(process).Stop();
+    }
+  }
+}
+
+// Whatever gaps a slot has, the stretches are the message.
+TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
+  uint64_t stretches = 0, messages = 0;
+  for (const char* algorithm : {"ring", "recursive_doubling", "bruck"}) {
+    const auto programs = BuildAll(Spec(Collective::kAllGather, algorithm, 4));
+    ASSERT_FALSE(programs.empty()) << algorithm;
+    const auto cases = MakeAll(programs, Collective::kAllGather, {1000, 67}, algorithm);
+    for (const auto& one : cases) {
+      auto routes = HostRoutes::Make(one->launch.programs, {one->launch.calls[0]}, {0, 1, 2, 3});
+      ASSERT_TRUE(routes.ok()) << routes.status().message();
+      const ProgramCall& call = routes->calls()[0];
+      DeviceMemory region(HostRoutes::RegionBytes(call));
+      std::mt19937 random(1);
+      for (size_t i = 0; i < region.bytes(); ++i) {
+        region.data()[i] = static_cast<unsigned char>(random());
+      }
+      for (const HostRoutes::Message& message : routes->messages()) {
+        for (int32_t segment = 0; segment < call.segment_count; ++segment, ++messages) {
+          const SlotUse use{&call, segment};
+          std::vector<std::byte> whole(routes->Bytes(message, use)), parts;
+          routes->Gather(message, use, region.data(), 0, whole);
+          while (parts.size() < whole.size()) {
+            const auto stretch =
+                routes->StretchAt(message, use, static_cast<int64_t>(parts.size()), 300);
+            ASSERT_GT(stretch.bytes, 0);
+            ASSERT_LE(stretch.bytes, 300);
+            const auto* const at = reinterpret_cast<const std::byte*>(region.data()) + stretch.at;
+            parts.insert(parts.end(), at, at + stretch.bytes);
+            ++stretches;
+          }
+          EXPECT_EQ(parts, whole) << algorithm << ", segment " << segment;
+        }
+      }
+    }
+  }
+  EXPECT_GT(stretches, messages);
+}
+
 // ---- Failure -----------------------------------------------------------------------------------
 
 // Two hosts of two ranks, in one process each, and one call.
@@ -352,11 +488,13 @@ TEST(HostProxyFailure, AnEndAnywhereHangsNobody) {
         InBlocks(ranks, 1 + static_cast<int>(random() % 2), random() % 2 != 0);
     Hosts hosts(placement.host_of_process, Net::kFake, seed);
     if (hosts.count() < 2) continue;
-    HostedWorld world(hosts, {placement.process_of_rank}, cases);
+    hosts.takes_dmabuf = [](int, int) { return true; };
+    HostedWorld world(hosts, {.process_of_rank = placement.process_of_rank, .lends = i % 2 != 0},
+                      cases);
     const int a = static_cast<int>(random() % hosts.count());
     const int b = (a + 1) % hosts.count();
     const bool swallows = random() % 3 == 0;
-    hosts.At(static_cast<int>(random() % 150),
+    hosts.At(hosts.passes() + static_cast<int>(random() % 150),
              [&] { swallows ? hosts.Swallow(a, b) : hosts.Cut(a, b); });
     const auto ok = world.Run({}, 4);
     hosts.Settle();

@@ -3,6 +3,8 @@
 // of which there is the interpreter.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstring>
 #include <map>
 #include <memory>
@@ -22,6 +24,8 @@ class HostRuntime final : public Runtime {
   std::pair<int, int> apart = {-1, -1};  // devices that do not reach each other
   uint64_t device_bytes = 1ull << 40;    // that can be allocated in all
   bool imports = true;                   // whether memory of other processes can be mapped
+  std::string why_no_dmabuf = "the test has no dma-bufs";
+  int exports = 1 << 30;  // so many dma-bufs can be made
 
   StatusOr<int> MultiprocessorCount(int) override { return multiprocessors; }
   StatusOr<bool> CanReach(int from, int to) override {
@@ -74,6 +78,14 @@ class HostRuntime final : public Runtime {
       if (at >= data && at < data + allocation.bytes) return allocation;
     }
     return Status(StatusCode::kInternal, "not allocated here");
+  }
+
+  std::string WhyNoDmabuf(int) override { return why_no_dmabuf; }
+  StatusOr<int> ExportDmabuf(int, unsigned char* memory, uint64_t bytes) override {
+    EXPECT_EQ((reinterpret_cast<uintptr_t>(memory) | bytes) % DeviceMemory::kPageBytes, 0u);
+    std::lock_guard lock(mutex_);
+    if (exports-- <= 0) return Status(StatusCode::kInternal, "the test exports no more");
+    return memfd_create("device", MFD_CLOEXEC);
   }
 
   Status Preload(int, const Kernel& kernel) override {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +28,7 @@ class HostedWorld {
     uint64_t id = 1;  // of the group and its region
     RegionSize region = kRegion;
     uint32_t epoch = 0;  // launches that have ended
+    bool lends = false;  // device memory to the links that take it
   };
 
   HostedWorld(Hosts& hosts, Layout layout, const std::vector<std::unique_ptr<Case>>& cases)
@@ -68,6 +70,11 @@ class HostedWorld {
       }
       group.abort = &aborts_[p];
       hosts.proxy(p).OpenGroup(group);
+    }
+    slots_.resize(ranks());
+    for (int p = 0; p < hosts.count(); ++p) {
+      if (!Takes(p)) continue;
+      if (layout_.lends) Lend(p);
       OpenRegion(p, routes_);
     }
   }
@@ -121,6 +128,31 @@ class HostedWorld {
     }
   }
 
+  // Memory for all that the ranks of a process send to processes whose links take it.
+  void Lend(int p) {
+    hosts_.Connect();
+    std::set<int> peers;
+    for (int rank = 0; rank < ranks(); ++rank) {
+      if (Remote(p, rank)) peers.insert(layout_.process_of_rank[rank]);
+    }
+    const std::set<int> takers = hosts_.proxy(p).TakersOf(layout_.id, peers, 60);
+    const size_t bytes = layout_.region.bytes;
+    for (int rank = 0; rank < ranks(); ++rank) {
+      if (layout_.process_of_rank[rank] != p) continue;
+      slots_[rank].assign(ranks(), nullptr);
+      device_.push_back(std::make_unique<DeviceMemory>(bytes * ranks()));
+      const Fd dmabuf(memfd_create("device", MFD_CLOEXEC));
+      const std::span memory(device_.back()->data(), device_.back()->bytes());
+      for (const int peer : takers) {
+        const Status lent =
+            hosts_.proxy(p).Lend(layout_.id, peer, dmabuf.get(), std::as_bytes(memory));
+        for (int to = 0; to < ranks() && lent.ok(); ++to) {
+          if (layout_.process_of_rank[to] == peer) slots_[rank][to] = memory.data() + bytes * to;
+        }
+      }
+    }
+  }
+
   void OpenRegion(int p, std::shared_ptr<const HostRoutes> routes) {
     HostProxy::RegionSpec region;
     region.group = region.key = layout_.id;
@@ -134,19 +166,23 @@ class HostedWorld {
                               : Remote(p, rank) ? outboxes_[p][rank]->data()
                                                 : nullptr);
     }
+    region.slots = slots_;
     hosts_.proxy(p).OpenRegion(std::move(region));
   }
 
   void Bind(int rank, ProgramCall& call) {
     const int process = layout_.process_of_rank[rank];
-    std::vector<unsigned char*> to, from;
+    std::vector<unsigned char*> to, from, slots;
     for (int peer = 0; peer < ranks(); ++peer) {
       const bool remote = Remote(process, peer);
       to.push_back(remote ? outboxes_[process][peer]->data() : world_.addresses()[peer]);
       from.push_back(remote ? inboxes_[rank]->data() : world_.addresses()[rank]);
+      const bool lent = !slots_[rank].empty() && slots_[rank][peer] != nullptr;
+      slots.push_back(lent ? slots_[rank][peer] : to.back());
     }
     call.regions = addresses_.emplace_back(std::move(to)).data();
     call.inboxes = addresses_.emplace_back(std::move(from)).data();
+    call.slots = addresses_.emplace_back(std::move(slots)).data();
     call.doorbell = &doorbells_[rank];
     call.abort = &aborts_[process];
   }
@@ -158,6 +194,8 @@ class HostedWorld {
   std::vector<uint64_t> doorbells_;                                   // by rank
   std::vector<std::unique_ptr<DeviceMemory>> inboxes_;                // by rank
   std::vector<std::vector<std::unique_ptr<DeviceMemory>>> outboxes_;  // by process and rank
+  std::vector<std::unique_ptr<DeviceMemory>> device_;                 // that is lent
+  std::vector<std::vector<unsigned char*>> slots_;                    // in it; by rank and peer
   std::deque<std::vector<unsigned char*>> addresses_;                 // of calls
   std::shared_ptr<const HostRoutes> routes_;
   std::vector<Launches*> launches_;

@@ -25,11 +25,14 @@
 #include "cuda/host_proxy.h"
 #include "device_world.h"
 #include "fake_link.h"
+#include "fake_verbs.h"
 #include "socket_pair.h"
+#include "transport/rdma.h"
 
 namespace jaxcoll::cuda {
 
-enum class Net { kFake, kShm, kTcp };
+// kFakeRdma: by the FakeVerbs that there is.
+enum class Net { kFake, kShm, kTcp, kFakeRdma };
 
 // Processes and what joins them. Outlives what is run in it.
 class Hosts {
@@ -58,12 +61,18 @@ class Hosts {
     }
   }
 
+  // Over fake links, before they are made: whether that of the first process to the second takes
+  // dma-bufs, and whether it refuses them nevertheless.
+  std::function<bool(int, int)> takes_dmabuf, refuses_dmabuf;
+  const FakeNet& net() const { return net_; }
+
   int count() const { return static_cast<int>(host_of_process_.size()); }
   int host(int process) const { return host_of_process_[process]; }
   HostProxy& proxy(int process) { return processes_[process]->proxy; }
   Reactor& reactor(int process) { return *processes_[process]->reactor; }
 
   // What goes wrong, over fake links; `now` on the thread that carries.
+  int passes() const { return pass_; }
   void At(int pass, std::function<void()> happens) { events_.emplace(pass, std::move(happens)); }
   void Cut(int a, int b) {
     for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) pipe->broken = true;
@@ -116,6 +125,10 @@ class Hosts {
       }
     };
   }
+  // Until the links that were asked for are there; those of other threads come by themselves.
+  void Connect() {
+    if (!real()) Settle();
+  }
   // Until nothing moves any more; over fake links.
   void Settle() {
     while (Pass()) {
@@ -145,9 +158,23 @@ class Hosts {
     if (!real()) {
       const auto copying = static_cast<FakeNet::Copying>(jaxcoll::Draw(random_, 0, 2));
       for (const auto& [a, b] : {std::pair(from, to), std::pair(to, from)}) {
-        reactor(a).AddLink(
-            b, std::make_unique<FakeLink>(net_, b, PipeOf(a, b), PipeOf(b, a), copying));
+        auto link = std::make_unique<FakeLink>(net_, b, PipeOf(a, b), PipeOf(b, a), copying);
+        link->takes_dmabuf = takes_dmabuf && takes_dmabuf(a, b);
+        link->refuses_dmabuf = refuses_dmabuf && refuses_dmabuf(a, b);
+        reactor(a).AddLink(b, std::move(link));
       }
+      return;
+    }
+    if (kind_ == Net::kFakeRdma) {
+      auto [client, server] = TcpPair();
+      auto a = RdmaLink::Prepare(FakeVerbs::Current().Config(), kWindowBytes, "");
+      ASSERT_TRUE(a.ok()) << a.status().message();
+      auto b = RdmaLink::Prepare(FakeVerbs::Current().Config(), kWindowBytes, (*a)->Offer());
+      ASSERT_TRUE(b.ok()) << b.status().message();
+      ASSERT_TRUE((*a)->Join(to, client.release(), (*b)->Offer(), "test").ok());
+      ASSERT_TRUE((*b)->Join(from, server.release(), (*a)->Offer(), "test").ok());
+      reactor(from).AddLink(to, std::move(*a));
+      reactor(to).AddLink(from, std::move(*b));
       return;
     }
     const bool shm = kind_ == Net::kShm;
