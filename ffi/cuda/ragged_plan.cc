@@ -73,7 +73,7 @@ uint64_t RaggedPlan::AddressBytes() const {
   return RoundUp(static_cast<uint64_t>(header_.world_size) * sizeof(void*));
 }
 
-uint64_t RaggedPlan::TableBytes() const { return RoundUp(sizeof(header_)) + 2 * AddressBytes(); }
+uint64_t RaggedPlan::TableBytes() const { return RoundUp(sizeof(header_)) + 3 * AddressBytes(); }
 
 uint64_t RaggedPlan::ScratchBytes(int lanes) const {
   return static_cast<uint64_t>(lanes) *
