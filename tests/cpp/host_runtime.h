@@ -21,6 +21,7 @@ namespace jaxcoll::cuda {
 class HostRuntime final : public Runtime {
  public:
   int multiprocessors = 3;
+  uint64_t deadline_ns = StuckClock::kDeadlineNs;
   std::pair<int, int> apart = {-1, -1};  // devices that do not reach each other
   uint64_t device_bytes = 1ull << 40;    // that can be allocated in all
   bool imports = true;                   // whether memory of other processes can be mapped
@@ -99,13 +100,12 @@ class HostRuntime final : public Runtime {
     if (const auto* call = std::get_if<RaggedProgramCall>(&launch.parameters)) {
       EXPECT_EQ(launch.kernel.family, Kernel::kRaggedExchange);
       streams_[stream].emplace_back(*call);
-      std::get<RaggedProgramCall>(streams_[stream].back()).program.deadline_ns =
-          StuckClock::kDeadlineNs;
+      std::get<RaggedProgramCall>(streams_[stream].back()).program.deadline_ns = deadline_ns;
     } else if (const auto* call = std::get_if<ProgramCall>(&launch.parameters)) {
       EXPECT_EQ(launch.kernel.family, Kernel::kInterpreter);
       EXPECT_EQ(static_cast<int>(launch.kernel.dtype), call->dtype);
       streams_[stream].emplace_back(*call);
-      std::get<ProgramCall>(streams_[stream].back()).deadline_ns = StuckClock::kDeadlineNs;
+      std::get<ProgramCall>(streams_[stream].back()).deadline_ns = deadline_ns;
     } else {
       return InvalidArgument("here is no kernel of those that reach each other's memory");
     }

@@ -110,6 +110,7 @@ class Hosts {
     return active;
   }
 
+  bool real() const { return kind_ != Net::kFake; }
   // For World::Options.
   std::function<void(StuckClock&, const std::atomic<int>&)> Carrier() {
     if (real()) return {};
@@ -137,7 +138,6 @@ class Hosts {
   void Kill(int process) { processes_[process]->reactor.reset(); }
 
  private:
-  bool real() const { return kind_ != Net::kFake; }
   struct Process {
     explicit Process(int p) : proxy(p) {}
     HostProxy proxy;

@@ -287,6 +287,21 @@ TEST(RaggedExchange, GivesTheSameInEveryInterleaving) {
   }
 }
 
+// To process 1 from device memory; between 0 and 2, and back, by copies.
+TEST(RaggedExchange, SendsFromDeviceMemoryWhereLinksTakeIt) {
+  Hosts hosts({0, 1, 2}, Net::kFake, 1);
+  hosts.takes_dmabuf = [](int, int to) { return to == 1; };
+  HostJob job(6, 3, kLarge, &hosts,
+              [](HostRuntime& runtime, CommunicatorOptions&) { runtime.why_no_dmabuf = ""; });
+  RaggedSite site(job, {.ranks = 6, .updates = 2});
+  for (uint32_t seed = 1; seed < 4; ++seed) {
+    site.Draw(seed, 5, seed == 3);
+    ExpectRight(job, site, "lent memory, seed " + std::to_string(seed), {}, 3);
+  }
+  EXPECT_GT(hosts.net().lent_puts, 0u);
+  EXPECT_GT(hosts.net().own_puts, 0u);
+}
+
 // Reactors with threads of their own, which sleep and are woken.
 TEST(RaggedExchange, UsesRealLinks) {
   for (const Net net : {Net::kShm, Net::kTcp}) {
