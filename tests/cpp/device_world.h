@@ -25,7 +25,7 @@
 
 #include "cuda/device_program.h"
 #include "cuda/interpreter.h"
-#include "cuda/ragged_exchange.h"
+#include "cuda/ragged_call.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
@@ -199,21 +199,6 @@ class HostPolicy {
   int releases_ = 0;
 };
 
-// RunBlock for a dtype that is known at run time.
-template <int kDType = 0>
-bool RunBlock(HostPolicy& policy, const ProgramCall& call, int32_t block) {
-  if constexpr (kDType == kDTypeCount) {
-    return false;
-  } else {
-    if (call.dtype != kDType) return RunBlock<kDType + 1>(policy, call, block);
-    return Interpreter<HostPolicy, static_cast<DType>(kDType)>(policy, call, block).Run();
-  }
-}
-
-inline bool RunBlock(HostPolicy& policy, const RaggedProgramCall& call, int32_t block) {
-  return RaggedExchange<HostPolicy>(policy, call, block).Run();
-}
-
 // A launch.
 using DeviceCall = std::variant<ProgramCall, RaggedProgramCall>;
 inline const ProgramCall& ProgramOf(const DeviceCall& call) {
@@ -223,12 +208,8 @@ inline const ProgramCall& ProgramOf(const DeviceCall& call) {
 inline int BlocksOf(const DeviceCall& call) {
   return BlockCount(*ProgramOf(call).program, ProgramOf(call));
 }
-inline bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block) {
-  if (const auto* const ragged = std::get_if<RaggedProgramCall>(&call)) {
-    return RunBlock(policy, *ragged, block);
-  }
-  return RunBlock(policy, std::get<ProgramCall>(call), block);
-}
+// One thread of a block. In a file of its own: there is an interpreter for each dtype.
+bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block);
 
 // Memory of a device: aligned and cleared.
 class DeviceMemory {
