@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -42,7 +43,9 @@ class FakeNet {
   void Advance(std::chrono::microseconds by) { now_ += by; }
   uint64_t lent_puts = 0;  // from dma-bufs, so far
   uint64_t own_puts = 0;   // of bytes from elsewhere
-  int lent_buffers = 0;    // dma-bufs that links have borrowed and not returned
+  // Dma-bufs that links have borrowed and not returned. Links of several reactors count here, each
+  // under the lock of its own.
+  std::atomic<int> lent_buffers{0};
   Clock::time_point Due() {
     return now_ + std::chrono::microseconds(Draw(random_, 0, max_delay_us_));
   }
