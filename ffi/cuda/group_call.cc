@@ -87,14 +87,15 @@ template <typename MessagePlan>
 Status GroupCall::UploadTables(const MessagePlan& plan) const {
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
-    std::vector<unsigned char*> regions, inboxes, slots;
+    AreaAddresses addresses;
     for (int peer = 0; peer < communicator_.world_size(); ++peer) {
       const bool remote = host_region_ != nullptr && communicator_.reach()->IsRemote(peer);
-      regions.push_back(remote ? host_region_->memory[peer] : Area(peer, rank));
-      inboxes.push_back(remote ? host_region_->memory[rank] : Area(rank, rank));
-      slots.push_back(remote ? host_region_->SlotsOf(rank, peer) : regions.back());
+      addresses.regions.push_back(remote ? host_region_->memory[peer] : Area(peer, rank));
+      addresses.inboxes.push_back(remote ? host_region_->memory[rank] : Area(rank, rank));
+      addresses.slots.push_back(remote ? host_region_->SlotsOf(rank, peer)
+                                       : addresses.regions.back());
     }
-    const std::vector<unsigned char> table = plan.Table(rank, regions, inboxes, slots);
+    const std::vector<unsigned char> table = plan.Table(rank, addresses);
     Status status = communicator_.runtime().Upload(communicator_.member(rank).ordinal,
                                                    Area(rank, rank) + plan.TableOffset(),
                                                    table.data(), table.size());

@@ -9,21 +9,6 @@
 #include "cuda/fingerprint.h"
 
 namespace jaxcoll::cuda {
-namespace {
-
-// Of one block's slots and scratch: large enough that moving a slice takes longer than telling of
-// it, and small enough that those of all blocks stay in L2. Without any, a slice may be as large.
-// Not measured yet.
-constexpr int64_t kBlockBytes = 256 << 10;
-constexpr int64_t kLeastSliceBytes = 4 << 10;
-constexpr int64_t kMostSliceBytes = 64 << 10;
-constexpr int kDepth = 2;
-
-uint64_t RoundUp(uint64_t bytes) {
-  return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
-}
-
-}  // namespace
 
 StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape& shape,
                                           int max_blocks, Reach reach) {
@@ -73,7 +58,7 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
     plan.table_bytes_ = std::max<uint64_t>(plan.table_bytes_, table.bytes());
     for (const uint64_t word : table.words) fingerprint.Add(static_cast<int64_t>(word));
   }
-  plan.table_bytes_ = RoundUp(plan.table_bytes_) + 3 * plan.AddressBytes();
+  plan.table_bytes_ = RoundUpToSlots(plan.table_bytes_) + AreaAddresses::Bytes(ranks.size());
   fingerprint.Add(spec.collective);
   for (const int64_t value :
        {static_cast<int64_t>(plan.dtype_), static_cast<int64_t>(plan.reduce_op_),
@@ -89,8 +74,8 @@ StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
   const ProgramHeader& header = tables_[0].header();
   RegionSize region;
   region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, table_bytes_));
-  region.depth = kDepth;
-  const int64_t chunks = int64_t{kDepth} * header.slot_chunks + header.scratch_chunks;
+  region.depth = kSlotDepth;
+  const int64_t chunks = int64_t{kSlotDepth} * header.slot_chunks + header.scratch_chunks;
   region.max_slice_bytes =
       chunks == 0 ? kBlockBytes
                   : std::clamp(kBlockBytes / chunks, kLeastSliceBytes, kMostSliceBytes);
@@ -141,17 +126,10 @@ Status ProgramPlan::Divide(uint64_t area_bytes) {
   return Status();
 }
 
-uint64_t ProgramPlan::AddressBytes() const { return RoundUp(tables_.size() * sizeof(void*)); }
-
-std::vector<unsigned char> ProgramPlan::Table(int rank, const std::vector<unsigned char*>& regions,
-                                              const std::vector<unsigned char*>& inboxes,
-                                              const std::vector<unsigned char*>& slots) const {
+std::vector<unsigned char> ProgramPlan::Table(int rank, const AreaAddresses& addresses) const {
   std::vector<unsigned char> bytes(table_bytes_);
-  unsigned char* const end = bytes.data() + table_bytes_;
   std::memcpy(bytes.data(), tables_[rank].words.data(), tables_[rank].bytes());
-  std::memcpy(end - 3 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
-  std::memcpy(end - 2 * AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
-  std::memcpy(end - AddressBytes(), slots.data(), slots.size() * sizeof(void*));
+  addresses.Write(bytes.data() + table_bytes_);
   return bytes;
 }
 
@@ -160,10 +138,7 @@ StatusOr<ProgramCall> ProgramPlan::Bind(int launch, unsigned char* area, const v
   ProgramCall call = calls_[launch];
   unsigned char* const table = area + TableOffset();
   call.program = reinterpret_cast<const ProgramHeader*>(table);
-  unsigned char* const end = table + table_bytes_;
-  call.regions = reinterpret_cast<unsigned char* const*>(end - 3 * AddressBytes());
-  call.inboxes = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
-  call.slots = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
+  AreaAddresses::Bind(call, table + table_bytes_, tables_.size());
   call.fingerprint = fingerprint_;
   const size_t first = static_cast<size_t>(launch) * kMaxProgramVectors;
   for (int32_t v = 0; v < call.vector_count; ++v) {

@@ -8,6 +8,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "cuda/area.h"
 #include "cuda/device_program.h"
 #include "cuda/host_routes.h"
 #include "executor/call_site.h"
@@ -38,12 +39,9 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // What the area of a rank holds from TableOffset() on. The lists: by rank, as that rank maps
-  // them; see ProgramCall.
+  // What the area of a rank holds from TableOffset() on.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
-  std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions,
-                                   const std::vector<unsigned char*>& inboxes,
-                                   const std::vector<unsigned char*>& slots) const;
+  std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 
   // What the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
@@ -56,7 +54,6 @@ class ProgramPlan {
                              void* const* outputs) const;
 
  private:
-  uint64_t AddressBytes() const;  // of a list of addresses by rank, of which there are three
   StatusOr<std::vector<ProgramCall>> Cut(uint64_t area_bytes) const;
 
   DType dtype_ = DType::kUint8;

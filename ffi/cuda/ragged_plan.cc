@@ -10,16 +10,7 @@
 namespace jaxcoll::cuda {
 namespace {
 
-// As in program_plan.cc, of a block's slots. Not measured.
-constexpr int64_t kBlockBytes = 256 << 10;
-constexpr int64_t kLeastSliceBytes = 4 << 10;
-constexpr int64_t kMostSliceBytes = 64 << 10;
-constexpr int kDepth = 2;
 constexpr int64_t kMostPairBytes = int64_t{1} << 40;
-
-uint64_t RoundUp(uint64_t bytes) {
-  return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
-}
 
 }  // namespace
 
@@ -69,11 +60,9 @@ StatusOr<RaggedPlan> RaggedPlan::Create(const CallSpec& spec, const CallShape& s
   return plan;
 }
 
-uint64_t RaggedPlan::AddressBytes() const {
-  return RoundUp(static_cast<uint64_t>(header_.world_size) * sizeof(void*));
+uint64_t RaggedPlan::TableBytes() const {
+  return RoundUpToSlots(sizeof(header_)) + AreaAddresses::Bytes(header_.world_size);
 }
-
-uint64_t RaggedPlan::TableBytes() const { return RoundUp(sizeof(header_)) + 3 * AddressBytes(); }
 
 uint64_t RaggedPlan::ScratchBytes(int lanes) const {
   return static_cast<uint64_t>(lanes) *
@@ -82,13 +71,13 @@ uint64_t RaggedPlan::ScratchBytes(int lanes) const {
 
 // Slots as for rows that are dealt out evenly; any other number of them is served, too.
 StatusOr<ProgramCall> RaggedPlan::Cut(uint64_t area_bytes) const {
-  const int64_t slots = int64_t{kDepth} * header_.slot_chunks;
+  const int64_t slots = int64_t{kSlotDepth} * header_.slot_chunks;
   const int64_t rows = (result_bytes_ + header_.world_size - 1) / header_.world_size;
   for (int32_t lanes = max_blocks_;;) {
     const uint64_t taken = TableBytes() + ScratchBytes(lanes);
     RegionSize region;
     region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, taken));
-    region.depth = kDepth;
+    region.depth = kSlotDepth;
     region.max_slice_bytes = std::clamp(kBlockBytes / slots, kLeastSliceBytes, kMostSliceBytes);
     region.min_slice_bytes = kLeastSliceBytes;
     region.max_lanes = lanes;
@@ -118,17 +107,12 @@ Status RaggedPlan::Divide(uint64_t area_bytes) {
   return Status();
 }
 
-std::vector<unsigned char> RaggedPlan::Table(int rank, const std::vector<unsigned char*>& regions,
-                                             const std::vector<unsigned char*>& inboxes,
-                                             const std::vector<unsigned char*>& slots) const {
+std::vector<unsigned char> RaggedPlan::Table(int rank, const AreaAddresses& addresses) const {
   std::vector<unsigned char> bytes(TableBytes());
-  unsigned char* const end = bytes.data() + bytes.size();
   ProgramHeader header = header_;
   header.rank = rank;
   std::memcpy(bytes.data(), &header, sizeof(header));
-  std::memcpy(end - 3 * AddressBytes(), regions.data(), regions.size() * sizeof(void*));
-  std::memcpy(end - 2 * AddressBytes(), inboxes.data(), inboxes.size() * sizeof(void*));
-  std::memcpy(end - AddressBytes(), slots.data(), slots.size() * sizeof(void*));
+  addresses.Write(bytes.data() + bytes.size());
   return bytes;
 }
 
@@ -137,11 +121,8 @@ RaggedProgramCall RaggedPlan::Bind(unsigned char* area, const void* const* input
   RaggedProgramCall call = {};
   call.program = call_;
   unsigned char* const table = area + TableOffset();
-  unsigned char* const end = table + TableBytes();
   call.program.program = reinterpret_cast<const ProgramHeader*>(table);
-  call.program.regions = reinterpret_cast<unsigned char* const*>(end - 3 * AddressBytes());
-  call.program.inboxes = reinterpret_cast<unsigned char* const*>(end - 2 * AddressBytes());
-  call.program.slots = reinterpret_cast<unsigned char* const*>(end - AddressBytes());
+  AreaAddresses::Bind(call.program, table + TableBytes(), header_.world_size);
   call.program.fingerprint = fingerprint_;
   call.program.vectors[0].input = inputs[0];
   call.program.vectors[0].output = outputs[0];

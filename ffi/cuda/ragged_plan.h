@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "cuda/area.h"
 #include "cuda/host_routes.h"
 #include "cuda/ragged_call.h"
 #include "executor/call_site.h"
@@ -29,9 +30,7 @@ class RaggedPlan {
   uint64_t AreaBytes(uint64_t available) const;
   Status Divide(uint64_t area_bytes);
   uint64_t TableOffset() const { return area_bytes_ - TableBytes(); }
-  std::vector<unsigned char> Table(int rank, const std::vector<unsigned char*>& regions,
-                                   const std::vector<unsigned char*>& inboxes,
-                                   const std::vector<unsigned char*>& slots) const;
+  std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 
   // What the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
@@ -44,7 +43,6 @@ class RaggedPlan {
                          void* const* outputs) const;
 
  private:
-  uint64_t AddressBytes() const;  // of the addresses of all ranks' regions, inboxes or slots
   uint64_t TableBytes() const;
   uint64_t ScratchBytes(int lanes) const;
   StatusOr<ProgramCall> Cut(uint64_t area_bytes) const;
