@@ -3,14 +3,14 @@
 // ends a grid.
 #pragma once
 
-#include <sched.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <utility>
+
+#include "pause.h"
 
 #if defined(__CUDACC__)
 #error "for the host's compiler"
@@ -112,8 +112,7 @@ class DeviceAccess {
   uint64_t NowNs() const {
     return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   }
-  // There are more threads than cores.
-  void Pause(int) const { sched_yield(); }
+  void Pause(int spins) const { PauseAmongMany(spins); }
   [[noreturn]] void Trap() const {
     this_thread.world->Trap();
     throw Trapped();

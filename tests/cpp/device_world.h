@@ -26,6 +26,7 @@
 #include "cuda/device_program.h"
 #include "cuda/interpreter.h"
 #include "cuda/ragged_call.h"
+#include "pause.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll::cuda {
@@ -74,8 +75,7 @@ class StuckClock {
   std::atomic<uint64_t> threads_;
 };
 
-// The threads of a block, and what they share. Spins and yields: there may be many more threads
-// than cores.
+// The threads of a block, and what they share.
 class BlockBarrier {
  public:
   BlockBarrier(int threads, StuckClock& clock) : threads_(threads), clock_(clock) {}
@@ -96,7 +96,7 @@ class BlockBarrier {
       clock_.Progress();
     } else {
       for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-        std::this_thread::yield();
+        PauseAmongMany(spins);
         if (spins % 64 == 0) clock_.NowNs(looks);
       }
     }
@@ -181,7 +181,7 @@ class HostPolicy {
   }
   uint64_t NowNs() { return clock_.NowNs(looks_); }
   StuckClock::Looks& looks() { return looks_; }
-  void Pause(int) const { std::this_thread::yield(); }
+  void Pause(int spins) const { PauseAmongMany(spins); }
   void Trap() const {}
 
  private:

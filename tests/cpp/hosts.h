@@ -116,13 +116,14 @@ class Hosts {
     if (real()) return {};
     return [this](StuckClock& clock, const std::atomic<int>& running) {
       StuckClock::Looks looks;
-      while (running.load(std::memory_order_acquire) > 0) {
+      for (int idle = 0; running.load(std::memory_order_acquire) > 0;) {
         if (Pass()) {
           clock.Progress();
+          idle = 0;
         } else {
           clock.NowNs(looks);
         }
-        std::this_thread::yield();
+        PauseAmongMany(idle++);
       }
     };
   }

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxcoll._bootstrap import Bootstrap
 
-WAIT_S = 15.0  # until a test fails instead of waiting on
+WAIT_S = 60.0  # until a test fails instead of waiting on
 
 
 @dataclass

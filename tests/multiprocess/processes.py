@@ -22,10 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
 from jaxcoll import _startup
-from jaxcoll._native import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +32,10 @@ ROOT = Path(__file__).parents[2]
 # - the service itself lives on: losing it ends a client at once, and no setting prevents that. So
 #   jobs that lose rank 0 run the service in a process of its own; JAX_COORDINATOR_BIND_ADDRESS
 #   sends the one that rank 0 insists on starting to a port where nobody looks for it.
+# Jobs with these settings need not wait long for who is lost. The others must be able to starve
+# beside compilers: nobody is lost in them.
 HEARTBEAT_TIMEOUT_S = 3
+PATIENT_HEARTBEAT_TIMEOUT_S = 100
 
 _PRELUDE = """
 import os, sys, time
@@ -58,17 +58,6 @@ service = _jax.get_distributed_runtime_service(
 print("ready", flush=True)
 sys.stdin.read()
 """
-
-
-def engine_spans_processes() -> bool:
-    """Whether this build serves meshes of several processes: the engine can, and Python asks."""
-    python = (ROOT / "jaxcoll").glob("*.py")
-    return hasattr(native, "comm_start") and any("comm_start" in p.read_text() for p in python)
-
-
-needs_engine = pytest.mark.skipif(
-    not engine_spans_processes(), reason="the engine does not span processes yet"
-)
 
 
 @contextlib.contextmanager
@@ -176,6 +165,7 @@ class Job:
     environment: for all; rank_environment: for single ranks, on top of it.
     start_late_s: rank -> seconds after the others.
     survives: processes live on when another is lost, be it rank 0 (see HEARTBEAT_TIMEOUT_S).
+    heartbeat_timeout_s: JAX's; what is usual depends on `survives`.
     timeout_s: for the whole job; after it everything is killed and the test fails.
     address: where JAX's coordinator listens.
     enter: for each rank a command that runs the command behind it, on another host for example;
@@ -192,7 +182,7 @@ class Job:
         rank_environment: Mapping[int, Mapping[str, str]] | None = None,
         start_late_s: Mapping[int, float] | None = None,
         survives: bool = False,
-        heartbeat_timeout_s: int = HEARTBEAT_TIMEOUT_S,
+        heartbeat_timeout_s: int | None = None,
         timeout_s: float = 120,
         address: str = "127.0.0.1",
         enter: Sequence[Sequence[str]] = (),
@@ -203,6 +193,8 @@ class Job:
         self.ranks: list[Rank] = []
         self._service: Rank | None = None
         self._enter = enter
+        if heartbeat_timeout_s is None:
+            heartbeat_timeout_s = HEARTBEAT_TIMEOUT_S if survives else PATIENT_HEARTBEAT_TIMEOUT_S
         try:
             port = self._stack.enter_context(reserved_port())
             self._start(

@@ -181,7 +181,7 @@ class OtherSecret(FakeStore):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("stranger", [0, 1])
 def test_a_wrong_secret_links_nobody(transport: str, stranger: int) -> None:
-    with processes(2, present=0, transports=(transport,), timeout_s=0.5) as job:
+    with processes(2, present=0, transports=(transport,), timeout_s=2) as job:
         job.add(1 - stranger)
         job.add(stranger, store=OtherSecret(job.store))
         for index in (0, 1):
@@ -237,7 +237,7 @@ def test_a_replayed_handshake_is_refused() -> None:
 @pytest.mark.parametrize("where", ["to its own listener", "on the same connection"])
 def test_a_reflected_handshake_is_refused(where: str) -> None:
     """Process 0 dials an impostor, which sends its hello back to it."""
-    with processes(2, present=1, transports=("tcp",), timeout_s=0.5) as job:
+    with processes(2, present=1, transports=("tcp",), timeout_s=2) as job:
         record = job.start(0)
         with closing(socket.create_server(("127.0.0.1", 0))) as impostor:
             impostor.settimeout(WAIT_S)
@@ -387,7 +387,7 @@ def test_garbage_on_a_listener_keeps_no_good_peer_out(transport: str) -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_slow_strangers_keep_no_good_peer_out(transport: str) -> None:
     """More than a listener serves at once: silent ones, and ones that send a byte now and then."""
-    with processes(2, transports=(transport,), handshake_s=30.0) as job, ExitStack() as stack:
+    with processes(2, transports=(transport,), handshake_s=60.0) as job, ExitStack() as stack:
         job.start(0)
         job.start(1)
         threads_before = threading.active_count()
@@ -400,7 +400,7 @@ def test_slow_strangers_keep_no_good_peer_out(transport: str) -> None:
         began = time.monotonic()
         job.bootstraps[0].want(1)
         check_connected(job, 0, 1, transport)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_those_who_were_admitted_are_not_strangers() -> None:
@@ -426,7 +426,7 @@ def test_those_who_were_admitted_are_not_strangers() -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_handshake_that_never_ends_is_dropped(transport: str) -> None:
     """Before a hello; within one; after the challenge; and with a socket of the link missing."""
-    with processes(2, transports=(transport,), handshake_s=0.3) as job:
+    with processes(2, transports=(transport,), handshake_s=1.0) as job:
         job.start(0)
         job.start(1)
         secret = job.secret()

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from processes import needs_engine, run
+from processes import run
 
 EVERY_CALL = """
 import itertools
@@ -128,7 +128,6 @@ def check_every_call(processes: int, devices: int, **environment: str) -> None:
     assert len(bits) == 1, bits
 
 
-@needs_engine
 @pytest.mark.parametrize(
     ("processes", "devices"),
     [
@@ -295,7 +294,6 @@ def check_meshes(**environment: str) -> None:
         assert all(f"\n{word}" in f"\n{text}" for word in ("meshes", "two meshes", "transform"))
 
 
-@needs_engine
 def test_meshes_and_transformations_are_exact() -> None:
     check_meshes()
 
@@ -305,7 +303,6 @@ def test_the_same_meshes_are_right_under_lax() -> None:
     check_meshes(TEST_COLLECTIVES="lax")
 
 
-@needs_engine
 def test_lax_collectives_go_through_jaxcoll_when_installed() -> None:
     run(
         """
@@ -326,7 +323,6 @@ def test_lax_collectives_go_through_jaxcoll_when_installed() -> None:
     )
 
 
-@needs_engine
 def test_a_pytree_is_reduced_exactly() -> None:
     run(
         """

@@ -4,17 +4,9 @@ and abstract meshes. They learn where they run when they are lowered or called."
 from pathlib import Path
 
 import pytest
-from processes import needs_engine
-from processes import run as run_job
+from processes import run
 
-pytestmark = [
-    needs_engine,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers"),
-]
-
-
-def run(script: str, *arguments: str, processes: int, devices: int) -> list[str]:
-    return run_job(script, *arguments, processes=processes, devices=devices, heartbeat_timeout_s=60)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
 
 
 # What is exported, and what NumPy says of it; on four devices.

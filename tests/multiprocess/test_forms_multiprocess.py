@@ -2,9 +2,7 @@
 over the axis of the collective."""
 
 import pytest
-from processes import needs_engine, run
-
-pytestmark = needs_engine
+from processes import run
 
 PMAP = """
 from spmd import *

@@ -44,7 +44,7 @@ def test_survivors_outlive_a_lost_process_and_its_heartbeats(lost: int, how: int
 
 def test_without_these_settings_survivors_are_ended() -> None:
     """If this fails, JAX has changed for the better, and the settings can go."""
-    with Job(SURVIVOR, "1", "60", processes=2) as job:
+    with Job(SURVIVOR, "1", "60", processes=2, heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S) as job:
         for rank in range(2):
             job.wait_for(rank, "up")
         job.send(1, signal.SIGKILL)

@@ -19,15 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hosts import Network, NotPermitted
-from processes import ROOT, Job, Rank, needs_engine, reserved_port, run
+from processes import ROOT, Job, Rank, reserved_port, run
 from test_failures import COMMON
 
 from jaxcoll import _startup
 
-pytestmark = needs_engine
-
 TIMEOUT_S = 5
-SLACK_S = 10  # above the deadline: a busy machine, and what the watchdog takes to look
+SLACK_S = 25  # above the deadline: a busy machine, and what the watchdog takes to look
 
 
 @pytest.fixture
@@ -248,7 +246,6 @@ def test_results_are_exact_over_a_link_that_comes_and_goes(
         COMMON + BUSY,
         "4",
         devices=2,
-        heartbeat_timeout_s=60,
         **network.layout(processes_per_host=1),
     ) as job:
         job.wait_for(0, "busy")
@@ -415,7 +412,7 @@ def test_a_test_that_is_killed_leaves_nothing_behind(make_network: Callable[...,
         spaces = {os.stat(f"/proc/{pid}/ns/net").st_ino for pid in hosts}
         process.send_signal(signal.SIGKILL)
         process.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 40
     while (left := network_namespaces() & spaces) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left

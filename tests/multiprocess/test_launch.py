@@ -28,7 +28,7 @@ def run_launch(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -48,7 +48,7 @@ def started(*arguments: str, lines: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 40
     while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
         # Whoever adopts an orphan reaps it; a container without an init may leave it a zombie.
         states = [state(pid) for pid in pids]
@@ -238,7 +238,7 @@ def test_signals_reach_everybody(number: int) -> None:
     )
     with started("-n", "3", *PYTHON, program, lines=3) as launcher:
         launcher.send_signal(number)
-        printed, _ = launcher.communicate(timeout=30)
+        printed, _ = launcher.communicate(timeout=50)
         assert sorted(printed.splitlines()) == [f"[{rank}] got {number}" for rank in range(3)]
         assert launcher.returncode == 0
 
@@ -246,17 +246,17 @@ def test_signals_reach_everybody(number: int) -> None:
 def test_an_interrupt_without_a_handler_gives_its_exit_code() -> None:
     with started("-n", "2", *PYTHON, SLEEPER, lines=2) as launcher:
         launcher.send_signal(signal.SIGINT)
-        assert launcher.wait(timeout=30) == 128 + signal.SIGINT
+        assert launcher.wait(timeout=50) == 128 + signal.SIGINT
 
 
 def test_a_second_signal_kills_at_once() -> None:
     program = "import signal; signal.signal(2, signal.SIG_IGN); " + STUBBORN
     with started("-n", "2", *PYTHON, program, lines=2) as launcher:
         launcher.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(1)  # two at once are one
         start = time.monotonic()
         launcher.send_signal(signal.SIGINT)
-        assert launcher.wait(timeout=30) == 128 + signal.SIGKILL
+        assert launcher.wait(timeout=50) == 128 + signal.SIGKILL
         assert time.monotonic() - start < launch.GRACE_S
 
 
@@ -276,14 +276,14 @@ def test_a_reader_that_leaves_ends_the_job() -> None:
     with started("-n", "2", *PYTHON, program, lines=1) as launcher:
         assert launcher.stdout is not None
         launcher.stdout.close()
-        assert launcher.wait(timeout=30) == 128 + signal.SIGPIPE
+        assert launcher.wait(timeout=50) == 128 + signal.SIGPIPE
 
 
 def test_something_that_outlives_its_parent_does_not_hold_the_launcher() -> None:
     start = time.monotonic()
-    done = run_launch("-n", "2", "--", "sh", "-c", "sleep 20 & echo done")
+    done = run_launch("-n", "2", "--", "sh", "-c", "sleep 50 & echo done")
     assert done.stdout.count("done") == 2
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 40
 
 
 def test_a_command_that_does_not_exist_says_so() -> None:

@@ -7,7 +7,7 @@ Every process compares every result with NumPy; a call that met the wrong partne
 from pathlib import Path
 
 import pytest
-from processes import Job, needs_engine, run
+from processes import Job, run
 
 # A process's own ways to a program: rank 1 may differ from the others in all of them.
 PROGRAM = """
@@ -45,7 +45,6 @@ def run_program(script: str, lax: bool = False, processes: int = 3, **options: o
     assert all("finished end" in text for text in printed)
 
 
-@needs_engine
 def test_a_warm_and_a_cold_compilation_cache(tmp_path: Path) -> None:
     script = """
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -62,7 +61,6 @@ for elements in (100, 200, 100):
     run_program(script, rank_environment=cold)
 
 
-@needs_engine
 def test_clear_caches_in_one_process() -> None:
     run_program(
         """
@@ -78,7 +76,6 @@ compare(f(place(mesh, x))[0][0], np.full((n, 100), n, np.float32), "an old funct
     )
 
 
-@needs_engine
 def test_different_source_paths(tmp_path: Path) -> None:
     """The same functions in files of other names and lines: other source locations in the HLO."""
     for rank in range(3):
@@ -96,7 +93,6 @@ finished("end")
     assert all("finished end" in text for text in run(script, str(tmp_path), processes=3))
 
 
-@needs_engine
 def test_extra_local_programs_in_one_process() -> None:
     run_program(
         """
@@ -114,7 +110,6 @@ for round in range(5):
     )
 
 
-@needs_engine
 def test_one_function_at_changing_shapes() -> None:
     run_program(
         """
@@ -145,7 +140,6 @@ for _ in range(20):
 """
 
 
-@needs_engine
 def test_an_inner_jit_called_several_times() -> None:
     run_program(CALLED_OFTEN, devices=2)
 
@@ -180,7 +174,6 @@ if errors: raise errors[0]
 """
 
 
-@needs_engine
 def test_two_dispatching_threads() -> None:
     """Each thread's calls are in the same order everywhere; those of different threads are not.
 
@@ -189,7 +182,7 @@ def test_two_dispatching_threads() -> None:
     no hang.
     """
     environment = {"JAXCOLL_TIMEOUT_S": "3"}
-    run_program(TWO_THREADS, processes=2, devices=2, environment=environment, timeout_s=60)
+    run_program(TWO_THREADS, processes=2, devices=2, environment=environment, timeout_s=120)
 
 
 TWO_ORDERS = """
@@ -219,10 +212,9 @@ for text in texts: print("told:", text)
 """
 
 
-@needs_engine
 def test_threads_in_another_order_on_each_process() -> None:
     """With one device per process threads do not wait for each other; with more, all are told."""
-    environment = {"JAXCOLL_TIMEOUT_S": "3"}
+    environment = {"JAXCOLL_TIMEOUT_S": "8"}
     for devices in (1, 2):
         texts = run(
             PROGRAM + TWO_ORDERS,
@@ -230,7 +222,7 @@ def test_threads_in_another_order_on_each_process() -> None:
             devices=devices,
             environment=environment,
             survives=True,
-            timeout_s=60,
+            timeout_s=120,
         )
         for text in texts:
             told = [line for line in text.splitlines() if line.startswith("told:")]
@@ -377,13 +369,12 @@ def run_random(
     return int(text.split("collectives ")[1].split()[0])
 
 
-@needs_engine
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_random_programs_are_exact(devices: int, request: pytest.FixtureRequest) -> None:
     """About 200 collectives for each program; `--exhaustive` makes it more than 10 000."""
     option = request.config.getoption
     programs = option("--seeds") or (60 if option("--exhaustive") else 12)
-    done = run_random(programs, devices=devices, repeats=10, timeout_s=60 + 10 * programs)
+    done = run_random(programs, devices=devices, repeats=10, timeout_s=120 + 10 * programs)
     assert done > (10_000 if programs >= 60 else 2000 if programs >= 12 else 0), done
 
 
@@ -394,7 +385,6 @@ def test_the_same_kinds_of_program_are_right_under_lax() -> None:
     run_program(CALLED_OFTEN, lax=True, processes=2)
 
 
-@needs_engine
 @pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.exhaustive)])
 def test_many_communicators_come_and_go(count: int) -> None:
     run_program(

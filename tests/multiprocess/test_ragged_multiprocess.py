@@ -4,9 +4,7 @@ import re
 import signal
 
 import pytest
-from processes import Job, needs_engine, run
-
-pytestmark = needs_engine
+from processes import Job, run
 
 COMMON = """
 from spmd import *

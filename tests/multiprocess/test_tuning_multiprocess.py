@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from processes import Job, needs_engine, run
+from processes import Job, run
 
 from jaxcoll import _tuning
-
-pytestmark = needs_engine
 
 SCRIPT = """
 import re
@@ -35,7 +33,7 @@ try:
     compare(f(placed), expected, "auto again")
 except Exception as error:
     print("refused", type(error).__name__, error)
-assert time.monotonic() - start < 30, "somebody was waited for"
+assert time.monotonic() - start < 60, "somebody was waited for"
 finished("tables")
 """
 
