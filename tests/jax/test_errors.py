@@ -206,7 +206,7 @@ RUN_TIME_ERRORS = """
             axis_name="dp")[:8]
 
     psum = lambda x: jaxcoll.psum(x, "dp")
-    late, soon = (4, 60), (0, 60)
+    late, soon = (3, 60), (0, 60)
 """
 
 
@@ -266,6 +266,6 @@ RUN_TIME_ERRORS = """
 def test_a_failing_call_is_an_error_on_every_device_and_the_process_lives_on(case):
     run_python(
         textwrap.dedent(RUN_TIME_ERRORS) + textwrap.dedent(f"{'':15}{case}"),
-        environment={"JAXCOLL_TIMEOUT_S": "4"},
+        environment={"JAXCOLL_TIMEOUT_S": "3"},
         timeout_s=180,
     )
