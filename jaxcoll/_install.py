@@ -48,6 +48,8 @@ def uninstall() -> None:
 def installed() -> Iterator[None]:
     """Routes lax's collectives through jaxcoll in this thread, within a `with` statement.
 
+    What `custom_partitioning` partitions is lowered in a thread of XLA's: that takes `install()`.
+
     Raises: RuntimeError when entered in a function that is being traced, where it would have no
       effect: programs are lowered after they are traced. Enter it around the call instead.
     """

@@ -625,6 +625,9 @@ def in_mesh_order(axis_name: AxisName | Sequence[AxisName]) -> tuple[AxisName, .
     """Axes in the order of the mesh that they belong to."""
     axes = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
     names = list(jax.sharding.get_abstract_mesh().axis_names)
+    if not set(axes) <= set(names):
+        # What custom_partitioning partitions is traced without a mesh: its axes alone are bound.
+        names = list(_core.get_axis_env().axis_sizes)
     return tuple(sorted(axes, key=names.index))
 
 

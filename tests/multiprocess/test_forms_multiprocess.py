@@ -179,3 +179,42 @@ def test_asynchronous_forms_are_left_to_xla_and_right_beside_ours() -> None:
         processes=2,
         devices=2,
     )
+
+
+PARTITIONED = """
+from spmd import *
+from jax.experimental.custom_partitioning import custom_partitioning
+import jaxcoll
+
+mesh = make_mesh((n := jax.device_count(),))
+sharding = jax.NamedSharding(mesh, P("x"))
+x = small_integers((n, 6))
+
+def partitioned(body):
+    function = custom_partitioning(lambda x: x)
+    function.def_partition(
+        partition=lambda mesh, *_: (mesh, body, sharding, (sharding,)),
+        infer_sharding_from_operands=lambda mesh, *_: sharding,
+        sharding_rule="i j -> i j",
+    )
+    return jax.jit(function)
+
+def exchange(c, x):
+    return c.psum(x, "x") + c.ppermute(x, "x", [(i, (i + 1) % n) for i in range(n)])
+
+wanted = x.sum(0) + np.roll(x, 1, axis=0)
+placed = place(mesh, x)
+if sys.argv[1] == "lax":
+    jaxcoll.install()
+    c = jax.lax
+compiled = partitioned(lambda x: exchange(c, x)).lower(placed).compile()
+assert "jaxcoll_collective" in compiled.as_text()
+for i in range(3):
+    compare(compiled(placed), wanted, f"call {i}")
+finished("end")
+"""
+
+
+@pytest.mark.parametrize("namespace", ["jaxcoll", "lax"])
+def test_what_custom_partitioning_partitions_is_exact(namespace: str) -> None:
+    run(PARTITIONED, namespace, processes=2, devices=2)
