@@ -133,6 +133,7 @@ def _start_engine_once() -> None:
     _started = bootstrap = _bootstrap.Bootstrap.from_environment(native)
     process_of_device = {device.id: device.process_index for device in jax.devices()}
     native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
+    compat.on_compiled(native.comm_end_build)
     bootstrap.start()
     # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
     # for the back end, which waits for our calls.

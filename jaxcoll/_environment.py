@@ -220,6 +220,15 @@ VARIABLES = (
         parse=_text_of_at_most(255),
     ),
     Variable(
+        "JAXCOLL_MATCH",
+        default="program",
+        takes="program, order",
+        meaning="which calls of processes meet: those of equal programs, captured values included; "
+        "or, whatever differs in the programs, those of equal kind and shapes in the order of their "
+        "launches, as with XLA's own collectives; the same in all processes",
+        parse=_one_of("program", "order"),
+    ),
+    Variable(
         "JAXCOLL_TUNING",
         default="`jaxcoll/tuning.json` in `XDG_CACHE_HOME`, or `~/.cache`, if it is there",
         takes="a file, or off",

@@ -6,9 +6,9 @@ before `jax.distributed.initialize` works.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,6 +22,7 @@ from jax._src import core as _core
 from jax._src import dispatch as _dispatch
 from jax._src import distributed as _distributed
 from jax._src import mesh as _mesh
+from jax._src import source_info_util as _source_info_util
 from jax._src import xla_bridge as _xla_bridge
 from jax._src.custom_partitioning_sharding_rule import (
     ArrayMapping,
@@ -69,6 +70,7 @@ __all__ = [
     "distributed_store",
     "drop_one_sized_axes",
     "exported_custom_call",
+    "function_name",
     "hlo",
     "in_unreduced_state",
     "inserts_pvary",
@@ -77,12 +79,13 @@ __all__ = [
     "is_extended_dtype",
     "is_for_export",
     "is_mesh_of_context",
+    "lowered_jaxpr",
     "manual_mesh_axes",
     "mlir",
     "named_axis_effects",
     "num_cpu_devices",
+    "on_compiled",
     "program_devices",
-    "program_fingerprint",
     "register_ffi",
     "register_partitioner",
     "replicate_leading_dimension",
@@ -90,6 +93,7 @@ __all__ = [
     "sharding_rule",
     "sharding_with_leading_dimension",
     "sharding_without_leading_dimension",
+    "source_line",
     "string_attribute",
     "tuple_sharding",
     "varying_axes",
@@ -298,49 +302,33 @@ def program_devices() -> tuple[Any, ...] | None:
     return None if devices is None else tuple(devices)
 
 
-def program_fingerprint(ctx: Any) -> str:
-    """Tells the program that is being lowered from others, equally on every process.
-
-    It hashes the equations with their literals and types, but no source locations and nothing that
-    differs between processes. "" if JAX does not show the program.
-    """
-    jaxpr = _local_of_caller("lower_jaxpr_to_module", "jaxpr")  # open in 0.12, closed before
-    return "" if jaxpr is None else _fingerprint(jaxpr)
+def lowered_jaxpr() -> Any:
+    """The jaxpr of the program that is being lowered, closed before JAX 0.12; None if unknown."""
+    return _local_of_caller("lower_jaxpr_to_module", "jaxpr")
 
 
-@functools.lru_cache(maxsize=64)
-def _fingerprint(program: Any) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def function_name(jaxpr: Any) -> str:
+    """What the function was called that a (closed) jaxpr was traced from; "" if unknown."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return str(getattr(info, "func_name", ""))
 
-    def add(value: Any) -> None:
-        if not isinstance(value, _core.Jaxpr):
-            value = getattr(value, "jaxpr", value)  # JAX before 0.12 has closed ones, too
-        if isinstance(value, _core.Jaxpr):
-            names: dict[Any, int] = {}
 
-            def name(atom: Any) -> str:
-                if isinstance(atom, _core.Literal):
-                    return f"{atom.val}:{atom.aval.str_short()}"
-                return f"v{names.setdefault(atom, len(names))}:{atom.aval.str_short()}"
+def source_line(eqn: Any) -> str:
+    """Where an equation stands in the user's code, "train.py:12 (step)"; "" if unknown."""
+    frame = _source_info_util.user_frame(eqn.source_info.traceback)
+    if frame is None:
+        return ""
+    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({frame.function_name})"
 
-            for eqn in value.eqns:
-                digest.update(
-                    " ".join(
-                        [eqn.primitive.name, *map(name, eqn.invars), "->", *map(name, eqn.outvars)]
-                    ).encode()
-                )
-                for key in sorted(eqn.params):
-                    digest.update(key.encode())
-                    add(eqn.params[key])
-        elif isinstance(value, (bool, int, float, str)):
-            digest.update(repr(value).encode())
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                add(item)
-        # Others, functions and shardings for instance, may print their address.
 
-    add(program)
-    return digest.hexdigest()
+def on_compiled(listener: Callable[[], None]) -> None:
+    """Calls `listener` whenever the calling thread has compiled an executable, or loaded one."""
+
+    def heard(event: str, duration_s: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            listener()
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
 
 
 def byte_count(value: Value) -> int:

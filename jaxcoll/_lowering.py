@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxcoll import _communicator, _select, _tuning
+from jaxcoll import _communicator, _program, _select, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
@@ -179,9 +179,9 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     processes = [] if exported else _communicator.processes(mesh)
     hosts = [] if exported else _communicator.hosts(mesh)
     one_process = len(set(processes)) <= 1
-    program = "" if one_process and not exported else compat.program_fingerprint(ctx)
-    if not one_process:
-        native.comm_lowering(program)
+    program = "" if one_process else _program.announce()
+    if exported:
+        program = _program.fingerprint()
     # On GPUs the host must know, and the kernel compares the logical id of a moved program.
     known = not movable or not one_process or (_on_gpu(ctx) and not exported)
     device_ids = _communicator.device_ids(mesh) if known else None
@@ -576,9 +576,8 @@ def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
         attributes = {"device_ids": device_ids}
     if len({device.process_index for device in devices}) > 1:
         _communicator.start_engine()
-        program = f"{compat.program_fingerprint(ctx)} {digest}"
-        native.comm_lowering(program)
-        attributes = {"program": ir.StringAttr.get(program), "device_ids": device_ids}
+        program = ir.StringAttr.get(_program.announce(digest))
+        attributes = {"program": program, "device_ids": device_ids}
     return attributes
 
 

@@ -65,9 +65,27 @@ void BindComm(nb::module_& m) {
       "comm_started", [] { return Reactor::Get() != nullptr; },
       "Whether comm_start has been called.");
   m.def(
-      "comm_lowering", [](const std::string& program) { Started().NextProgram(program); },
+      "comm_wants_listing",
+      [](const std::string& program) { return Started().WantsListing(program); },
       nb::call_guard<nb::gil_scoped_release>(), nb::arg("program"),
-      "A program of this fingerprint is being lowered: its instructions count from zero.");
+      "Whether comm_add_listing should follow for the program of this fingerprint.");
+  m.def(
+      "comm_add_listing",
+      [](const std::string& program, std::string name, std::vector<std::string> lines) {
+        nb::gil_scoped_release release;
+        Started().AddListing(program, {std::move(name), std::move(lines)});
+      },
+      nb::arg("program"), nb::arg("name"), nb::arg("lines"),
+      "What a program does, line by line. Where processes run different programs, the first line\n"
+      "in which these differ is told; what follows its last \" @ \" says where it stands.");
+  m.def(
+      "comm_end_build",
+      [] {
+        if (Reactor* const reactor = Reactor::Get()) reactor->EndBuild();
+      },
+      nb::call_guard<nb::gil_scoped_release>(),
+      "The calling thread begins or has ended to compile or load an executable: the next\n"
+      "instructions that it instantiates belong to another one.");
   m.def(
       "comm_bell", [] { return Started().bell(); },
       "The eventfd that wakes this process's engine; it stays the engine's.");

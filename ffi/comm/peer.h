@@ -9,10 +9,13 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "comm/difference.h"
+#include "comm/listing.h"
 #include "comm/notice.h"
 #include "executor/interprocess.h"
 #include "transport/link.h"
@@ -78,6 +81,11 @@ class Peer {
   std::string last_state;
   std::chrono::steady_clock::time_point last_state_at;
   std::chrono::steady_clock::time_point asked_at;
+  // Those of its calls that wait for this process, as it said then.
+  std::vector<WaitingCall> waiting_calls;
+  // Of a program of its with one of ours, the last that was made.
+  std::optional<Comparison> comparison;
+  std::chrono::steady_clock::time_point compared_at;
   // When it was asked first since it last said anything.
   std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;

@@ -13,6 +13,7 @@
 
 #include "base/environment.h"
 #include "comm/reactor_internal.h"
+#include "comm/words.h"
 
 namespace jaxcoll {
 namespace {
@@ -29,12 +30,6 @@ constexpr double kDrainS = 2;
 std::atomic<Interprocess*> the_instance{nullptr};
 std::atomic<Reactor*> the_reactor{nullptr};
 
-// FNV-1a: equal on every process, whatever its compiler.
-uint64_t Hash(std::string_view text, uint64_t seed = 14695981039346656037ull) {
-  for (const char c : text) seed = (seed ^ static_cast<unsigned char>(c)) * 1099511628211ull;
-  return seed;
-}
-
 }  // namespace
 
 Interprocess* Interprocess::Get() { return the_instance.load(std::memory_order_acquire); }
@@ -46,14 +41,16 @@ namespace {
 
 class GroupHandle final : public RemoteGroup {
  public:
-  using StartFn = std::function<void(MemberBuffers, std::vector<std::unique_ptr<Completion>>,
-                                     std::shared_ptr<ContinuationCost>)>;
+  using StartFn =
+      std::function<void(int64_t, MemberBuffers, std::vector<std::unique_ptr<Completion>>,
+                         std::shared_ptr<ContinuationCost>)>;
   GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
       : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
   ~GroupHandle() override { close_(); }
-  void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+  void Start(int64_t run_id, MemberBuffers buffers,
+             std::vector<std::unique_ptr<Completion>> completions,
              std::shared_ptr<ContinuationCost> cost) override {
-    start_(std::move(buffers), std::move(completions), std::move(cost));
+    start_(run_id, std::move(buffers), std::move(completions), std::move(cost));
   }
   void Fail(const Status& status) override { fail_(status); }
 
@@ -161,16 +158,28 @@ std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
 
 // ---- Groups ------------------------------------------------------------------------------------
 
-void Reactor::NextProgram(const std::string& program) {
+void Reactor::EndBuild() {
   std::lock_guard lock(mutex_);
-  ++lowered_[program];
+  builds_.erase(std::this_thread::get_id());
 }
 
-Interprocess::Slot Reactor::TakeSlot(const std::string& program, const std::string& signature) {
+bool Reactor::WantsListing(const std::string& program) {
   std::lock_guard lock(mutex_);
+  return listings_.Find(program) == nullptr;
+}
+
+void Reactor::AddListing(const std::string& program, Listing listing) {
+  std::lock_guard lock(mutex_);
+  listings_.Add(program, std::move(listing));
+}
+
+Interprocess::Slot Reactor::TakeSlot(const std::string& signature) {
+  std::lock_guard lock(mutex_);
+  const auto [build, fresh] = builds_.try_emplace(std::this_thread::get_id(), next_build_);
+  if (fresh) ++next_build_;
   Slot slot;
-  slot.lowering = lowered_[program];
-  std::set<int>& used = slots_in_use_[{signature, slot.lowering}];
+  slot.build = build->second;
+  std::set<int>& used = slots_in_use_[{signature, slot.build}];
   while (used.count(slot.number) != 0) ++slot.number;
   used.insert(slot.number);
   return slot;
@@ -178,7 +187,7 @@ Interprocess::Slot Reactor::TakeSlot(const std::string& program, const std::stri
 
 void Reactor::ReturnSlot(const std::string& signature, const Slot& slot) {
   std::lock_guard lock(mutex_);
-  const auto it = slots_in_use_.find({signature, slot.lowering});
+  const auto it = slots_in_use_.find({signature, slot.build});
   it->second.erase(slot.number);
   if (it->second.empty()) slots_in_use_.erase(it);
 }
@@ -195,16 +204,21 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
   group->device_ids = std::move(spec.device_ids);
   group->description = std::make_shared<const std::string>(std::move(spec.description));
   group->plan = std::move(spec.plan);
+  group->facts = std::move(spec.facts);
+  group->instruction = Hash(group->facts.instruction, group->communicator);
   {
     std::lock_guard lock(mutex_);
+    // An executable that runs is complete.
+    std::erase_if(builds_, [&](const auto& build) { return build.second == spec.build; });
     ++CommunicatorOf(*group).groups;
   }
   // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
   Ring();
   return std::make_unique<GroupHandle>(
-      [this, group](MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+      [this, group](int64_t run_id, MemberBuffers buffers,
+                    std::vector<std::unique_ptr<Completion>> completions,
                     std::shared_ptr<ContinuationCost> cost) {
-        Submit({group, std::move(buffers), std::move(completions), std::move(cost)});
+        Submit({group, run_id, std::move(buffers), std::move(completions), std::move(cost)});
       },
       [this, group](const Status& status) { Fail(*group, status); },
       [this, group] { Close(*group); });

@@ -1,10 +1,16 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
 // Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal instructions of a program makes it (its slot, counted in the order in which they
-// are instantiated, which is the same everywhere), and the count of such calls, which outlives the
-// instruction: a recompiled program goes on where the last one stopped. Nothing depends on when an
-// executable dies or on the order in which calls arrive: both differ between processes.
+// several equal instructions of an executable makes it (its slot, counted in the order in which
+// they are instantiated, which is the same everywhere), and the count of such calls, which outlives
+// the instruction: a recompiled program goes on where the last one stopped. Nothing depends on how
+// often a program is compiled, on when an executable dies or on the order in which calls arrive:
+// all of that differs between processes.
+//
+// Mismatches. Equal programs share their calls' names, so their launches must come in the same order
+// everywhere. Two launches of one that are in flight at once come from two threads, and which of
+// them a peer means is unknown: they fail. Members that wait in different calls for each other tell
+// each other so within a second, and each logs how the calls differ (reactor_mismatch.cc).
 //
 // Failure. Members of a communicator (an ordered set of devices) share its fate: when a call on it
 // fails, or a process of it is gone, every call that is pending on it or made later fails with the
@@ -27,10 +33,14 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "base/stopped_time.h"
+#include "comm/difference.h"
+#include "comm/listing.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
 #include "executor/guest.h"
@@ -100,10 +110,14 @@ class Reactor final : public Interprocess,
 
   int process() const override { return process_; }
   std::optional<int> ProcessOfDevice(int64_t device_id) const override;
-  Slot TakeSlot(const std::string& program, const std::string& signature) override;
+  Slot TakeSlot(const std::string& signature) override;
   void ReturnSlot(const std::string& signature, const Slot& slot) override;
-  // Called when a program is lowered.
-  void NextProgram(const std::string& program);
+  // The calling thread has compiled or loaded an executable, or begins to.
+  void EndBuild();
+  // For the words that say where programs differ: whether that of `program` is missing here, and
+  // here it is.
+  bool WantsListing(const std::string& program);
+  void AddListing(const std::string& program, Listing listing);
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
   void Invite(Guest* guest) override;
 
@@ -136,9 +150,12 @@ class Reactor final : public Interprocess,
     uint64_t moves_seen = 0;
     Clock::time_point moved_at;  // when CheckDeadlines last saw a new one
     bool warned = false;
+    int64_t run_id = 0;
+    std::string mismatch;  // how it differs from what a peer waits in, once that is known
   };
   struct Submission {
     std::shared_ptr<Group> group;
+    int64_t run_id;
     MemberBuffers buffers;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
@@ -201,6 +218,18 @@ class Reactor final : public Interprocess,
   void DiscountStoppedTime(Clock::time_point now);
   void AskAll(const Call& call, Clock::time_point now);
   const Peer* SilentMember(const Call& call, Clock::time_point now);
+  void Ask(Peer& peer, Clock::time_point now, std::chrono::duration<double> every);
+
+  // reactor_mismatch.cc
+  WaitingCall Waiting(const Call& call);
+  std::string CallsWaitingFor(int process);
+  void TakeWaitingCalls(Peer& peer, std::string_view lines);
+  // Whether it is certain that the call will never be made by a peer.
+  bool FindMismatch(Call& call, Clock::time_point now);
+  const WaitingCall* OtherCall(const Call& call, const Peer& peer);
+  const Comparison* CompareWith(Peer& peer, const WaitingCall& mine, const WaitingCall& theirs,
+                                Clock::time_point now);
+  void OnAnswer(Peer& peer, std::string_view answer);
   // Tells all members but `told_by`, who said so.
   void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
   std::string RanksOf(const Communicator& communicator, int process) const;
@@ -213,7 +242,6 @@ class Reactor final : public Interprocess,
   void Detach(Call& call);
   std::string State();
   std::string DeadlineMessage(const Call& call);
-  std::string Advice(const Call& call);
   std::string RankName(const Group& group, int32_t rank);
   double SecondsSince(Clock::time_point from) const {
     return std::chrono::duration<double>(seams_.now() - from).count();
@@ -265,8 +293,10 @@ class Reactor final : public Interprocess,
   std::mutex mutex_;
   ScratchPool scratch_;
   std::map<int, std::unique_ptr<Peer>> peers_;
-  std::map<std::string, uint64_t> lowered_;  // how often each program was
-  std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, lowering
+  std::map<std::thread::id, uint64_t> builds_;  // by the thread that is at it
+  uint64_t next_build_ = 1;
+  std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, build
+  Listings listings_;
   std::map<uint64_t, uint32_t> next_number_;  // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;
   std::map<CallId, std::vector<Early>> early_;  // for calls that this process has not made yet

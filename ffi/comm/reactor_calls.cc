@@ -149,6 +149,7 @@ CallId Reactor::Begin(Submission submission) {
   call->cost = std::move(submission.cost);
   call->lender = submission.lender;
   call->begun = call->moved_at = seams_.now();
+  call->run_id = submission.run_id;
   const Communicator& communicator = CommunicatorOf(group);
   const auto it = calls_.emplace(id, std::move(call)).first;
   if (stopping_.load(std::memory_order_relaxed)) {
@@ -164,6 +165,18 @@ CallId Reactor::Begin(Submission submission) {
                           ": this communicator failed earlier and cannot be used any more; the "
                           "first cause was: " +
                           communicator.cause));
+    return id;
+  }
+  // One thread's launches, and those of several devices, come one after the other; so these are of
+  // two threads, and their order is a matter of chance.
+  for (auto other = calls_.lower_bound({id.key, 0}); other != it; ++other) {
+    if (other->first.key != id.key || other->second->run_id == submission.run_id) continue;
+    EraseEarly(id);
+    Poison(group.communicator,
+           *group.description + ": two threads of process " + std::to_string(process_) +
+               " have launched equal programs at once, and the other processes cannot tell their "
+               "calls apart. Launch equal programs (the same function, or functions of equal code, "
+               "constants and shapes) from one thread");
     return id;
   }
   Call& begun = *it->second;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/reactor.h"
@@ -20,6 +21,8 @@ class Reactor::Group {
   std::vector<int64_t> device_ids;
   std::shared_ptr<const std::string> description;
   std::shared_ptr<const RunPlan> plan;
+  CallFacts facts;
+  uint64_t instruction = 0;  // hash of what `facts` says of it
   // Guarded by the reactor's mutex. How many calls pass before one is lent a thread again: the
   // more, the more often that was in vain.
   int lend_backoff = 0;
@@ -30,5 +33,7 @@ inline constexpr std::chrono::milliseconds kTick{20};
 inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
 std::string Seconds(double s);  // "1.5 s"
+// A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
+std::string Printable(std::string_view text);
 
 }  // namespace jaxcoll

@@ -25,6 +25,9 @@ constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr double kWarnAfterS = 10;
 constexpr std::string_view kForGuest = "guest ";
 constexpr double kAskEveryS = 5;
+// A call that waits this long looks whether the peers that it waits for wait in another one.
+constexpr double kCompareAfterS = 0.3;
+constexpr char kSameOrder[] = ". All processes must launch the same programs in the same order";
 constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 
 // Whether call `a` was made before `b`; the count of a busy call site wraps around.
@@ -38,7 +41,8 @@ std::string NameOf(const CallId& id) {
   return text;
 }
 
-// A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
+}  // namespace
+
 std::string Printable(std::string_view text) {
   std::string result(text.substr(0, kMaxTextBytes));
   for (char& c : result) {
@@ -46,8 +50,6 @@ std::string Printable(std::string_view text) {
   }
   return result;
 }
-
-}  // namespace
 
 std::string Seconds(double s) {
   char text[32];
@@ -253,7 +255,8 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   FinishIfDone(id);
 }
 
-// Messages: "ask", "state <text>", "poison <communicator> <cause>", "bye", "guest <the guest's>".
+// Messages: "ask", "state <text>\n<calls that wait for the one who asked>", "poison <communicator>
+// <cause>", "bye", "guest <the guest's>", and the questions and answers of comm/listing.h.
 void Reactor::OnTold(int process, std::string_view message) {
   Peer& peer = PeerOf(process);
   peer.silent_since = {};
@@ -262,10 +265,16 @@ void Reactor::OnTold(int process, std::string_view message) {
     // Honest peers do not ask often; answers to others must not pile up.
     if (seams_.now() - peer.answered_at < kAnswerEvery) return;
     peer.answered_at = seams_.now();
-    peer.Tell("state " + State());
+    peer.Tell("state " + State() + CallsWaitingFor(process));
   } else if (message.starts_with("state ")) {
-    peer.last_state = Printable(message.substr(6));
+    const size_t end = message.find('\n');
+    peer.last_state = Printable(message.substr(6, end == message.npos ? end : end - 6));
     peer.last_state_at = seams_.now();
+    TakeWaitingCalls(peer, end == message.npos ? "" : message.substr(end + 1));
+  } else if (message.starts_with("digests? ") || message.starts_with("line? ")) {
+    peer.Tell(listings_.Answer(message));
+  } else if (message.starts_with("digests ") || message.starts_with("line ")) {
+    OnAnswer(peer, message);
   } else if (message == "bye") {
     peer.left = true;
   } else if (message.starts_with(kForGuest) && guest_ != nullptr) {
@@ -535,12 +544,15 @@ void Reactor::DiscountStoppedTime(Clock::time_point now) {
 void Reactor::AskAll(const Call& call, Clock::time_point now) {
   const duration<double> every(std::min(seams_.silence_s / 4, kAskEveryS));
   for (const int process : communicators_.at(call.group->communicator).processes) {
-    Peer& peer = PeerOf(process);
-    if (now - peer.asked_at < every) continue;
-    peer.asked_at = now;
-    if (peer.silent_since == Clock::time_point()) peer.silent_since = now;
-    peer.Tell("ask");
+    Ask(PeerOf(process), now, every);
   }
+}
+
+void Reactor::Ask(Peer& peer, Clock::time_point now, duration<double> every) {
+  if (now - peer.asked_at < every) return;
+  peer.asked_at = now;
+  if (peer.silent_since == Clock::time_point()) peer.silent_since = now;
+  peer.Tell("ask");
 }
 
 const Peer* Reactor::SilentMember(const Call& call, Clock::time_point now) {
@@ -562,6 +574,7 @@ void Reactor::CheckDeadlines() {
   checked_at_ = now;
   DiscountStoppedTime(now);
   const double ask_after_s = std::min(seams_.timeout_s / 2, kWarnAfterS / 2);
+  const double compare_after_s = std::min(seams_.timeout_s / 4, kCompareAfterS);
   std::vector<std::pair<uint64_t, std::string>> failures;  // communicator, cause
   for (const auto& [id, call] : calls_) {
     const uint64_t communicator = call->group->communicator;
@@ -577,35 +590,27 @@ void Reactor::CheckDeadlines() {
     }
     if (std::exchange(call->moves_seen, call->moves) != call->moves) call->moved_at = now;
     const double waited_s = duration<double>(now - call->moved_at).count();
+    if (waited_s > compare_after_s) {
+      if (FindMismatch(*call, now)) failures.emplace_back(communicator, call->mismatch);
+    }
     if (waited_s < ask_after_s) continue;
     AskAll(*call, now);
-    if (waited_s > kWarnAfterS && !call->warned && waited_s < seams_.timeout_s) {
+    if (waited_s > kWarnAfterS && !call->warned && call->mismatch.empty() &&
+        waited_s < seams_.timeout_s) {
       call->warned = true;
       Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
     }
     if (waited_s > seams_.timeout_s) {
-      failures.emplace_back(communicator, DeadlineMessage(*call) + Advice(*call));
+      failures.emplace_back(communicator, call->mismatch.empty()
+                                              ? DeadlineMessage(*call) + kSameOrder +
+                                                    "; or raise JAXCOLL_TIMEOUT_S"
+                                              : description + ": waited " + Seconds(waited_s) +
+                                                    "; " + call->mismatch + kSameOrder);
     } else if (SilentMember(*call, now) != nullptr) {
       failures.emplace_back(communicator, DeadlineMessage(*call));
     }
   }
   for (const auto& [communicator, cause] : failures) Poison(communicator, cause);
-}
-
-// What may help a call that is late, though everybody is alive.
-std::string Reactor::Advice(const Call& call) {
-  for (const int32_t rank : call.run->WaitingFor()) {
-    const Peer& peer = PeerOf(call.group->process_of_rank[rank]);
-    if (peer.last_state_at <= call.begun || !peer.last_state.starts_with("waits in ") ||
-        peer.last_state.find(NameOf(call.id)) != peer.last_state.npos) {
-      continue;
-    }
-    return ". Processes wait for each other in different collectives: all must launch the same "
-           "programs in the same order. JAX runs the programs of several local devices one after "
-           "the other, whichever thread launches them; launch from one thread, or run one device "
-           "per process";
-  }
-  return ". Every process must make the same calls in the same order; or raise JAXCOLL_TIMEOUT_S";
 }
 
 }  // namespace jaxcoll

@@ -82,20 +82,8 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (processes == nullptr) {
     return Status(StatusCode::kFailedPrecondition, "this process is not linked to the others");
   }
-  const CallSpec& s = site->spec_;
-  std::string& signature = site->slot_signature_;
-  signature = "cuda " + s.program + ' ' + s.collective + ' ' + s.algorithm + ' ' + s.reduce_op;
-  for (const int64_t number : {s.root, s.channels, s.group_size}) {
-    signature += ' ' + std::to_string(number);
-  }
-  signature += " [";
-  for (const int64_t extent : s.dims) signature += ' ' + std::to_string(extent);
-  signature += ']';
-  for (const int64_t rank : s.permutation) signature += ' ' + std::to_string(rank);
-  signature += '\n' + s.signature + '\n' + s.schedule;
-  for (const int64_t logical : s.groups) signature += ' ' + std::to_string(logical);
-  for (const int64_t device : s.device_ids) signature += ' ' + std::to_string(device);
-  site->slot_ = processes->TakeSlot(s.program, signature);
+  site->slot_signature_ = "cuda " + SignatureOf(site->spec_);
+  site->slot_ = processes->TakeSlot(site->slot_signature_);
   return site;
 }
 

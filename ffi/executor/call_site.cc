@@ -93,15 +93,18 @@ CallSite::~CallSite() {
   if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
 }
 
+std::string CallSite::OperandsText() const {
+  std::string text = Text(shape_.inputs[0]);
+  if (program_ != nullptr && shape_.inputs.size() > 1) {
+    text += " and " + std::to_string(shape_.inputs.size() - 1) + " more";
+  }
+  return text;
+}
+
 std::string CallSite::Describe() const {
   std::string text = spec_.collective;
   if (!spec_.reduce_op.empty()) text += "(" + spec_.reduce_op + ")";
-  if (!shape_.inputs.empty()) {
-    text += " of " + Text(shape_.inputs[0]);
-    if (program_ != nullptr && shape_.inputs.size() > 1) {
-      text += " and " + std::to_string(shape_.inputs.size() - 1) + " more";
-    }
-  }
+  if (!shape_.inputs.empty()) text += " of " + OperandsText();
   if (!spec_.label.empty()) text += " over " + spec_.label;
   return text + ", algorithm " + spec_.algorithm;
 }

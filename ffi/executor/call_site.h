@@ -122,12 +122,14 @@ class CallSite {
   std::shared_ptr<const RunPlan> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
+  CallFacts FactsOf(int32_t group) const;
   RaggedShape ShapeOfRagged() const;
   int ProcessOfRank(Place place) const;
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
   Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
   bool SharesSlot(int64_t run_id);
   std::string Describe() const;
+  std::string OperandsText() const;
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
   void Fail(Meeting& meeting, Status status);  // mutex_ held

@@ -60,20 +60,8 @@ Status CallSite::FindMembers() {
   if (std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
-  // All that the other processes must agree on.
-  slot_signature_ =
-      spec_.program + ' ' + spec_.collective + ' ' + spec_.algorithm + ' ' + spec_.reduce_op;
-  for (const int64_t number : {spec_.root, spec_.channels, spec_.group_size}) {
-    slot_signature_ += ' ' + std::to_string(number);
-  }
-  slot_signature_ += " [";
-  for (const int64_t extent : spec_.dims) slot_signature_ += ' ' + std::to_string(extent);
-  slot_signature_ += ']';
-  for (const int64_t rank : spec_.permutation) slot_signature_ += ' ' + std::to_string(rank);
-  slot_signature_ += '\n' + spec_.signature + '\n' + spec_.schedule;
-  for (const int64_t logical : spec_.groups) slot_signature_ += ' ' + std::to_string(logical);
-  for (const int64_t device : spec_.device_ids) slot_signature_ += ' ' + std::to_string(device);
-  slot_ = processes->TakeSlot(spec_.program, slot_signature_);
+  slot_signature_ = SignatureOf(spec_);
+  slot_ = processes->TakeSlot(slot_signature_);
   slot_use_ = SlotUse::Of(slot_signature_ + ' ' + std::to_string(slot_->number));
   return Status();
 }
@@ -118,7 +106,46 @@ void CallSite::OpenRemote(int32_t group, const std::string& shapes,
   spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' + shapes;
   spec.description = Describe();
   spec.plan = std::move(plan);
+  spec.facts = FactsOf(group);
+  spec.build = slot_->build;
   members_[group].remote = Interprocess::Get()->Open(std::move(spec));
+}
+
+CallFacts CallSite::FactsOf(int32_t group) const {
+  const auto list = [](const std::vector<int64_t>& numbers) {
+    std::string text;
+    for (const int64_t number : numbers) text += (text.empty() ? "" : ",") + std::to_string(number);
+    return text;
+  };
+  std::string dtypes, shapes;
+  std::vector<int64_t> devices;
+  for (const CallShape::Array& array : shape_.inputs) {
+    if (dtypes.empty()) dtypes = Name(array.dtype);
+    shapes += (shapes.empty() ? "[" : " [") + list(array.dimensions) + ']';
+  }
+  for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
+    devices.push_back(groups_.DeviceId({group, rank}));
+  }
+  CallFacts facts;
+  facts.parts = {{"collectives", spec_.collective},
+                 {"reduce ops", spec_.reduce_op},
+                 {"dtypes", dtypes},
+                 {"shapes", shapes},
+                 {"axes", spec_.label},
+                 {"groups", list(devices)},
+                 {"roots", std::to_string(spec_.root)},
+                 {"permutations", list(spec_.permutation)},
+                 {"algorithms", spec_.algorithm},
+                 {"places of ranks", list(spec_.dims)},
+                 {"schedules", spec_.schedule}};
+  facts.operands = OperandsText();
+  facts.program = spec_.program;
+  facts.instruction = slot_signature_ + "\nslot " + std::to_string(slot_->number);
+  Interprocess* const processes = Interprocess::Get();
+  facts.serial = std::count_if(spec_.device_ids.begin(), spec_.device_ids.end(), [&](int64_t id) {
+                   return processes->ProcessOfDevice(id) == processes->process();
+                 }) > 1;
+  return facts;
 }
 
 RaggedShape CallSite::ShapeOfRagged() const {
@@ -159,7 +186,7 @@ CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members&
     completions.push_back(std::move(meeting->completions[rank]));
   }
   Recycle(std::move(meeting));
-  members.remote->Start(std::move(buffers), std::move(completions), cost_);
+  members.remote->Start(run_id, std::move(buffers), std::move(completions), cost_);
   return Entry::kPending;
 }
 

@@ -81,6 +81,22 @@ std::string CacheKey(const CallSpec& spec) {
 
 }  // namespace
 
+std::string SignatureOf(const CallSpec& spec) {
+  std::string text =
+      spec.program + ' ' + spec.collective + ' ' + spec.algorithm + ' ' + spec.reduce_op;
+  for (const int64_t number : {spec.root, spec.channels, spec.group_size}) {
+    text += ' ' + std::to_string(number);
+  }
+  text += " [";
+  for (const int64_t extent : spec.dims) text += ' ' + std::to_string(extent);
+  text += ']';
+  for (const int64_t rank : spec.permutation) text += ' ' + std::to_string(rank);
+  text += '\n' + spec.signature + '\n' + spec.schedule;
+  for (const int64_t logical : spec.groups) text += ' ' + std::to_string(logical);
+  for (const int64_t device : spec.device_ids) text += ' ' + std::to_string(device);
+  return text;
+}
+
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
   // A ragged all_to_all's sizes are only known at run time: ragged.cc.
   const std::optional<Collective> collective = ParseCollective(spec.collective);

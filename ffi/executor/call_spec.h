@@ -63,6 +63,9 @@ class GroupTable {
   std::unordered_map<int64_t, int64_t> logical_of_device_;
 };
 
+// All that processes must agree on about an instruction, as text: its program and its attributes.
+std::string SignatureOf(const CallSpec& spec);
+
 // The programs of some ranks of a group.
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/call_facts.h"
 #include "executor/call_spec.h"
 #include "executor/completion.h"
 #include "executor/run.h"
@@ -19,8 +20,10 @@ class RemoteGroup {
  public:
   virtual ~RemoteGroup() = default;
   // The next call: all local ranks have arrived. Never blocks. `completions` are done, on the
-  // worker pool, when the outputs are written or the call has failed.
-  virtual void Start(MemberBuffers buffers, std::vector<std::unique_ptr<Completion>> completions,
+  // worker pool, when the outputs are written or the call has failed. `run_id` names the launch of
+  // the program, in this process only.
+  virtual void Start(int64_t run_id, MemberBuffers buffers,
+                     std::vector<std::unique_ptr<Completion>> completions,
                      std::shared_ptr<ContinuationCost> cost) = 0;
   // This process will not make the call that it has begun to make: the others must know.
   virtual void Fail(const Status& status) = 0;
@@ -35,14 +38,16 @@ class Interprocess {
   // Nullopt for a device that no process has.
   virtual std::optional<int> ProcessOfDevice(int64_t device_id) const = 0;
 
-  // Tells equal instructions of one program apart: the lowest number that is not taken since the
-  // program was lowered last. (XLA may instantiate an instruction, drop it and instantiate it
-  // again; and when an older executable dies differs between processes.)
+  // Tells equal instructions of one executable apart: the lowest number that no other instruction
+  // of the executable has. Neither other executables of the program count, nor when they die: both
+  // differ between processes. (XLA may instantiate an instruction, drop it and instantiate it
+  // again.) An executable is what the calling thread builds until EndBuild, or until a call of it
+  // is opened.
   struct Slot {
     int number = 0;
-    uint64_t lowering = 0;  // of this process
+    uint64_t build = 0;  // which executable, in this process
   };
-  virtual Slot TakeSlot(const std::string& program, const std::string& signature) = 0;
+  virtual Slot TakeSlot(const std::string& signature) = 0;
   virtual void ReturnSlot(const std::string& signature, const Slot& slot) = 0;
 
   struct GroupSpec {
@@ -50,6 +55,8 @@ class Interprocess {
     std::string operation;    // equal on every process: what the call computes, and its slot
     std::string description;  // for people
     std::shared_ptr<const RunPlan> plan;  // of this process's ranks
+    CallFacts facts = {};
+    uint64_t build = 0;  // Slot::build
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
   // See executor/guest.h. Once; it lives as long as this.

@@ -96,7 +96,7 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
         if (!end.ok()) status = end;
         if (on_done) on_done(rank);
       }));
-      groups.back()->Start(buffers[rank], std::move(completions),
+      groups.back()->Start(0, buffers[rank], std::move(completions),
                            std::make_shared<ContinuationCost>());
     }
     while (done < ranks) {

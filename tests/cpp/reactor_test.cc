@@ -59,7 +59,13 @@ class Alone : public LinkSink {
                                     {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
     std::vector<int64_t> devices(ranks);
     std::iota(devices.begin(), devices.end(), 0);
-    return reactor->Open({devices, operation, operation, *plan});
+    CallFacts facts;
+    facts.parts = {{"collectives", operation}, {"shapes", '[' + std::to_string(elements) + ']'}};
+    facts.operands = "float32[" + std::to_string(elements) + ']';
+    facts.program = program_name;
+    facts.instruction = instruction.empty() ? operation : instruction;
+    facts.serial = serial;
+    return reactor->Open({devices, operation, operation, *plan, facts, build});
   }
 
   void Start(RemoteGroup& group) { Start(group, input, output); }
@@ -69,7 +75,7 @@ class Alone : public LinkSink {
     };
     std::vector<std::unique_ptr<Completion>> completions;
     completions.push_back(std::make_unique<Silent>());
-    group.Start({{reinterpret_cast<const std::byte*>(from)}, {reinterpret_cast<std::byte*>(to)}},
+    group.Start(run_id, {{reinterpret_cast<const std::byte*>(from)}, {reinterpret_cast<std::byte*>(to)}},
                 std::move(completions), std::make_shared<ContinuationCost>());
   }
 
@@ -97,6 +103,11 @@ class Alone : public LinkSink {
   void OnTold(int, std::string_view message) override { told.emplace_back(message); }
   void OnSent(int, uint64_t) override {}
 
+  int64_t run_id = 0;
+  // Of the groups that are opened.
+  std::string program_name = "f", instruction;
+  bool serial = false;
+  uint64_t build = 0;
   float input[4] = {1, 2, 3, 4}, output[4] = {};
   std::vector<Status> ended;
   std::vector<NoticeFields> notices;
@@ -414,21 +425,49 @@ TEST(Reactor, QuestionsAreNotAnsweredAsFastAsTheyCome) {
   EXPECT_EQ(process.told.size(), 1u);
 }
 
-TEST(Reactor, SlotsCountTheInstructionsOfOneLowering) {
+TEST(Reactor, SlotsCountTheInstructionsOfOneExecutable) {
   Alone process(2);
   Reactor& reactor = *process.reactor;
-  const auto first = reactor.TakeSlot("f", "psum");
+  const auto first = reactor.TakeSlot("f psum");
   EXPECT_EQ(first.number, 0);
-  const auto dropped = reactor.TakeSlot("f", "psum");
+  const auto dropped = reactor.TakeSlot("f psum");
   EXPECT_EQ(dropped.number, 1);
-  reactor.ReturnSlot("psum", dropped);
-  EXPECT_EQ(reactor.TakeSlot("f", "psum").number, 1);  // instantiated again
-  EXPECT_EQ(reactor.TakeSlot("f", "pmax").number, 0);
-  // Recompiled, whether the old executable still lives or not.
-  reactor.NextProgram("f");
-  EXPECT_EQ(reactor.TakeSlot("f", "psum").number, 0);
-  reactor.ReturnSlot("psum", first);
-  EXPECT_EQ(reactor.TakeSlot("f", "psum").number, 1);
+  reactor.ReturnSlot("f psum", dropped);
+  EXPECT_EQ(reactor.TakeSlot("f psum").number, 1);  // instantiated again
+  EXPECT_EQ(reactor.TakeSlot("f pmax").number, 0);
+  // Another thread builds another one meanwhile.
+  std::thread([&] { EXPECT_EQ(reactor.TakeSlot("f psum").number, 0); }).join();
+  // Compiled once more, whether the old executable still lives or not.
+  reactor.EndBuild();
+  EXPECT_EQ(reactor.TakeSlot("f psum").number, 0);
+  reactor.ReturnSlot("f psum", first);
+  EXPECT_EQ(reactor.TakeSlot("f psum").number, 1);
+}
+
+TEST(Reactor, AnExecutableThatRunsIsComplete) {
+  Alone process(2);
+  const auto slot = process.reactor->TakeSlot("f psum");
+  process.build = slot.build;
+  const auto group = process.Open(2, "f psum");
+  EXPECT_EQ(process.reactor->TakeSlot("f psum").number, 0);
+}
+
+TEST(Reactor, TwoLaunchesOfOneProgramAtOnceAreRefused) {
+  Alone process(2);
+  process.Connect(1);
+  const auto group = process.Open(2, "all_reduce");
+  process.Start(*group);
+  process.Start(*group);  // a loop of one launch
+  EXPECT_TRUE(process.ended.empty());
+  process.run_id = 1;
+  process.Start(*group);
+  ASSERT_EQ(process.ended.size(), 3u);
+  for (const Status& status : process.ended) {
+    EXPECT_TRUE(Contains(status.message(), "two threads of process 0 have launched equal programs"))
+        << status.message();
+  }
+  process.Settle();
+  EXPECT_TRUE(Contains(process.told.back(), "two threads of process 0")) << process.told.back();
 }
 
 TEST(Reactor, ARecompiledInstructionGoesOnCounting) {
@@ -523,7 +562,7 @@ TEST_P(ReactorThreads, OverSharedMemory) {
         for (Buffers* b : mine) {
           std::vector<std::unique_ptr<Completion>> completions;
           completions.push_back(std::make_unique<Count>(done, failed));
-          group->Start({{reinterpret_cast<const std::byte*>(b->in.data())},
+          group->Start(0, {{reinterpret_cast<const std::byte*>(b->in.data())},
                         {reinterpret_cast<std::byte*>(b->out.data())}},
                        std::move(completions), std::make_shared<ContinuationCost>());
         }
@@ -547,7 +586,7 @@ TEST_P(ReactorThreads, OverSharedMemory) {
   std::vector<std::unique_ptr<Completion>> completions;
   completions.push_back(std::make_unique<Count>(done, failed));
   Buffers& b = buffers.front();
-  groups[0]->Start({{reinterpret_cast<const std::byte*>(b.in.data())},
+  groups[0]->Start(0, {{reinterpret_cast<const std::byte*>(b.in.data())},
                     {reinterpret_cast<std::byte*>(b.out.data())}},
                    std::move(completions), std::make_shared<ContinuationCost>());
   // `done` is counted last: after that no worker touches these counters.

@@ -255,7 +255,7 @@ void World::SubmitNext(Process& process) {
     completions.push_back(std::make_unique<SimCompletion>(this, process.index, s, &call, member));
   }
   site.groups.at(process.index)
-      ->Start(std::move(buffers), std::move(completions), std::make_shared<ContinuationCost>());
+      ->Start(0, std::move(buffers), std::move(completions), std::make_shared<ContinuationCost>());
 }
 
 bool World::Act() {

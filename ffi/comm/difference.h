@@ -1,0 +1,43 @@
+// How the calls that two processes wait in differ, in words.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/listing.h"
+#include "comm/notice.h"
+#include "executor/call_facts.h"
+
+namespace jaxcoll {
+
+// A call that a process waits in, as it tells another member of the call's group.
+struct WaitingCall {
+  CallId id;
+  uint64_t communicator = 0;
+  uint64_t instruction = 0;
+  double since_s = 0;
+  bool serial = false;
+  std::string program;
+  std::string description;
+  std::string operands;
+  std::vector<CallFacts::Part> parts;
+};
+
+// One line of printable text.
+std::string Encode(const WaitingCall& call);
+std::optional<WaitingCall> DecodeWaitingCall(std::string_view line);
+
+// The names of the parts in which they differ.
+std::vector<std::string> PartsThatDiffer(const WaitingCall& a, const WaitingCall& b);
+
+// "process 0 waits in all_reduce(sum) of float32[8] over ..., process 1 in the same of float32[9]:
+// shapes differ"; equal words on both processes. `comparison`: of their programs, by process
+// `here`, or null; `listing`: of the program here, or null.
+std::string DescribeDifference(int here, const WaitingCall& mine, int there,
+                               const WaitingCall& theirs, const Comparison* comparison,
+                               const Listing* listing);
+
+}  // namespace jaxcoll
