@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     Value: TypeAlias = ir.Value[Any]
 else:
     Value = ir.Value  # not a generic class when it runs
+_OWN_FOLDER = os.path.dirname(__file__)
 Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
 
 __all__ = [
@@ -315,10 +316,11 @@ def function_name(jaxpr: Any) -> str:
 
 def source_line(eqn: Any) -> str:
     """Where an equation stands in the user's code, "train.py:12 (step)"; "" if unknown."""
-    frame = _source_info_util.user_frame(eqn.source_info.traceback)
-    if frame is None:
-        return ""
-    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({frame.function_name})"
+    for frame in _source_info_util.user_frames(eqn.source_info.traceback):
+        folder, file = os.path.split(frame.file_name)
+        if folder != _OWN_FOLDER:
+            return f"{file}:{frame.start_line} ({frame.function_name})"
+    return ""
 
 
 def on_compiled(listener: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.extend import core
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxcoll import _environment
 from jaxcoll import _jax_compat as compat
@@ -154,6 +154,8 @@ def _text(value: Any) -> str:
         return _value(value)
     if isinstance(value, PartitionSpec):
         return repr(value)
+    if isinstance(value, AbstractMesh) or (isinstance(value, Mesh) and value.empty):
+        return str(dict(value.shape))
     if isinstance(value, Mesh):
         return f"{dict(value.shape)} of {[device.id for device in value.devices.flat]}"
     if isinstance(value, NamedSharding):

@@ -40,7 +40,10 @@ std::string Join(const std::vector<std::string>& names) {
 std::string Quoted(const std::string& line) {
   if (line.empty()) return "nothing more";
   const size_t at = line.rfind(" @ ");
-  std::string text = '`' + line.substr(0, at) + '`';
+  std::string text = line.substr(0, at);
+  text.erase(0, text.find_first_not_of(' '));
+  if (text.size() > kMaxValueChars) text = text.substr(0, kMaxValueChars) + "...";
+  text = '`' + text + '`';
   if (at != line.npos && at + 3 < line.size()) text += " (" + line.substr(at + 3) + ')';
   return text;
 }
@@ -106,7 +109,8 @@ std::string DescribeDifference(int here, const WaitingCall& mine, int there,
   const std::vector<std::string> parts = PartsThatDiffer(a, b);
   const bool algorithm = std::find(parts.begin(), parts.end(), "algorithms") != parts.end();
   const auto named = [&](const WaitingCall& call) {
-    return algorithm ? call.description : call.description.substr(0, call.description.rfind(", algorithm "));
+    return algorithm ? call.description
+                     : call.description.substr(0, call.description.rfind(", algorithm "));
   };
   std::string text = first + " waits in " + named(a) + ", " + second + " in ";
   if (!parts.empty()) {
@@ -123,12 +127,13 @@ std::string DescribeDifference(int here, const WaitingCall& mine, int there,
   if (a.program == b.program) return text + "another, equal call of the same program";
   text += "an equal call of another program";
   if (comparison == nullptr || !comparison->line()) return text;
-  const std::string &in_a = swap ? comparison->text_there() : comparison->text_here();
-  const std::string &in_b = swap ? comparison->text_here() : comparison->text_there();
+  const std::string& in_a = swap ? comparison->text_there() : comparison->text_here();
+  const std::string& in_b = swap ? comparison->text_here() : comparison->text_there();
   text += ": line " + std::to_string(*comparison->line() + 1);
   if (listing != nullptr && !listing->name.empty()) text += " of `" + Field(listing->name) + '`';
   return text + " is " + Quoted(in_a) + " in " + first + " and " + Quoted(in_b) + " in " + second +
-         ". What differs between processes must be an argument, or JAXCOLL_MATCH=order must be set";
+         " (#: digest of a captured array). What differs between processes must be an argument, "
+         "unless JAXCOLL_MATCH=order";
 }
 
 }  // namespace jaxcoll

@@ -79,8 +79,8 @@ const WaitingCall* Reactor::OtherCall(const Call& call, const Peer& peer) {
     if (theirs.id == call.id) return nullptr;
     if (other != nullptr || theirs.since_s < settled.count()) continue;
     const auto next = next_number_.find(theirs.id.key);
-    const bool made = next != next_number_.end() &&
-                      static_cast<int32_t>(theirs.id.number - next->second) < 0;
+    const bool made =
+        next != next_number_.end() && static_cast<int32_t>(theirs.id.number - next->second) < 0;
     if (!made) other = &theirs;
   }
   return other;
@@ -99,7 +99,8 @@ bool Reactor::FindMismatch(Call& call, Clock::time_point now) {
         theirs->instruction == mine.instruction && theirs->id.number == mine.id.number;
     const bool one_program = theirs->program == mine.program;
     if (one_program && !one_instruction &&
-        std::min(mine.since_s, theirs->since_s) < std::min(kSettledInProgramS, seams_.timeout_s / 2)) {
+        std::min(mine.since_s, theirs->since_s) <
+            std::min(kSettledInProgramS, seams_.timeout_s / 2)) {
       continue;
     }
     const Comparison* comparison = nullptr;

@@ -601,11 +601,11 @@ void Reactor::CheckDeadlines() {
       Log(LogLevel::kWarning, "%s", DeadlineMessage(*call).c_str());
     }
     if (waited_s > seams_.timeout_s) {
-      failures.emplace_back(communicator, call->mismatch.empty()
-                                              ? DeadlineMessage(*call) + kSameOrder +
-                                                    "; or raise JAXCOLL_TIMEOUT_S"
-                                              : description + ": waited " + Seconds(waited_s) +
-                                                    "; " + call->mismatch + kSameOrder);
+      failures.emplace_back(
+          communicator,
+          call->mismatch.empty()
+              ? DeadlineMessage(*call) + kSameOrder + "; or raise JAXCOLL_TIMEOUT_S"
+              : description + ": waited " + Seconds(waited_s) + "; " + call->mismatch + kSameOrder);
     } else if (SilentMember(*call, now) != nullptr) {
       failures.emplace_back(communicator, DeadlineMessage(*call));
     }
