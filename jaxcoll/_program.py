@@ -51,11 +51,11 @@ def announce(*suffix: str) -> str:
     native.comm_end_build()
     jaxpr = compat.lowered_jaxpr()
     if jaxpr is None:
-        return " ".join(["", *suffix])
+        return "+".join(["", *suffix])
     program = _program(jaxpr)
     if _environment.values()["JAXCOLL_MATCH"] == _IN_ORDER:
-        return " ".join([_IN_ORDER, *suffix])
-    key = " ".join([program.fingerprint, *suffix])
+        return "+".join([_IN_ORDER, *suffix])
+    key = "+".join([program.fingerprint, *suffix])
     if native.comm_wants_listing(key):
         native.comm_add_listing(key, program.name, list(program.lines))
     return key
