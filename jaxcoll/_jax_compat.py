@@ -326,7 +326,7 @@ def source_line(eqn: Any) -> str:
 def on_compiled(listener: Callable[[], None]) -> None:
     """Calls `listener` whenever the calling thread has compiled an executable, or loaded one."""
 
-    def heard(event: str, duration_s: float, **_: Any) -> None:
+    def heard(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             listener()
 

@@ -8,6 +8,7 @@ different programs, and threads may launch them in another order on each process
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import hashlib
@@ -104,12 +105,12 @@ def _lines(jaxpr: Any, depth: int) -> Iterator[str]:
         return f"{names.setdefault(atom, f'v{len(names)}')}:{kind}"
 
     for eqn in jaxpr.eqns:
-        inner = []
+        inner: list[str] = []
         parameters = []
         for key in sorted(eqn.params):
             value = eqn.params[key]
             programs = list(_jaxprs(value))
-            inner += programs
+            inner += [line for program in programs for line in _lines(program, depth + 1)]
             if not programs:
                 parameters.append(f"{key}={_parameter(value)}")
         text = " ".join(
@@ -117,9 +118,10 @@ def _lines(jaxpr: Any, depth: int) -> Iterator[str]:
             + [name(variable) for variable in eqn.outvars]
             + ([f"[{', '.join(parameters)}]"] if parameters else [])
         )
-        yield f"{text} @ {compat.source_line(eqn)}"
-        for program in inner:
-            yield from _lines(program, depth + 1)
+        # JAX does not say where a shard_map stands; what it does is not far away.
+        places = (line.rpartition(" @ ")[2] for line in inner)
+        yield f"{text} @ {compat.source_line(eqn) or next(filter(None, places), '')}"
+        yield from inner
     yield " ".join(["  " * depth + "return", *map(name, jaxpr.outvars)]) + " @ "
 
 
@@ -168,8 +170,11 @@ def _text(value: Any) -> str:
         return f"({', '.join(sorted(map(_text, value)))})"
     if isinstance(value, functools.partial):
         return f"{_text(value.func)}({_text(value.args)}, {_text(value.keywords)})"
-    if callable(value) and hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [_text(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    if callable(value) and isinstance(getattr(value, "__name__", None), str):
+        return str(getattr(value, "__qualname__", value.__name__))
     return type(value).__qualname__  # others may print their address
 
 

@@ -45,7 +45,7 @@ PYTHON_LAYERS = [
     {"_page"},
     {"_simulate_command"},
     {"_jax_compat"},
-    {"_bootstrap", "_primitive", "_select"},
+    {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
     {"_startup"},
     {"_communicator", "_autodiff", "_lowering"},

@@ -7,10 +7,10 @@
 // often a program is compiled, on when an executable dies or on the order in which calls arrive:
 // all of that differs between processes.
 //
-// Mismatches. Equal programs share their calls' names, so their launches must come in the same order
-// everywhere. Two launches of one that are in flight at once come from two threads, and which of
-// them a peer means is unknown: they fail. Members that wait in different calls for each other tell
-// each other so within a second, and each logs how the calls differ (reactor_mismatch.cc).
+// Mismatches. Equal programs share their calls' names, so their launches must come in the same
+// order everywhere. Two launches of one that are in flight at once come from two threads, and which
+// of them a peer means is unknown: they fail. Members that wait in different calls for each other
+// tell each other so within a second, and each logs how the calls differ (reactor_mismatch.cc).
 //
 // Failure. Members of a communicator (an ordered set of devices) share its fate: when a call on it
 // fails, or a process of it is gone, every call that is pending on it or made later fails with the
