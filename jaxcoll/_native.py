@@ -4,6 +4,7 @@ import pkgutil
 from typing import Any
 
 import jaxcoll
+from jaxcoll import _environment
 
 # `python -m ...` inside a checkout imports the checkout's jaxcoll, while `pip install .` has put
 # the extension module into site-packages: look in every jaxcoll on the path, the first one first.
@@ -16,6 +17,9 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "jaxcoll's extension module is missing or was built for another Python; "
         "reinstall with `pip install --force-reinstall .`"
     ) from error
+
+# Before anything can use the engine, in ranks without JAX as well.
+_environment.tell(lambda settings: native.configure(**settings))
 
 cuda: Any = native  # names that only a build with GPU kernels has: see native.cuda_built
 

@@ -23,12 +23,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from jaxcoll import schedule as _schedule
+from jaxcoll._errors import RanksError as RanksError
 
 ITEM_BYTES = 4  # float32
-
-
-class RanksError(RuntimeError):
-    """A process of ours failed; the text says which, and what it said."""
 
 
 @dataclass(frozen=True)

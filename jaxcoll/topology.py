@@ -196,11 +196,13 @@ def from_yaml(path: str | Path) -> Topology:
     except ImportError:
         raise TopologyError(f"reading {path} needs PyYAML: pip install 'jaxcoll[sim]'") from None
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
+        data = yaml.safe_load(_files.read_text(Path(path), _YAML_BYTES_MOST))
+    except FileNotFoundError as error:
         raise TopologyError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise TopologyError(f"{path} is no YAML: {error}") from None
+    except FileError as error:
+        raise TopologyError(str(error)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. a date that is none
+        raise TopologyError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise TopologyError(f"{path} should hold a mapping with `kind`, or `nodes` and `links`")
     try:
