@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 from jaxcoll._errors import SettingError
 
 PREFIX = "JAXCOLL_"
-_SHOWN_CHARACTERS = 200  # of a value, in errors
+_SHOWN_CHARACTERS = 300  # of a value, in errors
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,13 @@ def check(environ: Mapping[str, str] | None = None) -> None:
                 f"environment variable {name!a} is unknown to jaxcoll and changes nothing; {hint}",
                 stacklevel=2,
             )
+
+
+def is_command() -> bool:
+    """Whether this process runs ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``."""
+    if sys.argv[:1] == ["-m"]:  # what runpy leaves there until it has found the module
+        return "jaxcoll" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return os.path.basename(sys.argv[0] if sys.argv else "") == "jaxcoll"
 
 
 def trouble_with_isa(wanted: str | None, here: Sequence[str]) -> str:

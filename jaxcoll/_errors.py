@@ -97,7 +97,12 @@ class ScheduleError(JaxcollError, ValueError):
         self.chunk = chunk
 
     def __reduce__(self) -> tuple[Any, ...]:  # keyword arguments: how copies and pickles are made
-        rest = {"rank": self.rank, "op": self.op, "step": self.step, "chunk": self.chunk}
+        rest: dict[str, Any] = {
+            "rank": self.rank,
+            "op": self.op,
+            "step": self.step,
+            "chunk": self.chunk,
+        }
         return functools.partial(type(self), self.kind, self.why, **rest), ()
 
 

@@ -157,7 +157,7 @@ def parse(text: str, path: str = "") -> Table:
         try:
             picks.append(_picks_of(row))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise refuse(f"entry {number} of its picks: {reason}") from None
     keys = Counter((p.layout, p.collective, p.world_size, p.ranks_per_node) for p in picks)
     if twice := next((key for key, count in keys.items() if count > 1), None):
@@ -194,7 +194,7 @@ def _picks_of(row: Any) -> Picks:
         if (most is None) != (index == len(steps) - 1):
             raise ValueError("the last algorithm, and only that, has null for its bytes")
         if most is not None and (not _is_whole(most) or not before < most <= _NUMBER_MOST):
-            raise ValueError("its bytes are no whole numbers that ascend")
+            raise ValueError("its bytes do not ascend, or are no whole numbers")
         before = most if most is not None else before
     return Picks(
         cast(Layout, layout), collective, *numbers, tuple((most, name) for most, name in steps)
@@ -267,7 +267,7 @@ def _trouble(table: Table) -> str:
     """Why a table is not of this machine; empty if it may be."""
     machine = table.about.get("machine")
     measured = machine.get("cores") if isinstance(machine, dict) else None
-    if _is_whole(measured) and measured > cores():
+    if isinstance(measured, int) and measured > cores():
         return f"it was measured on {_brief(measured)} cores, and this process may run on {cores()}"
     return ""
 

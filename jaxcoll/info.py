@@ -84,7 +84,12 @@ def _built_in() -> Iterator[str]:
     major, minor = native.ffi_api_version()
     engine = native.engine_info()
     yield f"XLA FFI API {major}.{minor}"
-    yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
+    isas = native.kernel_isas()
+    wanted = _environment.values()["JAXCOLL_ISA"]
+    lacking = (
+        f" ({wanted} is asked for, which this CPU lacks)" if wanted not in (None, *isas) else ""
+    )
+    yield f"kernels  {', '.join(isas)}; in use: {native.kernel_isa()}{lacking}"
     yield f"cuda     {_cuda()}"
     yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
@@ -136,10 +141,14 @@ def _installed() -> Iterator[str]:
 
 
 def _variables() -> Iterator[str]:
-    width = 1 + max(len(variable.name) for variable in _environment.VARIABLES)
-    for variable in _environment.VARIABLES:
-        value = os.environ.get(variable.name)
-        shown = f"not set: {variable.default}" if value is None else value
+    variables = [variable for variable in _environment.VARIABLES if not variable.internal]
+    width = 1 + max(len(variable.name) for variable in variables)
+    for variable in variables:
+        value = os.environ.get(variable.name)  # as it was given, not as it was understood
+        if not value:
+            shown = f"not set: {variable.default}"
+        else:
+            shown = value if value.isprintable() else ascii(value)
         yield f"{variable.name:{width}}{shown}"
 
 

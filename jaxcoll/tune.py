@@ -279,7 +279,7 @@ def show(as_json: bool) -> int:
 
 
 def _place(command: argparse.ArgumentParser) -> Path:
-    """Where the table goes if --output does not say it; ends the command if nothing can go there."""
+    """Where the table goes without --output; ends the command if it cannot be written there."""
     named = _environment.values()["JAXCOLL_TUNING"]
     path = Path(named) if named not in (None, _tuning.OFF) else _tuning.default_path()
     if path is None:
