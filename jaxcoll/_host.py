@@ -41,27 +41,35 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_ID_BYTES_MAX = 256
 
 
-@functools.lru_cache(maxsize=1)  # one answer, and one warning, per process
-def machine_identity() -> str:
-    """The running kernel and network namespace: what loopback and abstract sockets span."""
+@functools.lru_cache(maxsize=1)
+def _machine() -> tuple[str, str]:
+    """The same in all processes of this machine, and why it is not, where it cannot be."""
     try:
         boot_id = _files.read_text(BOOT_ID, _BOOT_ID_BYTES_MAX, regular=True).strip()
         if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", boot_id):
             raise FileError(f"{BOOT_ID} holds no boot id")
-        return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}"
+        return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}", ""
     except OSError as error:  # unknown: better a slower transport than a wrong one
+        return secrets.token_hex(16), str(error)
+
+
+def machine_identity() -> str:
+    """The running kernel and network namespace: what loopback and abstract sockets span."""
+    return _machine()[0]
+
+
+@functools.lru_cache(maxsize=1)  # one warning per process
+def identity() -> str:
+    """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""
+    machine, trouble = _machine()
+    if trouble:
         _log.warning(
             "jaxcoll cannot tell which processes are on this host (%s): they count as on hosts of "
             "their own, without shm. Mount /proc as usual, or set JAXCOLL_HOST_ID to one text for "
             "all processes of a host",
-            error,
+            trouble,
         )
-        return secrets.token_hex(16)
-
-
-def identity() -> str:
-    """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""
-    return f"{machine_identity()}/{socket.gethostname()}"
+    return f"{machine}/{socket.gethostname()}"
 
 
 @dataclass(frozen=True)
