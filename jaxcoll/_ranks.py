@@ -76,7 +76,10 @@ class Ranks:
     ) -> None:
         self.world_size = processes * ranks_per_process
         self._timeout_s = timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="jaxcoll-ranks-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="jaxcoll-ranks-")
+        except OSError as error:
+            raise RanksError(f"the processes have no folder to meet in: {error}") from None
         self._children: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
         variables = {k: v for k, v in os.environ.items() if k != "JAXCOLL_TUNING"}
@@ -111,6 +114,9 @@ class Ranks:
                     },
                 )
             self._answers()
+        except OSError as error:  # too many processes or files, a full disk
+            self.close()
+            raise RanksError(f"a process cannot be started: {error}") from None
         except BaseException:
             self.close()
             raise

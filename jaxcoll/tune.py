@@ -306,6 +306,10 @@ def main(argv: list[str] | None = None) -> int:
     effort = _tuner.QUICK if options.quick else _tuner.FULL
     load = os.getloadavg()[0]
     table, transports, checks = tune(effort, options.bandwidth, options.latency, Progress())
+    if all(transport.costs is None for transport in transports):
+        reasons = "; ".join(f"{t.name}: {t.absent.splitlines()[0]}" for t in transports)
+        print(f"jaxcoll tune: nothing could be measured: {reasons}", file=sys.stderr)
+        return 1
     _files.write(path, _tuning.to_json(table), make_folders=True)
     if options.json:
         print(_tuning.to_json(table), end="")
