@@ -267,8 +267,8 @@ VARIABLES = (
         default="program",
         takes="program, order",
         meaning="which calls of processes meet: those of equal programs, captured values included; "
-        "or, whatever differs in the programs, those of equal kind and shapes in the order of their "
-        "launches, as with XLA's own collectives; the same in all processes",
+        "or, whatever differs in the programs, those of equal kind and shapes in the order of "
+        "their launches, as with XLA's own collectives; the same in all processes",
         parse=_one_of("program", "order"),
     ),
     Variable(

@@ -175,7 +175,7 @@ def _picks_of(row: Any) -> Picks:
     if collective not in _schedule.COLLECTIVES:
         there = ", ".join(_schedule.COLLECTIVES)
         raise ValueError(f"collective {_brief(collective)}; there are {there}")
-    names = _schedule.algorithms(collective)
+    names = _algorithms(collective)
     numbers = row["world_size"], row["ranks_per_node"]
     if not all(_is_whole(number) and 1 <= number <= _NUMBER_MOST for number in numbers):
         raise ValueError(f"world_size and ranks_per_node are {_brief(numbers)}")
@@ -199,6 +199,9 @@ def _picks_of(row: Any) -> Picks:
     return Picks(
         cast(Layout, layout), collective, *numbers, tuple((most, name) for most, name in steps)
     )
+
+
+_algorithms = lru_cache(maxsize=None)(_schedule.algorithms)
 
 
 def _is_whole(value: Any) -> bool:

@@ -17,23 +17,10 @@ from jaxcoll._native import native
 ROOT = Path(__file__).parent.parent
 # Numbers as people, other programs and other languages write them.
 ODD_NUMBERS = [
-    *(
-        "1_0",
-        "10 ",
-        " 10",
-        "10\n",
-        "\t10",
-        "+10",
-        "-10",
-        "\u0663",
-        "1\u0660",
-        "\u0967",
-        "\uff12",
-        "\xb2",
-        "x",
-    ),
+    *("1_0", "10 ", " 10", "10\n", "\t10", "+10", "-10", "x", "9" * 5000),
+    *("\u0663", "1\u0660", "\u0967", "\uff12", "\xb2"),  # digits, but not ours
     *("0x10", "0b1", "1e400", "1e-400", "nan", "NaN", "inf", "Infinity", "-0", "1,5", "1.5.2"),
-    *("5 min", "5s", "1e", "e5", ".", "--1", "1f", "1L", "True", "None", "9" * 5000),
+    *("5 min", "5s", "1e", "e5", ".", "--1", "1f", "1L", "True", "None"),
 ]
 
 

@@ -112,8 +112,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path):
         ["simulate", "--topology", "fat_tree:64,radix=8", "--bytes", "1K:1G:2", "--json"],
         ["simulate", "--topology", "fat_tree:64,radix=8", "--bytes", "1K:1G:2", "--html"],
         ["simulate", "--topology", "fat_tree:64,radix=8", "--bytes", "1K:1G:2", "--trace"],
-        ["schedule", "export", "--format", "text", "--collective", "all_reduce"]
-        + ["--world-size", "8", "--output"],
+        ["schedule", "export", "--format=text", "--collective=all_reduce", "--world-size=8", "-o"],
         ["schedule", "import", "missing.xml", "--output"],
     ],
 )

@@ -18,8 +18,8 @@ struct Settings {
   LogLevel log = LogLevel::kWarning;  // JAXCOLL_LOG
   double timeout_s = 300;             // JAXCOLL_TIMEOUT_S: how long a call waits for its peers
   int threads = 0;                    // JAXCOLL_THREADS that reduce and copy; 0: one per core
-  std::optional<Isa> isa;             // JAXCOLL_ISA; none: the best of this CPU
-  std::string rdma_devices;           // JAXCOLL_IB_HCA; empty: all
+  std::optional<Isa> isa = {};        // JAXCOLL_ISA; none: the best of this CPU
+  std::string rdma_devices = {};      // JAXCOLL_IB_HCA; empty: all
   int rdma_gid_index = -1;            // JAXCOLL_IB_GID_INDEX; -1: chosen
   int rdma_service_level = 0;         // JAXCOLL_IB_SL
   int rdma_traffic_class = 0;         // JAXCOLL_IB_TC
