@@ -58,6 +58,11 @@ def machine_identity() -> str:
     return _machine()[0]
 
 
+def why_unknown() -> str:
+    """Why it cannot be told which processes are on this host; empty where it can."""
+    return _machine()[1]
+
+
 @functools.lru_cache(maxsize=1)  # one warning per process
 def identity() -> str:
     """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""

@@ -29,7 +29,7 @@ FORMAT: Final = 1
 # Where the ranks of a group are: devices of one process, processes of one host, several hosts.
 Layout: TypeAlias = Literal["process", "host", "hosts"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
-_FILE_BYTES_MOST: Final = 16 << 20  # of a table; `jaxcoll tune` writes less than one MiB
+_FILE_BYTES_MOST: Final = 4 << 20  # of a table; `jaxcoll tune` writes less than one MiB
 _DEPTH_MOST: Final = 16
 _NUMBER_MOST: Final = 2**62  # of ranks and bytes
 # What stands in the HLO where no table was asked.

@@ -12,7 +12,7 @@ from importlib import metadata
 import jax
 
 import jaxcoll
-from jaxcoll import _environment, _install, _select, _tuning
+from jaxcoll import _environment, _host, _install, _select, _tuning
 from jaxcoll._errors import TuningError
 from jaxcoll._native import cuda, native
 
@@ -38,7 +38,7 @@ def report() -> str:
         "transports": iter(
             [
                 "local    devices of one process read each other's buffers",
-                "shm      processes of one host: a window of shared memory for each peer",
+                f"shm      {_shm()}",
                 "tcp      processes of several hosts, and of one where shm is excluded",
                 f"rdma     {_rdma()}",
                 f"memory   {native.comm_window_bytes / 2**20:g} MiB per peer, whatever is sent",
@@ -51,6 +51,14 @@ def report() -> str:
     return "\n\n".join(
         "\n".join([title, *(_wrapped(line) for line in lines)]) for title, lines in sections.items()
     )
+
+
+def _shm() -> str:
+    what = "processes of one host: a window of shared memory for each peer"
+    unknown = _host.why_unknown()
+    if not unknown or _environment.values()["JAXCOLL_HOST_ID"]:
+        return what
+    return f"{what}; not here, where JAXCOLL_HOST_ID is not set: {unknown}"
 
 
 def _rdma() -> str:

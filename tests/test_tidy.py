@@ -1,6 +1,7 @@
 """The rules of the house that neither compiler nor linter checks."""
 
 import ast
+import builtins
 import re
 import subprocess
 import sys
@@ -172,6 +173,28 @@ def test_only_native_imports_the_extension_module() -> None:
         if any(below(other, "jaxcoll._jaxcoll") for other in imported(tree))
     }
     assert importers == {"_native"}
+
+
+def test_every_exception_is_a_jaxcoll_error() -> None:
+    """Those that users meet are defined in one module; all derive from JaxcollError."""
+    builtin = {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    bases = {
+        node.name: {ast.unparse(base) for base in node.bases}
+        for tree in MODULES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def ancestors(name: str) -> set[str]:
+        return {name}.union(*(ancestors(base) for base in bases.get(name, ())))
+
+    for name in bases:
+        if name != "JaxcollError" and ancestors(name) & builtin:
+            assert "JaxcollError" in ancestors(name), name
 
 
 def test_every_public_name_has_a_docstring() -> None:

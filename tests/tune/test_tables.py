@@ -123,7 +123,11 @@ def test_any_value_in_any_place_is_taken_or_refused_in_one_line(place: str, valu
     try:
         table = _tuning.parse(json.dumps(content), "a file")
     except TuningError as error:
-        assert str(error).isprintable()
+        refused = str(error)
+    else:
+        refused = ""
+    assert refused == "" or refused.isprintable()
+    if refused:
         return
     for picks in table.picks:
         table.find(picks.layout, picks.collective, 2, picks.ranks_per_node, 100)
@@ -133,7 +137,7 @@ def test_any_value_in_any_place_is_taken_or_refused_in_one_line(place: str, valu
 
 def test_many_entries_are_looked_through_at_once(tmp_path: Path):
     """Not each beside each other: that would take hours."""
-    rows = [row([None, "ring"], world_size=2 + size) for size in range(50_000)]
+    rows = [row([None, "ring"], world_size=2 + size) for size in range(20_000)]
     path = write(tmp_path / "table.json", *rows, rows[0])
     with pytest.raises(TuningError, match="it has two entries for"):
         _tuning.load({"JAXCOLL_TUNING": str(path)})
