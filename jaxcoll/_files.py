@@ -8,8 +8,10 @@ not import JAX.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Callable
@@ -87,21 +89,36 @@ def write(path: Path, text: str, *, make_folders: bool = False) -> None:
     try:
         if make_folders:
             path.parent.mkdir(parents=True, exist_ok=True)
-        target = _target(path)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        if target.exists() and (not target.is_file() or not os.access(target.parent, os.W_OK)):
-            target.write_bytes(content)
-            return
         try:
-            fresh.write_bytes(content)
-            if target.exists():
-                os.chmod(fresh, stat.S_IMODE(target.stat().st_mode))
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            _replace(_target(path), content, None)
+            return
+        if stat.S_ISREG(mode):
+            # It fails where only the file is ours to write, and not its folder.
+            with contextlib.suppress(OSError):
+                _replace(_target(path), content, stat.S_IMODE(mode))
+                return
+        path.write_bytes(content)
+    except (OSError, ValueError) as error:
+        raise _failure("written", path, error) from None
+
+
+def _replace(target: Path, content: bytes, mode: int | None) -> None:
+    fresh = target.with_name(f".jaxcoll-{secrets.token_hex(8)}")
+    # O_EXCL: in a folder of all users a name may lead elsewhere.
+    with open(
+        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
+    ) as f:
+        try:
+            if mode is not None:
+                os.fchmod(f.fileno(), mode)
+            f.write(content)
+            f.close()  # a full disk is noticed here
             os.replace(fresh, target)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-    except (OSError, ValueError) as error:
-        raise _failure("written", path, error) from None
 
 
 def _target(path: Path) -> Path:

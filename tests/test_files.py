@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pwd
 import stat
@@ -58,6 +59,65 @@ def test_a_device_is_written_to_and_not_replaced():
     assert Path("/dev/null").is_char_device()
 
 
+def test_a_pipe_is_written_to():
+    read_end, write_end = os.pipe()
+    path = Path(f"/dev/fd/{write_end}")
+    _files.check_can_write(path)
+    _files.write(path, "text")
+    assert os.read(read_end, 100) == b"text"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_name_of_full_length_can_be_written(tmp_path: Path):
+    path = tmp_path / ("x" * 255)
+    _files.check_can_write(path)
+    _files.write(path, "text")
+    _files.write(path, "again")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["again"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "table"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        _files.write(path, "new")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+@as_root
+def test_a_file_in_a_folder_of_somebody_else_is_written_in_place(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o666)
+    tmp_path.chmod(0o755)
+    program = "_files.check_can_write(Path(sys.argv[1])); _files.write(Path(sys.argv[1]), 'new')"
+    finished = as_nobody(program, path)
+    assert finished.returncode == 0, finished.stderr
+    assert path.read_text() == "new"
+
+
+def as_nobody(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program as a user without rights."""
+    start = (
+        "import os, sys; from pathlib import Path; from jaxcoll import _files, FileError\n"
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + program, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def bad_places(tmp_path: Path) -> dict[str, Path]:
     """Where nothing can be written, even by root."""
     (tmp_path / "file").write_text("")
@@ -87,21 +147,9 @@ def test_a_place_that_cannot_be_written_to_is_refused_in_one_line(place: int, tm
 
 @as_root
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path):
-    program = (
-        "import os, sys; from pathlib import Path; from jaxcoll import _files, FileError\n"
-        f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        "try: _files.check_can_write(Path(sys.argv[1]))\n"
-        "except FileError as error: print(error)\n"
-    )
-    tmp_path.chmod(0o755)
+    program = "try: _files.check_can_write(Path(sys.argv[1]))\nexcept FileError as e: print(e)\n"
     for path in (tmp_path / "new", Path("/etc/passwd")):
-        finished = subprocess.run(
-            [sys.executable, "-c", program, str(path)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        finished = as_nobody(program, path)
         assert "Permission denied" in finished.stdout, finished.stderr
 
 
