@@ -106,10 +106,8 @@ def write(path: Path, text: str, *, make_folders: bool = False) -> None:
 
 def _replace(target: Path, content: bytes, mode: int | None) -> None:
     fresh = target.with_name(f".jaxcoll-{secrets.token_hex(8)}")
-    # O_EXCL: in a folder of all users a name may lead elsewhere.
-    with open(
-        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
-    ) as f:
+    # "x": in a folder of all users a name may be there already, and lead elsewhere.
+    with open(fresh, "xb") as f:
         try:
             if mode is not None:
                 os.fchmod(f.fileno(), mode)

@@ -9,6 +9,7 @@ import pwd
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,15 +93,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 
 
 @as_root
-def test_a_file_in_a_folder_of_somebody_else_is_written_in_place(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    path.chmod(0o666)
-    tmp_path.chmod(0o755)
+def test_a_file_in_a_folder_of_somebody_else_is_written_in_place():
     program = "_files.check_can_write(Path(sys.argv[1])); _files.write(Path(sys.argv[1]), 'new')"
-    finished = as_nobody(program, path)
-    assert finished.returncode == 0, finished.stderr
-    assert path.read_text() == "new"
+    with tempfile.TemporaryDirectory() as name:  # pytest's are for their user alone
+        folder, path = Path(name), Path(name) / "file"
+        folder.chmod(0o755)
+        path.write_text("old")
+        path.chmod(0o666)
+        finished = as_nobody(program, path)
+        assert finished.returncode == 0, finished.stderr
+        assert path.read_text() == "new"
 
 
 def as_nobody(program: str, path: Path) -> subprocess.CompletedProcess[str]:
