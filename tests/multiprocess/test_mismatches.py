@@ -98,9 +98,7 @@ def test_where_nothing_else_can_begin_it_is_an_error_at_once() -> None:
 
 def test_calls_meet_in_order_where_that_is_asked_for() -> None:
     """Whatever differs in the programs, as with XLA's own collectives."""
-    script = (
-        PROGRAM
-        + """
+    script = PROGRAM + """
 key = jax.random.key(0)
 call(lambda x: c.psum(x * (1.0 + rank), "x"))
 call(lambda x: c.psum(x * np.arange(1.0 + rank, 13.0 + rank, dtype="f4"), "x") / (1 + 2 * rank))
@@ -113,7 +111,6 @@ if rank == 1:
     jax.clear_caches()
 told(same, y)
 """
-    )
     environment = {**ENVIRONMENT, "JAXCOLL_MATCH": "order"}
     for text in run(script, processes=2, environment=environment, survives=True):
         values = [line for line in text.splitlines() if line.startswith(("value", "error"))]
@@ -154,9 +151,7 @@ def test_threads_may_launch_programs_that_differ_in_a_captured_array(apart_s: fl
 
 def test_equal_programs_of_two_threads_at_once_are_refused() -> None:
     """Process 1 comes to its first call when process 0 waits in both."""
-    script = (
-        PROGRAM
-        + """
+    script = PROGRAM + """
 import time
 def thread(i):
     told(per_device(mesh, lambda x: c.psum(x, "x")), place(mesh, x * (i + 1)))
@@ -168,7 +163,6 @@ threads = [threading.Thread(target=thread, args=(i,)) for i in (range(2) if rank
 for t in threads: t.start()
 for t in threads: t.join()
 """
-    )
     with Job(script, processes=2, survives=True, environment={"JAXCOLL_TIMEOUT_S": "60"}) as job:
         job.wait_for(0, "two threads of process 0 have launched equal programs at once")
         job.ranks[1].write("\n")
@@ -181,9 +175,7 @@ for t in threads: t.join()
 
 def test_one_process_compiles_a_lowering_more_often() -> None:
     """Ahead of time, with options, which JAX does not cache; before and between the others' calls."""
-    script = (
-        PROGRAM
-        + """
+    script = PROGRAM + """
 f = per_device(mesh, lambda x: c.psum(x, "x") + c.psum(2 * x, "x"))
 g = per_device(mesh, lambda x: c.pmax(x, "x") + 0 * c.psum(x, "x"))
 
@@ -212,7 +204,6 @@ for _ in range(3):
     told(f, y)
     g(y)
 """
-    )
     for text in run(script, processes=2, environment={"JAXCOLL_TIMEOUT_S": "20"}, survives=True):
         values = [line for line in text.splitlines() if line.startswith(("value", "error"))]
         assert values == ["value 3.0"] * 9, text
