@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 import jaxcoll
 from benchmarks import measure, processes
 from benchmarks.collectives import COLLECTIVES, compile_call, place
+from jaxcoll import _files
 
 KIB, MIB = 1 << 10, 1 << 20
 Psum = Callable[[Any, str], Any]
@@ -233,7 +234,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="1 s on each row instead of 12")
     parser.add_argument(
-        "--json", type=Path, help="default: benchmarks/results/compare-DATE-COMMIT.json"
+        "--json",
+        type=_files.output(make_folders=True),
+        help="default: benchmarks/results/compare-DATE-COMMIT.json",
     )
     parser.add_argument(
         "--processes",
@@ -266,6 +269,8 @@ def main(argv: list[str] | None = None) -> int:
 
     mesh = measure.make_mesh({"d": 8})
     about = measure.provenance({"d": 8})
+    path = options.json or default_json(about)
+    _files.check_can_write(path, make_folders=True)
     print(f"# jaxcoll {jaxcoll.__version__}, jax {jax.__version__}, {measure.cores()} cores")
     print(f"{'work':45} {'lax ms':>9} {'ours ms':>9} {'ratio':>7} {'floor':>6}  {'':6} {'GB/s':>7}")
     results = []
@@ -279,9 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"# GB/s: bytes read and written once / time; all cores copy {copy_Bps / 1e9:.1f} GB/s")
 
     about |= {"rows": results, "nothing_s": nothing_s, "copy_Bps": copy_Bps}
-    path = options.json or default_json(about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
     print(f"# {path}")
     return 0 if all(result["right"] for result in results) else 1
 

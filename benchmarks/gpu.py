@@ -23,11 +23,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxcoll import _files
 from jaxcoll._native import cuda, native
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -328,7 +328,7 @@ def where() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table and writes JSON after every row, so that a run cut short leaves its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=_files.output(), required=True)
     parser.add_argument("--quick", action="store_true", help="no size above 64 MiB")
     parser.add_argument("--nccl-s", type=float, default=0, help="seconds to compare with NCCL for")
     parser.add_argument("--limit-s", type=float, default=150, help="start no case after this")
@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['floor_over_time']:.2f}",
             flush=True,
         )
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        _files.write(args.json, json.dumps(report, indent=1) + "\n")
     report["interpreter"] = interpreter_ratios(report["rows"])
     for row in report["interpreter"]:
         print(
@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['ratio']:.2f} of the {row['against']} kernel's speed"
         )
     if args.nccl_s > 0:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        _files.write(args.json, json.dumps(report, indent=1) + "\n")
         report["nccl"] = nccl_rows(args.nccl_s, copy_Bps, report["device"]["l2_bytes"])
         for row in report["nccl"]:
             took = f"{row['size']:10} {row['median_s'] * 1e6:9.1f} us" if "size" in row else ""
@@ -391,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f" {row.get('error', '')}".rstrip())
     results = aims(report)
     report["aims"] = [{**dataclasses.asdict(aim), "outcome": aim.outcome} for aim in results]
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    _files.write(args.json, json.dumps(report, indent=1) + "\n")
     if report["left_out"]:
         print(f"{report['left_out']} cases were left out: no time left")
     print(*results, sep="\n")

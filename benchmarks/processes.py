@@ -43,6 +43,7 @@ from jax.sharding import Mesh
 import jaxcoll
 from benchmarks import measure
 from benchmarks.collectives import COLLECTIVES, Body, Collective, compile_call, place
+from jaxcoll import _files
 
 KIB, MIB = 1 << 10, 1 << 20
 PEERS = ("gloo", "mpich")
@@ -454,6 +455,8 @@ def compare(
 ) -> int:
     """Prints the table for each number of processes and writes it as JSON; the exit code."""
     about = measure.provenance({"d": max(counts)})
+    out = path(about)
+    _files.check_can_write(out, make_folders=True)
     print(
         f"# jaxcoll {jaxcoll.__version__}, jax {jax.__version__}, {measure.cores()} cores; "
         "ms, ratios above 1: jaxcoll is faster"
@@ -485,9 +488,7 @@ def compare(
     if absent:
         print(f"# jaxcoll is absent: {absent}")
     about |= {"jobs": jobs, "rows": results}
-    out = path(about)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(about, indent=1) + "\n")
+    _files.write(out, json.dumps(about, indent=1) + "\n", make_folders=True)
     print(f"# {out}")
     return 0 if all(result["right"] for result in results) else 1
 

@@ -39,6 +39,7 @@ from benchmarks.collectives import (
     exact_input,
     place,
 )
+from jaxcoll import _files
 
 ADAPTIVE_S = 1.0  # time spent on each size where -n is not given
 
@@ -200,6 +201,8 @@ def main(argv: list[str] | None = None) -> int:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             options.json = None
+        if options.json:
+            _files.check_can_write(options.json, make_folders=True)
         return measure_all(mesh, axis, options)
 
 
@@ -235,10 +238,8 @@ def measure_all(mesh: Mesh, axis: str, options: argparse.Namespace) -> int:
             "axis": axis,
             "rows": rows,
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(
-            json.dumps(measure.provenance(options.mesh) | about, indent=1) + "\n"
-        )
+        text = json.dumps(measure.provenance(options.mesh) | about, indent=1) + "\n"
+        _files.write(options.json, text, make_folders=True)
     return 1 if wrong else 0
 
 

@@ -34,6 +34,7 @@ import numpy as np
 import jaxcoll
 from benchmarks import measure
 from benchmarks.compare import default_json
+from jaxcoll import _files
 from jaxcoll.schedule import ScheduleSpec
 from jaxcoll.simulate import Model, Stragglers, pack, run
 from jaxcoll.topology import Topology, fat_tree, rail_optimised
@@ -269,9 +270,15 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--quick", action="store_true", help="an eighth of the ranks, no growth")
     command.add_argument("--repeats", type=int, default=3, metavar="N", help="processes a row [3]")
     command.add_argument(
-        "--json", type=Path, help="default: benchmarks/results/simulate-DATE-COMMIT.json"
+        "--json",
+        type=_files.output(make_folders=True),
+        help="default: benchmarks/results/simulate-DATE-COMMIT.json",
     )
-    command.add_argument("--figure", type=Path, help="default: beside the JSON, as .png")
+    command.add_argument(
+        "--figure",
+        type=_files.output(make_folders=True),
+        help="default: beside the JSON, as .png",
+    )
     command.add_argument("--works", type=json.loads, help=argparse.SUPPRESS)  # simulate_apart's
     options = command.parse_args(argv)
     if options.repeats < 1:
@@ -281,6 +288,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     about = measure.provenance({})
+    path = options.json or default_json(about, "simulate")
+    figure = options.figure or path.with_suffix(".png")
+    for result_file in (path, figure):
+        _files.check_can_write(result_file, make_folders=True)
     print(
         f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores, "
         f"load of the last minute {about['machine']['load_1min']:.1f}"
@@ -302,15 +313,12 @@ def main(argv: list[str] | None = None) -> int:
             f"{result['peak_bytes'] / 1e6:8.0f} {result['events']:9d} {result['messages']:9d}",
             flush=True,
         )
-    path = options.json or default_json(about, "simulate")
     series = [] if options.quick else measure_series()
-    path.parent.mkdir(parents=True, exist_ok=True)
     about |= {"model": vars(MODEL), "rows": rows, "series": series}
     about["machine"]["load_1min_after"] = measure.provenance({})["machine"]["load_1min"]
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
     print(f"# {path}")
     if series:
-        figure = options.figure or path.with_suffix(".png")
         draw(figure, series)
         print(f"# {figure}")
     return 0

@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.run import parse_size
+from jaxcoll import _files
 from jaxcoll import _jax_compat as compat
 from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._native import native
@@ -247,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     if job[2] != 2:
         command.error(f"it measures between two processes, not {job[2]}")
     first = job[1] == 0
+    if options.json and first:  # the other process writes nothing
+        _files.check_can_write(options.json, make_folders=True)
     notes = emulation()
     for note in notes if first else ():
         print(f"# {note}; these times are no measure of performance", flush=True)
@@ -255,8 +258,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"# {note}; these times are no measure of performance", flush=True)
     if options.json and first:
         about = {"emulated": notes, "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(measure.provenance({}) | about, indent=1) + "\n")
+        text = json.dumps(measure.provenance({}) | about, indent=1) + "\n"
+        _files.write(options.json, text, make_folders=True)
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from jaxcoll._errors import JaxcollError
+
 # command -> (module whose main(argv) runs it, what it does)
 _COMMANDS = {
     "launch": ("jaxcoll.launch", "start the processes of a job on this machine"),
@@ -32,7 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command")
     options = parser.parse_args(argv)
     module = importlib.import_module(_COMMANDS[options.command][0])
-    return int(module.main(options.arguments))
+    try:
+        return int(module.main(options.arguments))
+    except JaxcollError as error:  # a setting, a file: its text says what to change
+        print(f"jaxcoll {options.command}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

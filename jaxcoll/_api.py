@@ -63,9 +63,22 @@ def all_reduce(
     Returns: pytree, same shapes and dtypes (mean: as ``sum / ranks``), bitwise equal on every rank
       of the group.
 
-    Raises: while tracing NameError (unbound axis), UnknownReduceOpError, UnsupportedDtypeError,
-      UnknownAlgorithmError, WorldSizeError, AxisIndexGroupsError; at run time
-      jax.errors.JaxRuntimeError when a rank is late or calls with another shape, naming both.
+    Raises:
+      NameError: while tracing: no mesh or vmap axis of that name is bound.
+      TypeError: a leaf, groups, an algorithm or a schedule of a kind that cannot be.
+      UnknownReduceOpError, UnsupportedDtypeError: an op that does not exist, or not for the dtype.
+      UnknownAlgorithmError, WorldSizeError: an algorithm that does not exist, or not for so many
+        ranks; a schedule for another number of them.
+      AxisIndexGroupsError: groups that are ragged or do not cover the axis exactly once.
+      ScheduleError: a schedule that is wrong, naming step, rank and chunk.
+      ValueError: an axis named twice or a dimension that does not exist; dimensions with groups; an
+        algorithm with a schedule; a schedule of another collective.
+      UnsupportedError: while lowering: a platform, or a mesh without devices where they must be
+        known.
+      TuningError: while lowering: a tuning table that cannot be used, or that processes differ in.
+      jax.errors.JaxRuntimeError: at run time: a peer is lost or late, or calls with another shape,
+        naming both. Where JAX runs a small program of one device within the call, it raises this
+        as a ValueError of the same text.
     """
     if op not in (_MEAN, *prim.reduce_ops):
         choices = ", ".join([_MEAN, *prim.reduce_ops])
@@ -112,7 +125,7 @@ def reduce_scatter(
 
     Returns: pytree, same dtypes (mean: as ``sum / ranks``).
 
-    Raises: as `all_reduce`; ValueError for a dimension that does not fit.
+    Raises: as `all_reduce`; ValueError also for a dimension that does not fit.
     """
     if op == _MEAN:
         sums = reduce_scatter(
@@ -165,7 +178,8 @@ def all_gather(
 
     Returns: pytree, same dtypes.
 
-    Raises: as `all_reduce`.
+    Raises: as `all_reduce`, but for ops; ValueError also for another `to`; NotImplementedError for
+      groups with a `to` that is not "varying".
     """
     if to not in ("varying", "invarying", "reduced"):
         raise ValueError(
@@ -213,7 +227,7 @@ def all_to_all(
 
     Returns: pytree, same dtypes.
 
-    Raises: as `all_reduce`; ValueError for a dimension that does not fit.
+    Raises: as `all_reduce`, but for ops; ValueError also for a dimension that does not fit.
     """
     axes = _axes(axis_name)
     group = _group("all_to_all", axes, axis_index_groups, algorithm, schedule)
@@ -256,8 +270,9 @@ def ragged_all_to_all(
 
     Returns: (M, ...), the operand's dtype.
 
-    Raises: as `all_reduce`; at run time jax.errors.JaxRuntimeError, naming both ranks, for sizes
-      that disagree or slices that do not fit.
+    Raises: as `all_reduce`, but for ops and schedules; ValueError also for operands whose shapes or
+      dtypes do not fit each other; jax.errors.JaxRuntimeError at run time also for sizes that
+      disagree or slices that do not fit, naming both ranks.
     """
     axes = _axes(axis_name)
     group = _group("ragged_all_to_all", axes, axis_index_groups, algorithm, None)
@@ -294,7 +309,8 @@ def ppermute(
 
     Returns: pytree, same shapes and dtypes; zeros on ranks that are nobody's destination.
 
-    Raises: as `all_reduce`; PermutationError for a repeated source or destination.
+    Raises: as `all_reduce`, but for ops and groups; PermutationError for a repeated source or
+      destination, or one out of range.
     """
     axes = _axes(axis_name)
     pairs = _pairs(perm, prim.group_size(axes, None))
@@ -327,7 +343,9 @@ def broadcast(
 
     Returns: pytree, same shapes and dtypes.
 
-    Raises: as `all_reduce`; ValueError for a root that is not in the group.
+    Raises: as `all_reduce`, but for ops; TypeError also for a root that is no integer; ValueError
+      also for one that is not in the group, and for another `to`; NotImplementedError for groups
+      with a `to` that is not "varying".
     """
     if to not in ("varying", "invarying"):
         raise ValueError(
@@ -361,22 +379,30 @@ def psum(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = Non
     """`jax.lax.psum` through jaxcoll; a pytree in one call per dtype.
 
     ``psum(1, axis)`` is the static size of the axis. Groups also work where VMA is checked.
+
+    Raises: as `all_reduce`.
     """
     return all_reduce(x, axis_name, axis_index_groups=axis_index_groups)
 
 
 def pmean(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
-    """`jax.lax.pmean` through jaxcoll."""
+    """`jax.lax.pmean` through jaxcoll. Raises: as `all_reduce`."""
     return all_reduce(x, axis_name, op=_MEAN, axis_index_groups=axis_index_groups)
 
 
 def pmax(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
-    """`jax.lax.pmax` through jaxcoll; differentiable, ties share the cotangent equally."""
+    """`jax.lax.pmax` through jaxcoll; differentiable, ties share the cotangent equally.
+
+    Raises: as `all_reduce`.
+    """
     return all_reduce(x, axis_name, op="max", axis_index_groups=axis_index_groups)
 
 
 def pmin(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
-    """`jax.lax.pmin` through jaxcoll; differentiable, ties share the cotangent equally."""
+    """`jax.lax.pmin` through jaxcoll; differentiable, ties share the cotangent equally.
+
+    Raises: as `all_reduce`.
+    """
     return all_reduce(x, axis_name, op="min", axis_index_groups=axis_index_groups)
 
 
@@ -388,7 +414,7 @@ def psum_scatter(
     axis_index_groups: Groups | None = None,
     tiled: bool = False,
 ) -> Any:
-    """`jax.lax.psum_scatter` through jaxcoll."""
+    """`jax.lax.psum_scatter` through jaxcoll. Raises: as `reduce_scatter`."""
     return reduce_scatter(
         x,
         axis_name,
@@ -399,7 +425,10 @@ def psum_scatter(
 
 
 def pshuffle(x: Any, axis_name: AxisNames, perm: Sequence[int]) -> Any:
-    """`jax.lax.pshuffle` through jaxcoll: rank i gets the value of rank ``perm[i]``."""
+    """`jax.lax.pshuffle` through jaxcoll: rank i gets the value of rank ``perm[i]``.
+
+    Raises: as `ppermute`; PermutationError also for a `perm` that lacks a rank.
+    """
     if set(perm) != set(range(len(perm))):
         raise PermutationError(f"`perm` does not represent a permutation: {perm}")
     return ppermute(x, axis_name, list(zip(perm, range(len(perm)), strict=True)))
@@ -408,12 +437,12 @@ def pshuffle(x: Any, axis_name: AxisNames, perm: Sequence[int]) -> Any:
 def pswapaxes(
     x: Any, axis_name: AxisNames, axis: int, *, axis_index_groups: Groups | None = None
 ) -> Any:
-    """`jax.lax.pswapaxes` through jaxcoll."""
+    """`jax.lax.pswapaxes` through jaxcoll. Raises: as `all_to_all`."""
     return all_to_all(x, axis_name, axis, axis, axis_index_groups=axis_index_groups)
 
 
 def pbroadcast(x: Any, axis_name: AxisNames, source: int | jax.Array) -> Any:
-    """`jax.lax.pbroadcast` through jaxcoll, also on CPU."""
+    """`jax.lax.pbroadcast` through jaxcoll, also on CPU. Raises: as `broadcast`."""
     return broadcast(x, axis_name, source)
 
 

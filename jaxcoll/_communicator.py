@@ -155,6 +155,7 @@ def start(mesh: Mesh | AbstractMesh) -> None:
     Raises: UnsupportedError for a mesh without devices in a job of several processes: which process
       a rank lives in would not be known.
     """
+    _environment.values()  # a program may have changed them since the import
     if jax.process_count() == 1:
         return
     if isinstance(mesh, AbstractMesh):

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 
 from jaxcoll import _handshake as handshake
 from jaxcoll._connection import SHM_DESCRIPTORS, Connection, introduce
+from jaxcoll._errors import JaxcollError
 from jaxcoll._handshake import Hello, ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record, address_text, family_of
 
 
-class Unreachable(Exception):
+class Unreachable(JaxcollError):
     """An attempt has failed; another one may succeed."""
 
     def __init__(self, reason: str, *, gone: bool) -> None:

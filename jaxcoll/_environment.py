@@ -1,29 +1,52 @@
-"""Every environment variable that jaxcoll reads, in one table; README and `info` show the same.
+"""Every environment variable that jaxcoll reads, in one table, and the one parser of their values.
 
-The C++ side reads the same variables when its engine starts. `import jaxcoll` calls `check`, so a
-value that cannot be used stops a job before it has begun.
+README and `info` show the same table. Nothing else of jaxcoll, in either language, reads a
+`JAXCOLL_` variable or parses one: Python asks `values`, and the C++ side is handed what was
+understood (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and its row in
+README; with `engine` it is also a field of the settings in ffi/base/environment.h.
+
+One grammar for all: digits are ASCII, there are no signs, underscores or blanks, except blanks
+around the words of a list. A variable that is empty is not set.
+
+`import jaxcoll` calls `check`, so a value that cannot be used stops a job before it has begun. A
+variable that a program changes afterwards counts for what is started later.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from jaxcoll._errors import SettingError
+
+PREFIX = "JAXCOLL_"
+_SHOWN_CHARACTERS = 300  # of a value, in errors
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One environment variable: what it takes, what stands for it when unset, what it does."""
+    """One environment variable: what it takes, what stands for it when unset, what it does.
+
+    Attributes:
+      parse: raises ValueError on a value it does not take.
+      engine: the name of the C++ side's setting that it is handed over as; "": Python's alone.
+      internal: set by jaxcoll's own programs for each other, and not shown to users.
+    """
 
     name: str
     default: str
     takes: str
     meaning: str
-    parse: Callable[[str], object]  # raises ValueError on a value it does not take
+    parse: Callable[[str], Any]
+    engine: str = ""
+    internal: bool = False
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -35,25 +58,30 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError
-    return number
+def _number_from(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE):
+            raise ValueError
+        if not low <= float(text) <= high:
+            raise ValueError
+        return float(text)
+
+    return parse
 
 
 def _integer_from(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        # The length: Python converts no more than some thousand digits.
+        if not re.fullmatch(r"0*[0-9]{1,20}", text) or not low <= int(text[-20:]) <= high:
             raise ValueError
-        return int(text)
+        return int(text[-20:])
 
     return parse
 
 
 def _list_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(","))
+        words = tuple(word.strip(" ") for word in text.split(","))
         if not set(words) <= set(choices):
             raise ValueError
         return words
@@ -63,31 +91,37 @@ def _list_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
 
 def _interface_prefixes(text: str) -> tuple[bool, tuple[str, ...]]:
     """Whether they are excluded, and the prefixes."""
-    prefixes = tuple(word.strip() for word in text.removeprefix("^").split(","))
-    if not all(prefix.isascii() and prefix.isprintable() and prefix for prefix in prefixes):
-        raise ValueError
-    if any("^" in prefix for prefix in prefixes):
+    prefixes = tuple(word.strip(" ") for word in text.removeprefix("^").split(","))
+    if not all(re.fullmatch(r"[!-~]+", prefix) and "^" not in prefix for prefix in prefixes):
         raise ValueError
     return text.startswith("^"), prefixes
 
 
 def _rdma_devices(text: str) -> str:
-    for word in text.removeprefix("^").split(","):
+    words = [word.strip(" ") for word in text.removeprefix("^").split(",")]
+    for word in words:
         device, colon, port = word.partition(":")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", device):
             raise ValueError
         if colon:
             _integer_from(1, 255)(port)
-    return text
+    return ("^" if text.startswith("^") else "") + ",".join(words)
 
 
 def _text_of_at_most(characters: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if len(text) > characters:
+        # What is not UTF-8 could be neither printed nor sent to another process.
+        if len(text) > characters or not text.isprintable():
             raise ValueError
         return text
 
     return parse
+
+
+def _file(text: str) -> str:
+    if len(os.fsencode(text)) > 4096:
+        raise ValueError
+    return text
 
 
 VARIABLES = (
@@ -97,15 +131,17 @@ VARIABLES = (
         takes="warning, info, debug",
         meaning="how much to tell on stderr",
         parse=_one_of("warning", "info", "debug"),
+        engine="log",
     ),
     Variable(
         "JAXCOLL_TIMEOUT_S",
         default="300",
-        takes="seconds above 0",
+        takes="seconds, 0.001 to 1e8",
         meaning="how long a collective waits for the other devices before it fails, naming those "
         "that did not arrive; a process that does not answer at all is given up after a fifth of "
         "it (10 s at least)",
-        parse=_positive_number,
+        parse=_number_from(0.001, 1e8),
+        engine="timeout_s",
     ),
     Variable(
         "JAXCOLL_THREADS",
@@ -113,6 +149,7 @@ VARIABLES = (
         takes="1 to 1024",
         meaning="worker threads that large collectives are split over",
         parse=_integer_from(1, 1024),
+        engine="threads",
     ),
     Variable(
         "JAXCOLL_ISA",
@@ -120,6 +157,7 @@ VARIABLES = (
         takes="portable, avx2, avx512",
         meaning="instruction set of the reduction kernels; results do not depend on it",
         parse=_one_of("portable", "avx2", "avx512"),
+        engine="isa",
     ),
     Variable(
         "JAXCOLL_CUDA_BLOCKS",
@@ -182,6 +220,7 @@ VARIABLES = (
         meaning="NICs that rdma uses, e.g. `mlx5_0,mlx5_2:1` or `^mlx5_3`; the data is spread over "
         "them",
         parse=_rdma_devices,
+        engine="rdma_devices",
     ),
     Variable(
         "JAXCOLL_IB_GID_INDEX",
@@ -189,6 +228,7 @@ VARIABLES = (
         takes="0 to 255",
         meaning="entry of a RoCE port's GID table that names it to its peers",
         parse=_integer_from(0, 255),
+        engine="rdma_gid_index",
     ),
     Variable(
         "JAXCOLL_IB_SL",
@@ -196,6 +236,7 @@ VARIABLES = (
         takes="0 to 15",
         meaning="service level of rdma's packets",
         parse=_integer_from(0, 15),
+        engine="rdma_service_level",
     ),
     Variable(
         "JAXCOLL_IB_TC",
@@ -203,6 +244,7 @@ VARIABLES = (
         takes="0 to 255",
         meaning="traffic class of rdma's packets; for RoCE v2 its upper six bits are the DSCP",
         parse=_integer_from(0, 255),
+        engine="rdma_traffic_class",
     ),
     Variable(
         "JAXCOLL_IB_REGISTER_BYTES",
@@ -211,11 +253,12 @@ VARIABLES = (
         meaning="arrays of at least so many bytes are registered with the NICs for the time of a "
         "call and sent from where they lie, instead of being copied",
         parse=_integer_from(65536, 2**62),
+        engine="rdma_register_bytes",
     ),
     Variable(
         "JAXCOLL_HOST_ID",
         default="boot id, network namespace, host name",
-        takes="text of at most 255 characters",
+        takes="printable text of at most 255 characters",
         meaning="processes with equal ids count as on one host: they may use shm, and CUDA IPC",
         parse=_text_of_at_most(255),
     ),
@@ -234,41 +277,104 @@ VARIABLES = (
         takes="a file, or off",
         meaning="the table of `jaxcoll tune` that `auto` picks by; off: the one that ships; the "
         "same in all processes",
-        parse=_text_of_at_most(4096),
+        parse=_file,
     ),
 )
 
 
-def values(environ: Mapping[str, str] = os.environ) -> dict[str, object | None]:
+def values(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The parsed value of every variable in `VARIABLES`, None where it is unset or empty.
 
-    Raises: ValueError naming the variable, its value and what it takes.
+    Args:
+      environ: None takes the process's, which is parsed once, and again when a program has changed
+        it; what `tell` was given is then told. Any thread may ask.
+
+    Raises: SettingError naming the variable, its value and what it takes.
     """
-    parsed: dict[str, object | None] = {}
+    global _parsed
+    if environ is not None:
+        return _parse(environ)
+    with _lock:
+        texts = {v.name: os.environ.get(v.name, "") for v in VARIABLES}
+        if _parsed is None or _parsed[0] != texts:
+            _parsed = (texts, _parse(texts))
+            if _tell is not None:
+                _tell(_for_engine(_parsed[1]))
+        return dict(_parsed[1])
+
+
+_lock = threading.RLock()
+_parsed: tuple[dict[str, str], dict[str, Any]] | None = None  # guarded by _lock: texts and values
+_tell: Callable[[dict[str, Any]], object] | None = None  # guarded by _lock
+
+
+def tell(engine: Callable[[dict[str, Any]], object]) -> None:
+    """Calls `engine` now, and at each change, with the settings of the C++ side by their names.
+
+    Raises: as `values`.
+    """
+    global _tell
+    with _lock:
+        engine(_for_engine(values()))
+        _tell = engine
+
+
+def _for_engine(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    return {v.engine: parsed[v.name] for v in VARIABLES if v.engine}
+
+
+def _parse(environ: Mapping[str, str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
     for variable in VARIABLES:
         text = environ.get(variable.name, "")
         try:
             parsed[variable.name] = variable.parse(text) if text else None
         except ValueError:
-            raise ValueError(
-                f"{variable.name}={text!r} cannot be used; it takes: {variable.takes}"
+            shown = f"{text[:_SHOWN_CHARACTERS]!a}"
+            if len(text) > _SHOWN_CHARACTERS:
+                shown += f"... ({len(text)} characters)"
+            raise SettingError(
+                f"{variable.name}={shown} cannot be used; it takes: {variable.takes}"
             ) from None
     return parsed
 
 
-def check(environ: Mapping[str, str] = os.environ) -> None:
+def check(environ: Mapping[str, str] | None = None) -> None:
     """Refuses values that cannot be used and warns of JAXCOLL_ variables that do not exist.
 
-    Raises: ValueError naming the variable, its value and what it takes.
+    A warning, not a refusal: another version, or a program that uses jaxcoll, may know the name.
+
+    Raises: SettingError naming the variable, its value and what it takes.
     """
     values(environ)
-    prefix = "JAXCOLL_"
-    known = [variable.name.removeprefix(prefix) for variable in VARIABLES]
-    for name in sorted(environ):
-        if name.startswith(prefix) and name.removeprefix(prefix) not in known:
-            close = difflib.get_close_matches(name.removeprefix(prefix), known, n=1)
-            choices = [prefix + word for word in close or known]
+    shown = [v.name.removeprefix(PREFIX) for v in VARIABLES if not v.internal]
+    known = {v.name for v in VARIABLES}
+    for name in sorted(os.environ if environ is None else environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name.removeprefix(PREFIX).upper(), shown, n=1)
+            choices = [PREFIX + word for word in close or shown]
             hint = f"did you mean {choices[0]}?" if close else f"there are {', '.join(choices)}"
             warnings.warn(
-                f"environment variable {name} is unknown to jaxcoll; {hint}", stacklevel=2
+                f"environment variable {name!a} is unknown to jaxcoll and changes nothing; {hint}",
+                stacklevel=2,
             )
+
+
+def is_command() -> bool:
+    """Whether this process runs ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``."""
+    if sys.argv[:1] == ["-m"]:  # what runpy leaves there until it has found the module
+        return "jaxcoll" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+    return os.path.basename(sys.argv[0] if sys.argv else "") == "jaxcoll"
+
+
+def trouble_with_isa(wanted: str | None, here: Sequence[str]) -> str:
+    """What to say of JAXCOLL_ISA on a CPU that has `here`, the best last; empty: nothing.
+
+    It is no error: hosts of one job may differ, and results do not depend on it.
+    """
+    if wanted is None or wanted in here:
+        return ""
+    return (
+        f"JAXCOLL_ISA={wanted}: this CPU lacks it; it has {', '.join(here)}. The reduction kernels "
+        f"use {here[-1]}, with the same results"
+    )

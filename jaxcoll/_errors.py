@@ -1,4 +1,16 @@
-"""Exceptions raised while tracing. At run time JAX raises `jax.errors.JaxRuntimeError`."""
+"""Every exception of jaxcoll's own, in one hierarchy below `JaxcollError`.
+
+They are raised before a program runs. At run time JAX raises `jax.errors.JaxRuntimeError`, or
+`ValueError` where it runs a small program of one device within the call. Each class also derives
+from the built-in exception that its kind of mistake raises elsewhere in Python.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, TypeAlias
+
+FaultKind: TypeAlias = Literal["malformed", "unmatched", "deadlock", "race", "unwritten", "result"]
 
 
 class JaxcollError(Exception):
@@ -35,3 +47,80 @@ class PermutationError(JaxcollError, ValueError):
 
 class TuningError(JaxcollError, RuntimeError):
     """A tuning table that cannot be used, or not by all processes alike; names the files."""
+
+
+class SettingError(JaxcollError, ValueError):
+    """An environment variable whose value cannot be used; names it, its value and what it takes."""
+
+
+class FileError(JaxcollError, OSError):
+    """A file that cannot be read or written; names it and says why."""
+
+
+class LinkError(JaxcollError):
+    """Why two processes cannot be linked, in words for the user."""
+
+
+class ScheduleError(JaxcollError, ValueError):
+    """A schedule that must not run.
+
+    Attributes:
+      kind: what is wrong with it.
+      why: the same in words.
+      rank: the rank at fault.
+      op: index of the op in that rank's program; None where no op is to blame.
+      step: that op's step.
+      chunk: the chunk at fault, such as ``output[3]``, or None.
+    """
+
+    def __init__(
+        self,
+        kind: FaultKind,
+        why: str,
+        *,
+        rank: int,
+        op: int | None = None,
+        step: int | None = None,
+        chunk: str | None = None,
+    ) -> None:
+        where = [f"rank {rank}"]
+        if op is not None:
+            where.append(f"step {step}, op {op}")
+        if chunk is not None:
+            where.append(chunk)
+        super().__init__(f"{kind}: {', '.join(where)}: {why}")
+        self.why = why
+        self.kind = kind
+        self.rank = rank
+        self.op = op
+        self.step = step
+        self.chunk = chunk
+
+    def __reduce__(self) -> tuple[Any, ...]:  # keyword arguments: how copies and pickles are made
+        rest: dict[str, Any] = {
+            "rank": self.rank,
+            "op": self.op,
+            "step": self.step,
+            "chunk": self.chunk,
+        }
+        return functools.partial(type(self), self.kind, self.why, **rest), ()
+
+
+class MscclError(JaxcollError, ValueError):
+    """The text is no MSCCL algorithm, or one that cannot be a schedule; names the line."""
+
+
+class TopologyError(JaxcollError, ValueError):
+    """A network, a placement or a failure that cannot be; the message names the component."""
+
+
+class CutError(TopologyError):
+    """What is down leaves no path between ranks that must talk."""
+
+
+class SimulationError(JaxcollError, RuntimeError):
+    """The simulator contradicts itself: a time below its bound, or bytes that were lost."""
+
+
+class RanksError(JaxcollError, RuntimeError):
+    """A process that `jaxcoll tune` has started failed; says which, and what it said."""

@@ -21,6 +21,8 @@ import secrets
 import struct
 from dataclasses import dataclass, field
 
+from jaxcoll._errors import JaxcollError
+
 SECRET_BYTES = 32
 LINK_ID_BYTES = 16
 SOCKETS_MAX = 64
@@ -38,7 +40,7 @@ ANSWER_BYTES_MAX = 1 + _MAC_BYTES + REASON_BYTES_MAX
 OFFER_BYTES_MAX = _MAC_BYTES + REASON_BYTES_MAX
 
 
-class ProtocolError(Exception):
+class ProtocolError(JaxcollError):
     """The other side does not know the secret, or does not speak this protocol."""
 
 

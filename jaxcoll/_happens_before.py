@@ -6,11 +6,13 @@ The first half of `jaxcoll.verify`, whose docstring tells how time is modelled.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxcoll._errors import FaultKind as FaultKind
+from jaxcoll._errors import ScheduleError as ScheduleError
 from jaxcoll._ir import Buffer, Kind, Op, Operand, Program
 from jaxcoll.schedule import (
     COLLECTIVES,
@@ -20,8 +22,6 @@ from jaxcoll.schedule import (
     output_blocks,
 )
 
-FaultKind: TypeAlias = Literal["malformed", "unmatched", "deadlock", "race", "unwritten", "result"]
-
 # Chunks of one buffer; what Parse in ffi/schedule/text.cc accepts.
 _MAX_CHUNKS: Final = 1 << 24
 # Chunks of all ranks, and chunks that ops name, in all: what keeps a proof within about 1 GiB.
@@ -30,40 +30,6 @@ _MAX_ACCESSES: Final = 1 << 24
 _CYCLE_SHOWN: Final = 8
 # Columns of the reachability table in memory at once.
 _CHAINS_AT_ONCE: Final = 256
-
-
-class ScheduleError(ValueError):
-    """A schedule that must not run.
-
-    Attributes:
-      kind: what is wrong with it.
-      rank: the rank at fault.
-      op: index of the op in that rank's program; None where no op is to blame.
-      step: that op's step.
-      chunk: the chunk at fault, such as ``output[3]``, or None.
-    """
-
-    def __init__(
-        self,
-        kind: FaultKind,
-        why: str,
-        *,
-        rank: int,
-        op: int | None = None,
-        step: int | None = None,
-        chunk: str | None = None,
-    ) -> None:
-        where = [f"rank {rank}"]
-        if op is not None:
-            where.append(f"step {step}, op {op}")
-        if chunk is not None:
-            where.append(chunk)
-        super().__init__(f"{kind}: {', '.join(where)}: {why}")
-        self.kind = kind
-        self.rank = rank
-        self.op = op
-        self.step = step
-        self.chunk = chunk
 
 
 class Flat:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import array
 import fcntl
+import functools
 import ipaddress
 import json
+import logging
 import os
+import re
 import secrets
 import socket
 import struct
@@ -14,6 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from jaxcoll import _files
+from jaxcoll._errors import FileError
+from jaxcoll._errors import LinkError as LinkError
 
 TRANSPORTS = ("shm", "rdma", "tcp")  # the best first
 RECORD_BYTES_MAX = 64 << 10
@@ -25,25 +32,49 @@ _IFREQ_BYTES, _IFNAME_BYTES = 40, 16
 _IFA_F_UNUSABLE = 0x08 | 0x40  # duplicate, tentative
 
 
-class LinkError(Exception):
-    """Why two processes cannot be linked, in words for the user."""
-
+_log = logging.getLogger("jaxcoll.host")
 
 # --- this host ----------------------------------------------------------------------------------
 
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID_BYTES_MAX = 256
+
+
+@functools.lru_cache(maxsize=1)
+def _machine() -> tuple[str, str]:
+    """The same in all processes of this machine, and why it is not, where it cannot be."""
+    try:
+        boot_id = _files.read_text(BOOT_ID, _BOOT_ID_BYTES_MAX, regular=True).strip()
+        if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", boot_id):
+            raise FileError(f"{BOOT_ID} holds no boot id")
+        return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}", ""
+    except OSError as error:  # unknown: better a slower transport than a wrong one
+        return secrets.token_hex(16), str(error)
+
+
 def machine_identity() -> str:
     """The running kernel and network namespace: what loopback and abstract sockets span."""
-    try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}"
-    except OSError:  # unknown: better a slower transport than a wrong one
-        return secrets.token_hex(16)
+    return _machine()[0]
 
 
+def why_unknown() -> str:
+    """Why it cannot be told which processes are on this host; empty where it can."""
+    return _machine()[1]
+
+
+@functools.lru_cache(maxsize=1)  # one warning per process
 def identity() -> str:
     """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""
-    return f"{machine_identity()}/{socket.gethostname()}"
+    machine, trouble = _machine()
+    if trouble:
+        _log.warning(
+            "jaxcoll cannot tell which processes are on this host (%s): they count as on hosts of "
+            "their own, without shm. Mount /proc as usual, or set JAXCOLL_HOST_ID to one text for "
+            "all processes of a host",
+            trouble,
+        )
+    return f"{machine}/{socket.gethostname()}"
 
 
 @dataclass(frozen=True)

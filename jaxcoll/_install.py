@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxcoll import _api, _lowering
+from jaxcoll import _api, _lowering, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll._errors import JaxcollError, UnsupportedError
 
@@ -34,7 +34,10 @@ def install() -> None:
 
     Programs that are already compiled keep running as they are; calling the functions they came
     from compiles them anew. `install_report()` lists which collectives are served.
+
+    Raises: TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
+    _tuning.active()  # later, while a program is lowered, lax would quietly take over
     _register()
     _routed.set_global(True)
 
@@ -52,7 +55,9 @@ def installed() -> Iterator[None]:
 
     Raises: RuntimeError when entered in a function that is being traced, where it would have no
       effect: programs are lowered after they are traced. Enter it around the call instead.
+      TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
+    _tuning.active()
     if compat.is_tracing():
         raise RuntimeError(
             "jaxcoll.installed() has no effect inside a function that JAX is tracing; "

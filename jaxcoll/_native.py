@@ -1,9 +1,12 @@
 """The only importer of the extension module, so that a missing build is explained in one place."""
 
 import pkgutil
+import sys
 from typing import Any
 
 import jaxcoll
+from jaxcoll import _environment
+from jaxcoll._errors import SettingError
 
 # `python -m ...` inside a checkout imports the checkout's jaxcoll, while `pip install .` has put
 # the extension module into site-packages: look in every jaxcoll on the path, the first one first.
@@ -16,6 +19,15 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "jaxcoll's extension module is missing or was built for another Python; "
         "reinstall with `pip install --force-reinstall .`"
     ) from error
+
+# Before anything can use the engine, in ranks without JAX as well.
+try:
+    _environment.tell(lambda settings: native.configure(**settings))
+except SettingError as error:
+    if not _environment.is_command():
+        raise
+    print(f"jaxcoll: {error}", file=sys.stderr)  # a traceback would say nothing more
+    sys.exit(2)
 
 cuda: Any = native  # names that only a build with GPU kernels has: see native.cuda_built
 

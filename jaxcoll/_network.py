@@ -13,18 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from jaxcoll._errors import CutError as CutError
+from jaxcoll._errors import TopologyError as TopologyError
 from jaxcoll._native import native
 
 # Rank -> endpoint: by position, by rank, or by endpoint.
 Placement: TypeAlias = "Sequence[str] | Mapping[int, str] | Mapping[str, int | Sequence[int]]"
-
-
-class TopologyError(ValueError):
-    """A network, a placement or a failure that cannot be; the message names the component."""
-
-
-class CutError(TopologyError):
-    """What is down leaves no path between ranks that must talk."""
 
 
 @dataclass(frozen=True, slots=True)

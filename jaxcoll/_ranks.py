@@ -23,12 +23,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from jaxcoll import schedule as _schedule
+from jaxcoll._errors import RanksError as RanksError
 
 ITEM_BYTES = 4  # float32
-
-
-class RanksError(RuntimeError):
-    """A process of ours failed; the text says which, and what it said."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,10 @@ class Ranks:
     ) -> None:
         self.world_size = processes * ranks_per_process
         self._timeout_s = timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="jaxcoll-ranks-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="jaxcoll-ranks-")
+        except OSError as error:
+            raise RanksError(f"the processes have no folder to meet in: {error}") from None
         self._children: list[subprocess.Popen[str]] = []
         self._logs: list[IO[str]] = []
         variables = {k: v for k, v in os.environ.items() if k != "JAXCOLL_TUNING"}
@@ -114,6 +114,9 @@ class Ranks:
                     },
                 )
             self._answers()
+        except OSError as error:  # too many processes or files, a full disk
+            self.close()
+            raise RanksError(f"a process cannot be started: {error}") from None
         except BaseException:
             self.close()
             raise

@@ -161,8 +161,10 @@ def choose(
       on_gpu: whether GPU kernels run it; tables are of CPUs.
       table: what resolves "auto"; None: the shipped rules.
 
-    Raises: UnknownAlgorithmError, WorldSizeError.
+    Raises: TypeError if `algorithm` is no text; UnknownAlgorithmError, WorldSizeError.
     """
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be text, but got {algorithm!r}")
     choices = ("auto", *algorithms(collective))
     try:
         name, dims = _schedule.parse_algorithm(algorithm)
@@ -199,11 +201,14 @@ def verified_text(
 ) -> str:
     """The text of a schedule written in Python, once it is proved correct; "" for None.
 
-    Raises: WorldSizeError for another number of ranks; ValueError for another collective, root or
-      permutation; jaxcoll.verify.ScheduleError, naming step, rank and chunk, for a wrong schedule.
+    Raises: TypeError for what is no schedule; WorldSizeError for another number of ranks;
+      ValueError for another collective, root or permutation; ScheduleError, naming step, rank and
+      chunk, for a wrong schedule.
     """
     if schedule is None:
         return ""
+    if not isinstance(schedule, _schedule.Schedule):
+        raise TypeError(f"schedule must be a jaxcoll.schedule.Schedule, but got {schedule!r}")
     asked: dict[str, Any] = {"collective": collective}
     if collective == "broadcast":
         asked["root"] = root

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from jaxcoll import _files
 from jaxcoll import topology as topologies
 from jaxcoll._crossovers import label, rankings
+from jaxcoll._errors import FileError
 from jaxcoll._perfetto import trace
 from jaxcoll._sweep import Outcome, Setting, Sweep
 from jaxcoll._timeline import ROUTINGS, Change, Distribution, Model, SimulationError
@@ -141,11 +143,13 @@ def _change(text: str) -> Change:
 
 def _schedule(file: str) -> Schedule:
     try:
-        schedule = msccl.parse(Path(file).read_bytes())
+        schedule = msccl.parse(_files.read_bytes(Path(file), msccl.MAX_TEXT_BYTES))
         verify(schedule)
         return schedule
-    except OSError as error:
+    except FileNotFoundError as error:
         raise argparse.ArgumentTypeError(f"{file}: {error.strerror}") from None
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError as error:  # ScheduleError, too
         raise argparse.ArgumentTypeError(f"{file}: {error}") from None
 
@@ -312,9 +316,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, default=1, help="runs of what chance has a part in")
     run.add_argument("--bounds", choices=("all", "quick", "none"), default="all")
     run.add_argument("--jobs", type=int, default=0, help="at a time (default: all cores)")
-    run.add_argument("--json", metavar="FILE", help="all results; - for standard output")
-    run.add_argument("--html", metavar="FILE", help="one page that needs no network")
-    run.add_argument("--trace", metavar="FILE", help="the first line's messages, for Perfetto")
+    run.add_argument(
+        "--json",
+        type=_files.output(stdout=True),
+        metavar="FILE",
+        help="all results; - for standard output",
+    )
+    run.add_argument(
+        "--html", type=_files.output(), metavar="FILE", help="one page that needs no network"
+    )
+    run.add_argument(
+        "--trace",
+        type=_files.output(),
+        metavar="FILE",
+        help="the first line's messages, for Perfetto",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
@@ -331,12 +347,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--background is a share, from 0 to 1")
     if not 0 < options.efficiency <= 1:
         parser.error("--efficiency is a share, above 0 and up to 1")
-    for file in (options.json, options.html, options.trace):
-        if file and file != "-" and not Path(file).resolve().parent.is_dir():
-            parser.error(f"there is no folder for {file}")
     try:
         return _simulate(parser, options, sys.argv[2:] if argv is None else argv)
-    except (TopologyError, ValueError) as error:
+    except (TopologyError, ValueError, FileError) as error:
         print(f"jaxcoll simulate: {error}", file=sys.stderr)
         return 1
     except SimulationError as error:
@@ -353,7 +366,7 @@ def _simulate(
 ) -> int:
     networks = [topologies.parse(text) for text in options.topology]
     sweep = _sweep(parser, options, networks)
-    to_stdout = options.json == "-"
+    to_stdout = options.json == _files.STDOUT
     outcomes: list[Outcome] = []
     if not to_stdout:
         print("# all times are simulated")
@@ -369,16 +382,16 @@ def _simulate(
     else:
         print("\n".join([*_remarks(sweep, outcomes), "", _components(networks, options.prices)]))
         if options.json:
-            Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+            _files.write(options.json, json.dumps(report, indent=1) + "\n")
     if options.trace and outcomes:
         first = outcomes[0]
         recorded = sweep.run_one(first.case, first.median.seed, record=True)
-        Path(options.trace).write_text(json.dumps(trace(recorded)))
+        _files.write(options.trace, json.dumps(trace(recorded)))
         _say(f"{options.trace}: {len(recorded.messages)} messages of {recorded!r}")
     if options.html and outcomes:
         from jaxcoll._page import page
 
-        Path(options.html).write_text(page(sweep, outcomes, report))
+        _files.write(options.html, page(sweep, outcomes, report))
         _say(f"{options.html}: open it in a browser; it needs no network")
     asked_for = options.schedule or options.algorithm not in (None, "all")
     cut = any(outcome.cut for outcome in outcomes)

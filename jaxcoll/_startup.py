@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import warnings
 
 from jaxcoll import _environment
 from jaxcoll import _jax_compat as compat
@@ -46,6 +47,10 @@ def _widen_dispatch_pool() -> bool:
 
 
 _environment.check()
+if _trouble := _environment.trouble_with_isa(
+    _environment.values()["JAXCOLL_ISA"], native.kernel_isas()
+):
+    warnings.warn(_trouble, stacklevel=2)
 _pool_is_ours = _widen_dispatch_pool()
 for _platform, _registration in native.ffi_registrations().items():
     compat.register_ffi(_platform, **_registration)

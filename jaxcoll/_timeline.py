@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxcoll._errors import SimulationError as SimulationError
 from jaxcoll._network import Topology, TopologyError
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
@@ -24,10 +25,6 @@ _BUS_FACTORS: Final = {
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_to_all": lambda n: (n - 1) / n,
 }
-
-
-class SimulationError(RuntimeError):
-    """The simulator contradicts itself: a time below its bound, or bytes that were lost."""
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
+import reprlib
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
-from jaxcoll import _environment
+from jaxcoll import _environment, _files
 from jaxcoll import schedule as _schedule
-from jaxcoll._errors import TuningError
+from jaxcoll._errors import FileError, TuningError
 
 FORMAT: Final = 1
 # Where the ranks of a group are: devices of one process, processes of one host, several hosts.
 Layout: TypeAlias = Literal["process", "host", "hosts"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
+_FILE_BYTES_MOST: Final = 4 << 20  # of a table; `jaxcoll tune` writes less than one MiB
+_DEPTH_MOST: Final = 16
+_NUMBER_MOST: Final = 2**62  # of ranks and bytes
 # What stands in the HLO where no table was asked.
 SHIPPED: Final = "shipped"
 OFF: Final = "off"
@@ -131,13 +137,18 @@ def parse(text: str, path: str = "") -> Table:
         )
 
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_number)
+        too_deep = _is_deeper(content, _DEPTH_MOST)
+    except RecursionError:
+        too_deep = True
     except ValueError as error:
         raise refuse(f"it is not JSON ({error})") from None
+    if too_deep:
+        raise refuse(f"its values are nested more than {_DEPTH_MOST} deep")
     if not isinstance(content, dict) or "format" not in content:
         raise refuse("it is no table of `jaxcoll tune`")
-    if content["format"] != FORMAT:
-        raise refuse(f"its format is {content['format']!r}, this version reads {FORMAT}")
+    if not _is_whole(content["format"]) or content["format"] != FORMAT:
+        raise refuse(f"its format is {_brief(content['format'])}, this version reads {FORMAT}")
     rows = content.get("picks")
     if not isinstance(rows, list):
         raise refuse("it has no picks")
@@ -148,8 +159,8 @@ def parse(text: str, path: str = "") -> Table:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise refuse(f"entry {number} of its picks: {reason}") from None
-    keys = [(p.layout, p.collective, p.world_size, p.ranks_per_node) for p in picks]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
+    keys = Counter((p.layout, p.collective, p.world_size, p.ranks_per_node) for p in picks)
+    if twice := next((key for key, count in keys.items() if count > 1), None):
         raise refuse(f"it has two entries for {twice}")
     return Table(tuple(picks), path, {k: v for k, v in content.items() if k != "picks"})
 
@@ -160,35 +171,74 @@ def _picks_of(row: Any) -> Picks:
         raise TypeError("it is no object")
     layout, collective = row["layout"], row["collective"]
     if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    names = _schedule.algorithms(collective)  # ValueError names what there is
+        raise ValueError(f"layout {_brief(layout)}; there are {', '.join(LAYOUTS)}")
+    if collective not in _schedule.COLLECTIVES:
+        there = ", ".join(_schedule.COLLECTIVES)
+        raise ValueError(f"collective {_brief(collective)}; there are {there}")
+    names = _algorithms(collective)
     numbers = row["world_size"], row["ranks_per_node"]
-    if not all(_is_whole(number) and number >= 1 for number in numbers):
-        raise ValueError(f"world_size and ranks_per_node are {numbers}")
+    if not all(_is_whole(number) and 1 <= number <= _NUMBER_MOST for number in numbers):
+        raise ValueError(f"world_size and ranks_per_node are {_brief(numbers)}")
     steps = row["algorithms"]
     if not isinstance(steps, list) or not steps:
         raise ValueError("it has no algorithms")
     before = -1
     for index, step in enumerate(steps):
         if not isinstance(step, list) or len(step) != 2:
-            raise ValueError(f"{step!r} is no pair of bytes and algorithm")
+            raise ValueError(f"{_brief(step)} is no pair of bytes and algorithm")
         most, name = step
         if name not in names:
             raise ValueError(
-                f"{collective} has no algorithm {name!r}; there are {', '.join(names)}"
+                f"{collective} has no algorithm {_brief(name)}; there are {', '.join(names)}"
             )
         if (most is None) != (index == len(steps) - 1):
             raise ValueError("the last algorithm, and only that, has null for its bytes")
-        if most is not None and (not _is_whole(most) or most <= before):
-            raise ValueError("its bytes do not ascend")
+        if most is not None and (not _is_whole(most) or not before < most <= _NUMBER_MOST):
+            raise ValueError("its bytes do not ascend, or are no whole numbers")
         before = most if most is not None else before
     return Picks(
         cast(Layout, layout), collective, *numbers, tuple((most, name) for most, name in steps)
     )
 
 
+_algorithms = lru_cache(maxsize=None)(_schedule.algorithms)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of an object. JSON leaves open which of two values counts, so that readers may differ."""
+    if len(content := dict(pairs)) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has {_brief(twice)} twice")
+    return content
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _is_deeper(content: Any, most: int) -> bool:
+    """Whether lists and objects are nested more than so deep. Without recursion."""
+    level = [content]
+    for _ in range(most):
+        lists = [v.values() if isinstance(v, dict) else v for v in level if _holds_others(v)]
+        level = [value for values in lists for value in values]
+    return any(map(_holds_others, level))
+
+
+def _holds_others(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _brief(value: Any) -> str:
+    """One short line, whatever stands in a file."""
+    return ascii(value) if isinstance(value, str) and len(value) < 40 else _REPR.repr(value)
+
+
+_REPR: Final = reprlib.Repr()
 
 
 # --- the one that counts ------------------------------------------------------------------------
@@ -199,10 +249,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where `jaxcoll tune` writes its table unless it is told, and "auto" looks for one."""
-    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/nonexistent")) / ".cache"
-    return Path(cache) / "jaxcoll" / "tuning.json"
+def default_path(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where `jaxcoll tune` writes its table unless it is told, and "auto" looks for one.
+
+    None where the user has no home: HOME is not set, and the system knows no user of this number.
+    """
+    cache = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(cache):  # others are to be ignored, says the specification
+        return Path(cache) / "jaxcoll" / "tuning.json"
+    home = environ.get("HOME", "")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            return None
+    return Path(home) / ".cache" / "jaxcoll" / "tuning.json" if os.path.isabs(home) else None
 
 
 def _trouble(table: Table) -> str:
@@ -210,11 +271,11 @@ def _trouble(table: Table) -> str:
     machine = table.about.get("machine")
     measured = machine.get("cores") if isinstance(machine, dict) else None
     if isinstance(measured, int) and measured > cores():
-        return f"it was measured on {measured} cores, and this process may run on {cores()}"
+        return f"it was measured on {_brief(measured)} cores, and this process may run on {cores()}"
     return ""
 
 
-def load(environ: Mapping[str, str] = os.environ) -> Table | None:
+def load(environ: Mapping[str, str] | None = None) -> Table | None:
     """The table that "auto" picks by; None: the shipped rules.
 
     One that JAXCOLL_TUNING names must be there and be good; one of another machine is used, with a
@@ -222,12 +283,15 @@ def load(environ: Mapping[str, str] = os.environ) -> Table | None:
 
     Raises: TuningError naming the file.
     """
-    named = environ.get("JAXCOLL_TUNING", "")
+    named = _environment.values(environ)["JAXCOLL_TUNING"]
     if named == OFF:
         return None
+    environ = os.environ if environ is None else environ
     path = Path(named) if named else default_path(environ)
+    if path is None:
+        return None
     try:
-        table = parse(path.read_text(), str(path))
+        table = parse(_files.read_text(path, _FILE_BYTES_MOST, regular=True), str(path))
     except FileNotFoundError:
         if not named:
             return None
@@ -235,8 +299,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Table | None:
             f"JAXCOLL_TUNING={named}: there is no such file; `jaxcoll tune --output {named}` makes "
             "it, and JAXCOLL_TUNING=off does without"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = f"the tuning table {path} cannot be read: {error}"
+    except FileError as error:
+        why = f"the tuning table {error}"
         if named:
             raise TuningError(f"{why}; JAXCOLL_TUNING=off does without") from None
         warnings.warn(f"{why}; the shipped rules are used", stacklevel=2)
@@ -257,7 +321,6 @@ def load(environ: Mapping[str, str] = os.environ) -> Table | None:
 @lru_cache(maxsize=1)
 def active() -> Table | None:
     """The table of this process, read when it is first asked for."""
-    _environment.values()  # what cannot be used is refused with the others
     return load()
 
 

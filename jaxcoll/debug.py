@@ -35,10 +35,15 @@ def dump_on_signal(signum: int = signal.SIGUSR1) -> None:
     It prints even while the main thread waits for a collective: Python's own signal handlers would
     run only afterwards. It takes over `signal.set_wakeup_fd`.
 
-    Raises: ValueError outside the main thread.
+    Raises: ValueError outside the main thread, where `signal.set_wakeup_fd` is taken, and for what
+      is no signal that can be caught.
     """
     if signum in _watched:
         return
+    if signum not in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        raise ValueError(f"{signum!r} is no signal that can be caught")
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("dump_on_signal works in the main thread only, where signals arrive")
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(read_end, True)
     # The C half of Python's signal handling writes the number to this descriptor at once.

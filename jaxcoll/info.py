@@ -12,7 +12,7 @@ from importlib import metadata
 import jax
 
 import jaxcoll
-from jaxcoll import _environment, _install, _select, _tuning
+from jaxcoll import _environment, _host, _install, _select, _tuning
 from jaxcoll._errors import TuningError
 from jaxcoll._native import cuda, native
 
@@ -38,7 +38,7 @@ def report() -> str:
         "transports": iter(
             [
                 "local    devices of one process read each other's buffers",
-                "shm      processes of one host: a window of shared memory for each peer",
+                f"shm      {_shm()}",
                 "tcp      processes of several hosts, and of one where shm is excluded",
                 f"rdma     {_rdma()}",
                 f"memory   {native.comm_window_bytes / 2**20:g} MiB per peer, whatever is sent",
@@ -51,6 +51,14 @@ def report() -> str:
     return "\n\n".join(
         "\n".join([title, *(_wrapped(line) for line in lines)]) for title, lines in sections.items()
     )
+
+
+def _shm() -> str:
+    what = "processes of one host: a window of shared memory for each peer"
+    unknown = _host.why_unknown()
+    if not unknown or _environment.values()["JAXCOLL_HOST_ID"]:
+        return what
+    return f"{what}; not here, where JAXCOLL_HOST_ID is not set: {unknown}"
 
 
 def _rdma() -> str:
@@ -84,7 +92,12 @@ def _built_in() -> Iterator[str]:
     major, minor = native.ffi_api_version()
     engine = native.engine_info()
     yield f"XLA FFI API {major}.{minor}"
-    yield f"kernels  {', '.join(native.kernel_isas())}; in use: {native.kernel_isa()}"
+    isas = native.kernel_isas()
+    wanted = _environment.values()["JAXCOLL_ISA"]
+    lacking = (
+        f" ({wanted} is asked for, which this CPU lacks)" if wanted not in (None, *isas) else ""
+    )
+    yield f"kernels  {', '.join(isas)}; in use: {native.kernel_isa()}{lacking}"
     yield f"cuda     {_cuda()}"
     yield f"threads  {engine['threads']}"
     yield f"timeout  {engine['timeout_s']:g} s"
@@ -136,10 +149,14 @@ def _installed() -> Iterator[str]:
 
 
 def _variables() -> Iterator[str]:
-    width = 1 + max(len(variable.name) for variable in _environment.VARIABLES)
-    for variable in _environment.VARIABLES:
-        value = os.environ.get(variable.name)
-        shown = f"not set: {variable.default}" if value is None else value
+    variables = [variable for variable in _environment.VARIABLES if not variable.internal]
+    width = 1 + max(len(variable.name) for variable in variables)
+    for variable in variables:
+        value = os.environ.get(variable.name)  # as it was given, not as it was understood
+        if not value:
+            shown = f"not set: {variable.default}"
+        else:
+            shown = value if value.isprintable() else ascii(value)
         yield f"{variable.name:{width}}{shown}"
 
 

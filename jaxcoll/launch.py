@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from jaxcoll import _startup
+from jaxcoll import _environment, _startup, _tuning
 
 GRACE_S = 5.0
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
@@ -393,6 +393,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"ranks {options.first} to {options.first + options.n - 1} of {total}?")
     if total > options.n and not options.coordinator:
         parser.error("--total needs --coordinator: the other processes must find rank 0")
+    # Each process would be refused for these: found before any is started. What the environment
+    # says has been checked by the import.
+    if _environment.values()["JAXCOLL_TUNING"] is not None:
+        _tuning.load()
     with contextlib.ExitStack() as stack:
         address = options.coordinator or stack.enter_context(_local_coordinator())
         job = Job(command, options.n, total, options.first, address, options.devices_per_process)

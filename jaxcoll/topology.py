@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from jaxcoll import _files
+from jaxcoll._errors import FileError
 from jaxcoll._network import CutError as CutError
 from jaxcoll._network import Link as Link
 from jaxcoll._network import Node as Node
@@ -50,6 +52,8 @@ KINDS: Final = {
     )
 }
 
+_YAML_BYTES_MOST: Final = 16 << 20
+_PARALLEL_LINKS_MOST: Final = 1 << 16
 _SIZES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIMES_S: Final = {"ps": 1e-12, "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 _RATES_BPS: Final = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -196,11 +200,13 @@ def from_yaml(path: str | Path) -> Topology:
     except ImportError:
         raise TopologyError(f"reading {path} needs PyYAML: pip install 'jaxcoll[sim]'") from None
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
+        data = yaml.safe_load(_files.read_text(Path(path), _YAML_BYTES_MOST))
+    except FileNotFoundError as error:
         raise TopologyError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise TopologyError(f"{path} is no YAML: {error}") from None
+    except FileError as error:
+        raise TopologyError(str(error)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. a date that is none
+        raise TopologyError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise TopologyError(f"{path} should hold a mapping with `kind`, or `nodes` and `links`")
     try:
@@ -214,6 +220,8 @@ def from_yaml(path: str | Path) -> Topology:
         return _explicit(data, str(data.get("name", Path(path).stem)))
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise TopologyError(f"{path} holds a value of a wrong kind: {error}") from None
 
 
 def _explicit(data: dict[str, Any], name: str) -> Topology:
@@ -234,7 +242,9 @@ def _explicit(data: dict[str, Any], name: str) -> Topology:
             raise TopologyError(f"link {link!r} needs `ends: [a, b]`")
         if "bandwidth" not in link:
             raise TopologyError(f"link {ends[0]} - {ends[1]} needs a `bandwidth`")
-        for _ in range(int(link.get("count", 1))):
+        if not 0 <= (count := int(link.get("count", 1))) <= _PARALLEL_LINKS_MOST:
+            raise TopologyError(f"link {ends[0]} - {ends[1]}: `count` is {count}")
+        for _ in range(count):
             topology.connect(
                 str(ends[0]),
                 str(ends[1]),

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 
 import jaxcoll
-from jaxcoll import _tuner, _tuning, topology
+from jaxcoll import _environment, _files, _tuner, _tuning, topology
 from jaxcoll._costs import NodeCosts
-from jaxcoll._errors import TuningError
+from jaxcoll._errors import FileError, TuningError
 from jaxcoll._tuner import Check, Choice, Effort, Transport
 
 
@@ -209,15 +209,6 @@ def tune(
     return table, measured, checks
 
 
-def write(table: _tuning.Table, path: Path) -> None:
-    """Writes a table at once or not at all."""
-    text = _tuning.to_json(table)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    os.replace(fresh, path)
-
-
 def _of_topology(parse: Callable[[str], float]) -> Callable[[str], float]:
     def parsed(text: str) -> float:
         try:
@@ -239,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--output",
-        type=Path,
+        type=_files.output(make_folders=True),
         metavar="FILE",
         help="where the table goes [$JAXCOLL_TUNING, or else jaxcoll/tuning.json in "
         "$XDG_CACHE_HOME or ~/.cache, where auto looks for it]",
@@ -280,9 +271,27 @@ def show(as_json: bool) -> int:
     if as_json:
         print(_tuning.to_json(table), end="")
         return 0
-    print(f"# {table.path}, digest {table.digest}, of {table.about.get('date', 'unknown date')}")
+    date = table.about.get("date")
+    date = date if isinstance(date, str) and date.isprintable() else "unknown date"
+    print(f"# {table.path}, digest {table.digest}, of {date}")
     print("\n".join(picks_text(table.picks)))
     return 0
+
+
+def _place(command: argparse.ArgumentParser) -> Path:
+    """Where the table goes without --output; ends the command if it cannot be written there."""
+    named = _environment.values()["JAXCOLL_TUNING"]
+    path = Path(named) if named not in (None, _tuning.OFF) else _tuning.default_path()
+    if path is None:
+        command.error(
+            "there is no place for the table: neither XDG_CACHE_HOME nor HOME is set, and the "
+            "system knows no user of this number. Name a file with --output"
+        )
+    try:
+        _files.check_can_write(path, make_folders=True)
+    except FileError as error:
+        command.error(f"the table {error}. Name another file with --output")
+    return path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -293,18 +302,15 @@ def main(argv: list[str] | None = None) -> int:
         return show(options.json)
     if options.latency is not None and options.bandwidth is None:
         command.error("--latency needs --bandwidth")
-    named = os.environ.get("JAXCOLL_TUNING", "")
-    path = options.output or (
-        Path(named) if named not in ("", _tuning.OFF) else _tuning.default_path()
-    )
+    path = options.output or _place(command)
     effort = _tuner.QUICK if options.quick else _tuner.FULL
     load = os.getloadavg()[0]
     table, transports, checks = tune(effort, options.bandwidth, options.latency, Progress())
-    try:
-        write(table, path)
-    except OSError as error:
-        print(f"jaxcoll tune: cannot write {path}: {error}", file=sys.stderr)
+    if all(transport.costs is None for transport in transports):
+        reasons = "; ".join(f"{t.name}: {t.absent.splitlines()[0]}" for t in transports)
+        print(f"jaxcoll tune: nothing could be measured: {reasons}", file=sys.stderr)
         return 1
+    _files.write(path, _tuning.to_json(table), make_folders=True)
     if options.json:
         print(_tuning.to_json(table), end="")
         return 0

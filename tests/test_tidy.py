@@ -1,6 +1,7 @@
 """The rules of the house that neither compiler nor linter checks."""
 
 import ast
+import builtins
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ CPP_LAYERS = {
 }
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
-    {"_environment", "_errors", "_handshake", "_host", "_native", "_version"},
+    {"_environment", "_errors", "_files", "_handshake", "_host", "_native", "_version"},
     {"_connection", "_store_thread"},
     {"_dial", "_listener"},
     {
@@ -174,6 +175,28 @@ def test_only_native_imports_the_extension_module() -> None:
     assert importers == {"_native"}
 
 
+def test_every_exception_is_a_jaxcoll_error() -> None:
+    """Those that users meet are defined in one module; all derive from JaxcollError."""
+    builtin = {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    bases = {
+        node.name: {ast.unparse(base) for base in node.bases}
+        for tree in MODULES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def ancestors(name: str) -> set[str]:
+        return {name}.union(*(ancestors(base) for base in bases.get(name, ())))
+
+    for name in bases:
+        if name != "JaxcollError" and ancestors(name) & builtin:
+            assert "JaxcollError" in ancestors(name), name
+
+
 def test_every_public_name_has_a_docstring() -> None:
     """Functions and classes of public modules, and the private definitions they re-export."""
     import jaxcoll
@@ -208,10 +231,8 @@ def test_import_starts_no_back_end() -> None:
 
 
 def variables_read() -> set[str]:
-    """Every JAXCOLL_ name that is a string of its own in the C++ or Python source."""
-    names = set()
-    for path in files("*.cc", "ffi") + files("*.h", "ffi"):
-        names |= set(re.findall(r'"(JAXCOLL_[A-Z_]+)"', path.read_text()))
+    """Every JAXCOLL_ name that is a string of its own in the Python source, or handed to C++."""
+    names = {variable.name for variable in _environment.VARIABLES if variable.engine}
     for name, tree in MODULES.items():
         if name != "_environment":
             for node in ast.walk(tree):
@@ -224,9 +245,23 @@ def test_the_table_of_environment_variables_is_complete() -> None:
     assert variables_read() == {variable.name for variable in _environment.VARIABLES}
 
 
+def test_cpp_reads_no_environment_variables() -> None:
+    """jaxcoll/_environment.py parses them for both languages."""
+    for path in files("*.cc", "ffi") + files("*.h", "ffi") + files("*.cu*", "ffi"):
+        assert not re.search(r"\b(secure_)?getenv\b|\benviron\b", path.read_text()), path
+
+
+def test_only_one_module_reads_jaxcolls_variables_from_the_environment() -> None:
+    for path in files("*.py", "jaxcoll"):
+        read = re.findall(r"""environ(?:\.get\(|\[)\s*["'](JAXCOLL_\w+)""", path.read_text())
+        assert not read, f"{path} reads {read} itself; ask _environment.values()"
+
+
 def test_readme_shows_the_table_of_environment_variables() -> None:
     rows = [
-        f"| `{v.name}` | {v.default} | {v.takes} | {v.meaning} |" for v in _environment.VARIABLES
+        f"| `{v.name}` | {v.default} | {v.takes} | {v.meaning} |"
+        for v in _environment.VARIABLES
+        if not v.internal
     ]
     head = ["| variable | default | takes | what it does |", "|---|---|---|---|"]
     section = re.search(

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import measure
+from jaxcoll import _files
 from jaxcoll.schedule import ScheduleSpec
 from jaxcoll.simulate import Model, Routing, Timeline, run
 from jaxcoll.topology import Topology, fat_tree, multi_plane
@@ -343,12 +344,21 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--quick", action="store_true", help="256 GPUs, seconds")
     results = Path(__file__).parent.parent / "results"
     command.add_argument(
-        "--json", type=Path, help="default: benchmarks/results/planes.json, or planes-quick.json"
+        "--json",
+        type=_files.output(make_folders=True),
+        help="default: benchmarks/results/planes.json, or planes-quick.json",
     )
-    command.add_argument("--figure", type=Path, help="default: beside the JSON, as .png")
+    command.add_argument(
+        "--figure",
+        type=_files.output(make_folders=True),
+        help="default: beside the JSON, as .png",
+    )
     options = command.parse_args(argv)
     size = QUICK if options.quick else FULL
     path = options.json or results / ("planes-quick.json" if options.quick else "planes.json")
+    figure = options.figure or path.with_suffix(".png")
+    for result_file in (path, figure):
+        _files.check_can_write(result_file, make_folders=True)
 
     counts = {name: components(size, name) for name in NETWORKS}
     for name, parts in counts.items():
@@ -395,9 +405,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['all_rounds_s'] * 1e3:.2f}, without rounds "
                 f"{row['without_rounds_s'] * 1e3:.2f}"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=1) + "\n")
-    figure = options.figure or path.with_suffix(".png")
+    _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
     draw(figure, size, summary)
     print(f"# {path}\n# {figure}")
     return 0

@@ -3,26 +3,20 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <string>
+#include <utility>
 
 namespace jaxcoll {
 namespace {
 
-// A malformed value is reported and replaced: a typo must not change the result of a long job.
-double PositiveNumber(const char* name, double fallback) {
-  const char* text = std::getenv(name);
-  if (text == nullptr || *text == '\0') return fallback;
-  char* end = nullptr;
-  const double value = std::strtod(text, &end);
-  if (*end == '\0' && std::isfinite(value) && value > 0) return value;
-  Log(LogLevel::kWarning, "%s=%s is not a positive number; using %g", name, text, fallback);
-  return fallback;
-}
+struct Node {
+  Settings settings;
+  const Node* before;  // replaced, but perhaps still read; there are two or three in a process
+};
+
+std::atomic<const Node*> current{nullptr};  // publishes the node it points to
 
 // The cores this process may run on, which in a container are fewer than the machine has.
 int AvailableCores() {
@@ -33,29 +27,27 @@ int AvailableCores() {
 
 }  // namespace
 
-double TimeoutS() {
-  static const double timeout_s = PositiveNumber("JAXCOLL_TIMEOUT_S", 300);
-  return timeout_s;
+void Configure(Settings settings) {
+  Node* const node = new Node{std::move(settings), current.load(std::memory_order_acquire)};
+  while (!current.compare_exchange_weak(node->before, node, std::memory_order_acq_rel)) {
+  }
 }
+
+const Settings& CurrentSettings() {
+  static const Settings defaults;
+  const Node* const node = current.load(std::memory_order_acquire);
+  return node == nullptr ? defaults : node->settings;
+}
+
+double TimeoutS() { return CurrentSettings().timeout_s; }
 
 int WorkerThreads() {
-  static const int threads = static_cast<int>(
-      std::clamp(PositiveNumber("JAXCOLL_THREADS", AvailableCores()), 1.0, 1024.0));
-  return threads;
-}
-
-LogLevel CurrentLogLevel() {
-  static const LogLevel level = [] {
-    const char* text = std::getenv("JAXCOLL_LOG");
-    if (text != nullptr && std::strcmp(text, "debug") == 0) return LogLevel::kDebug;
-    if (text != nullptr && std::strcmp(text, "info") == 0) return LogLevel::kInfo;
-    return LogLevel::kWarning;
-  }();
-  return level;
+  const int threads = CurrentSettings().threads;
+  return threads > 0 ? threads : std::min(AvailableCores(), 1024);
 }
 
 void Log(LogLevel level, const char* format, ...) {
-  if (level > CurrentLogLevel()) return;
+  if (level > CurrentSettings().log) return;
   char line[1024];
   va_list arguments;
   va_start(arguments, format);

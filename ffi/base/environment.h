@@ -1,16 +1,40 @@
-// The environment variables that C++ reads, each read once. The table for users is in
-// jaxcoll/_environment.py.
+// What the environment variables say, for C++, which reads none itself: one parser, in
+// jaxcoll/_environment.py, serves both languages, and hands over what it has understood as soon as
+// the extension module is loaded (jaxcoll/_native.py).
 #pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
 
 namespace jaxcoll {
 
-double TimeoutS();    // JAXCOLL_TIMEOUT_S: how long a call waits for its peers, 300
-int WorkerThreads();  // JAXCOLL_THREADS: threads that reduce and copy, as many as cores
-
+enum class Isa : uint8_t;  // base/kernels.h
 enum class LogLevel { kWarning, kInfo, kDebug };
-LogLevel CurrentLogLevel();  // JAXCOLL_LOG: info or debug
 
-// Writes one line to stderr, "jaxcoll: ..."; for kInfo and kDebug only if JAXCOLL_LOG asks for it.
+// The values here stand for variables that are not set. Programs without Python, which are tests,
+// have these throughout, or what they configure.
+struct Settings {
+  LogLevel log = LogLevel::kWarning;  // JAXCOLL_LOG
+  double timeout_s = 300;             // JAXCOLL_TIMEOUT_S: how long a call waits for its peers
+  int threads = 0;                    // JAXCOLL_THREADS that reduce and copy; 0: one per core
+  std::optional<Isa> isa = {};        // JAXCOLL_ISA; none: the best of this CPU
+  std::string rdma_devices = {};      // JAXCOLL_IB_HCA; empty: all
+  int rdma_gid_index = -1;            // JAXCOLL_IB_GID_INDEX; -1: chosen
+  int rdma_service_level = 0;         // JAXCOLL_IB_SL
+  int rdma_traffic_class = 0;         // JAXCOLL_IB_TC
+  uint64_t rdma_register_bytes = 0;   // JAXCOLL_IB_REGISTER_BYTES; 0: never
+};
+
+// Replaces all settings. What has begun keeps those it began with.
+// Thread rule: any thread, as the functions below; what was returned before stays valid.
+void Configure(Settings settings);
+
+const Settings& CurrentSettings();
+double TimeoutS();
+int WorkerThreads();  // with the number of cores put in
+
+// Writes one line to stderr, "jaxcoll: ..."; for kInfo and kDebug only if the level asks for it.
 void Log(LogLevel level, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace jaxcoll

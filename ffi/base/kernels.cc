@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
+#include "base/environment.h"
 #include "base/kernels_isa.h"
 #include "base/status.h"
 
@@ -66,17 +65,6 @@ Isa DetectIsa() {
   return Isa::kPortable;
 }
 
-Isa ChosenIsa() {
-  const char* wanted = std::getenv("JAXCOLL_ISA");
-  if (wanted == nullptr || *wanted == '\0') return BestIsa();
-  for (int i = 0; i < kIsaCount; ++i) {
-    if (Name(static_cast<Isa>(i)) == wanted) return std::min(static_cast<Isa>(i), BestIsa());
-  }
-  std::fprintf(stderr, "jaxcoll: JAXCOLL_ISA=%s is ignored; it takes portable, avx2 or avx512.\n",
-               wanted);
-  return BestIsa();
-}
-
 void Run(Isa isa, const ReduceArguments& arguments) {
   switch (isa) {
 #if defined(__x86_64__)
@@ -108,10 +96,9 @@ Isa BestIsa() {
   return isa;
 }
 
-Isa KernelIsa() {
-  static const Isa isa = ChosenIsa();
-  return isa;
-}
+Isa Allowed(std::optional<Isa> wanted, Isa best) { return std::min(wanted.value_or(best), best); }
+
+Isa KernelIsa() { return Allowed(CurrentSettings().isa, BestIsa()); }
 
 void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const void* const> sources,
                 size_t count, DType dtype, ReduceOp op, Store store) {

@@ -1,5 +1,12 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "base/environment.h"
+#include "base/kernels.h"
 #include "bindings/bindings.h"
 #include "executor/call_site.h"
 #include "xla/handler.h"
@@ -29,9 +36,38 @@ nb::dict Capsules(const FfiRegistration& registration, const char* type_name) {
   return all;
 }
 
+void ConfigureFromPython(const std::optional<std::string>& log, std::optional<double> timeout_s,
+                         std::optional<int> threads, const std::optional<std::string>& isa,
+                         std::optional<std::string> rdma_devices, std::optional<int> rdma_gid_index,
+                         std::optional<int> rdma_service_level,
+                         std::optional<int> rdma_traffic_class,
+                         std::optional<uint64_t> rdma_register_bytes) {
+  Settings settings;
+  if (log == "info") settings.log = LogLevel::kInfo;
+  if (log == "debug") settings.log = LogLevel::kDebug;
+  settings.timeout_s = timeout_s.value_or(settings.timeout_s);
+  settings.threads = threads.value_or(settings.threads);
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (isa == Name(static_cast<Isa>(i))) settings.isa = static_cast<Isa>(i);
+  }
+  settings.rdma_devices = std::move(rdma_devices).value_or("");
+  settings.rdma_gid_index = rdma_gid_index.value_or(settings.rdma_gid_index);
+  settings.rdma_service_level = rdma_service_level.value_or(settings.rdma_service_level);
+  settings.rdma_traffic_class = rdma_traffic_class.value_or(settings.rdma_traffic_class);
+  settings.rdma_register_bytes = rdma_register_bytes.value_or(settings.rdma_register_bytes);
+  Configure(std::move(settings));
+}
+
 }  // namespace
 
 void BindEngine(nb::module_& m) {
+  m.def("configure", &ConfigureFromPython, nb::kw_only(), nb::arg("log") = nb::none(),
+        nb::arg("timeout_s") = nb::none(), nb::arg("threads") = nb::none(),
+        nb::arg("isa") = nb::none(), nb::arg("rdma_devices") = nb::none(),
+        nb::arg("rdma_gid_index") = nb::none(), nb::arg("rdma_service_level") = nb::none(),
+        nb::arg("rdma_traffic_class") = nb::none(), nb::arg("rdma_register_bytes") = nb::none(),
+        "Replaces the engine's settings by those that jaxcoll/_environment.py has parsed; None\n"
+        "stands for what counts where nothing is set. What has begun keeps those it began with.");
   m.def(
       "ffi_registrations",
       [] {

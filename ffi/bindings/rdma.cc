@@ -4,7 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,23 +21,15 @@ namespace nb = nanobind;
 namespace jaxcoll {
 namespace {
 
-// Values have been checked by jaxcoll/_environment.py.
-RdmaConfig ConfigFromEnvironment() {
-  const auto text = [](const char* name) {
-    const char* const value = std::getenv(name);
-    return std::string(value == nullptr ? "" : value);
-  };
-  const auto number = [&](const char* name, int unset) {
-    const std::string value = text(name);
-    return value.empty() ? unset : std::atoi(value.c_str());
-  };
+RdmaConfig ConfigFromSettings() {
+  const Settings& settings = CurrentSettings();
   RdmaConfig config;
-  config.devices = text("JAXCOLL_IB_HCA");
-  config.gid_index = number("JAXCOLL_IB_GID_INDEX", config.gid_index);
-  config.service_level = number("JAXCOLL_IB_SL", config.service_level);
-  config.traffic_class = number("JAXCOLL_IB_TC", config.traffic_class);
-  config.register_bytes = std::strtoull(text("JAXCOLL_IB_REGISTER_BYTES").c_str(), nullptr, 10);
-  config.deadline_s = TimeoutS();
+  config.devices = settings.rdma_devices;
+  config.gid_index = settings.rdma_gid_index;
+  config.service_level = settings.rdma_service_level;
+  config.traffic_class = settings.rdma_traffic_class;
+  config.register_bytes = settings.rdma_register_bytes;
+  config.deadline_s = settings.timeout_s;
   return config;
 }
 
@@ -57,7 +48,7 @@ void BindRdma(nb::module_& m) {
   m.def(
       "comm_rdma_fabrics",
       [] {
-        const RdmaConfig config = ConfigFromEnvironment();
+        const RdmaConfig config = ConfigFromSettings();
         if (const std::string why = WhyNoRdma(config, kWindowBytes); !why.empty()) {
           throw nb::value_error(why.c_str());
         }
@@ -75,7 +66,7 @@ void BindRdma(nb::module_& m) {
       [] {
         std::vector<std::string> ports;
         for (const RdmaPort& port :
-             FindRdmaPorts(ConfigFromEnvironment(), NumaNodeOfThisThread()).usable) {
+             FindRdmaPorts(ConfigFromSettings(), NumaNodeOfThisThread()).usable) {
           ports.push_back(port.Name() + " (" + port.Fabric() + ", GID " +
                           std::to_string(port.gid_index) + ": " + GidText(port.gid) + ")");
         }
@@ -84,12 +75,12 @@ void BindRdma(nb::module_& m) {
       "The RDMA ports that rdma would use, for people.");
   m.def(
       "comm_rdma_left_out",
-      [] { return FindRdmaPorts(ConfigFromEnvironment(), NumaNodeOfThisThread()).left_out; },
+      [] { return FindRdmaPorts(ConfigFromSettings(), NumaNodeOfThisThread()).left_out; },
       "Those that it would not, and why.");
   m.def(
       "comm_prepare_rdma",
       [](const nb::bytes& client_offer) {
-        auto link = RdmaLink::Prepare(ConfigFromEnvironment(), kWindowBytes,
+        auto link = RdmaLink::Prepare(ConfigFromSettings(), kWindowBytes,
                                       {client_offer.c_str(), client_offer.size()});
         if (!link.ok()) throw nb::value_error(link.status().message().c_str());
         return RdmaHalf{std::move(*link)};

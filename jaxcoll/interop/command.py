@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcoll._happens_before import ScheduleError
+from jaxcoll import _files
+from jaxcoll._errors import FileError, ScheduleError
 from jaxcoll.interop import goal, msccl, mscclpp
 from jaxcoll.schedule import COLLECTIVES, Schedule, ScheduleSpec, build
 from jaxcoll.verify import verify
@@ -71,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         schedule = _source(arguments)
         verify(schedule)
         text = f"{schedule}\n" if arguments.action == "show" else _exported(schedule, arguments)
-    except (ValueError, OSError) as error:  # ScheduleError is a ValueError
+        _write(text, getattr(arguments, "output", None))
+    except (ValueError, FileError, FileNotFoundError) as error:  # ScheduleError is a ValueError
         print(f"jaxcoll schedule: {error}", file=sys.stderr)
         return 1
-    _write(text, getattr(arguments, "output", None))
     return 0
 
 
@@ -95,12 +96,14 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    parser.add_argument(
+        "-o", "--output", type=_files.output(), metavar="FILE", help="default: stdout"
+    )
 
 
 def _source(arguments: argparse.Namespace) -> Schedule:
     if arguments.msccl is not None:
-        return msccl.parse(arguments.msccl.read_bytes())
+        return msccl.parse(_files.read_bytes(arguments.msccl, msccl.MAX_TEXT_BYTES))
     if arguments.collective is None or arguments.world_size is None:
         raise ValueError("give --collective and --world-size, or --msccl FILE")
     size = arguments.world_size
@@ -130,7 +133,7 @@ def _exported(schedule: Schedule, arguments: argparse.Namespace) -> str:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    schedule = msccl.parse(arguments.file.read_bytes())
+    schedule = msccl.parse(_files.read_bytes(arguments.file, msccl.MAX_TEXT_BYTES))
     cost = schedule.cost()
     print(f"{schedule!r}", file=sys.stderr)
     print(f"sent by a rank, at most: {float(max(cost.sent)):.3f} n", file=sys.stderr)
@@ -150,7 +153,7 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text)
+        _files.write(output, text)
 
 
 def _bytes(text: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from xml.parsers import expat
 
+from jaxcoll._errors import MscclError as MscclError
 from jaxcoll.schedule import MAX_CHANNELS, Collective
 
 MAX_TEXT_BYTES: Final = 32 << 20
@@ -28,10 +29,6 @@ RECEIVING: Final = ("r", "rcs", "rrc", "rrcs", "rrs")
 SENDING: Final = ("s", "rcs", "rrcs", "rrs")
 REDUCING: Final = ("rrc", "rrcs", "rrs", "re")
 _TYPES: Final = {*RECEIVING, *SENDING, "cpy", "re", "nop"}
-
-
-class MscclError(ValueError):
-    """The text is no MSCCL algorithm, or one that cannot be a schedule; names the line."""
 
 
 # A chunk as the file names it: buffer letter and index.

@@ -5,19 +5,22 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <latch>
 #include <numeric>
 #include <random>
 #include <thread>
 
+#include "base/environment.h"
 #include "executor/watchdog.h"
 
 namespace jaxcoll {
 namespace {
 
-// Read once, at first use: short enough for tests of deadlines, long for everything else.
-[[maybe_unused]] const int timeout_is_set = setenv("JAXCOLL_TIMEOUT_S", "2", 1);
+// Short enough for tests of deadlines, long for everything else.
+[[maybe_unused]] const bool timeout_is_set = [] {
+  Configure({.timeout_s = 2});
+  return true;
+}();
 
 // One rank's wait for one call.
 class Outcome {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +74,110 @@ def test_a_file_that_is_not_as_it_should_be_is_refused_with_the_reason(
         _tuning.load({"JAXCOLL_TUNING": str(path)})
     assert str(path) in str(caught.value)
     assert "JAXCOLL_TUNING=off" in str(caught.value)
+
+
+HUGE = int("9" * 4000)
+HOSTILE = [
+    *("[" * 100_000, "[" * 500 + "]" * 500, '{"a":' * 100_000, '{"format": 1, "format": 1}'),
+    *(text(date=[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]), '{"format": NaN}', '{"format": -Infinity}'),
+    *('{"format": 1, "picks": [], "x": NaN}', '{"format": true, "picks": []}'),
+    *('{"format": 1.0, "picks": []}', '{"format": ' + "9" * 5000 + "}", '{"format": [[]]}'),
+    *(text(row([None, "ring"], collective=["all_reduce"])), "\x00", "\ufeff{}", "null", '"text"'),
+    *(text(row([None, "ring"], collective={})), text(row([None, "ring"], layout=[]))),
+    *(text(row([None, "ring"], collective="\ud800")), text(row([None, "\ud800\x1b[31m\n"]))),
+    *(text(row([None, "ring"], world_size=HUGE)), text(row([HUGE, "ring"], [None, "ring"]))),
+    *(
+        text(row([None, ["ring"]])),
+        text(row([None, None])),
+        text(row([-1, "ring"], [None, "ring"])),
+    ),
+    *(text(row([None, "x" * 100_000])), text("x" * 100_000), text([])),
+    *('{"format": 1, "picks": {"a": 1}}', '{"format": 1, "picks": [{"layout": "host"}, NaN]}'),
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_file_is_refused_in_one_line(content: str, tmp_path: Path):
+    path = tmp_path / "table.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(TuningError) as caught:
+        _tuning.load({"JAXCOLL_TUNING": str(path)})
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) < 1000
+    assert str(path) in line
+    assert "JAXCOLL_TUNING=off" in line
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=20,
+)
+
+
+@given(st.sampled_from(["format", "picks", "machine", "date", *row()]), json_values)
+def test_any_value_in_any_place_is_taken_or_refused_in_one_line(place: str, value: Any):
+    content: dict[str, Any] = {"format": 1, "picks": [row([9, "ring"], [None, "direct"])]}
+    (content["picks"][0] if place in row() else content)[place] = value
+    try:
+        table = _tuning.parse(json.dumps(content), "a file")
+    except TuningError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    assert refused == "" or refused.isprintable()
+    if refused:
+        return
+    for picks in table.picks:
+        table.find(picks.layout, picks.collective, 2, picks.ranks_per_node, 100)
+    assert _tuning.parse(_tuning.to_json(table)).digest == table.digest
+    assert isinstance(_tuning._trouble(table), str)
+
+
+def test_many_entries_are_looked_through_at_once(tmp_path: Path):
+    """Not each beside each other: that would take hours."""
+    rows = [row([None, "ring"], world_size=2 + size) for size in range(20_000)]
+    path = write(tmp_path / "table.json", *rows, rows[0])
+    with pytest.raises(TuningError, match="it has two entries for"):
+        _tuning.load({"JAXCOLL_TUNING": str(path)})
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "device", "loop", "large", "binary", "locked"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_that_cannot_be_read_is_told_and_never_waited_for(
+    what: str, named: bool, tmp_path: Path
+):
+    path = tmp_path / "jaxcoll" / "tuning.json"
+    path.parent.mkdir()
+    if what == "folder":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "loop":
+        path.symlink_to(path)
+    elif what == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 30)
+    elif what == "binary":
+        path.write_bytes(b'{"format": "\xff"}')
+    else:
+        path.write_text("{}")
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user reads everything")
+    if named:
+        with pytest.raises(TuningError) as caught:
+            _tuning.load({"JAXCOLL_TUNING": str(path)})
+        line = str(caught.value)
+    else:
+        with pytest.warns(UserWarning, match="the shipped rules are used") as warned:
+            assert _tuning.load({"XDG_CACHE_HOME": str(tmp_path)}) is None
+        line = str(warned[0].message)
+    assert f"the tuning table {path} cannot be read: " in line
+    assert line.isprintable()
 
 
 # --- where it is --------------------------------------------------------------------------------
