@@ -81,10 +81,9 @@ def _program(jaxpr: Any) -> Program:
 
 def describe(jaxpr: Any) -> Program:
     """The lines of a (closed) jaxpr, and their digest."""
-    lines = tuple(_lines(jaxpr, 0))
-    digest = hashlib.blake2b(digest_size=8)
     name = compat.function_name(jaxpr)
-    digest.update(name.encode())
+    lines = (f"function {name} @ ", *_lines(jaxpr, 0))
+    digest = hashlib.blake2b(digest_size=8)
     for line in lines:
         digest.update(line.rpartition(" @ ")[0].encode() + b"\n")
     return Program(digest.hexdigest(), name, lines)

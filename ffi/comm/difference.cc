@@ -129,6 +129,7 @@ std::string DescribeDifference(int here, const WaitingCall& mine, int there,
   if (comparison == nullptr || !comparison->line()) return text;
   const std::string& in_a = swap ? comparison->text_there() : comparison->text_here();
   const std::string& in_b = swap ? comparison->text_here() : comparison->text_there();
+  if (*comparison->line() == 0) return text + ": " + Quoted(in_b) + ", not " + Quoted(in_a);
   text += ": line " + std::to_string(*comparison->line() + 1);
   if (listing != nullptr && !listing->name.empty()) text += " of `" + Field(listing->name) + '`';
   return text + " is " + Quoted(in_a) + " in " + first + " and " + Quoted(in_b) + " in " + second +

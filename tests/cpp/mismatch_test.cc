@@ -91,9 +91,9 @@ TEST(Mismatch, IsAnErrorWhereNoOtherLaunchCanBegin) {
 TEST(Mismatch, TheFirstLineInWhichProgramsDifferIsTold) {
   Alone process(2, 20);
   FakeLink& peer = process.Connect(1);
-  process.reactor->AddListing("f", {"step", {"a @ train.py:1", "mul 1.0 @ train.py:2", "c"}});
+  process.reactor->AddListing("f", {"step", {"function step", "a @ train.py:1", "mul 1.0 @ train.py:2", "c"}});
   Listings theirs;
-  theirs.Add("other", {"step", {"a @ other.py:9", "mul 2.0 @ other.py:10", "c"}});
+  theirs.Add("other", {"step", {"function step", "a @ other.py:9", "mul 2.0 @ other.py:10", "c"}});
   const auto group = process.Open(2, "all_reduce");
   WaitingCall call = Calls(7, "all_reduce", 4, process);
   process.Start(*group);
@@ -107,7 +107,7 @@ TEST(Mismatch, TheFirstLineInWhichProgramsDifferIsTold) {
     }
   }
   const std::string logged = testing::internal::GetCapturedStderr();
-  EXPECT_NE(logged.find("line 2 of `step` is `mul 1.0` (train.py:2) in process 0 and `mul 2.0` "
+  EXPECT_NE(logged.find("line 3 of `step` is `mul 1.0` (train.py:2) in process 0 and `mul 2.0` "
                         "(other.py:10) in process 1"),
             logged.npos)
       << logged;

@@ -23,9 +23,10 @@ def told(f, *operands):
     "Calls f; prints its value or its error."
     try:
         row = next(iter(rows(f(*operands)).values()))
-        print("value", row.ravel()[0] / x.sum(0)[0])
+        text = f"value {row.ravel()[0] / x.sum(0)[0]}"
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        print("error", error)
+        text = f"error {error}"
+    sys.stdout.write(text + "\\n")  # at once: other threads print, too
 
 def call(body):
     told(per_device(mesh, body), y)
@@ -85,6 +86,16 @@ def test_a_difference_in_a_line_names_its_place() -> None:
         for rank in range(2):
             words = rf"{rank + 1}\.0:float32.*` \(<string>:\d+ \(step\)\) in process {rank}"
             assert re.search(words, text), text
+
+
+def test_calls_of_functions_of_other_names_are_told_by_them() -> None:
+    script = PROGRAM + """
+def mapped(x): return c.psum(x, "x")
+mapped.__name__ = ["train", "evaluate"][rank]
+told(jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P())), y)
+"""
+    for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
+        assert "another program: `function evaluate`, not `function train`" in text, text
 
 
 def test_where_nothing_else_can_begin_it_is_an_error_at_once() -> None:
