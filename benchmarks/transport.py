@@ -55,6 +55,10 @@ class PrefixedStore:
     def wait(self, key: str, deadline_s: float) -> bytes:
         return self._store.wait(self._prefix + key, deadline_s)
 
+    def list(self, folder: str) -> dict[str, bytes]:
+        found = self._store.list(self._prefix + folder)
+        return {key.removeprefix(self._prefix): value for key, value in found.items()}
+
 
 class OneLink:
     """Stands for the engine in a bootstrap: takes the one link, to be measured."""
@@ -95,7 +99,7 @@ class OneLink:
         self._settled.set()
 
     def comm_refuse(self, reason: str) -> None:
-        raise AssertionError("two processes that are measured have nothing to disagree about")
+        self.comm_link_failed(-1, reason)
 
     def _linked(self) -> None:
         self.failure = ""

@@ -8,8 +8,8 @@
 The functions have the signatures and values of their namesakes in `jax.lax`.
 """
 
+from jaxcoll import _presence, debug
 from jaxcoll import _startup as _startup
-from jaxcoll import debug as debug
 from jaxcoll._api import (
     all_gather,
     all_reduce,
@@ -51,6 +51,7 @@ from jaxcoll._install import install, install_report, installed, uninstall
 from jaxcoll._lowering import export_checks
 
 __version__ = "0.1.0"
+_presence.announce()
 
 __all__ = [
     "AxisIndexGroupsError",

@@ -1,9 +1,9 @@
 """How the processes of a job find each other and get connected descriptors.
 
-Nothing happens before the first link is wanted. Then a daemon thread opens the listeners, publishes
-this process in the job's key-value store and runs every handshake on an event loop of its own; a
-second one makes the store's calls, which block. The engine asks for links (`Bootstrap.want`) and is
-given descriptors, which it then owns: non-blocking, closed on exec, TCP_NODELAY set on tcp.
+From `start` on, which comes early (`_presence.py`), a daemon thread listens, has published this
+process in the job's key-value store and runs every handshake on an event loop of its own; a second
+one makes the store's calls, which block. The engine asks for links (`Bootstrap.want`) and is given
+descriptors, which it then owns: non-blocking, closed on exec, TCP_NODELAY set on tcp.
 
 A pair has exactly one link, and the lower process index connects it. If the higher one wants it, it
 connects to the lower one and asks; that connection stays open until the lower one says that the
@@ -11,97 +11,61 @@ link is there or why it has failed, so that both ends fail with one reason and t
 lower one is noticed. Asking twice, or while the lower one connects by itself, changes nothing, so
 there is no race to resolve; a key in the store instead would keep somebody waiting per pair.
 
+A process whose engine has not been started yet accepts connections, too, and keeps them until it
+has, with a beat every second. So whoever waits for a link is connected to the one it waits for,
+and knows within a second that it has died (the connection breaks, and nobody listens any more), or
+after a while that it is stopped or cut off (no beats).
+
+A process that can take no part any more, or never could, says why in the store, under "end/": it
+may be all that it can do. Whoever waits for a link looks there twice a second.
+
 A failure is final: whoever wants a link to that peer later is told the same reason again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from jaxcoll import _environment, _listener
+from jaxcoll import _environment, _listener, _waiting
 from jaxcoll import _handshake as handshake
 from jaxcoll import _host as host
 from jaxcoll._connection import Connection, admit
-from jaxcoll._dial import Call, Unreachable, ask, dial_rdma, dial_shm, dial_tcp
+from jaxcoll._dial import Call, ask, dial_rdma, dial_shm, dial_tcp
+from jaxcoll._engine_links import Native, RdmaHalf
 from jaxcoll._handshake import ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record
 from jaxcoll._listener import Arrival, Arrivals
-from jaxcoll._store_thread import Store, StoreThread
+from jaxcoll._loop_thread import LoopThread, Store
+from jaxcoll._peer import Exhausted, Gone, Peer, new_peer, persist, read_ends
 
 PREFIX = "jaxcoll/1/"  # of every key in the store
+ENDS = PREFIX + "end/"  # why processes take no part any more
 
 _TIMEOUT_S = 300.0
 _TCP_SOCKETS = 4
 _HANDSHAKE_S = 5.0
+_BEAT_S = 1.0
+_SILENCE_S = 60.0
+_LOOK_S = 0.5  # between two looks at why others have ended
 _ASK_AFTER_S = 0.05  # normally both sides want the link, and the lower one connects by itself
-_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 1.0
-_GONE_AFTER = 4  # attempts in a row that nobody listens to before a peer counts as dead
-_CLOSE_S = 5.0
+_ANSWER_S = 0.02  # for telling those who wait that this process ends
+_LAST_WORDS_S = 1.0  # for telling the store
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("jaxcoll.bootstrap")
 
 
-class RdmaHalf(Protocol):
-    """This process's side of an rdma link, which becomes one with the peer's offer."""
-
-    def offer(self) -> bytes:
-        """What the peer must know, and nobody else may: it can write to this process with it."""
-
-
-class Native(Protocol):
-    """What the engine offers. The bootstrap's thread calls it; it must not call `close` back."""
-
-    def comm_bell(self) -> int:
-        """The eventfd that wakes this process; it stays the engine's."""
-
-    def comm_make_segment(self) -> int:
-        """A fresh memfd for one link; the caller's."""
-
-    def comm_add_shm_link(
-        self, peer: int, sock: int, own_segment: int, peer_segment: int, peer_bell: int, text: str
-    ) -> None:
-        """Takes over all descriptors."""
-
-    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
-        """Takes over all descriptors; both sides list them in the same order."""
-
-    def comm_rdma_fabrics(self) -> list[str]:
-        """The fabrics of the RDMA ports that this process can use. Raises: ValueError, why none."""
-
-    def comm_prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
-        """For the server the client's offer, for the client nothing. Raises: ValueError."""
-
-    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
-        """Takes over the socket and uses up what comm_prepare_rdma has returned; `offer` is the
-        peer's."""
-
-    def comm_link_failed(self, peer: int, reason: str) -> None:
-        """There will be no link to that peer."""
-
-    def comm_refuse(self, reason: str) -> None:
-        """Ends all links."""
-
-
-@dataclass
-class _Peer:
-    """A peer that a link is wanted to, or that wants one."""
-
-    who: str  # for people
-    outcome: asyncio.Future[str]  # "" once linked, else why not; final
-    task: asyncio.Task[None] | None = None
-    trouble: str = "publishing this process"  # what to say if time runs out now
-
-
-def _new_peer(index: int) -> _Peer:
-    return _Peer(f"process {index}", asyncio.get_running_loop().create_future())
+class _Twin(LinkError):
+    """Another process has this one's index."""
 
 
 def _link_timeout_s(timeout_s: float) -> float:
@@ -109,11 +73,19 @@ def _link_timeout_s(timeout_s: float) -> float:
     return max(0.8 * timeout_s, timeout_s - 10)
 
 
-class Bootstrap:
+def _silence_s(timeout_s: float) -> float:
+    """How long a peer may be silent; the engine's rule, see README, Failures."""
+    return max(timeout_s / 5, min(timeout_s, 10.0))
+
+
+def _text(error: BaseException) -> str:
+    return str(error) if isinstance(error, LinkError) else f"{type(error).__name__}: {error}"
+
+
+class Bootstrap(LoopThread):
     """Links this process to others of its job. One per process and job.
 
-    Thread rule: `start`, `want` and `close` may be called by any thread; everything else runs on
-    the bootstrap's own.
+    Thread rule: public methods may be called by any thread; everything else runs on its own.
 
     Args:
       native: the engine.
@@ -126,6 +98,8 @@ class Bootstrap:
       ifname: JAXCOLL_IFNAME: whether its names are excluded, and the names.
       host_id: what stands for this host instead of its own identity.
       handshake_s: how long one handshake may take.
+      silence_s: a peer that gives no sign of life for so long is given up.
+      engine_started: whether `native` can take links now; else after `start_engine`.
     """
 
     def __init__(
@@ -142,9 +116,11 @@ class Bootstrap:
         ifname: tuple[bool, tuple[str, ...]] | None = None,
         host_id: str | None = None,
         handshake_s: float = _HANDSHAKE_S,
+        silence_s: float = _SILENCE_S,
+        engine_started: bool = True,
     ) -> None:
+        super().__init__(store)
         self._native = native
-        self._store_client = store
         self._index = index
         self._count = count
         self._version = version
@@ -154,23 +130,27 @@ class Bootstrap:
         self._ifname = ifname
         self._host_id = host_id
         self._handshake_s = handshake_s
+        self._silence_s = silence_s
+        self._beat_s = min(_BEAT_S, handshake_s / 4)
 
-        self._lock = threading.Lock()  # over starting and closing
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
-        self._thread: threading.Thread
-        self._store: StoreThread
+        self._settled = threading.Event()  # published, or it cannot be
+        self._end = ""  # why this process takes no part any more; written once
 
         # The rest belongs to the loop's thread.
         self._published: asyncio.Future[Record] | None = None
-        self._peers: dict[int, _Peer] = {}
+        self._engine_started = engine_started
+        self._ready = asyncio.Event()  # to settle links: the engine has been started, or never will
+        if engine_started:
+            self._ready.set()
+        self._watch: asyncio.Task[None] | None = None  # of the store, for those who have ended
+        self._told: asyncio.Task[None] | None = None  # the store knows of this process's end
+        self._peers: dict[int, Peer] = {}
         self._arrivals = Arrivals(handshake_s)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._listeners: list[socket.socket] = []
         self._listened_addresses: frozenset[str] = frozenset()
 
     @classmethod
-    def from_environment(cls, native: Native) -> Bootstrap:
+    def from_environment(cls, native: Native, *, engine_started: bool = True) -> Bootstrap:
         """For the job that `jax.distributed.initialize` has joined. Starts nothing.
 
         Raises: LinkError if there is none.
@@ -182,22 +162,36 @@ class Bootstrap:
         if job is None:
             raise LinkError("processes are linked only after jax.distributed.initialize()")
         values: dict[str, Any] = _environment.values()
+        timeout_s = values["JAXCOLL_TIMEOUT_S"] or _TIMEOUT_S
         return cls(
             native,
             *job,
             version=jaxcoll.__version__,
-            timeout_s=_link_timeout_s(values["JAXCOLL_TIMEOUT_S"] or _TIMEOUT_S),
+            timeout_s=_link_timeout_s(timeout_s),
+            silence_s=_silence_s(timeout_s),
             transports=values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS,
             tcp_sockets=values["JAXCOLL_TCP_SOCKETS"] or _TCP_SOCKETS,
             ifname=values["JAXCOLL_IFNAME"],
             host_id=values["JAXCOLL_HOST_ID"],
+            engine_started=engine_started,
         )
 
     # --- any thread -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Opens the listeners and publishes this process, so that others can link to it."""
+        """Opens the listeners and publishes this process, so that others can link to it.
+
+        Raises: LinkError if there can be no thread. What fails later is said when a link is wanted.
+        """
         self._call_soon(self._start_publishing)
+
+    def wait_until_published(self, limit_s: float) -> bool:
+        """Whether the others can know of this process by now, or of why they cannot link to it."""
+        return self._settled.wait(limit_s)
+
+    def start_engine(self) -> None:
+        """`native` takes links from now on."""
+        self._call_soon(self._on_engine)
 
     def want(self, peer: int) -> None:
         """Asks for a link to process `peer`; returns at once.
@@ -210,71 +204,101 @@ class Bootstrap:
 
     def refuse(self, reason: str) -> None:
         """From now on this process takes part in nothing: whoever wants a link is told why."""
-        self._call_soon(self._refuse, reason)
+        with contextlib.suppress(LinkError):  # it has no thread, and the store has been told why
+            self._call_soon(self._give_up, reason)
 
-    def close(self) -> None:
-        """Stops listening, gives up what is under way and ends the threads. Links stay."""
-        with self._lock:
-            self._closed = True
-            loop, self._loop = self._loop, None
-        if loop is None:
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join(_CLOSE_S)
-
-    def forget_listeners(self) -> None:
-        """In a process that was forked off: nobody shall connect to it."""
+    def forget(self) -> None:
+        """In a process that was forked off: nobody shall connect to it, or wait for it."""
         for listener in self._listeners:
             listener.close()
+        Connection.close_all()
 
-    def _call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            if self._loop is None:
-                loop = asyncio.SelectorEventLoop()
-                self._store = StoreThread(self._store_client, loop)
-                self._thread = threading.Thread(
-                    target=self._run, args=[loop], name="jaxcoll-bootstrap", daemon=True
-                )
-                try:
-                    self._thread.start()
-                except BaseException:  # e.g. the interpreter is shutting down
-                    loop.close()
-                    raise
-                self._loop = loop
-            self._loop.call_soon_threadsafe(function, *arguments)
+    def _name(self) -> str:
+        return f"process {self._index} (pid {os.getpid()} on {host.hostname()})"
+
+    def _tell_store(self, reason: str) -> None:
+        """By the calling thread."""
+        try:
+            self._store_client.set(f"{ENDS}{self._index}", reason.encode())
+        except Exception as error:
+            _log.info("the key-value store has not been told that %s: %s", reason, error)
+
+    def _on_no_thread(self, error: Exception) -> LinkError:
+        if not self._end:
+            self._end = f"{self._name()} cannot set up its links: {_text(error)}"
+            self._tell_store(self._end)
+        self._settled.set()
+        return LinkError(self._end)
 
     # --- the thread -----------------------------------------------------------------------------
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.set_exception_handler(lambda _, context: _log.debug("%s", context))
-        self._store.thread.start()
-        loop.run_forever()
-        self._store.close()
-        while tasks := asyncio.all_tasks(loop):  # a task may start others as it ends
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.wait(tasks))
+    def _on_lost_loop(self, error: BaseException) -> None:
+        self._end = self._end or f"{self._name()} cannot make links any more: {_text(error)}"
+        self._tell_store(self._end)
+        for index, peer in self._peers.items():
+            if not peer.outcome.done() and self._engine_started:
+                self._native.comm_link_failed(index, self._end)
+
+    def _on_trouble(self, error: Exception) -> None:
+        self._give_up(f"{self._name()} cannot make links any more: {_text(error)}")
+
+    def _free(self) -> None:
+        self._settled.set()
         self._arrivals.close()
         for listener in self._listeners:
             listener.close()
-        self._store.thread.join(_CLOSE_S)
-        loop.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself keeps weak references
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _on_engine(self) -> None:
+        self._engine_started = True
+        self._ready.set()
+
+    async def _last_words(self) -> None:
+        """Whoever waits for this process, or will, is told that it ends. Links stay."""
+        self._engine_started = False
+        ended = f"{self._name()} has ended, or has shut down jaxcoll"
+        self._give_up(ended, tell=self._published is not None)
+        await asyncio.sleep(_ANSWER_S)
+        if self._told is not None:
+            await asyncio.wait([self._told], timeout=_LAST_WORDS_S)
+
+    def _give_up(self, reason: str, *, here: str = "", tell: bool = True) -> None:
+        """This process takes part in nothing any more; the first reason stands.
+
+        Args:
+          here: the reason in other words, for this process itself.
+          tell: whether the store is told.
+        """
+        if self._end:
+            return
+        self._end = reason
+        if tell:
+            self._told = self._spawn(self._tell(reason))
+        for index in range(self._count):
+            if index != self._index:
+                self._fail(index, self._peers.setdefault(index, new_peer(index)), reason, here)
+        self._ready.set()
+        self._settled.set()
+        if self._engine_started:
+            self._native.comm_refuse(here or reason)
+
+    async def _tell(self, reason: str) -> None:
+        with contextlib.suppress(LinkError):  # then the others find out by themselves
+            await self._store.set(f"{ENDS}{self._index}", reason.encode())
 
     # --- the store ------------------------------------------------------------------------------
 
     def _start_publishing(self) -> asyncio.Future[Record]:
         if self._published is None:
             self._published = self._spawn(self._publish())
-            self._published.add_done_callback(lambda f: f.cancelled() or f.exception())
+            self._published.add_done_callback(self._on_published)
         return self._published
+
+    def _on_published(self, published: asyncio.Future[Record]) -> None:
+        if not published.cancelled() and (error := published.exception()) is not None:
+            if not isinstance(error, _Twin):  # it must not speak for the one whose index it has
+                reason = f"{self._name()} cannot be linked to: {_text(error)}"
+                self._give_up(reason, here=_text(error))
+        self._settled.set()
 
     async def _publish(self) -> Record:
         record = self._listen()
@@ -284,7 +308,7 @@ class Bootstrap:
         key = f"{PREFIX}process/{self._index}"
         await self._store.set(key, record.to_bytes())
         if await self._store.get(key) != record.to_bytes():
-            raise LinkError(
+            raise _Twin(
                 f"process {self._index} is in this job's store already; two processes have the "
                 "same index, or one has set up jaxcoll's links twice"
             )
@@ -313,7 +337,8 @@ class Bootstrap:
             ports: dict[int, int] = {o.family: o.getsockname()[1] for o in opened}
             addresses = [(address, ports[host.family_of(address)]) for address in chosen]
         for listener in self._listeners:
-            self._spawn(_listener.accept_forever(listener, self._serve))
+            accepting = _listener.accept_forever(listener, self._serve, self._cannot_accept)
+            self._spawn(accepting).add_done_callback(self._on_accepting_ended)
         fabrics, no_rdma = self._fabrics()
         machine, hostname = host.machine_identity(), socket.gethostname()
         return Record(
@@ -330,6 +355,13 @@ class Bootstrap:
             fabrics=fabrics,
             no_rdma=no_rdma,
         )
+
+    def _cannot_accept(self, error: BaseException) -> None:
+        self._give_up(f"{self._name()} cannot accept connections: {_text(error)}")
+
+    def _on_accepting_ended(self, accepting: asyncio.Task[None]) -> None:
+        if not accepting.cancelled() and (error := accepting.exception()) is not None:
+            self._cannot_accept(error)
 
     def _fabrics(self) -> tuple[tuple[str, ...], str]:
         """Those of this process's RDMA ports, or why there are none."""
@@ -348,91 +380,106 @@ class Bootstrap:
         if state.outcome.done() and state.outcome.result():
             self._native.comm_link_failed(peer, state.outcome.result())
 
-    def _refuse(self, reason: str) -> None:
-        for index in range(self._count):
-            if index != self._index:
-                peer = self._peers.setdefault(index, _new_peer(index))
-                self._fail(index, peer, reason)
-        self._native.comm_refuse(reason)
-
-    def _make_link(self, index: int) -> _Peer:
+    def _make_link(self, index: int) -> Peer:
         """Starts making a link unless somebody did before."""
         peer = self._peers.get(index)
         if peer is None:
-            peer = self._peers[index] = _new_peer(index)
+            peer = self._peers[index] = new_peer(index)
             peer.task = self._spawn(self._link(index, peer))
+            if self._watch is None:
+                self._watch = self._spawn(self._watch_ends())
         return peer
 
-    async def _link(self, index: int, peer: _Peer) -> None:
+    async def _watch_ends(self) -> None:
+        """Fails links to those that have said in the store why they take no part any more."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            waited_for = {
+                index: peer
+                for index, peer in self._peers.items()
+                if peer.task is not None and not peer.outcome.done()
+            }
+            if not waited_for:
+                self._watch = None
+                return
+            ends = await self._ends()
+            for index, peer in waited_for.items():
+                end = ends.get(index) or (ends.get(0) if peer.needs_secret else None)
+                if end is not None:
+                    self._fail(index, peer, end)
+
+    async def _ends(self) -> dict[int, str]:
+        try:
+            return read_ends(await self._store.list(ENDS), ENDS)
+        except LinkError:  # whoever needs the store will say so
+            return {}
+
+    async def _link(self, index: int, peer: Peer) -> None:
         try:
             if index == self._index or not 0 <= index < self._count:
                 raise LinkError(f"process {self._index} of {self._count} wants a link to {index}")
-            async with asyncio.timeout(self._timeout_s):
+            await self._ready.wait()  # it may be long before this process wants a link
+            async with _waiting.deadline(self._timeout_s):
                 own = await asyncio.shield(self._start_publishing())
                 peer.trouble = "process 0 has not published the job's secret"
+                peer.needs_secret = True
                 secret = await self._secret()
+                peer.needs_secret = False
                 peer.trouble = "it has not started, or has run no collective across processes yet"
                 record = await self._record(index)
                 peer.who = str(record)
                 transport = host.choose_transport(own, record)
-                call = Call(own, record, secret, self._handshake_s)
+                call = Call(own, record, secret, self._handshake_s, peer.on_beat)
                 peer.trouble = "it does not complete the handshake"
                 if self._index > index:
                     await asyncio.sleep(_ASK_AFTER_S)  # cancelled by the link's arrival
-                    await self._persist(peer, lambda: ask(call, transport))
+                    await self._persist(index, peer, lambda: ask(call, transport))
                     raise LinkError(f"{record} has made a link, but it has not arrived")
                 if transport == "shm":
-                    await self._persist(peer, lambda: self._connect_shm(call, peer))
+                    await self._persist(index, peer, lambda: self._connect_shm(call, peer))
                 elif transport == "rdma":
-                    await self._persist(peer, lambda: self._connect_rdma(call, peer))
+                    await self._persist(index, peer, lambda: self._connect_rdma(call, peer))
                 else:
-                    await self._persist(peer, lambda: self._connect_tcp(call, peer))
+                    await self._persist(index, peer, lambda: self._connect_tcp(call, peer))
         except TimeoutError:
             reason = f"no link to {peer.who} within {self._timeout_s:g} s: {peer.trouble}"
             self._fail(index, peer, reason)
-        except LinkError as error:
-            self._fail(index, peer, str(error))
         except Exception as error:
-            self._fail(index, peer, f"{type(error).__name__}: {error}")
+            self._fail(index, peer, self._end or _text(error), _text(error))
 
-    def _fail(self, index: int, peer: _Peer, reason: str) -> None:
+    def _fail(self, index: int, peer: Peer, reason: str, here: str = "") -> None:
         if not peer.outcome.done():
             self._settle(peer, reason)
-            self._native.comm_link_failed(index, reason)
+            if self._engine_started:  # else it has not asked yet, and is told when it does
+                self._native.comm_link_failed(index, here or reason)
 
-    def _settle(self, peer: _Peer, reason: str = "") -> None:
+    def _settle(self, peer: Peer, reason: str = "") -> None:
         peer.outcome.set_result(reason)
         if peer.task is not None and peer.task is not asyncio.current_task():
             peer.task.cancel()
 
-    async def _persist(self, peer: _Peer, attempt: Callable[[], Awaitable[None]]) -> None:
-        """Until it succeeds, it is refused for good, time runs out, or nobody is there."""
-        refused, pause_s = 0, _RETRY_MIN_S
-        while True:
-            try:
-                return await attempt()
-            except Unreachable as error:
-                peer.trouble = str(error)
-                refused = refused + 1 if error.gone else 0
-            if refused == _GONE_AFTER:
-                raise LinkError(
-                    f"{peer.who} has ended, or a firewall rejects this process: {peer.trouble}"
-                )
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _RETRY_MAX_S)
+    async def _persist(
+        self, index: int, peer: Peer, attempt: Callable[[], Awaitable[None]]
+    ) -> None:
+        try:
+            await persist(peer, attempt, self._silence_s)
+        except Gone as error:
+            raise LinkError((await self._ends()).get(index, str(error))) from None
+        except Exhausted as error:
+            self._give_up(f"{self._name()} cannot make links: {error}")
 
-    async def _connect_shm(self, call: Call, peer: _Peer) -> None:
+    async def _connect_shm(self, call: Call, peer: Peer) -> None:
         connection, segment = await dial_shm(
             call, lambda: (self._native.comm_make_segment(), self._native.comm_bell())
         )
         self._add_shm_link(call.peer, connection, segment)
         self._settle(peer)
 
-    async def _connect_tcp(self, call: Call, peer: _Peer) -> None:
+    async def _connect_tcp(self, call: Call, peer: Peer) -> None:
         self._add_tcp_link(call.peer, await dial_tcp(call, self._tcp_sockets))
         self._settle(peer)
 
-    async def _connect_rdma(self, call: Call, peer: _Peer) -> None:
+    async def _connect_rdma(self, call: Call, peer: Peer) -> None:
         half = self._prepare_rdma(b"")
         connection, offer = await dial_rdma(call, half.offer())
         self._add_rdma_link(call.peer, connection, half, offer)
@@ -484,7 +531,8 @@ class Bootstrap:
         if (hello.purpose == Purpose.ASK) != (hello.client > self._index):
             raise ProtocolError("the lower index connects, the higher one asks")
         if hello.purpose == Purpose.ASK:
-            reason = await asyncio.shield(self._make_link(hello.client).outcome)
+            outcome = asyncio.shield(self._make_link(hello.client).outcome)
+            reason = await self._hold(connection, secret, transcript, outcome)
             connection.send(handshake.write_answer(secret, transcript, reason or None))
             return
         arrival = self._arrivals.add(hello, transcript, connection)
@@ -495,13 +543,22 @@ class Bootstrap:
             finally:
                 arrival.close()
 
+    async def _hold(
+        self, connection: Connection, secret: bytes, transcript: bytes, result: Awaitable[_Result]
+    ) -> _Result:
+        def beat(count: int) -> bytes:
+            return handshake.write_beat(secret, transcript, count)
+
+        return await _waiting.hold(connection, result, beat, self._beat_s)
+
     async def _accept_link(self, arrival: Arrival, secret: bytes) -> None:
         index = arrival.hello.client
+        connections = [arrival.connections[i] for i in range(arrival.hello.socket_count)]
         async with asyncio.timeout(self._handshake_s):
             record = await self._record(index)  # it is there: the peer published before it came
+        await self._hold(connections[0], secret, arrival.transcript, self._ready.wait())
         # Nothing below waits: either both ends see a link or neither.
-        peer = self._peers.setdefault(index, _new_peer(index))
-        connections = [arrival.connections[i] for i in range(arrival.hello.socket_count)]
+        peer = self._peers.setdefault(index, new_peer(index))
         if peer.outcome.done():
             reason = peer.outcome.result() or "it has a link to this process already"
             connections[0].send(handshake.write_answer(secret, arrival.transcript, reason))

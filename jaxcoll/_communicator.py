@@ -11,17 +11,18 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxcoll import _bootstrap, _environment, _host, _tuning
+from jaxcoll import _bootstrap, _environment, _host, _presence, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll._errors import TuningError, UnsupportedError
-from jaxcoll._native import cuda, native
+from jaxcoll._native import cuda
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
 
@@ -117,38 +118,6 @@ def mesh_of(mesh: AbstractMesh, devices: Sequence[Any] | None) -> Mesh | Abstrac
     return Mesh(np.array(devices, dtype=object).reshape(mesh.axis_sizes), mesh.axis_names)
 
 
-_starting = threading.Lock()
-_started: _bootstrap.Bootstrap | None = None  # guarded by _starting
-
-
-def start_engine() -> None:
-    """Makes the engine know the other processes, once."""
-    with _starting:
-        if not native.comm_started():
-            _start_engine_once()
-
-
-def _start_engine_once() -> None:
-    global _started
-    _started = bootstrap = _bootstrap.Bootstrap.from_environment(native)
-    process_of_device = {device.id: device.process_index for device in jax.devices()}
-    native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
-    compat.on_compiled(native.comm_end_build)
-    bootstrap.start()
-    # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
-    # for the back end, which waits for our calls.
-    owner = os.getpid()
-
-    def end(function: Callable[[], None]) -> None:
-        if os.getpid() == owner:  # a process that was forked off has our links, but no threads
-            function()
-
-    atexit.register(end, native.shutdown)
-    atexit.register(end, native.comm_stop)
-    atexit.register(end, bootstrap.close)
-    os.register_at_fork(after_in_child=bootstrap.forget_listeners)
-
-
 def start(mesh: Mesh | AbstractMesh) -> None:
     """Makes the engine know the other processes, once, when a mesh reaches into one of them.
 
@@ -164,9 +133,10 @@ def start(mesh: Mesh | AbstractMesh) -> None:
             "jax.shard_map a jax.sharding.Mesh, or set one with jax.set_mesh"
         )
     if len(set(processes(mesh))) > 1:
-        start_engine()
+        _presence.start_engine()
 
 
+_STEP_S = 0.5
 _AGREE_S = 60.0  # for the store to answer: nobody else has to arrive
 _agreeing = threading.Lock()
 _disagreement: str | None = None  # guarded by _agreeing; None: not compared yet, "": none
@@ -184,8 +154,8 @@ def agree_on_tuning() -> None:
     with _agreeing:
         if _disagreement is None:
             _disagreement = _compare_tuning()
-            if _disagreement and _started is not None:
-                _started.refuse(_disagreement)
+            if _disagreement:
+                _presence.refuse(_disagreement)
         if _disagreement:
             raise TuningError(_disagreement)
 
@@ -204,7 +174,7 @@ def _compare_tuning() -> str:
     own = f"process {index} on host {socket.gethostname()}: {text}"
     store.set(key, f"{digest} {own}".encode())
     try:
-        first_digest, _, first = store.wait(key, _AGREE_S).decode().partition(" ")
+        first_digest, _, first = _wait(store, key).decode().partition(" ")
     except TimeoutError:
         return f"process {index}: the job's key-value store has not answered for {_AGREE_S:g} s"
     if first_digest == digest:
@@ -214,6 +184,17 @@ def _compare_tuning() -> str:
         f"of `jaxcoll tune`: {first}; {own}. Copy one file to all hosts, or set JAXCOLL_TUNING=off "
         "for all processes, and start the job again"
     )
+
+
+def _wait(store: compat.DistributedStore, key: str) -> bytes:
+    """The value of a key. In steps, between which Ctrl-C is heard. Raises: TimeoutError."""
+    end = time.monotonic() + _AGREE_S
+    while True:
+        try:
+            return store.wait(key, _STEP_S)
+        except TimeoutError:
+            if time.monotonic() > end:
+                raise
 
 
 _CUDA_BLOCKS = 32
@@ -270,6 +251,9 @@ def driver_problem(here: Mapping[str, Any]) -> str:
         f"the NVIDIA driver serves CUDA up to {version(here['driver_version'])}, and {needs} "
         f"({here['problem']}): update the driver, or build jaxcoll with the nvcc of that CUDA"
     )
+
+
+_starting = threading.Lock()
 
 
 def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:

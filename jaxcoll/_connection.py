@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ _LENGTH = struct.Struct("!H")
 _DESCRIPTOR = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _BACKLOG_FULL_PAUSE_S = 0.01
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 class Connection:
@@ -34,6 +37,13 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
         self._descriptors: list[int] = []
+        _open.add(self)
+
+    @staticmethod
+    def close_all() -> None:
+        """In a process that was forked off: its copies must not outlive its parent's."""
+        for connection in list(_open):
+            connection.close()
 
     @classmethod
     async def open(cls, family: int, address: Any) -> Connection:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import secrets
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from jaxcoll import _handshake as handshake
@@ -16,13 +18,20 @@ from jaxcoll._errors import JaxcollError
 from jaxcoll._handshake import Hello, ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record, address_text, family_of
 
+# What this process has run out of: no peer is at fault.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
 
 class Unreachable(JaxcollError):
     """An attempt has failed; another one may succeed."""
 
-    def __init__(self, reason: str, *, gone: bool) -> None:
+    def __init__(
+        self, reason: str, *, gone: bool = False, exhausted: bool = False, silent_s: float = 0.0
+    ) -> None:
         super().__init__(reason)
         self.gone = gone  # nobody listens there
+        self.exhausted = exhausted  # this process lacks descriptors or memory
+        self.silent_s = silent_s  # how long the peer has been waited for in vain
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Call:
     peer: Record
     secret: bytes
     handshake_s: float
+    on_beat: Callable[[], None] = field(default=lambda: None)  # it lives, but has no answer yet
 
     def hello(self, purpose: Purpose, link_id: bytes, index: int = 0, count: int = 1) -> Hello:
         return Hello(purpose, self.own.index, self.peer.index, link_id, index, count)
@@ -131,11 +141,17 @@ async def ask(call: Call, transport: str) -> None:
 async def _accepted(
     call: Call, connection: Connection, transcript: bytes, descriptor_count: int = 0
 ) -> bytes:
-    """Waits for the answer as long as the caller lets it: the peer may be busy."""
-    answer = await connection.receive(handshake.ANSWER_BYTES_MAX, descriptor_count)
+    """Waits for the answer as long as the peer says that it lives, and the caller lets it."""
+    while True:
+        async with _answered_within(call.handshake_s):
+            answer = await connection.receive(handshake.ANSWER_BYTES_MAX, descriptor_count)
+        if not handshake.is_beat(call.secret, transcript, answer):
+            break
+        call.on_beat()
     refusal = handshake.read_answer(call.secret, transcript, answer)
     if refusal is not None:
-        raise LinkError(f"{call.peer} refuses: {refusal}")
+        named = refusal.startswith(f"process {call.peer.index} ")
+        raise LinkError(refusal if named else f"{call.peer} refuses: {refusal}")
     if connection.descriptor_count != descriptor_count:
         raise ProtocolError(f"an answer with {connection.descriptor_count} descriptors")
     return answer
@@ -168,6 +184,8 @@ async def _meet_tcp_somewhere(
     raise Unreachable(
         "; ".join(map(str, failures)) or "it has no address but loopback",
         gone=all(failure.gone for failure in failures),
+        exhausted=any(failure.exhausted for failure in failures),
+        silent_s=sum(failure.silent_s for failure in failures),
     )
 
 
@@ -177,7 +195,7 @@ async def _meet(
     """Connects and lets the server prove itself; the transcript."""
     connection = None
     try:
-        async with asyncio.timeout(call.handshake_s):
+        async with _answered_within(call.handshake_s):
             connection = await Connection.open(family, address)
             if connection.is_unix and connection.peer_uid() != os.getuid():
                 raise ProtocolError(f"it belongs to uid {connection.peer_uid()}")
@@ -185,14 +203,29 @@ async def _meet(
     except BaseException as error:
         if connection is not None:
             connection.close()
-        if isinstance(error, TimeoutError) and not error.errno:
-            error = TimeoutError(f"no answer within {call.handshake_s:g} s")
         _raise_unreachable(error, where)
 
 
+@contextlib.asynccontextmanager
+async def _answered_within(seconds: float) -> AsyncIterator[None]:
+    """Raises: Unreachable if what is inside takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise  # the kernel's, of a connection
+        raise Unreachable(f"no answer within {seconds:g} s", silent_s=seconds) from None
+
+
 def _raise_unreachable(error: BaseException, where: str) -> NoReturn:
+    prefix = f"{where}: " if where else ""
+    if isinstance(error, Unreachable) and not str(error).startswith(prefix):
+        raise Unreachable(f"{prefix}{error}", silent_s=error.silent_s) from None
     if not isinstance(error, OSError | ProtocolError):
         raise error
-    reason = getattr(error, "strerror", None) or str(error)
-    prefix = f"{where}: " if where else ""
-    raise Unreachable(prefix + reason, gone=isinstance(error, ConnectionRefusedError)) from None
+    raise Unreachable(
+        prefix + (getattr(error, "strerror", None) or str(error)),
+        gone=isinstance(error, ConnectionRefusedError),
+        exhausted=getattr(error, "errno", None) in _EXHAUSTED,
+    ) from None

@@ -4,6 +4,7 @@
     server -> client   challenge  server's nonce, MAC over the hello and both nonces
     client -> server   proof      MAC over the same; with the client's descriptors (shm)
     client -> server   offer      rdma only: the client's queue pairs and memory keys, MAC
+    server -> client   beats      while the answer is not known yet: that the server lives, MAC
     server -> client   answer     accepted or refused and why, MAC; with the server's descriptors,
                                   or its offer
 
@@ -31,11 +32,13 @@ REASON_BYTES_MAX = 4096
 _MAGIC = b"jaxcoll1"
 _NONCE_BYTES = 32
 _MAC_BYTES = 32
+_COUNT = struct.Struct("!I")
 _HELLO = struct.Struct(f"!8s{_NONCE_BYTES}s{LINK_ID_BYTES}sIIBHH")
 
 HELLO_BYTES = _HELLO.size + _MAC_BYTES
 CHALLENGE_BYTES = _NONCE_BYTES + _MAC_BYTES
 PROOF_BYTES = _MAC_BYTES
+BEAT_BYTES = _COUNT.size + _MAC_BYTES
 ANSWER_BYTES_MAX = 1 + _MAC_BYTES + REASON_BYTES_MAX
 OFFER_BYTES_MAX = _MAC_BYTES + REASON_BYTES_MAX
 
@@ -59,6 +62,7 @@ class _Role(enum.IntEnum):
     PROOF = 3
     ANSWER = 4
     OFFER = 5
+    BEAT = 6
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,14 @@ def read_answer(secret: bytes, transcript: bytes, answer: bytes) -> str | None:
     return None if body[0] else body[1:].decode("utf-8", "replace")
 
 
+def is_beat(secret: bytes, transcript: bytes, message: bytes) -> bool:
+    """Whether the server says that it lives, instead of an answer."""
+    count, mac = message[: _COUNT.size], message[_COUNT.size :]
+    return len(message) == BEAT_BYTES and hmac.compare_digest(
+        mac, _mac(secret, _Role.BEAT, transcript, count)
+    )
+
+
 def offer_in(answer: bytes) -> bytes:
     """The server's offer in an answer that `read_answer` has found to accept."""
     return answer[1:-_MAC_BYTES]
@@ -167,6 +179,11 @@ def read_offer(secret: bytes, transcript: bytes, message: bytes) -> bytes:
     offer, mac = message[:-_MAC_BYTES], message[-_MAC_BYTES:]
     _check(secret, mac, _Role.OFFER, transcript, offer)
     return offer
+
+
+def write_beat(secret: bytes, transcript: bytes, count: int) -> bytes:
+    number = _COUNT.pack(count)
+    return number + _mac(secret, _Role.BEAT, transcript, number)
 
 
 def write_answer(

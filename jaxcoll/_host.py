@@ -63,6 +63,11 @@ def why_unknown() -> str:
     return _machine()[1]
 
 
+def hostname() -> str:
+    """This host's name, for people."""
+    return socket.gethostname()
+
+
 @functools.lru_cache(maxsize=1)  # one warning per process
 def identity() -> str:
     """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""

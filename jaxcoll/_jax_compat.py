@@ -161,6 +161,15 @@ class DistributedStore:
                 raise
             raise TimeoutError(key) from None
 
+    def list(self, folder: str) -> dict[str, bytes]:
+        """The keys that are set below `folder`, which ends in a slash, and their values."""
+        try:
+            return {k: bytes(v) for k, v in self._client.key_value_dir_get_bytes(folder)}
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+            return {}
+
 
 def distributed_store() -> tuple[DistributedStore, int, int] | None:
     """The job's store, this process's index and the number of processes; None before

@@ -16,6 +16,7 @@ from jaxcoll._host import family_of
 
 STRANGERS_MAX = 64  # connections of one listener that have not proved themselves yet
 CROWDED_S = 0.25  # what a stranger is given when others wait; a handshake takes milliseconds
+TROUBLE_S = 1.0  # without descriptors before others are told
 
 _BACKLOG = 1024
 _ACCEPT_PAUSE_S = 0.05
@@ -91,13 +92,17 @@ class _Strangers:
                     oldest.cancel()
 
 
-async def accept_forever(listener: socket.socket, serve: Serve) -> None:
+async def accept_forever(
+    listener: socket.socket, serve: Serve, on_trouble: Callable[[OSError], None]
+) -> None:
     """Serves every connection by a task of its own, and closes what the task leaves.
 
     A connection is a stranger until its task calls the second argument. There are at most
     STRANGERS_MAX; when others wait, the oldest ones are dropped after CROWDED_S, so that neither
-    many connections nor slow ones keep a peer out.
+    many connections nor slow ones keep a peer out. `on_trouble` is told when connections wait that
+    cannot be accepted, as without descriptors, for TROUBLE_S; it goes on trying.
     """
+    trouble_since = float("inf")
     strangers = _Strangers()
     tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references
     while True:
@@ -105,10 +110,15 @@ async def accept_forever(listener: socket.socket, serve: Serve) -> None:
         await strangers.make_room()
         try:
             connection = Connection(listener.accept()[0])
+            trouble_since = float("inf")
         except BlockingIOError:
             continue  # it left while it waited
         except OSError as error:  # out of descriptors, or it left
             _log.debug("accept: %s", error)
+            now = asyncio.get_running_loop().time()
+            trouble_since = min(trouble_since, now)
+            if now - trouble_since > TROUBLE_S:
+                on_trouble(error)
             await asyncio.sleep(_ACCEPT_PAUSE_S)
             continue
         task = asyncio.get_running_loop().create_task(_serve(connection, serve, strangers))

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxcoll import _communicator, _program, _select, _tuning
+from jaxcoll import _communicator, _presence, _program, _select, _tuning
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
@@ -575,7 +575,7 @@ def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
         _communicator.start_gpus()
         attributes = {"device_ids": device_ids}
     if len({device.process_index for device in devices}) > 1:
-        _communicator.start_engine()
+        _presence.start_engine()
         program = ir.StringAttr.get(_program.announce(digest))
         attributes = {"program": program, "device_ids": device_ids}
     return attributes

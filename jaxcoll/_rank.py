@@ -59,6 +59,12 @@ class FolderStore:
                     raise TimeoutError(key) from None
                 time.sleep(_POLL_S)
 
+    def list(self, folder: str) -> dict[str, bytes]:
+        found = {}
+        for path in self._folder.glob(f"{folder.replace('/', '~')}*"):
+            found[path.name.replace("~", "/")] = path.read_bytes()
+        return found
+
 
 class Call:
     """A collective and its arrays."""

@@ -22,6 +22,9 @@ class Store(Protocol):
     def wait(self, key: str, deadline_s: float) -> bytes:
         """The value of a key; raises TimeoutError if it is not set within `deadline_s` from now."""
 
+    def list(self, folder: str) -> dict[str, bytes]:
+        """The keys that are set below `folder`, which ends in a slash, and their values."""
+
 
 class _Call:
     """Compared by identity."""
@@ -43,7 +46,7 @@ class StoreThread:
     """Makes the store's calls, one at a time: a process has one request outstanding, however many
     of its peers are late. A key that is not there yet goes behind the others.
 
-    Thread rule: `close` may be called by any thread, `set` and `get` by the loop's.
+    Thread rule: `close` may be called by any thread, `set`, `get` and `list` by the loop's.
     """
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
@@ -64,6 +67,11 @@ class StoreThread:
         if key not in self._values:
             await self._call(lambda: self._fetch(key))
         return self._values[key]
+
+    async def list(self, folder: str) -> dict[str, bytes]:
+        """What is set below `folder` now. Raises: LinkError if the store fails."""
+        listed: dict[str, bytes] = await self._call(lambda: self._store.list(folder))
+        return listed
 
     def _fetch(self, key: str) -> None:
         if key not in self._values:  # many may have asked for it at once

@@ -29,8 +29,9 @@ CPP_LAYERS = {
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
     {"_environment", "_errors", "_files", "_handshake", "_host", "_native", "_version"},
-    {"_connection", "_store_thread"},
-    {"_dial", "_listener"},
+    {"_connection", "_engine_links", "_store_thread"},
+    {"_dial", "_listener", "_loop_thread", "_waiting"},
+    {"_peer"},
     {
         *("_ir", "schedule", "_happens_before", "verify"),
         *("interop.__init__", "interop.goal", "interop.mscclpp"),
@@ -48,7 +49,7 @@ PYTHON_LAYERS = [
     {"_jax_compat"},
     {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
-    {"_startup"},
+    {"_presence", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
@@ -60,7 +61,7 @@ WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})]
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
-    *("jaxcoll", "ffi", "tests", "benchmarks"),
+    *("jaxcoll", "jax_plugins", "ffi", "tests", "benchmarks"),
 }
 LONGEST_FILE_LINES = 650
 

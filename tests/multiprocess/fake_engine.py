@@ -54,6 +54,7 @@ class FakeEngine:
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.links: dict[int, list[FakeLink]] = {}
         self.failures: dict[int, list[str]] = {}
+        self.refused: list[str] = []  # why it takes part in nothing any more
         self._changed = threading.Condition()
 
     def comm_bell(self) -> int:
@@ -92,6 +93,9 @@ class FakeEngine:
 
     def comm_link_failed(self, peer: int, reason: str) -> None:
         self._record(self.failures, peer, reason)
+
+    def comm_refuse(self, reason: str) -> None:
+        self.refused.append(reason)
 
     def _record(self, where: dict[int, list[Any]], peer: int, what: object) -> None:
         with self._changed:
@@ -142,6 +146,10 @@ class FakeStore:
                 self.changed.notify_all()
                 raise TimeoutError(key)
             return self.values[key]
+
+    def list(self, folder: str) -> dict[str, bytes]:
+        with self.changed:
+            return {k: v for k, v in self.values.items() if k.startswith(folder)}
 
 
 @dataclass

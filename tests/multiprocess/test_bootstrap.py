@@ -193,6 +193,7 @@ def test_a_peer_that_has_ended_is_not_waited_for(transport: str, dead: int) -> N
     with processes(2, transports=(transport,)) as job:
         job.start(dead)
         job.bootstraps[dead].close()
+        del job.store.values[f"jaxcoll/1/end/{dead}"]  # as if it had been killed
         job.bootstraps[1 - dead].want(dead)
         reason = job.engines[1 - dead].failure(dead)
         assert f"process {dead} (pid {os.getpid()} on {socket.gethostname()}) has ended" in reason

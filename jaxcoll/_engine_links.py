@@ -1,0 +1,46 @@
+"""What the bootstrap needs of the engine: it makes links of connected descriptors."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class RdmaHalf(Protocol):
+    """This process's side of an rdma link, which becomes one with the peer's offer."""
+
+    def offer(self) -> bytes:
+        """What the peer must know, and nobody else may: it can write to this process with it."""
+
+
+class Native(Protocol):
+    """What the engine offers. The bootstrap's thread calls it; it must not call `close` back."""
+
+    def comm_bell(self) -> int:
+        """The eventfd that wakes this process; it stays the engine's."""
+
+    def comm_make_segment(self) -> int:
+        """A fresh memfd for one link; the caller's."""
+
+    def comm_add_shm_link(
+        self, peer: int, sock: int, own_segment: int, peer_segment: int, peer_bell: int, text: str
+    ) -> None:
+        """Takes over all descriptors."""
+
+    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
+        """Takes over all descriptors; both sides list them in the same order."""
+
+    def comm_rdma_fabrics(self) -> list[str]:
+        """The fabrics of the RDMA ports that this process can use. Raises: ValueError, why none."""
+
+    def comm_prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
+        """For the server the client's offer, for the client nothing. Raises: ValueError."""
+
+    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+        """Takes over the socket and uses up what comm_prepare_rdma has returned; `offer` is the
+        peer's."""
+
+    def comm_link_failed(self, peer: int, reason: str) -> None:
+        """There will be no link to that peer."""
+
+    def comm_refuse(self, reason: str) -> None:
+        """Ends all links."""
