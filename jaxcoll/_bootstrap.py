@@ -252,10 +252,10 @@ class Bootstrap(LoopThread):
         self._engine_started = True
         self._ready.set()
 
-    async def _last_words(self) -> None:
+    async def _last_words(self, words: str) -> None:
         """Whoever waits for this process, or will, is told that it ends. Links stay."""
         self._engine_started = False
-        ended = f"{self._name()} has ended, or has shut down jaxcoll"
+        ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
         self._give_up(ended, tell=self._published is not None)
         await asyncio.sleep(_ANSWER_S)
         if self._told is not None:

@@ -49,7 +49,7 @@ class LoopThread:
         """Something that `_call_soon` was given has failed."""
         raise NotImplementedError
 
-    async def _last_words(self) -> None:
+    async def _last_words(self, words: str) -> None:
         """The last that is done before the loop ends."""
         raise NotImplementedError
 
@@ -57,8 +57,12 @@ class LoopThread:
         """Frees what the loop has used; no task runs any more."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Says the last words, gives up what is under way and ends the threads."""
+    def close(self, words: str = "") -> None:
+        """Stops listening, gives up what is under way and ends the threads. Links stay.
+
+        Args:
+          words: what those who wait for this process are told, e.g. "has ended".
+        """
         with self._lock:
             self._closed = True
             loop, self._loop = self._loop, None
@@ -66,7 +70,7 @@ class LoopThread:
             return
 
         def end() -> None:
-            self._spawn(self._last_words()).add_done_callback(lambda _: loop.stop())
+            self._spawn(self._last_words(words)).add_done_callback(lambda _: loop.stop())
 
         with contextlib.suppress(RuntimeError):  # the thread has ended by itself
             loop.call_soon_threadsafe(end)

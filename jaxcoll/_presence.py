@@ -53,7 +53,7 @@ def _announced() -> Bootstrap:
     global _bootstrap
     if _bootstrap is None:
         _bootstrap = Bootstrap.from_environment(native, engine_started=False)
-        _at_exit(_bootstrap.close)
+        _at_exit(_close)
         os.register_at_fork(after_in_child=_bootstrap.forget)
         _bootstrap.start()
     return _bootstrap
@@ -100,7 +100,12 @@ def _start_engine_once() -> None:
     # for the back end, which waits for our calls.
     _at_exit(native.shutdown)
     _at_exit(native.comm_stop)
-    _at_exit(bootstrap.close)
+    _at_exit(_close)
+
+
+def _close() -> None:
+    assert _bootstrap is not None
+    _bootstrap.close("was interrupted (Ctrl-C) and has ended" if native.interrupts() else "")
 
 
 def refuse(reason: str) -> None:

@@ -51,6 +51,7 @@ if _trouble := _environment.trouble_with_isa(
     _environment.values()["JAXCOLL_ISA"], native.kernel_isas()
 ):
     warnings.warn(_trouble, stacklevel=2)
+native.watch_interrupts()
 _pool_is_ours = _widen_dispatch_pool()
 for _platform, _registration in native.ffi_registrations().items():
     compat.register_ffi(_platform, **_registration)

@@ -1,11 +1,14 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <csignal>
+#include <exception>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "base/environment.h"
+#include "base/interruption.h"
 #include "base/kernels.h"
 #include "bindings/bindings.h"
 #include "executor/call_site.h"
@@ -93,6 +96,32 @@ void BindEngine(nb::module_& m) {
         return all;
       },
       "Worker threads now, custom-call instructions alive, deadline in seconds.");
+  m.def(
+      "watch_interrupts",
+      [] {
+        Interruption::Get().Watch({
+            [] {
+              const auto heard = [](void*) {
+                Interruption::Get().Heard();
+                return 0;
+              };
+              return Py_AddPendingCall(heard, nullptr) == 0;
+            },
+            [] {
+              nb::gil_scoped_acquire acquire;
+              try {
+                const nb::module_ signal = nb::module_::import_("signal");
+                return signal.attr("getsignal")(SIGINT).is(signal.attr("default_int_handler"));
+              } catch (const std::exception&) {
+                return false;
+              }
+            },
+        });
+      },
+      "From now on Ctrl-C ends calls in which the main thread waits, if Python's own handler of\n"
+      "SIGINT is in place, which then raises KeyboardInterrupt. Once; more calls change nothing.");
+  m.def(
+      "interrupts", [] { return Interruption::Get().count(); }, "How often Ctrl-C has come.");
   m.def("engine_dump", &DumpEngine, nb::call_guard<nb::gil_scoped_release>(),
         "The flight recorder of the calls within this process, for people.");
   m.def("shutdown", &ShutdownEngine, nb::call_guard<nb::gil_scoped_release>(),

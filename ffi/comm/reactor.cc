@@ -6,12 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <ctime>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "base/environment.h"
+#include "base/interruption.h"
 #include "comm/reactor_internal.h"
 #include "comm/words.h"
 
@@ -68,10 +71,17 @@ Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of
   seams.lend = true;
   auto* const reactor =
       new Reactor(process, std::move(process_of_device), std::move(want), std::move(seams));
+  std::thread thread;
+  try {
+    thread = std::thread([reactor] { reactor->Loop(); });
+  } catch (...) {  // no more threads: nothing has been started
+    delete reactor;
+    throw;
+  }
   the_reactor.store(reactor, std::memory_order_release);
   Interprocess::Set(reactor);
   reactor->HandleForks();
-  std::thread([reactor] { reactor->Loop(); }).detach();
+  thread.detach();
   return *reactor;
 }
 
@@ -147,7 +157,8 @@ Reactor::Reactor(int process, std::unordered_map<int64_t, int> process_of_device
       want_(std::move(want)),
       seams_(WithDefaults(std::move(seams))),
       bell_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-  JAXCOLL_CHECK(bell_ >= 0, "eventfd");
+  // Not a programmer's error, and only bindings call this: they make it an exception of Python's.
+  if (bell_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
 }
 
 std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
@@ -484,7 +495,9 @@ void Reactor::Stop() {
     for (const auto& [id, call] : calls_) pending.insert(call->group->communicator);
     for (const uint64_t id : pending) {
       Poison(id, RanksOf(communicators_.at(id), process_) + " (process " +
-                     std::to_string(process_) + ") is shutting down");
+                     std::to_string(process_) + ")" +
+                     (Interruption::Get().count() > 0 ? " was interrupted (Ctrl-C) and" : "") +
+                     " is shutting down");
     }
     CancelCalls();
     for (const auto& [process, peer] : peers_) {

@@ -120,6 +120,7 @@ class Reactor final : public Interprocess,
   void AddListing(const std::string& program, Listing listing);
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
   void Invite(Guest* guest) override;
+  void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
 
   // What this process has been doing, and with whom, for people.
   std::string Dump();

@@ -500,6 +500,20 @@ void CallSite::FailAll(const Status& status) {
   }
 }
 
+void CallSite::FailBegunBefore(Clock::time_point time, const std::string& reason) {
+  std::lock_guard lock(mutex_);
+  for (auto& [key, line] : lines_) {
+    for (std::unique_ptr<Meeting>& meeting : line.meetings) {
+      if (meeting->failure != nullptr || meeting->first_arrival > time) continue;
+      const Status status(
+          StatusCode::kCancelled,
+          OverdueMessage(*meeting, key.first, key.second, WaitingTable()) + "; " + reason);
+      Fail(*meeting, status);
+      if (RemoteGroup* const remote = members_[key.second].remote.get()) remote->Fail(status);
+    }
+  }
+}
+
 void ShutdownEngine() {
   Watchdog::Get().Close();
   if (!WorkerPool::Get().WaitIdle(std::chrono::seconds(5))) {

@@ -93,6 +93,8 @@ class CallSite {
   void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);
   void FailAll(const Status& status);
+  // Those that have waited for others since before `time`.
+  void FailBegunBefore(Clock::time_point time, const std::string& reason);
 
   struct Meeting;  // one call of one group
 

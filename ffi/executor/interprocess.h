@@ -1,6 +1,7 @@
 // What a call site needs of the layer above to serve groups that reach into other processes.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -59,6 +60,10 @@ class Interprocess {
     uint64_t build = 0;  // Slot::build
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
+  // Fails the calls that have waited for others since before `time`, here and there; all that have
+  // begun before, if `moving`.
+  virtual void FailBegunBefore(std::chrono::steady_clock::time_point time, bool moving,
+                               const std::string& reason) = 0;
   // See executor/guest.h. Once; it lives as long as this.
   virtual void Invite(Guest* guest) = 0;
 

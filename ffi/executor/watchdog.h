@@ -1,6 +1,7 @@
 // The process's call sites and the thread that enforces their deadlines.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <string>
@@ -30,10 +31,15 @@ class Watchdog {
  private:
   Watchdog();
   void Tick();
+  void CheckInterruption();
+  // Calls that have waited since before that; also those whose messages still come, if `moving`.
+  void FailInterrupted(std::chrono::steady_clock::time_point before, bool moving);
 
   std::mutex mutex_;
   std::unordered_set<CallSite*> sites_;  // guarded by mutex_
   StoppedTime stopped_time_;             // the thread's
+  std::mutex interpreter_mutex_;         // held by a thread that waits for the interpreter's lock
+  std::atomic<bool> interrupting_{false};
 };
 
 }  // namespace jaxcoll

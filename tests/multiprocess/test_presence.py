@@ -5,12 +5,9 @@ Deadlines are long, so that whatever a test waits for comes for another reason.
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 from processes import Job

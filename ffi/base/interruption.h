@@ -1,0 +1,52 @@
+// Ctrl-C while somebody waits in C++. The interpreter only notes the signal; it raises
+// KeyboardInterrupt once its main thread is back. So what that thread waits for has to end. (Some
+// waits of JAX look for signals and leave; what they waited for would still keep the devices.)
+//
+// Ours is put in front of the interpreter's C handler of SIGINT: it counts, and calls that one. The
+// interpreter puts its own back whenever a program sets a handler (IPython does for each cell), and
+// Check puts ours in front again. Nothing is done for a program that handles SIGINT by itself.
+#pragma once
+
+#include <cstdint>
+
+namespace jaxcoll {
+
+// What only the interpreter knows. Both are called without its lock.
+struct Interpreter {
+  // Has the main thread call Interruption::Heard when it runs Python again; false: not now.
+  bool (*ask_main_thread)() = nullptr;
+  // Whether Ctrl-C raises KeyboardInterrupt. Waits for the interpreter's lock.
+  bool (*raises_on_interrupt)() = nullptr;
+};
+
+// Thread rule: Watch and Heard from any thread, Check from the watchdog's.
+class Interruption {
+ public:
+  static Interruption& Get();
+
+  // From now on; once.
+  void Watch(Interpreter interpreter);
+  // The main thread runs Python: it has seen every SIGINT so far.
+  void Heard();
+  // Called every few milliseconds. Whether a SIGINT has come `ticks` calls ago, until Take.
+  bool Check(int ticks);
+  void Take();
+  // Whether the main thread is still in C++.
+  bool unheard() const;
+  // How many have come so far.
+  uint32_t count() const;
+  const Interpreter& interpreter() const { return interpreter_; }
+
+ private:
+  void Arm();
+
+  Interpreter interpreter_;
+  // The watchdog's:
+  uint32_t seen_ = 0;
+  bool fresh_ = false;  // one has come, and has not been taken
+  bool asked_ = true;   // the main thread, since the last one
+  int ticks_ = 0;       // since the first one that is fresh
+  int arm_ticks_ = 0;   // since the last look at the handler
+};
+
+}  // namespace jaxcoll
