@@ -294,10 +294,11 @@ class Bootstrap(LoopThread):
         return self._published
 
     def _on_published(self, published: asyncio.Future[Record]) -> None:
-        if not published.cancelled() and (error := published.exception()) is not None:
-            if not isinstance(error, _Twin):  # it must not speak for the one whose index it has
-                reason = f"{self._name()} cannot be linked to: {_text(error)}"
-                self._give_up(reason, here=_text(error))
+        error = None if published.cancelled() else published.exception()
+        # A twin must not speak for the process whose index it has.
+        if error is not None and not isinstance(error, _Twin):
+            reason = f"{self._name()} cannot be linked to: {_text(error)}"
+            self._give_up(reason, here=_text(error))
         self._settled.set()
 
     async def _publish(self) -> Record:

@@ -64,8 +64,11 @@ def why_unknown() -> str:
 
 
 def hostname() -> str:
-    """This host's name, for people."""
-    return socket.gethostname()
+    """This host's name, for messages, which must not fail."""
+    try:
+        return socket.gethostname()
+    except Exception:
+        return "an unknown host"
 
 
 @functools.lru_cache(maxsize=1)  # one warning per process

@@ -130,10 +130,11 @@ class LoopThread:
                 self._lost, self._loop = error, None
             self._on_lost_loop(error)
         self._store.close()
-        while tasks := asyncio.all_tasks(loop):  # a task may start others as it ends
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.wait(tasks))
+        with contextlib.suppress(OSError):  # of a loop that is lost: nothing can end its tasks
+            while tasks := asyncio.all_tasks(loop):  # a task may start others as it ends
+                for task in tasks:
+                    task.cancel()
+                loop.run_until_complete(asyncio.wait(tasks))
         self._free()
         self._store.thread.join(_STORE_S)
         loop.close()

@@ -88,11 +88,11 @@ def test_a_process_that_cannot_publish_says_why_to_those_who_wait(kind: str, bro
             assert reason.startswith(f"process {broken} (pid {os.getpid()} on ")
         assert time.monotonic() - started < SOON_S
         # Itself, too, and now, whatever it waits for.
-        try:
-            job.bootstraps[broken].want(others[0])
-        except LinkError as error:
-            assert expected in str(error)
+        if job.bootstraps[broken]._lost is not None:
+            with pytest.raises(LinkError, match=expected):
+                job.bootstraps[broken].want(others[0])
         else:
+            job.bootstraps[broken].want(others[0])
             assert expected in job.engines[broken].failure(others[0])
         # The others are linked all the same.
         if broken != 0:
@@ -142,7 +142,7 @@ def test_an_engine_that_cannot_be_started_says_why(broken: int) -> None:
         job.add(other).want(broken)
         time.sleep(0.2)  # it is connected
         job.bootstraps[broken].refuse("no eventfd")
-        assert job.engines[other].failure(broken) == "no eventfd"
+        assert job.engines[other].failure(broken).endswith("refuses: no eventfd")
         assert job.store.wait(f"jaxcoll/1/end/{broken}", WAIT_S) == b"no eventfd"
         assert job.engines[broken].refused == []  # it has no engine
 
@@ -216,17 +216,20 @@ def test_a_failing_loop_is_told_to_both_sides() -> None:
         for index in (0, 1):
             job.start(index)
 
-        def fail(*_: Any) -> Any:
+        selector: Any = job.bootstraps[1]._loop._selector  # type: ignore[union-attr]
+        thread = job.bootstraps[1]._thread
+
+        def fail(*_: Any) -> Any:  # once, so that it can be tidied up
+            del selector.select
             raise OSError(errno.EBADF, "Bad file descriptor")
 
-        loop = job.bootstraps[1]._loop
-        loop._selector.select = fail  # type: ignore[union-attr]
-        loop.call_soon_threadsafe(lambda: None)  # type: ignore[union-attr]
+        selector.select = fail
+        job.bootstraps[1].start()
+        thread.join(WAIT_S)
         job.bootstraps[0].want(1)
         assert "Bad file descriptor" in job.engines[0].failure(1)
         with pytest.raises(LinkError, match="Bad file descriptor"):
             job.bootstraps[1].want(0)
-        del loop._selector.select  # type: ignore[union-attr]
 
 
 def test_a_listener_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
