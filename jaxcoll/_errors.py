@@ -45,10 +45,6 @@ class PermutationError(JaxcollError, ValueError):
     """A permutation with a repeated source or destination, or one out of range."""
 
 
-class LinkError(JaxcollError):
-    """Why two processes cannot be linked, in words for the user."""
-
-
 class TuningError(JaxcollError, RuntimeError):
     """A tuning table that cannot be used, or not by all processes alike; names the files."""
 
