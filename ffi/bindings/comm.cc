@@ -1,6 +1,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <exception>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "comm/peer.h"
 #include "comm/reactor.h"
 #include "transport/link.h"
+#include "transport/shm_segment.h"
 
 namespace nb = nanobind;
 
@@ -94,6 +96,15 @@ void BindComm(nb::module_& m) {
       [] {
         StatusOr<int> segment = MakeShmSegment(kWindowBytes);
         if (!segment.ok()) throw nb::value_error(segment.status().message().c_str());
+        // The link will map this one and the peer's. If there is no room for them the peer is to
+        // be told so, which it can be only now.
+        ShmSegment own, peers;
+        for (ShmSegment* mapped : {&own, &peers}) {
+          if (const Status status = mapped->Map(*segment); !status.ok()) {
+            close(*segment);
+            throw nb::value_error(status.message().c_str());
+          }
+        }
         return *segment;
       },
       "A memfd for one link: what the peer writes for this process.");
