@@ -15,7 +15,7 @@ _EXHAUSTED_S = 1.0  # how long this process may lack descriptors or memory
 _REASON_BYTES_MAX = 4096
 
 
-class Gone(Exception):
+class Gone(LinkError):
     """Nobody listens where the peer did."""
 
 
@@ -23,7 +23,7 @@ class Silent(LinkError):
     """The peer gives no sign of life."""
 
 
-class Exhausted(Exception):
+class Exhausted(LinkError):
     """This process cannot connect to anybody."""
 
 

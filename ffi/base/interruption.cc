@@ -93,7 +93,10 @@ bool Interruption::Check(int ticks) {
   if (count() != seen_) {
     seen_ = count();
     asked_ = false;
-    if (!fresh_) ticks_ = 0;  // who presses it again and again need not wait longer
+    if (!fresh_) {  // else it was pressed again: that puts off nothing
+      ticks_ = 0;
+      came_ = std::chrono::steady_clock::now();
+    }
     fresh_ = true;
   }
   if (!asked_) asked_ = interpreter_.ask_main_thread();

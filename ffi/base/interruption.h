@@ -7,6 +7,7 @@
 // Check puts ours in front again. Nothing is done for a program that handles SIGINT by itself.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 namespace jaxcoll {
@@ -31,6 +32,8 @@ class Interruption {
   // Called every few milliseconds. Whether a SIGINT has come `ticks` calls ago, until Take.
   bool Check(int ticks);
   void Take();
+  // When Check saw the first of those that have not been taken.
+  std::chrono::steady_clock::time_point came() const { return came_; }
   // Whether the main thread is still in C++.
   bool unheard() const;
   // How many have come so far.
@@ -44,9 +47,10 @@ class Interruption {
   // The watchdog's:
   uint32_t seen_ = 0;
   bool fresh_ = false;  // one has come, and has not been taken
-  bool asked_ = true;   // the main thread, since the last one
-  int ticks_ = 0;       // since the first one that is fresh
-  int arm_ticks_ = 0;   // since the last look at the handler
+  std::chrono::steady_clock::time_point came_;
+  bool asked_ = true;  // the main thread, since the last one
+  int ticks_ = 0;      // since the first one that is fresh
+  int arm_ticks_ = 0;  // since the last look at the handler
 };
 
 }  // namespace jaxcoll

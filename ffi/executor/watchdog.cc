@@ -86,7 +86,7 @@ void Watchdog::CheckInterruption() {
   Interruption& interruption = Interruption::Get();
   if (!interruption.Check(kInterruptionTicks) || interrupting_.exchange(true)) return;
   interruption.Take();
-  const CallSite::Clock::time_point came = CallSite::Clock::now() - kInterruptionTicks * kTick;
+  const CallSite::Clock::time_point came = interruption.came();
   std::thread([this, &interruption, came] {
     bool raises = false;
     {
