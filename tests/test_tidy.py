@@ -49,7 +49,7 @@ PYTHON_LAYERS = [
     {"_jax_compat"},
     {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
-    {"_presence", "_startup"},
+    {"_jax_plugin.__init__", "_presence", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
@@ -61,7 +61,7 @@ WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})]
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
-    *("jaxcoll", "jax_plugins", "ffi", "tests", "benchmarks"),
+    *("jaxcoll", "ffi", "tests", "benchmarks"),
 }
 LONGEST_FILE_LINES = 650
 

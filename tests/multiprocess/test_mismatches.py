@@ -89,11 +89,14 @@ def test_a_difference_in_a_line_names_its_place() -> None:
 
 
 def test_calls_of_functions_of_other_names_are_told_by_them() -> None:
-    script = PROGRAM + """
+    script = (
+        PROGRAM
+        + """
 def mapped(x): return c.psum(x, "x")
 mapped.__name__ = ["train", "evaluate"][rank]
 told(jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P())), y)
 """
+    )
     for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
         assert "another program: `function evaluate`, not `function train`" in text, text
 
