@@ -46,6 +46,7 @@ PYTHON_LAYERS = [
     {"_page"},
     {"_simulate_command"},
     {"_jax_compat"},
+    {"_custom_call", "_reshaping", "_shardings"},
     {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
     {"_startup"},
