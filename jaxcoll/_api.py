@@ -5,9 +5,10 @@ Here arguments are checked and brought into the canonical form of _primitive.py.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxcoll import _autodiff, _lowering, _select
+from jaxcoll import _autodiff, _lowering, _reshaping, _select
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import AxisIndexGroupsError, PermutationError, UnknownReduceOpError
@@ -48,7 +49,8 @@ def all_reduce(
 
     Args:
       x: pytree of arrays of any shape; float4/8/16/32/64, bfloat16, int, uint, bool, complex.
-        Python scalars and other constants are summed without communicating.
+        Each Python scalar or other constant in it is summed without communicating, as in lax: its
+        sum is a constant again, weakly typed where the scalar is.
       axis_name: a mesh or vmap axis, or a tuple of them; integers are dimensions of `x`, reduced
         away on each device first.
       op: sum, mean, prod (bool only as a sum or mean, which counts in int32); min, max (all but
@@ -85,7 +87,7 @@ def all_reduce(
         raise UnknownReduceOpError(f"unknown reduce op {op!r}; choose one of {choices}")
     axes = compat.drop_one_sized_axes(_axes(axis_name))
     if not axes:
-        return x / 1 if op == _MEAN else x
+        return jax.tree.map(lambda leaf: leaf / 1, x) if op == _MEAN else x
     named = tuple(axis for axis in axes if not isinstance(axis, int))
     dimensions = tuple(axis for axis in axes if isinstance(axis, int))
     if dimensions and axis_index_groups is not None:
@@ -143,14 +145,22 @@ def reduce_scatter(
     if not axes:
         return x
     group = _group("reduce_scatter", axes, axis_index_groups, algorithm, schedule)
+    oracle = functools.partial(
+        lax.psum_scatter,
+        axis_name=axes,
+        scatter_dimension=scatter_dimension,
+        axis_index_groups=axis_index_groups,
+        tiled=tiled,
+    )
 
     def scatter(leaf: Any) -> jax.Array:
         if op == "sum" and compat.in_unreduced_state(leaf, axes):
             return lax.psum_scatter(leaf, axes, scatter_dimension=scatter_dimension, tiled=tiled)
-        leaf = _varying(leaf, group)
+        leaf = _varying(_array(leaf), group)
         dimension = compat.canonicalize_axis(scatter_dimension, leaf.ndim)
-        chunks = _chunks_in_front("reduce_scatter", leaf, dimension, group.size, tiled)
-        return prim.reduce_scatter_p.bind(chunks, op=op, **group.params)
+        chunks = _reshaping.chunks_in_front("reduce_scatter", leaf, dimension, group.size, tiled)
+        result = prim.reduce_scatter_p.bind(chunks, op=op, **group.params)
+        return _reshaping.sharded_as(result, oracle, leaf)
 
     return jax.tree.map(scatter, x)
 
@@ -194,12 +204,20 @@ def all_gather(
     if to == "reduced":
         return lax.all_gather(x, axes, axis=axis, tiled=tiled, to=to)
     group = _group("all_gather", axes, axis_index_groups, algorithm, schedule)
+    oracle = functools.partial(
+        lax.all_gather,
+        axis_name=axes,
+        axis_index_groups=axis_index_groups,
+        axis=axis,
+        tiled=tiled,
+        to=to,
+    )
 
     def gather(leaf: Any) -> jax.Array:
         leaf = _varying(leaf, group)
-        position = compat.canonicalize_axis(axis, leaf.ndim if tiled else leaf.ndim + 1)
+        position = compat.canonicalize_axis(axis, np.ndim(leaf) + (not tiled))
         chunks = prim.all_gather_p.bind(leaf, invariant=to == "invarying", **group.params)
-        return _chunks_to(chunks, position, tiled)
+        return _reshaping.sharded_as(_reshaping.chunks_to(chunks, position, tiled), oracle, leaf)
 
     return jax.tree.map(gather, x)
 
@@ -231,14 +249,22 @@ def all_to_all(
     """
     axes = _axes(axis_name)
     group = _group("all_to_all", axes, axis_index_groups, algorithm, schedule)
+    oracle = functools.partial(
+        lax.all_to_all,
+        axis_name=axes,
+        split_axis=split_axis,
+        concat_axis=concat_axis,
+        axis_index_groups=axis_index_groups,
+        tiled=tiled,
+    )
 
     def exchange(leaf: Any) -> jax.Array:
-        leaf = _varying(leaf, group)
+        leaf = _varying(_array(leaf), group)
         split = compat.canonicalize_axis(split_axis, leaf.ndim)
         concat = compat.canonicalize_axis(concat_axis, leaf.ndim)
-        chunks = _chunks_in_front("all_to_all", leaf, split, group.size, tiled)
+        chunks = _reshaping.chunks_in_front("all_to_all", leaf, split, group.size, tiled)
         chunks = prim.all_to_all_p.bind(chunks, **group.params)
-        return _chunks_to(chunks, concat, tiled)
+        return _reshaping.sharded_as(_reshaping.chunks_to(chunks, concat, tiled), oracle, leaf)
 
     return jax.tree.map(exchange, x)
 
@@ -280,7 +306,7 @@ def ragged_all_to_all(
     values += [_array(v) for v in (input_offsets, send_sizes, output_offsets, recv_sizes)]
     if compat.inserts_pvary():
         have = [compat.varying_axes(jax.typeof(value)) for value in values]
-        varying = frozenset(compat.manual_mesh_axes(axes)).union(*have)
+        varying = frozenset(compat.typed_mesh_axes(axes)).union(*have)
         values = [
             prim.cast_varying(value, tuple(varying - mine))
             for value, mine in zip(values, have, strict=True)
@@ -291,7 +317,7 @@ def ragged_all_to_all(
 def ppermute(
     x: Any,
     axis_name: AxisNames,
-    perm: Sequence[tuple[int, int]],
+    perm: Iterable[tuple[int, int]],
     *,
     algorithm: str = "auto",
     schedule: Schedule | None = None,
@@ -304,10 +330,12 @@ def ppermute(
 
     Args:
       x: pytree of arrays of any shape and dtype.
-      perm: pairs of indices along `axis_name`; negative ones count from the end.
+      perm: pairs of indices along `axis_name`; negative ones count from the end. Any iterable of
+        pairs: a list, ``dict.items()``, an array of shape (n, 2).
       axis_name, algorithm, schedule: as for `all_reduce`.
 
-    Returns: pytree, same shapes and dtypes; zeros on ranks that are nobody's destination.
+    Returns: pytree, same shapes and dtypes; zeros on ranks that are nobody's destination, and NaN
+      there for float8_e8m0fnu, which has no zero (lax on CPU: the same).
 
     Raises: as `all_reduce`, but for ops and groups; PermutationError for a repeated source or
       destination, or one out of range.
@@ -336,16 +364,18 @@ def broadcast(
 
     Args:
       x: pytree of arrays of any shape and dtype.
-      root: index along `axis_name` (within a group of `axis_index_groups`); may be traced, int32
-        scalar and equal on all ranks, which costs an all_gather.
+      root: index along `axis_name` (within a group of `axis_index_groups`), from 0 on. It may be
+        traced: a scalar of any integer dtype, equal on all ranks, which costs an all_gather.
       to: "varying", or "invarying": typed as equal on all ranks; its gradient is local.
       axis_name, axis_index_groups, algorithm, schedule: as for `all_reduce`.
 
-    Returns: pytree, same shapes and dtypes.
+    Returns: pytree, same shapes and dtypes. Zeros (NaN for float8_e8m0fnu) for a traced root that
+      is not in the group, as the sum of ``where(axis_index == root, x, 0)`` by which lax defines
+      `pbroadcast`.
 
-    Raises: as `all_reduce`, but for ops; TypeError also for a root that is no integer; ValueError
-      also for one that is not in the group, and for another `to`; NotImplementedError for groups
-      with a `to` that is not "varying".
+    Raises: as `all_reduce`, but for ops; TypeError also for a root that is no integer scalar;
+      ValueError also for one that is not in the group, if it is not traced, and for another `to`;
+      NotImplementedError for groups with a `to` that is not "varying".
     """
     if to not in ("varying", "invarying"):
         raise ValueError(
@@ -356,9 +386,8 @@ def broadcast(
     axes = _axes(axis_name)
     if isinstance(root, jax.Array) and not compat.is_constant(root):
         gathered = all_gather(x, axes, axis_index_groups=axis_index_groups, to=to)
-        return jax.tree.map(
-            lambda leaf: lax.dynamic_index_in_dim(leaf, root, 0, keepdims=False), gathered
-        )
+        size = prim.group_size(axes, _canonical_groups(axis_index_groups))
+        return jax.tree.map(functools.partial(prim.element_or_zeros, root, size), gathered)
     root = operator.index(root)
     group = _group("broadcast", axes, axis_index_groups, algorithm, schedule, root=root)
     if not 0 <= root < group.size:
@@ -517,9 +546,9 @@ def _group(
     return _Group(axes, prim.group_size(axes, groups), params)
 
 
-def _pairs(perm: Sequence[tuple[int, int]], size: int) -> tuple[tuple[int, int], ...]:
-    if not isinstance(perm, (list, tuple)):
-        raise TypeError(f"perm must be a list or a tuple of pairs, but got {type(perm)}")
+def _pairs(perm: Iterable[tuple[int, int]], size: int) -> tuple[tuple[int, int], ...]:
+    if not isinstance(perm, Iterable):
+        raise TypeError(f"perm must be pairs of indices, but got {type(perm)}")
     pairs = []
     for pair in perm:
         source, destination = (operator.index(i) for i in pair)
@@ -528,7 +557,7 @@ def _pairs(perm: Sequence[tuple[int, int]], size: int) -> tuple[tuple[int, int],
         pairs.append((source % size, destination % size))
     sources, destinations = [s for s, _ in pairs], [d for _, d in pairs]
     if len(set(sources)) != len(pairs) or len(set(destinations)) != len(pairs):
-        raise PermutationError(f"ppermute sources and destinations must be unique, got {perm}")
+        raise PermutationError(f"ppermute sources and destinations must be unique, got {pairs}")
     return tuple(pairs)
 
 
@@ -539,13 +568,15 @@ def _array(value: Any) -> jax.Array:
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
-def _varying(leaf: Any, group: _Group) -> jax.Array:
-    """The leaf as an array, cast to varying over the mesh axes it is communicated over."""
-    leaf = _array(leaf)
+def _varying(leaf: Any, group: _Group) -> Any:
+    """The leaf, cast to varying over the mesh axes it is communicated over.
+
+    As in lax a constant is not made an array before it is bound: under vmap it may stay a constant.
+    """
     if not compat.inserts_pvary():
         return leaf
     have = compat.varying_axes(jax.typeof(leaf))
-    missing = tuple(a for a in compat.manual_mesh_axes(group.axes) if a not in have)
+    missing = tuple(a for a in compat.typed_mesh_axes(group.axes) if a not in have)
     return prim.cast_varying(leaf, missing)
 
 
@@ -556,21 +587,20 @@ def _elements(leaf: Any, dimensions: Sequence[int]) -> int:
 def _all_reduce(
     op: str, leaves: Sequence[Any], group: _Group, dimensions: tuple[int, ...]
 ) -> list[Any]:
-    if op == "sum":  # lax counts booleans
-        leaves = [
-            lax.convert_element_type(x, np.int32) if jnp.result_type(x) == np.bool_ else x
-            for x in leaves
-        ]
-        if all(compat.is_constant(leaf) for leaf in leaves):
-            return [_times(group.size, _reduced(op, leaf, dimensions)) for leaf in leaves]
     results: list[Any] = [None] * len(leaves)
     operands: list[jax.Array | None] = []
     batches: dict[Any, list[int]] = {}  # indices of the leaves that share a call
     for i, leaf in enumerate(leaves):
-        if op == "sum" and compat.in_unreduced_state(leaf, group.axes):
-            results[i] = lax.psum(leaf, group.axes)
-            operands.append(None)
-            continue
+        if op == "sum":
+            if jnp.result_type(leaf) == np.bool_:  # lax counts booleans
+                leaf = lax.convert_element_type(leaf, np.int32)
+            # Neither is anything that other ranks must hear of, or that jaxcoll types.
+            if compat.is_constant(leaf) or compat.in_unreduced_state(leaf, group.axes):
+                groups = group.params["axis_index_groups"]
+                axes = (*group.axes, *dimensions)
+                results[i] = lax.psum(leaf, axes, axis_index_groups=groups)
+                operands.append(None)
+                continue
         operand = _varying(_reduced(op, leaf, dimensions), group)
         operands.append(operand)
         aval = jax.typeof(operand)
@@ -609,38 +639,3 @@ def _reduced(op: str, leaf: Any, dimensions: tuple[int, ...]) -> Any:
     leaf = _array(leaf)
     axes = [compat.canonicalize_axis(dimension, leaf.ndim) for dimension in dimensions]
     return prim.reduce_ops[op].over_axes(leaf, axes)
-
-
-def _times(count: int, constant: Any) -> Any:
-    """count * constant, of the constant's own type: a Python scalar stays one."""
-    if isinstance(constant, (int, float, complex)):
-        return type(constant)(count) * constant
-    return np.asarray(count, constant.dtype) * constant
-
-
-def _chunks_in_front(name: str, x: jax.Array, dimension: int, ranks: int, tiled: bool) -> jax.Array:
-    """Moves the chunks of `dimension` into a leading dimension of size `ranks`."""
-    size = x.shape[dimension]
-    if tiled:
-        if size % ranks:
-            raise ValueError(
-                f"tiled {name} needs a dimension that the group's {ranks} ranks divide, but "
-                f"dimension {dimension} of {x.shape} has {size} elements"
-            )
-        shape = (*x.shape[:dimension], ranks, size // ranks, *x.shape[dimension + 1 :])
-        x = x.reshape(shape)
-    elif size != ranks:
-        raise ValueError(
-            f"{name} needs a dimension as large as the group, {ranks} ranks, but dimension "
-            f"{dimension} of {x.shape} has {size} elements"
-        )
-    return jnp.moveaxis(x, dimension, 0)
-
-
-def _chunks_to(chunks: jax.Array, position: int, tiled: bool) -> jax.Array:
-    """Moves the leading dimension to `position`; with `tiled` into the dimension that is there."""
-    y = jnp.moveaxis(chunks, 0, position)
-    if not tiled:
-        return y
-    merged = y.shape[position] * y.shape[position + 1]
-    return y.reshape(*y.shape[:position], merged, *y.shape[position + 2 :])

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxcoll import _jax_compat as compat
+from jaxcoll import _reshaping
 from jaxcoll._jax_compat import ad
 from jaxcoll._primitive import (
     all_gather_p,
@@ -52,6 +53,15 @@ def _varying_like(x: jax.Array, value: jax.Array) -> jax.Array:
     """`value`, typed as varying over the axes that `x` varies over too."""
     axes = compat.varying_axes(jax.typeof(x)) - compat.varying_axes(jax.typeof(value))
     return cast_varying(value, tuple(axes))
+
+
+def _check_linear(name: str, op: str) -> None:
+    """As JAX where a primitive of lax's has no transpose."""
+    if op != "sum":
+        raise NotImplementedError(
+            f"Transpose rule (for reverse-mode differentiation) for 'jaxcoll.{name}' with op "
+            f"{op!r} not implemented: it is not linear; a sum is"
+        )
 
 
 def _differentiable(x: jax.Array) -> bool:
@@ -128,9 +138,14 @@ def _all_reduce_transpose(
     invariant: bool,
     **params: Any,
 ) -> list[Any]:
-    assert op == "sum", op  # the tangents of the other ops are sums too
+    _check_linear("all_reduce", op)  # the tangents of the other ops are sums too
     results = [_zero_cotangent(operand) for operand in operands]
-    live = [i for i, ct in enumerate(cotangents) if not _is_zero(ct)]
+    # An operand that is known has no cotangent, whatever shares the call with it.
+    live = [
+        i
+        for i, (ct, operand) in enumerate(zip(cotangents, operands, strict=True))
+        if ad.is_undefined_primal(operand) and not _is_zero(ct)
+    ]
     if not live:
         return results
     arrived = [cotangents[i] for i in live]
@@ -175,7 +190,7 @@ def _reduce_scatter_jvp(
 
 
 def _reduce_scatter_transpose(cotangent: Any, operand: Any, *, op: str, **params: Any) -> list[Any]:
-    assert op == "sum", op
+    _check_linear("reduce_scatter", op)
     if _is_zero(cotangent):
         return [_zero_cotangent(operand)]
     return [all_gather_p.bind(cotangent, **{**params, **_AUTO}, invariant=False)]
@@ -272,7 +287,8 @@ def _ragged_all_to_all_transpose(
 
     def exchange(offsets: jax.Array) -> jax.Array:
         """What the peers know about the slices that they send here."""
-        return all_to_all_p.bind(offsets.reshape(size, -1), **{**params, **_AUTO}).reshape(-1)
+        rows = _reshaping.split(offsets, 0, (size, offsets.shape[0] // size))
+        return _reshaping.merge(all_to_all_p.bind(rows, **{**params, **_AUTO}), 0)
 
     received_at = exchange(output_offsets)
     operand_ct = output_ct = None

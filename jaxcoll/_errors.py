@@ -45,11 +45,15 @@ class PermutationError(JaxcollError, ValueError):
     """A permutation with a repeated source or destination, or one out of range."""
 
 
-class TuningError(JaxcollError, RuntimeError):
+class SetupError(JaxcollError):
+    """What a job, or one of its processes, was started with cannot be used, whatever it runs."""
+
+
+class TuningError(SetupError, RuntimeError):
     """A tuning table that cannot be used, or not by all processes alike; names the files."""
 
 
-class SettingError(JaxcollError, ValueError):
+class SettingError(SetupError, ValueError):
     """An environment variable whose value cannot be used; names it, its value and what it takes."""
 
 
@@ -57,7 +61,7 @@ class FileError(JaxcollError, OSError):
     """A file that cannot be read or written; names it and says why."""
 
 
-class LinkError(JaxcollError):
+class LinkError(SetupError):
     """Why two processes cannot be linked, in words for the user."""
 
 

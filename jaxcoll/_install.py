@@ -11,15 +11,17 @@ force where a program is lowered: at the first call of a jitted function, or at 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxcoll import _api, _lowering, _tuning
 from jaxcoll import _jax_compat as compat
-from jaxcoll._errors import JaxcollError, UnsupportedError
+from jaxcoll._errors import JaxcollError, SetupError, UnsupportedError
 
 # True: lower lax's collectives through jaxcoll. The global value is install()'s, a thread's own
 # value is installed()'s and wins.
@@ -33,11 +35,13 @@ def install() -> None:
     """Routes lax's collectives through jaxcoll in every thread, from now on until `uninstall()`.
 
     Programs that are already compiled keep running as they are; calling the functions they came
-    from compiles them anew. `install_report()` lists which collectives are served.
+    from compiles them anew. `install_report()` lists which collectives are served, and why some of
+    their uses were left to XLA: whatever keeps jaxcoll from lowering a call, lax's rule takes over.
+    What lax refuses is refused in its words. Faults of the job's set-up are raised.
 
     Raises: TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
-    _tuning.active()  # later, while a program is lowered, lax would quietly take over
+    _tuning.active()  # found here rather than while a program is lowered
     _register()
     _routed.set_global(True)
 
@@ -74,16 +78,23 @@ class Treatment(NamedTuple):
     primitive: str
     treatment: Literal["served", "left to XLA"]
     reason: str  # why it is left to XLA, or which of its uses are
+    fell_back: tuple[str, ...] = ()  # why this process has left some of its uses to XLA so far
 
 
 def install_report() -> list[Treatment]:
-    """What install() does with each collective primitive of the JAX that is running."""
+    """What install() does with each collective primitive of the JAX that is running.
+
+    `fell_back` tells what no other entry can: which uses jaxcoll could not lower and has left to
+    XLA in this process, each reason once.
+    """
     report = []
     for name in sorted(compat.parallel_primitives()):
         if name in _NOT_COLLECTIVE:
             continue
         if name in _BODIES:
-            report.append(Treatment(name, "served", _EXCEPTIONS.get(name, "")))
+            with _registration:
+                fell_back = tuple(_noted.get(name, ()))
+            report.append(Treatment(name, "served", _EXCEPTIONS.get(name, ""), fell_back))
         else:
             reason = _LEFT_TO_XLA.get(name, "not known to this version of jaxcoll")
             report.append(Treatment(name, "left to XLA", reason))
@@ -164,9 +175,7 @@ def _ppermute(x: Any, *, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any
     axes = compat.in_mesh_order(axis_name)
     if axes != tuple(axis_name):
         raise UnsupportedError(f"lax has rules of its own for ranks along {axis_name}")
-    # lax counts ranks modulo their number.
-    size = jax.lax.axis_size(axes)
-    return _api.ppermute(x, axes, [(source % size, target % size) for source, target in perm])
+    return _api.ppermute(x, axes, perm)
 
 
 def _pbroadcast(x: Any, *, axis_name: Any, source: int) -> Any:
@@ -243,23 +252,110 @@ def _register() -> None:
         for name, body in _BODIES.items():
             if name in primitives:
                 primitive = primitives[name]
-                rule = _switched(body, compat.common_lowering_rule(primitive))
+                rule = _switched(name, body, compat.common_lowering_rule(primitive))
                 compat.mlir.register_lowering(primitive, rule)
         _registered = True
 
 
-def _switched(body: Callable[..., Any], lax_rule: Callable[..., Any]) -> Callable[..., Any]:
+def _switched(
+    name: str, body: Callable[..., Any], lax_rule: Callable[..., Any]
+) -> Callable[..., Any]:
     ours = compat.mlir.lower_fun(body, multiple_results=False)
 
     def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
         if not _routed.value:
             return lax_rule(ctx, *operands, **params)
+        why: Exception
         try:
+            # What this raises of other types is about the job and not about this program.
             _lowering.check_served(ctx)
-            # How a result varies was settled when lax's primitive was traced.
-            with compat.unchecked_vma():
-                return ours(compat.without_manual_axis_types(ctx), *operands, **params)
-        except JaxcollError:  # another platform, several processes, a dtype without the op, ...
-            return lax_rule(ctx, *operands, **params)
+        except UnsupportedError as error:
+            why = error
+        else:
+            try:
+                # How a result varies, and what shards it, was settled when lax's primitive was
+                # traced.
+                with _undone_if_it_fails(ctx), compat.unchecked_vma():
+                    return ours(compat.without_mesh_types(ctx), *operands, **params)
+            except _ABOUT_THE_JOB:
+                raise
+            except Exception as error:
+                why = error
+        results = lax_rule(ctx, *operands, **params)  # or lax's error, for what is one to lax, too
+        _note(name, why)
+        return results
 
     return rule
+
+
+# These depend on the process they are raised in. If they made one process leave a call to XLA, the
+# others would wait for it; everything else follows from the program, which all processes share.
+_ABOUT_THE_JOB = (SetupError, OSError, MemoryError)
+
+_noted: dict[str, list[str]] = {}  # guarded by _registration
+_NOTED_AT_MOST = 16  # of a primitive: reasons may have shapes in them
+
+
+def _note(name: str, why: Exception) -> None:
+    """Remembers, and logs once, why one of lax's primitives was left to XLA."""
+    foreseen = isinstance(why, JaxcollError)
+    reason = str(why) if foreseen else f"{type(why).__name__}: {why}"
+    with _registration:
+        reasons = _noted.setdefault(name, [])
+        if reason in reasons or len(reasons) >= _NOTED_AT_MOST:
+            return
+        reasons.append(reason)
+    if not foreseen:
+        logging.getLogger("jaxcoll").warning(
+            "jaxcoll.install(): a %s that jaxcoll could not lower is left to XLA: %s", name, reason
+        )
+
+
+# --- what a rule that failed leaves behind -------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _undone_if_it_fails(ctx: Any) -> Iterator[None]:
+    """Takes back what a lowering rule emits inside when it raises, as another one takes over.
+
+    Beside operations of the function at hand that is functions of the module, which may be
+    unfinished, and what JAX remembers of them.
+    """
+    module = ctx.module_context
+    caches = (module.lowering_cache, module.cached_primitive_lowerings)
+    remembered = [set(cache) for cache in caches]
+    lists = (module.keepalives, module.host_callbacks)
+    lengths = [len(items) for items in lists]
+    functions = set(_symbols(module))
+    point = compat.ir.InsertionPoint.current
+    # What is emitted inside stands between this and what stood behind it before.
+    before: Any = compat.mlir.ir_constant(np.zeros((), np.int32)).owner
+    try:
+        yield
+    except BaseException:
+        emitted = list(point.block.operations)
+        emitted = emitted[emitted.index(before) + 1 :]
+        end = point.ref_operation
+        for op in reversed(emitted if end is None else emitted[: emitted.index(end)]):
+            op.erase()
+        for name, op in _symbols(module).items():
+            if name not in functions:
+                module.symbol_table.erase(op)
+        for cache, keys in zip(caches, remembered, strict=True):
+            for key in set(cache) - keys:
+                del cache[key]
+        for items, length in zip(lists, lengths, strict=True):
+            del items[length:]
+        raise
+    finally:
+        before.erase()
+
+
+def _symbols(module_context: Any) -> dict[str, Any]:
+    """The functions of a module by name."""
+    body = module_context.module.body
+    return {
+        compat.ir.StringAttr(op.attributes["sym_name"]).value: op
+        for op in body.operations
+        if "sym_name" in op.attributes
+    }

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax
-import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
@@ -35,8 +34,7 @@ from jax._src.interpreters import partial_eval as _pe
 from jax._src.lax import parallel as _parallel
 from jax._src.lib import xla_client as _xla_client
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import func as _func
-from jax._src.lib.mlir.dialects import hlo
+from jax._src.lib.mlir.dialects import func, hlo
 from jax._src.sharding_impls import SPMDAxisContext
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
@@ -48,11 +46,15 @@ if TYPE_CHECKING:
 else:
     Value = ir.Value  # not a generic class when it runs
 _OWN_FOLDER = os.path.dirname(__file__)
-Sharding = Any  # xla_client.HloSharding: jaxlib ships no public name for it
+Sharding = Any  # an HloSharding: jaxlib ships no public name for it
+HloSharding = _xla_client.HloSharding
+OpSharding = _xla_client.OpSharding
 
 __all__ = [
     "AxisName",
     "DistributedStore",
+    "HloSharding",
+    "OpSharding",
     "Primitive",
     "SPMDAxisContext",
     "Sharding",
@@ -64,19 +66,21 @@ __all__ = [
     "check_axis_names",
     "check_not_unreduced",
     "check_vma",
-    "custom_call",
-    "custom_call_module",
     "define_dce",
     "define_impl",
+    "define_partial_evaluation",
+    "dictionary_entries",
     "distributed_store",
     "drop_one_sized_axes",
     "exported_custom_call",
+    "func",
     "function_name",
     "hlo",
     "in_unreduced_state",
     "inserts_pvary",
     "ir",
     "is_constant",
+    "is_constant_shape",
     "is_extended_dtype",
     "is_for_export",
     "is_mesh_of_context",
@@ -89,15 +93,12 @@ __all__ = [
     "program_devices",
     "register_ffi",
     "register_partitioner",
-    "replicate_leading_dimension",
     "rewrite_exported_calls",
     "sharding_rule",
-    "sharding_with_leading_dimension",
-    "sharding_without_leading_dimension",
     "source_line",
-    "string_attribute",
-    "tuple_sharding",
+    "typed_mesh_axes",
     "varying_axes",
+    "varying_in_context",
     "with_leading_dimension",
     "with_varying",
     "without_leading_dimension",
@@ -214,6 +215,11 @@ def drop_one_sized_axes(axes: tuple[AxisName, ...]) -> tuple[AxisName, ...]:
     return tuple(_parallel._maybe_skip_one_sized_axes(axes))
 
 
+def typed_mesh_axes(axes: Sequence[AxisName]) -> tuple[AxisName, ...]:
+    """Those of `manual_mesh_axes(axes)` that a type can name: JAX may leave out one-sized ones."""
+    return manual_mesh_axes(drop_one_sized_axes(tuple(axes)))
+
+
 def varying_axes(aval: Any) -> frozenset[AxisName]:
     return frozenset(aval.mat.varying)
 
@@ -221,6 +227,16 @@ def varying_axes(aval: Any) -> frozenset[AxisName]:
 def with_varying(aval: Any, varying: Iterable[AxisName], **changes: Any) -> Any:
     """`aval` with other varying axes (and `changes` of ShapedArray.update)."""
     return aval.update(manual_axis_type=aval.mat.update(varying=frozenset(varying)), **changes)
+
+
+def varying_in_context(aval: Any, varying: Iterable[AxisName]) -> Any:
+    """`aval` as a value of the shard_map that is being traced, varying over `varying`.
+
+    A constant belongs to no mesh, and a value from outside of a nested shard_map to that of the
+    outer one: only the mesh of the context has all the axes that may vary. As in lax's pvary.
+    """
+    sharding = aval.sharding.update(mesh=jax.sharding.get_abstract_mesh())
+    return with_varying(aval, varying, sharding=sharding)
 
 
 def with_leading_dimension(aval: Any, size: int) -> Any:
@@ -246,6 +262,11 @@ def check_not_unreduced(aval: Any, axes: Sequence[AxisName], api_name: str) -> N
 
 def is_constant(x: Any) -> bool:
     return not isinstance(x, _core.Tracer)
+
+
+def is_constant_shape(shape: Sequence[Any]) -> bool:
+    """Whether every dimension is a number, not a symbol of `jax.export.symbolic_shape`."""
+    return bool(_core.is_constant_shape(tuple(shape)))
 
 
 def is_extended_dtype(dtype: Any) -> bool:
@@ -276,6 +297,28 @@ def define_dce(primitive: Primitive) -> None:
         return used, eqn.replace(invars=invars, outvars=outvars)
 
     _pe.dce_rules[primitive] = rule
+
+
+def define_partial_evaluation(primitive: Primitive) -> None:
+    """Operands of a variadic primitive that are known keep their results known.
+
+    By default one unknown operand makes all results unknown. Then a sum of constants would count as
+    a function of what it shares a call with, and JAX could not transpose what it is used for.
+    """
+
+    def rule(trace: Any, *tracers: Any, **params: Any) -> list[Any]:
+        known = [tracer.is_known() for tracer in tracers]
+        results: list[Any] = [None] * len(tracers)
+        for these in (True, False):
+            places = [i for i, is_known in enumerate(known) if is_known is these]
+            if places:
+                part = [tracers[i] for i in places]
+                values = trace.default_process_primitive(primitive, part, params)
+                for i, value in zip(places, values, strict=True):
+                    results[i] = value
+        return results
+
+    _pe.custom_partial_eval_rules[primitive] = rule
 
 
 # --- lowering -----------------------------------------------------------------------------------
@@ -407,128 +450,9 @@ def register_partitioner(
     )
 
 
-def tuple_sharding(shape: Any, shardings: Sequence[Sharding]) -> Sharding:
-    """The sharding of a result: of a tuple when `shape` is one."""
-    if shape.is_tuple():
-        return _xla_client.HloSharding.tuple_sharding(shape, list(shardings))
-    (sharding,) = shardings
-    return sharding
-
-
-def _tiles(sharding: Sharding) -> tuple[Any, list[int]] | None:
-    """The proto and tile dimensions; None for a sharding that is the same for every rank."""
-    proto = sharding.to_proto()
-    tiles = list(proto.tile_assignment_dimensions)
-    return (proto, tiles) if tiles else None
-
-
-def sharding_with_leading_dimension(sharding: Sharding) -> Sharding:
-    """The sharding of the same value with one more, unsharded, dimension in front."""
-    tiled = _tiles(sharding)
-    if tiled is None:
-        return sharding
-    proto, tiles = tiled
-    proto.tile_assignment_dimensions = [1, *tiles]
-    return _xla_client.HloSharding.from_proto(proto)
-
-
-def sharding_without_leading_dimension(sharding: Sharding) -> Sharding:
-    """The sharding of one element along an unsharded leading dimension."""
-    tiled = _tiles(sharding)
-    if tiled is None:
-        return sharding
-    proto, tiles = tiled
-    if tiles[0] != 1:
-        raise ValueError(f"the leading dimension is sharded: {sharding}")
-    proto.tile_assignment_dimensions = tiles[1:]
-    return _xla_client.HloSharding.from_proto(proto)
-
-
-def replicate_leading_dimension(sharding: Sharding) -> Sharding:
-    """The same sharding with the devices along the leading dimension holding copies instead."""
-    tiled = _tiles(sharding)
-    if tiled is None or tiled[1][0] == 1:
-        return sharding
-    proto, tiles = tiled
-    if proto.tile_assignment_devices:
-        devices = np.asarray(proto.tile_assignment_devices)
-    else:
-        devices = np.arange(int(np.prod(proto.iota_reshape_dims)))
-        devices = devices.reshape(proto.iota_reshape_dims).transpose(proto.iota_transpose_perm)
-    kinds = list(proto.last_tile_dims)
-    if proto.replicate_on_last_tile_dim:
-        kinds = [_xla_client.OpSharding.Type.REPLICATED]
-    devices = np.moveaxis(devices.reshape(tiles), 0, -1)
-    result = _xla_client.OpSharding()
-    result.type = proto.type
-    result.tile_assignment_dimensions = [1, *devices.shape]
-    result.tile_assignment_devices = [int(d) for d in devices.flat]
-    result.last_tile_dims = [*kinds, _xla_client.OpSharding.Type.REPLICATED]
-    return _xla_client.HloSharding.from_proto(result)
-
-
-def string_attribute(config: str, name: str) -> str:
-    """A string in an MLIR dictionary given as text."""
-    with mlir.make_ir_context(), ir.Location.unknown():
-        return str(ir.StringAttr(ir.DictAttr(ir.Attribute.parse(config))[name]).value)
-
-
-def _entries(dictionary: ir.Attribute) -> dict[str, ir.Attribute]:
+def dictionary_entries(dictionary: ir.Attribute) -> dict[str, ir.Attribute]:
     parsed: Any = ir.DictAttr(dictionary)
     return {item.name: item.attr for item in parsed}
-
-
-def custom_call_module(
-    target: str,
-    config: str,
-    operands: Sequence[tuple[Sequence[int], np.dtype]],
-    results: Sequence[tuple[Sequence[int], np.dtype]],
-) -> bytes:
-    """A serialised module whose main function is one typed-FFI custom call.
-
-    Args:
-      config: the call's attributes as XLA prints them, an MLIR dictionary.
-      operands, results: shapes and dtypes.
-    """
-
-    def tensor(shape: Sequence[int], dtype: np.dtype) -> ir.Type:
-        return ir.RankedTensorType.get(list(shape), mlir.dtype_to_ir_type(dtype))
-
-    with mlir.make_ir_context(), ir.Location.unknown():
-        module = ir.Module.create()
-        operand_types = [tensor(*operand) for operand in operands]
-        result_types = [tensor(*result) for result in results]
-        with ir.InsertionPoint(module.body):
-            main: Any = _func.FuncOp("main", ir.FunctionType.get(operand_types, result_types))
-        with ir.InsertionPoint(main.add_entry_block()):
-            attributes = _entries(ir.Attribute.parse(config))
-            _func.ReturnOp(custom_call(target, list(main.arguments), result_types, attributes))
-        return mlir.module_to_bytecode(module)
-
-
-def custom_call(
-    target: str,
-    operands: Sequence[Value],
-    result_types: Sequence[ir.Type],
-    attributes: dict[str, ir.Attribute],
-    extra_attributes: dict[str, ir.Attribute] | None = None,
-) -> list[Value]:
-    """A typed-FFI custom call on row-major buffers."""
-
-    def row_major(types: Iterable[ir.Type]) -> list[list[int]]:
-        return [list(range(ir.RankedTensorType(t).rank - 1, -1, -1)) for t in types]
-
-    call = mlir.custom_call(
-        target,
-        result_types=list(result_types),
-        operands=list(operands),
-        backend_config=attributes,
-        api_version=4,
-        operand_layouts=row_major(operand.type for operand in operands),
-        result_layouts=row_major(result_types),
-        extra_attributes=extra_attributes,
-    )
-    return list(call.results)
 
 
 # --- exported programs --------------------------------------------------------------------------
@@ -576,7 +500,7 @@ def rewrite_exported_calls(
         digest = hashlib.blake2b(exported.mlir_module_serialized, digest_size=8).hexdigest()
         changes = rewrite(ctx, digest)
         for call in calls:
-            config = _entries(call.attributes["mhlo.backend_config"])
+            config = dictionary_entries(call.attributes["mhlo.backend_config"])
             call.attributes["mhlo.backend_config"] = ir.DictAttr.get({**config, **changes})
         return results
 
@@ -606,10 +530,12 @@ def common_lowering_rule(primitive: Primitive) -> Callable[..., Any]:
     return rule
 
 
-def without_manual_axis_types(ctx: Any) -> Any:
-    """A lowering context whose operands are typed as under check_vma=False."""
+def without_mesh_types(ctx: Any) -> Any:
+    """A lowering context whose operands are typed as under check_vma=False, on automatic axes."""
     plain = [
-        aval.update(manual_axis_type=_core.ManualAxisType()) if hasattr(aval, "mat") else aval
+        aval.update(manual_axis_type=_core.ManualAxisType(), sharding=None)
+        if hasattr(aval, "mat")
+        else aval
         for aval in ctx.avals_in
     ]
     return ctx.replace(avals_in=plain)

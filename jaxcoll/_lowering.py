@@ -16,7 +16,15 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxcoll import _communicator, _presence, _program, _select, _tuning
+from jaxcoll import (
+    _communicator,
+    _custom_call,
+    _presence,
+    _program,
+    _select,
+    _shardings,
+    _tuning,
+)
 from jaxcoll import _jax_compat as compat
 from jaxcoll import _primitive as prim
 from jaxcoll._errors import UnsupportedError
@@ -168,6 +176,7 @@ def _mesh(ctx: Any) -> Mesh | AbstractMesh:
 
 def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
     check_served(ctx)
+    _check_shapes_are_known(ctx)
     mesh = _mesh(ctx)
     exported = compat.is_for_export(ctx)
     # Exported programs, and those whose mesh comes from the context or is that of a nested
@@ -201,6 +210,22 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
         agreed=not one_process,
         label=label,
     )
+
+
+def _check_shapes_are_known(ctx: Any) -> None:
+    """Refuses what could be exported and never be called.
+
+    Where an exported program is called, JAX puts numbers in place of its symbols. The results of a
+    custom call get their shapes from operands that say them, and within a shard_map JAX cannot
+    compute these: what infers its own shape works there, as XLA's collectives do, and nothing else.
+    """
+    for aval in ctx.avals_in:
+        if not compat.is_constant_shape(aval.shape):
+            raise UnsupportedError(
+                f"jaxcoll cannot export a collective of symbolic shape {aval.str_short()}: within "
+                "a shard_map JAX finds no shapes for custom calls when the program is called; "
+                "export it once for each shape, or use jax.lax's collective here"
+            )
 
 
 def _is_partially_manual(ctx: Any) -> bool:
@@ -273,7 +298,7 @@ def _emit(
     if _is_partially_manual(ctx):
         target = PARTITIONED_TARGET
         extra = {"sdy.sharding_rule": _sharding_rule(call.collective, operands, result_types)}
-    return compat.custom_call(target, operands, result_types, attributes, extra)
+    return _custom_call.emit(target, operands, result_types, attributes, extra)
 
 
 def _lower_vectors(
@@ -381,6 +406,11 @@ def _lower_broadcast(
     return _lower_vectors(ctx, call, [operand], [_shape(operand)])
 
 
+# Types of a byte that have no zero: a byte of zeros is a power of two. What zero becomes when it is
+# converted to them is NaN, a byte of ones.
+_WITHOUT_ZERO = {"f8E8M0FNU"}
+
+
 def _lower_ppermute(
     ctx: Any,
     operand: Value,
@@ -396,7 +426,14 @@ def _lower_ppermute(
         (zeros,) = mlir.lower_fun(lambda x: [lax.full_like(x, 0)])(ctx, operand)
         return [zeros]
     call = _Call("permute", group, algorithm, schedule, permutation=perm)
-    return _lower_vectors(ctx, call, [operand], [_shape(operand)])
+    tensor = ir.RankedTensorType(operand.type)
+    if str(tensor.element_type) not in _WITHOUT_ZERO or len(perm) == group.size:
+        return _lower_vectors(ctx, call, [operand], [_shape(operand)])
+    # The engine leaves zero bits where nothing arrives: move the complements of all bits.
+    bits = _with_element(operand.type, ir.IntegerType.get_unsigned(8))
+    flipped = hlo.not_(hlo.bitcast_convert(bits, operand))
+    (moved,) = _lower_vectors(ctx, call, [flipped], [_shape(operand)])
+    return [hlo.bitcast_convert(operand.type, hlo.not_(moved))]
 
 
 _FIT_INT32 = {"i2", "i4", "i8", "i16", "i32", "ui2", "ui4", "ui8", "ui16"}
@@ -484,7 +521,7 @@ def _sharding_rule(
 def _collective_of(config: bytes | str) -> str:
     """The collective that a custom call's attributes, as XLA prints them, name."""
     text = config.decode() if isinstance(config, bytes) else config
-    return compat.string_attribute(text, "collective")
+    return _custom_call.string_attribute(text, "collective")
 
 
 def _partitioned(
@@ -493,15 +530,15 @@ def _partitioned(
     """Shardings of operands and results under which each shard is a call of its own."""
     operands = list(operand_shardings)
     if collective in ("reduce_scatter", "all_to_all"):
-        operands[0] = compat.replicate_leading_dimension(operands[0])
+        operands[0] = _shardings.replicate_leading_dimension(operands[0])
     if collective == "ragged_all_to_all":
-        operands = [compat.replicate_leading_dimension(s) for s in operands]
+        operands = [_shardings.replicate_leading_dimension(s) for s in operands]
         operands[0] = operands[1]
         return operands, [operands[1]]
     if collective == "reduce_scatter":
-        return operands, [compat.sharding_without_leading_dimension(operands[0])]
+        return operands, [_shardings.sharding_without_leading_dimension(operands[0])]
     if collective == "all_gather":
-        return operands, [compat.sharding_with_leading_dimension(operands[0])]
+        return operands, [_shardings.sharding_with_leading_dimension(operands[0])]
     return operands, operands[:result_count]
 
 
@@ -525,13 +562,13 @@ def _partition(
             for shape, sharding in zip(shapes, shardings, strict=True)
         ]
 
-    module = compat.custom_call_module(
+    module = _custom_call.module(
         TARGET,
         config.decode() if isinstance(config, bytes) else config,
         shards(operand_shapes, operands),
         shards(result_shapes, results),
     )
-    return module, operands, compat.tuple_sharding(result_shape, results)
+    return module, operands, _shardings.tuple_sharding(result_shape, results)
 
 
 def _infer(
@@ -542,7 +579,7 @@ def _infer(
 ) -> compat.Sharding:
     count = len(_shapes(result_shape))
     _, results = _partitioned(_collective_of(config), operand_shardings, count)
-    return compat.tuple_sharding(result_shape, results)
+    return _shardings.tuple_sharding(result_shape, results)
 
 
 def _propagate(result_sharding: compat.Sharding, shape: Any, config: bytes | str) -> Any:

@@ -32,6 +32,7 @@ import numpy as np
 from jax import lax
 
 from jaxcoll import _jax_compat as compat
+from jaxcoll import _reshaping
 from jaxcoll._errors import UnknownReduceOpError, UnsupportedDtypeError
 from jaxcoll._jax_compat import AxisName, Primitive
 
@@ -62,6 +63,7 @@ primitives = (
 for _primitive in primitives:
     compat.define_impl(_primitive)
 compat.define_dce(all_reduce_p)
+compat.define_partial_evaluation(all_reduce_p)
 
 
 # --- reduce ops ---------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def _varying_after(
     if not compat.check_vma():
         return frozenset()
     varying = compat.varying_axes(aval)
-    missing = [axis for axis in compat.manual_mesh_axes(axis_name) if axis not in varying]
+    missing = [axis for axis in compat.typed_mesh_axes(axis_name) if axis not in varying]
     if missing:
         raise ValueError(
             f"jaxcoll.{name} over axes {tuple(axis_name)} needs an operand that varies over them, "
@@ -258,7 +260,7 @@ def _ragged_all_to_all_abstract_eval(
 @pvary_p.def_abstract_eval
 def _pvary_abstract_eval(aval: Any, *, axis_name: tuple[AxisName, ...], **_: Any) -> Any:
     compat.check_not_unreduced(aval, axis_name, "pvary")
-    return compat.with_varying(aval, compat.varying_axes(aval) | frozenset(axis_name))
+    return compat.varying_in_context(aval, compat.varying_axes(aval) | frozenset(axis_name))
 
 
 def cast_varying(
@@ -468,6 +470,8 @@ def _ppermute_batcher(
         ), d
     _refuse_groups("ppermute", axis_data, axis_index_groups)
     split = _split_at(axis_data, axis_name)
+    if d is None and not split.rest and len(perm) == split.vmapped:
+        return x, None  # as in lax: all indices have the same value, and each gets one
     x = _batch_in_front(axis_data, x, d)
     if not split.rest:
         source_of = {destination: source for source, destination in perm}
@@ -522,14 +526,14 @@ def _ragged_all_to_all_batcher(
     output_offsets = output_offsets + element * output.shape[1]
     indices = [input_offsets, send_sizes, output_offsets, recv_sizes]
     y = ragged_all_to_all_p.bind(
-        operand.reshape(-1, *operand.shape[2:]),
-        output.reshape(-1, *output.shape[2:]),
-        *(index.T.reshape(-1) for index in indices),
+        _reshaping.merge(operand, 0),
+        _reshaping.merge(output, 0),
+        *(_reshaping.merge(index.T, 0) for index in indices),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         **params,
     )
-    return y.reshape(output.shape), 0
+    return _reshaping.split(y, 0, output.shape[:2]), 0
 
 
 def _pvary_batcher(
@@ -552,16 +556,14 @@ def _batch_in_front(axis_data: Any, x: jax.Array, d: int | None) -> jax.Array:
 
 def _vmapped_behind_rest(split: _Split, x: jax.Array) -> jax.Array:
     """(ranks, ...) -> (ranks of the rest, indices of the vmapped axis, ...)"""
-    shape = x.shape[1:]
-    x = x.reshape(split.before, split.vmapped, split.after, *shape)
-    return jnp.moveaxis(x, 1, 2).reshape(split.before * split.after, split.vmapped, *shape)
+    x = _reshaping.split(x, 0, (split.before, split.vmapped, split.after))
+    return _reshaping.merge(jnp.moveaxis(x, 1, 2), 0)
 
 
 def _vmapped_among_rest(split: _Split, x: jax.Array) -> jax.Array:
     """The inverse of _vmapped_behind_rest."""
-    shape = x.shape[2:]
-    x = x.reshape(split.before, split.after, split.vmapped, *shape)
-    return jnp.moveaxis(x, 2, 1).reshape(-1, *shape)
+    x = _reshaping.split(x, 0, (split.before, split.after))
+    return _reshaping.merge(_reshaping.merge(jnp.moveaxis(x, 2, 1), 0), 0)
 
 
 def _split_rank(split: _Split, rank: int) -> tuple[int, int]:
@@ -596,6 +598,18 @@ def rank_in_group(axis_name: Sequence[AxisName], axis_index_groups: AxisIndexGro
     return jnp.asarray(position)[index]
 
 
+def element_or_zeros(index: jax.Array, size: int, elements: jax.Array) -> jax.Array:
+    """``elements[index]``, or zeros where `index`, a traced one, is not below `size`."""
+    if index.ndim or not jnp.issubdtype(index.dtype, np.integer):
+        raise TypeError(f"a traced broadcast root must be an integer scalar, but is {index.aval}")
+    if index.dtype.itemsize < np.dtype(np.int32).itemsize:
+        index = index.astype(np.int32)  # `size` may not fit into a narrower one
+    inside = (index >= 0) & (index < size)
+    position = jnp.where(inside, index, 0).astype(np.int32)
+    element = lax.dynamic_index_in_dim(elements, position, 0, keepdims=False)
+    return jnp.where(inside, element, lax.full_like(element, 0))
+
+
 __all__ = [
     "AxisIndexGroups",
     "ReduceOp",
@@ -605,6 +619,7 @@ __all__ = [
     "broadcast_p",
     "cast_varying",
     "check_reduce_op",
+    "element_or_zeros",
     "group_size",
     "ppermute_p",
     "primitives",

@@ -142,7 +142,7 @@ def _reduce_ops() -> Iterator[str]:
 
 def _installed() -> Iterator[str]:
     together: dict[tuple[str, str], list[str]] = {}
-    for name, treatment, reason in _install.install_report():
+    for name, treatment, reason, _ in _install.install_report():
         together.setdefault((treatment, reason), []).append(name)
     for (how, why), names in sorted(together.items(), reverse=True):
         yield f"{how}: {', '.join(names)}{f' ({why})' if why else ''}"

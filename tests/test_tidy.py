@@ -47,6 +47,7 @@ PYTHON_LAYERS = [
     {"_page"},
     {"_simulate_command"},
     {"_jax_compat"},
+    {"_custom_call", "_reshaping", "_shardings"},
     {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
     {"_jax_plugin.__init__", "_presence", "_startup"},

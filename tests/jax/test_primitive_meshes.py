@@ -8,8 +8,7 @@ from jax.sharding import PartitionSpec as P
 from lax_oracle import TARGET, make_mesh, per_device, place, small_integers
 
 import jaxcoll
-from jaxcoll import _communicator
-from jaxcoll import _jax_compat as compat
+from jaxcoll import _communicator, _shardings
 
 
 def test_groups_follow_the_order_of_the_axes():
@@ -142,13 +141,13 @@ def test_shardings_lose_gain_and_replicate_a_leading_dimension():
     """What the partitioner computes, on a partially manual sharding of 4 x 2 devices."""
     mesh = make_mesh((4, 2))
     sharding = NamedSharding(mesh, P("y", None, "x"))._to_xla_hlo_sharding(3)
-    taller = compat.sharding_with_leading_dimension(sharding)
+    taller = _shardings.sharding_with_leading_dimension(sharding)
     assert taller == NamedSharding(mesh, P(None, "y", None, "x"))._to_xla_hlo_sharding(4)
-    assert compat.sharding_without_leading_dimension(taller) == sharding
-    copies = compat.replicate_leading_dimension(sharding)
+    assert _shardings.sharding_without_leading_dimension(taller) == sharding
+    copies = _shardings.replicate_leading_dimension(sharding)
     assert copies == NamedSharding(mesh, P(None, None, "x"))._to_xla_hlo_sharding(3)
-    assert compat.sharding_without_leading_dimension(copies) == NamedSharding(
+    assert _shardings.sharding_without_leading_dimension(copies) == NamedSharding(
         mesh, P(None, "x")
     )._to_xla_hlo_sharding(2)
     with pytest.raises(ValueError, match="leading dimension"):
-        compat.sharding_without_leading_dimension(sharding)
+        _shardings.sharding_without_leading_dimension(sharding)
