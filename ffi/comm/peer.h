@@ -46,6 +46,7 @@ class Peer {
   // For a process that was forked off: closes its copies of the descriptors, and nothing else.
   void ForgetLinks();
   bool left = false;  // it has said that it makes no more calls
+  std::string end;    // why it will take part in nothing any more, if it has said so
 
   void Send(const NoticeFields& fields);
   void Tell(std::string_view message);

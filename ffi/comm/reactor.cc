@@ -335,7 +335,10 @@ void Reactor::Refuse(const std::string& reason) {
   }
   for (const uint64_t id : shared) Poison(id, reason);  // tells the others, while there are links
   for (const auto& [process, peer] : peers_) {
-    if (peer->state() != Peer::State::kDown) PeerDown(*peer, reason);
+    if (peer->state() == Peer::State::kDown) continue;
+    // Also those that share no communicator with this process now: they may later.
+    if (peer->link() != nullptr) peer->Tell("end " + reason);
+    PeerDown(*peer, reason);
   }
   Ring();
 }
@@ -356,7 +359,7 @@ bool Reactor::PollLink(Peer& peer) {
   if (!polled.ok() && peer.left) {
     PeerLeft(peer);
   } else if (!polled.ok()) {
-    PeerDown(peer, polled.status().message());
+    PeerDown(peer, peer.end.empty() ? polled.status().message() : peer.end);
   } else if (!violations.empty()) {
     PeerDown(peer, violations.front());
   } else {

@@ -23,6 +23,7 @@ constexpr milliseconds kAnswerEvery{100};
 // it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr double kWarnAfterS = 10;
+constexpr std::string_view kEnd = "end ";
 constexpr std::string_view kForGuest = "guest ";
 constexpr double kAskEveryS = 5;
 // A call that waits this long looks whether the peers that it waits for wait in another one.
@@ -256,7 +257,8 @@ void Reactor::OnNotice(int process, const Notice& notice) {
 }
 
 // Messages: "ask", "state <text>\n<calls that wait for the one who asked>", "poison <communicator>
-// <cause>", "bye", "guest <the guest's>", and the questions and answers of comm/listing.h.
+// <cause>", "bye", "end <why>", "guest <the guest's>", and the questions and answers of
+// comm/listing.h.
 void Reactor::OnTold(int process, std::string_view message) {
   Peer& peer = PeerOf(process);
   peer.silent_since = {};
@@ -277,6 +279,8 @@ void Reactor::OnTold(int process, std::string_view message) {
     OnAnswer(peer, message);
   } else if (message == "bye") {
     peer.left = true;
+  } else if (message.starts_with(kEnd)) {
+    peer.end = Printable(message.substr(kEnd.size()));
   } else if (message.starts_with(kForGuest) && guest_ != nullptr) {
     const char* wrong = guest_->OnTold(process, Printable(message.substr(kForGuest.size())));
     if (wrong != nullptr) violations_.push_back(wrong);
