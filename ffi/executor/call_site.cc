@@ -20,6 +20,10 @@ using std::chrono::duration;
 
 // A call that waits this long is reported in the log, well before its deadline.
 constexpr double kWarnAfterS = 10;
+// Ranks may start independent calls of a run in another order, and compute before; then, and not
+// before, it is looked whether the missing ones wait in another call.
+constexpr std::chrono::seconds kLookAfter{2};
+constexpr std::chrono::milliseconds kLookAgainAfter{500};
 // A failed call is remembered this long for ranks that arrive late; after that they wait anew.
 constexpr double kForgetFailureAfterS = 120;
 // Fresh pages of an output this large are asked for as huge pages: a page fault costs as much as
@@ -195,6 +199,7 @@ std::unique_ptr<CallSite::Meeting> CallSite::NewMeeting() {
   meeting->arrived_count = 0;
   meeting->warned = false;
   meeting->first_arrival = Clock::now();
+  meeting->look_at = meeting->first_arrival + kLookAfter;
   return meeting;
 }
 
@@ -401,6 +406,42 @@ bool CallSite::HasOverdue(Clock::time_point now) {
     }
   }
   return overdue;
+}
+
+bool CallSite::WantsLook(Clock::time_point now) {
+  std::lock_guard lock(mutex_);
+  bool wants = false;
+  for (auto& [key, line] : lines_) {
+    for (std::unique_ptr<Meeting>& meeting : line.meetings) {
+      if (meeting->failure != nullptr || meeting->warned || now < meeting->look_at) continue;
+      meeting->look_at = now + kLookAgainAfter;
+      wants = true;
+    }
+  }
+  return wants;
+}
+
+bool CallSite::WarnOfMismatch(const WaitingTable& waiting, bool quiet) {
+  std::lock_guard lock(mutex_);
+  bool found = false;
+  for (auto& [key, line] : lines_) {
+    for (std::unique_ptr<Meeting>& meeting : line.meetings) {
+      if (meeting->failure != nullptr || meeting->warned) continue;
+      if (Clock::now() - meeting->first_arrival < kLookAfter) continue;
+      const std::vector<int32_t>& ranks = members_[key.second].ranks;
+      const bool elsewhere = std::any_of(ranks.begin(), ranks.end(), [&](int32_t rank) {
+        return !meeting->arrived[rank] &&
+               waiting.count({key.first, groups_.LogicalId({key.second, rank})}) != 0;
+      });
+      if (!elsewhere) continue;
+      found = meeting->warned = true;
+      if (quiet) continue;
+      Log(LogLevel::kWarning, "%s",
+          OverdueMessage(*meeting, key.first, key.second, waiting).c_str());
+      quiet = true;
+    }
+  }
+  return found;
 }
 
 std::vector<std::string> CallSite::DescribePending() {

@@ -86,6 +86,11 @@ class CallSite {
 
   // For the watchdog. Lock order: the registry's mutex, then one call site's.
   bool HasOverdue(Clock::time_point now);
+  // Whether a call waits so long that it should be looked where the missing ranks are.
+  bool WantsLook(Clock::time_point now);
+  // Logs, once per call, that missing ranks wait in other calls of the run; with `quiet` it only
+  // remembers that. Returns whether there is such a call.
+  bool WarnOfMismatch(const WaitingTable& waiting, bool quiet);
   void DescribeWaiting(WaitingTable& table);
   // A line for each call that some of this process's ranks have not made, for the flight recorder.
   std::vector<std::string> DescribePending();

@@ -22,6 +22,7 @@ struct CallSite::Meeting {
   int32_t arrived_count = 0;
   Clock::time_point first_arrival;
   bool warned = false;
+  Clock::time_point look_at;              // when to look next for where its missing ranks are
   std::shared_ptr<const Status> failure;  // set: the call has failed
   Clock::time_point failed_at;
   std::unique_ptr<std::byte, FreeDeleter> scratch;

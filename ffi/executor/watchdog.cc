@@ -71,13 +71,19 @@ void Watchdog::Tick() {
   if (stopped > CallSite::Clock::duration::zero()) {
     for (CallSite* site : sites_) site->PutOffDeadlines(now, stopped);
   }
-  bool overdue = false;
-  for (CallSite* site : sites_) overdue |= site->HasOverdue(now);
-  if (!overdue) return;
+  bool overdue = false, look = false;
+  for (CallSite* site : sites_) {
+    look |= site->WantsLook(now);
+    overdue |= site->HasOverdue(now);
+  }
+  if (!overdue && !look) return;
   // What everybody waits for is collected before anything fails, so that two calls that wait for
   // each other name each other.
   WaitingTable waiting;
   for (CallSite* site : sites_) site->DescribeWaiting(waiting);
+  bool told = false;  // calls that wait for each other name each other: one of them is enough
+  for (CallSite* site : sites_) told |= site->WarnOfMismatch(waiting, told);
+  if (!overdue) return;
   for (CallSite* site : sites_) site->FailOverdue(now, waiting);
 }
 

@@ -91,7 +91,8 @@ TEST(Mismatch, IsAnErrorWhereNoOtherLaunchCanBegin) {
 TEST(Mismatch, TheFirstLineInWhichProgramsDifferIsTold) {
   Alone process(2, 20);
   FakeLink& peer = process.Connect(1);
-  process.reactor->AddListing("f", {"step", {"function step", "a @ train.py:1", "mul 1.0 @ train.py:2", "c"}});
+  process.reactor->AddListing(
+      "f", {"step", {"function step", "a @ train.py:1", "mul 1.0 @ train.py:2", "c"}});
   Listings theirs;
   theirs.Add("other", {"step", {"function step", "a @ other.py:9", "mul 2.0 @ other.py:10", "c"}});
   const auto group = process.Open(2, "all_reduce");

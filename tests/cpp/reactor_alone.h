@@ -47,6 +47,9 @@ class Alone : public LinkSink {
     return *peers_[peer];
   }
 
+  // The peer closes it.
+  void Cut(int peer) { peers_.erase(peer); }
+
   std::unique_ptr<RemoteGroup> Open(int ranks, const std::string& operation, int64_t elements = 4) {
     ScheduleSpec spec;
     spec.world_size = ranks;

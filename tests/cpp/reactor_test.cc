@@ -352,6 +352,22 @@ TEST(Reactor, AnExecutableThatRunsIsComplete) {
   EXPECT_EQ(process.reactor->TakeSlot("f psum").number, 0);
 }
 
+TEST(Reactor, ARefusalReachesPeersWithoutAnOpenCommunicator) {
+  Alone refusing(2), process(2);
+  refusing.Connect(1);
+  refusing.reactor->Refuse("its table is another one");
+  refusing.Settle();
+  ASSERT_FALSE(refusing.told.empty());
+  process.Connect(1).Tell(refusing.told.back());
+  process.Settle();
+  process.Cut(1);
+  process.Settle();
+  process.Start(*process.Open(2, "all_reduce"));
+  ASSERT_EQ(process.ended.size(), 1u);
+  EXPECT_TRUE(Contains(process.ended[0].message(), "its table is another one"))
+      << process.ended[0].message();
+}
+
 TEST(Reactor, TwoLaunchesOfOneProgramAtOnceAreRefused) {
   Alone process(2);
   process.Connect(1);
