@@ -2,6 +2,7 @@
 
     python -m benchmarks.transport -b 8 -e 1M -f 4
     python -m benchmarks.transport --transports rdma -n 1000
+    python -m benchmarks.transport --transports tcp-plain,tcp,tcp-encrypted --bound
 
 Starts two processes on this machine. Within a job of two (`jaxcoll launch`, or one process on each
 of two hosts, after the environment that `jax.distributed.initialize()` reads) it measures between
@@ -13,6 +14,10 @@ again, as between engines; MB are 2^20 bytes, as there. Bytes lie where the engi
 together; `--source copied` has them copied there first, `--source lent` has rdma register them
 instead, anew each time the window has been filled. Where the latter is faster, from some size on,
 is what JAXCOLL_IB_REGISTER_BYTES is for.
+
+tcp is authenticated, as it is in every job; tcp-encrypted encrypts as well, tcp-plain does neither
+and is there to be compared with. `--bound` says before what one core can do at most: copy, compute
+the MAC, encrypt, each of 128 KiB in cache.
 """
 
 from __future__ import annotations
@@ -38,7 +43,8 @@ from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._native import native
 from jaxcoll._store_thread import Store
 
-TRANSPORTS = ("shm", "tcp", "rdma")
+TRANSPORTS = ("shm", "tcp", "rdma")  # measured unless others are named
+PROTECTIONS = {"tcp-plain": "plain", "tcp": "authenticated", "tcp-encrypted": "encrypted"}
 WARMUP = 5
 LINK_S = 60.0
 
@@ -63,8 +69,9 @@ class PrefixedStore:
 class OneLink:
     """Stands for the engine in a bootstrap: takes the one link, to be measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, protection: str = "") -> None:
         self.bench = native.LinkBench()
+        self._protection = protection
         self.failure = "it was not made in time"
         self._settled = threading.Event()
 
@@ -86,11 +93,32 @@ class OneLink:
         self.bench.use_shm(sock, own_segment, peer_segment, peer_bell)
         self._linked()
 
-    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
-        self.bench.use_tcp(sockets)
+    def comm_no_crypto(self) -> str:
+        return native.comm_no_crypto()
+
+    def comm_add_tcp_link(
+        self,
+        peer: int,
+        sockets: list[int],
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
+        self.bench.use_tcp(sockets, self._protection, link_key, client)
         self._linked()
 
-    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+    def comm_add_rdma_link(
+        self,
+        peer: int,
+        half: Any,
+        sock: int,
+        offer: bytes,
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
         self.bench.use_rdma(half, sock, offer)
         self._linked()
 
@@ -127,7 +155,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
     job = compat.distributed_store()
     assert job is not None
     store, index, count = job
-    link = OneLink()
+    link = OneLink(PROTECTIONS.get(transport, ""))
     bootstrap = Bootstrap(
         link,
         PrefixedStore(store, f"bench/{transport}/{options.source}/"),
@@ -135,7 +163,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         count,
         version="benchmark",
         timeout_s=LINK_S,
-        transports=(transport,),
+        transports=("tcp" if transport in PROTECTIONS else transport,),
     )
     bootstrap.want(1 - index)
     failure = link.wait()
@@ -217,13 +245,16 @@ def parser() -> argparse.ArgumentParser:
         "--transports",
         type=lambda text: text.split(","),
         default=list(TRANSPORTS),
-        help="which, comma separated [all]",
+        help=f"which, comma separated, of shm, rdma, {', '.join(PROTECTIONS)} [{','.join(TRANSPORTS)}]",
     )
     command.add_argument(
         "--source",
         choices=("staged", "copied", "lent"),
         default="staged",
         help="where bytes lie before [staged]",
+    )
+    command.add_argument(
+        "--bound", action="store_true", help="measure what one core copies, authenticates, encrypts"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     return command
@@ -238,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error("-f is at least 2, -n at least 1, and -b not larger than -e")
     if options.e > native.comm_window_bytes:
         command.error(f"-e is at most {native.comm_window_bytes}, the window of a link")
-    if unknown := set(options.transports) - set(TRANSPORTS):
+    if unknown := set(options.transports) - set(TRANSPORTS) - set(PROTECTIONS):
         command.error(f"there is no transport {', '.join(sorted(unknown))}")
     if options.source == "lent" and options.transports != ["rdma"]:
         command.error("only rdma takes what is lent: --transports rdma")
@@ -257,11 +288,14 @@ def main(argv: list[str] | None = None) -> int:
     notes = emulation()
     for note in notes if first else ():
         print(f"# {note}; these times are no measure of performance", flush=True)
+    bound = native.crypto_speed_Bps(128 << 10, 0.5) if options.bound and first else {}
+    for what, speed_Bps in bound.items():
+        print(f"# one core, 128 KiB in cache: {what} {speed_Bps / 2**20:.0f} MB/sec", flush=True)
     rows = [row for name in options.transports for row in measure_transport(name, options)]
     for note in notes if first else ():
         print(f"# {note}; these times are no measure of performance", flush=True)
     if options.json and first:
-        about = {"emulated": notes, "rows": rows}
+        about = {"emulated": notes, "bound_Bps": bound, "rows": rows}
         text = json.dumps(measure.provenance({}) | about, indent=1) + "\n"
         _files.write(options.json, text, make_folders=True)
     return 0

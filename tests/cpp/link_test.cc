@@ -58,8 +58,8 @@ class LinkTest : public testing::TestWithParam<LinkKind> {
 
 TEST_P(LinkTest, SaysWhatItIs) {
   LinkPair pair(GetParam(), kWindowBytes);
-  const std::string name = NameOf(GetParam());
-  EXPECT_EQ(pair.a.link->transport(), name == "tcp4" ? "tcp" : name == "fake_rdma" ? "rdma" : name);
+  const std::string transport = IsRdma(GetParam()) ? "rdma" : IsTcp(GetParam()) ? "tcp" : "shm";
+  EXPECT_EQ(pair.a.link->transport(), transport);
   EXPECT_EQ(pair.a.link->Describe().find("test"), 0u);
   EXPECT_EQ(pair.a.link->window().size(), kWindowBytes);
   EXPECT_EQ(pair.a.link->remote_window_bytes(), kWindowBytes);
@@ -409,13 +409,15 @@ TEST_P(LinkTest, ThePeerMayDieWhileMuchIsQueued) {
 std::string NameOfCase(const testing::TestParamInfo<LinkKind>& info) { return NameOf(info.param); }
 
 INSTANTIATE_TEST_SUITE_P(Transports, LinkTest,
-                         testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
-                                         LinkKind::kRdma, LinkKind::kFakeRdma),
+                         testing::Values(LinkKind::kShm, LinkKind::kTcpPlain, LinkKind::kTcp4Plain,
+                                         LinkKind::kTcp, LinkKind::kTcp4, LinkKind::kTcpEncrypted,
+                                         LinkKind::kTcp4Encrypted, LinkKind::kRdma,
+                                         LinkKind::kFakeRdma),
                          NameOfCase);
 // What is fake has one process.
 INSTANTIATE_TEST_SUITE_P(Transports, LinkDeathTest,
                          testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
-                                         LinkKind::kRdma),
+                                         LinkKind::kTcp4Encrypted, LinkKind::kRdma),
                          NameOfCase);
 
 // The ring alone, at one address: what ThreadSanitizer can judge.
