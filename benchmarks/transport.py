@@ -13,7 +13,8 @@ stands beside `ib_write_bw`, but a put counts when the receiver has answered tha
 again, as between engines; MB are 2^20 bytes, as there. Bytes lie where the engine puts messages
 together; `--source copied` has them copied there first, `--source lent` has rdma register them
 instead, anew each time the window has been filled. Where the latter is faster, from some size on,
-is what JAXCOLL_IB_REGISTER_BYTES is for.
+is what JAXCOLL_IB_REGISTER_BYTES is for. The last column is what the sender's CPUs spend: a measure
+that other work on this machine changes less.
 
 tcp is authenticated, as it is in every job; tcp-encrypted encrypts as well, tcp-plain does neither
 and is there to be compared with. `--bound` says before what one core can do at most: copy, compute
@@ -29,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +184,9 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         halves_us = [trip_s / 2 * 1e6 for trip_s in trips_s]
         bench.stream(size, WARMUP, first, options.source)
         # Peak: the best of a few runs; average: of all.
+        began_s = time.process_time()
         runs_s = [bench.stream(size, options.n, first, options.source) for _ in range(5)]
+        cpu_s = time.process_time() - began_s
         per_run = options.n * size / 2**20
         rows.append(
             {
@@ -199,6 +203,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
                 "t_999_us": float(np.percentile(halves_us, 99.9)),
                 "bw_peak_MBps": per_run / min(runs_s),
                 "bw_average_MBps": len(runs_s) * per_run / sum(runs_s),
+                "cpu_us_per_MB": cpu_s * 1e6 / (len(runs_s) * per_run),
                 "rate_Mpps": len(runs_s) * options.n / sum(runs_s) / 1e6,
             }
         )
@@ -221,11 +226,15 @@ def print_tables(transport: str, description: str, rows: list[dict[str, Any]]) -
             f"{row['t_max_us']:<11.2f}  {row['t_typical_us']:<15.2f}    {row['t_avg_us']:<11.2f} "
             f"   {row['t_stdev_us']:<13.2f}   {row['t_99_us']:<20.2f}   {row['t_999_us']:.2f}"
         )
-    print(" #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]")
+    print(
+        " #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]   "
+        "CPU[usec/MB]"
+    )
     for row in rows:
         print(
             f" {row['bytes']:<10d} {row['iterations']:<11d}    {row['bw_peak_MBps']:<15.2f}    "
-            f"{row['bw_average_MBps']:<18.2f}   {row['rate_Mpps']:.6f}"
+            f"{row['bw_average_MBps']:<18.2f}   {row['rate_Mpps']:<13.6f}   "
+            f"{row['cpu_us_per_MB']:.0f}"
         )
     sys.stdout.flush()
 
@@ -245,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
         "--transports",
         type=lambda text: text.split(","),
         default=list(TRANSPORTS),
-        help=f"which, comma separated, of shm, rdma, {', '.join(PROTECTIONS)} [{','.join(TRANSPORTS)}]",
+        help=f"of shm, rdma, {', '.join(PROTECTIONS)}, comma separated [{','.join(TRANSPORTS)}]",
     )
     command.add_argument(
         "--source",

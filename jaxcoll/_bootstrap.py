@@ -549,9 +549,7 @@ class Bootstrap(LoopThread):
             elif connection.socket.getsockname()[0] not in self._listened_addresses:
                 raise ProtocolError("it came by an interface that JAXCOLL_IFNAME excludes")
             secret = await self._secret()
-            hello, transcript = await admit(
-                connection, secret, self._index, self._tcp_encrypt
-            )
+            hello, transcript = await admit(connection, secret, self._index, self._tcp_encrypt)
             offer = b""
             if hello.purpose == Purpose.RDMA:
                 message = await connection.receive(handshake.OFFER_BYTES_MAX)
@@ -611,9 +609,7 @@ class Bootstrap(LoopThread):
                     handshake.write_answer(secret, arrival.transcript, offer=half.offer())
                 )
                 key = arrival.link_key(secret)
-                self._add_rdma_link(
-                    record, connections[0], half, arrival.offer, key, client=False
-                )
+                self._add_rdma_link(record, connections[0], half, arrival.offer, key, client=False)
             else:
                 self._check_crypto("tcp")
                 connections[0].send(answer)

@@ -182,9 +182,7 @@ def read_hello(secret: bytes, server: int, message: bytes) -> Hello:
     _check_size(message, HELLO_BYTES, "hello")
     claim = message[: _HELLO.size]
     _check(secret, message[_HELLO.size :], _Role.HELLO, claim)
-    magic, nonce, link_id, client, named, purpose, index, count, encrypt = _HELLO.unpack(
-        claim
-    )
+    magic, nonce, link_id, client, named, purpose, index, count, encrypt = _HELLO.unpack(claim)
     if magic != _MAGIC or named != server or client == server:
         raise ProtocolError(f"a hello of process {client} to process {named}")
     if purpose not in set(Purpose) or not index < count <= SOCKETS_MAX:

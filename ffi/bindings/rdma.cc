@@ -98,7 +98,8 @@ void BindRdma(nb::module_& m) {
         nb::gil_scoped_release release;
         Reactor* const reactor = Reactor::Get();
         if (reactor == nullptr || link == nullptr) return;
-        const Status joined = link->Join(peer, socket, peer_offer, security, std::move(description));
+        const Status joined =
+            link->Join(peer, socket, peer_offer, security, std::move(description));
         if (joined.ok()) {
           reactor->AddLink(peer, std::move(link));
         } else {

@@ -12,7 +12,8 @@ namespace jaxcoll::crypto {
 namespace {
 
 constexpr const char* kInstall =
-    "install OpenSSL's libcrypto: the package libssl3 (Debian, Ubuntu), openssl-libs (Fedora, RHEL) "
+    "install OpenSSL's libcrypto: the package libssl3 (Debian, Ubuntu), openssl-libs (Fedora, "
+    "RHEL) "
     "or openssl (conda)";
 
 // Newest first. Where Python or its environment has brought one of these, it is found by its name.
@@ -160,8 +161,8 @@ Gcm::Gcm(const Library& library, bool seals)
 
 bool Gcm::SetKey(std::span<const std::byte, kAesKeyBytes> key) {
   const auto init = seals_ ? library_.encrypt_init : library_.decrypt_init;
-  return context_ != nullptr && init(context_.get(), library_.aes_128_gcm(), nullptr,
-                                     Bytes(key.data()), nullptr) == 1;
+  return context_ != nullptr &&
+         init(context_.get(), library_.aes_128_gcm(), nullptr, Bytes(key.data()), nullptr) == 1;
 }
 
 bool Gcm::Seal(const Nonce& nonce, std::span<const std::byte> associated,

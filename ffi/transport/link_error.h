@@ -42,7 +42,8 @@ inline Status AlteredOnTheWay(int peer, const std::string& description, const st
 
 // The peer said why, in a frame that was checked.
 inline Status PeerEndedLink(int peer, const std::string& description, const std::string& why) {
-  return Status(StatusCode::kUnavailable, PeerName(peer, description) + " has ended the link: " + why);
+  return Status(StatusCode::kUnavailable,
+                PeerName(peer, description) + " has ended the link: " + why);
 }
 
 }  // namespace jaxcoll

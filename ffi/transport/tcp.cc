@@ -69,8 +69,10 @@ class TcpLink final : public Link {
       ::setsockopt(fd, IPPROTO_TCP, kTcpRtoMaxMs, &kResendAfterMsMax, sizeof(kResendAfterMsMax));
       auto made = TcpSocket::Make(owned, rules, window_.bytes(), security);
       if (!made.ok()) {
-        return Status(made.status().code(), "tcp cannot be used, for it authenticates what it "
-                                            "sends: " + made.status().message());
+        return Status(made.status().code(),
+                      "tcp cannot be used, for it authenticates what it "
+                      "sends: " +
+                          made.status().message());
       }
       sockets_.push_back(std::move(*made));
       ++rules.socket_index;

@@ -70,11 +70,7 @@ StatusOr<std::unique_ptr<TcpSocket>> TcpSocket::Make(Fd& fd, const FrameRules& r
 
 TcpSocket::TcpSocket(Fd& fd, const FrameRules& rules, std::span<std::byte> window,
                      std::unique_ptr<RecordSeal> out, std::unique_ptr<RecordSeal> in)
-    : fd_(std::move(fd)),
-      rules_(rules),
-      window_(window),
-      out_(std::move(out)),
-      in_(std::move(in)) {
+    : fd_(std::move(fd)), rules_(rules), window_(window), out_(std::move(out)), in_(std::move(in)) {
   Send(rules_.Hello(), {}, 0);
 }
 

@@ -152,7 +152,7 @@ class TcpSocket {
   std::deque<Waiting> waiting_;
   Batch batch_;
   std::vector<std::byte> encrypted_;  // a piece
-  size_t waiting_bytes_ = 0;  // headers and payloads, without what the batch has
+  size_t waiting_bytes_ = 0;          // headers and payloads, without what the batch has
   uint64_t puts_queued_ = 0;
   bool broken_ = false;  // for sending; what came before is still to be read
 

@@ -65,8 +65,8 @@ struct RawPeer {
 
   void Send(std::string_view bytes) {
     for (size_t sent = 0; sent < bytes.size();) {
-      const ssize_t count = send(socket.get(), bytes.data() + sent, bytes.size() - sent,
-                                 MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t count =
+          send(socket.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count > 0) sent += count;
       if (count < 0 && (errno != EAGAIN || !end->end.ok())) return;  // the link has ended
       end->Poll();
@@ -85,10 +85,12 @@ struct RawPeer {
 // Whoever has the keys may still be broken.
 class TcpFuzzTest : public LinkFuzzTest, public testing::WithParamInterface<LinkKind> {};
 
-INSTANTIATE_TEST_SUITE_P(
-    Protections, TcpFuzzTest,
-    testing::Values(LinkKind::kTcpPlain, LinkKind::kTcp, LinkKind::kTcpEncrypted),
-    [](const testing::TestParamInfo<LinkKind>& info) { return NameOf(info.param); });
+INSTANTIATE_TEST_SUITE_P(Protections, TcpFuzzTest,
+                         testing::Values(LinkKind::kTcpPlain, LinkKind::kTcp,
+                                         LinkKind::kTcpEncrypted),
+                         [](const testing::TestParamInfo<LinkKind>& info) {
+                           return NameOf(info.param);
+                         });
 
 void ExpectBroken(const LinkEnd& end, const std::string& how) {
   EXPECT_EQ(end.end.code(), StatusCode::kInternal);
@@ -111,7 +113,8 @@ TEST_P(TcpFuzzTest, SaysWhatIsWrongWithAFrame) {
       {{kFrameMagic, FrameKind::kPut, ~uint64_t{0}, 2, {}}, "bytes at 2 into a window of 100000"},
       {{kFrameMagic, FrameKind::kTell, kMaxTellBytes + 1, 0, {}}, "a message of 65537 bytes"},
       {{kFrameMagic, FrameKind::kEnd, kJoinedBytes + 1, 0, {}}, "a reason of 4097 bytes"},
-      {{kFrameMagic, FrameKind::kPut, 10, 0, {}}, "the head of a frame has 72 bytes, its payload 10"},
+      {{kFrameMagic, FrameKind::kPut, 10, 0, {}},
+       "the head of a frame has 72 bytes, its payload 10"},
   };
   for (const auto& c : cases) {
     RawPeer peer(GetParam());

@@ -64,8 +64,8 @@ inline std::string NameOf(LinkKind kind) {
 inline bool IsTcp(LinkKind kind) { return kind != LinkKind::kShm && !IsRdma(kind); }
 
 inline int SocketCount(LinkKind kind) {
-  const bool four = kind == LinkKind::kTcp4Plain || kind == LinkKind::kTcp4 ||
-                    kind == LinkKind::kTcp4Encrypted;
+  const bool four =
+      kind == LinkKind::kTcp4Plain || kind == LinkKind::kTcp4 || kind == LinkKind::kTcp4Encrypted;
   return four ? 4 : 1;
 }
 
@@ -123,8 +123,8 @@ inline StatusOr<std::unique_ptr<Link>> MakeRdma(LinkKind kind, int peer, EndPart
     send_offer();
     if (client) receive_offer();
   }
-  const Status status = parts.rdma->Join(peer, socket, parts.peer_offer,
-                                         TestSecurity(kind, peer == 7), "test");
+  const Status status =
+      parts.rdma->Join(peer, socket, parts.peer_offer, TestSecurity(kind, peer == 7), "test");
   if (!status.ok()) return status;
   return StatusOr<std::unique_ptr<Link>>(std::move(parts.rdma));
 }

@@ -52,8 +52,8 @@ struct Victim {
 
   void Feed(std::string_view bytes, size_t socket = 0) {
     while (!bytes.empty()) {
-      const ssize_t count = send(sockets[socket].get(), bytes.data(), bytes.size(),
-                                 MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t count =
+          send(sockets[socket].get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count > 0) bytes.remove_prefix(static_cast<size_t>(count));
       if (count < 0 && (errno != EAGAIN || !end->end.ok())) return;  // the link has ended
       end->Poll();
@@ -230,8 +230,8 @@ TEST_P(LinkTamperTest, NothingIsWrittenButWhereAPutGoes) {
     victim.Feed(altered);
     ExpectAltered(*victim.end);
     for (size_t i = 0; i < window.size(); ++i) {
-      const bool inside = position > kHeadOverhead && i >= large.offset &&
-                          i < large.offset + large.payload.size();
+      const bool inside =
+          position > kHeadOverhead && i >= large.offset && i < large.offset + large.payload.size();
       if (inside) continue;
       ASSERT_EQ(window[i], std::byte{0x5a}) << i << " after byte " << position;
     }
@@ -247,7 +247,10 @@ TEST_P(LinkTamperTest, RepeatedMovedAndMissingFramesAreCaught) {
       repeated += frames[j].bytes;
       if (j == i) repeated += frames[j].bytes;
       if (j != i) missing += frames[j].bytes;
-      moved += frames[j == i ? (i + 1) % frames.size() : j == (i + 1) % frames.size() ? i : j].bytes;
+      moved += frames[j == i                         ? (i + 1) % frames.size()
+                      : j == (i + 1) % frames.size() ? i
+                                                     : j]
+                   .bytes;
     }
     if (i + 1 < frames.size()) {
       ExpectCaught(repeated);
@@ -298,7 +301,8 @@ TEST_P(LinkTamperTest, WhatComesFromElsewhereIsCaught) {
   }
   RecordWriter honest(right, 0);
   Victim victim(GetParam(), true);
-  victim.Feed(honest.Frame(hello) + honest.Frame({kFrameMagic, FrameKind::kPut, 0, 0, {}}));
+  victim.Feed(honest.Frame(hello));
+  victim.Feed(honest.Frame({kFrameMagic, FrameKind::kPut, 0, 0, {}}));
   EXPECT_EQ(victim.end->notices.size(), 1u);
 }
 
@@ -456,8 +460,8 @@ TEST(CryptoTest, WithoutALibraryNoLinkIsMadeAndTheReasonSaysWhatToInstall) {
       Status(StatusCode::kUnavailable, "libcrypto cannot be loaded (x); install it"));
   crypto::UseForTests(&none);
   auto [socket, other] = SocketPair(SOCK_STREAM);
-  const auto link = MakeTcpLink(7, {socket.release()}, kWindowBytes,
-                                TestSecurity(LinkKind::kTcp, true), "test");
+  const auto link =
+      MakeTcpLink(7, {socket.release()}, kWindowBytes, TestSecurity(LinkKind::kTcp, true), "test");
   crypto::UseForTests(nullptr);
   ASSERT_FALSE(link.ok());
   EXPECT_EQ(link.status().message(),

@@ -138,12 +138,13 @@ TEST_P(LinkTest, ThousandsOfPutsWaitForAPeerThatDoesNotPoll) {
 }
 
 TEST_P(LinkTest, LargePutsWaitForAPeerThatDoesNotPollAndEachIsReportedOnce) {
-  LinkPair pair(GetParam(), kWindowBytes);
   constexpr size_t kPutBytes = kWindowBytes / 4;
-  const std::vector<std::byte> source = RandomBytes(random, kWindowBytes);
+  constexpr size_t kBytes = 200 * kPutBytes;
+  LinkPair pair(GetParam(), kBytes);
+  const std::vector<std::byte> source = RandomBytes(random, kBytes);
   std::set<uint64_t> owed;
   for (uint64_t i = 0; i < 200; ++i) {
-    const size_t offset = i % 4 * kPutBytes;
+    const size_t offset = i * kPutBytes;
     if (!pair.a.link->Put(std::span(source).subspan(offset, kPutBytes), offset, Notice{i}, i)) {
       owed.insert(i);
     }
@@ -157,7 +158,7 @@ TEST_P(LinkTest, LargePutsWaitForAPeerThatDoesNotPollAndEachIsReportedOnce) {
   ASSERT_TRUE(pair.PollUntil([&] { return pair.a.sent.size() >= owed.size(); }));
   std::sort(pair.a.sent.begin(), pair.a.sent.end());
   EXPECT_EQ(pair.a.sent, std::vector<uint64_t>(owed.begin(), owed.end()));
-  EXPECT_EQ(std::memcmp(pair.b.link->window().data(), source.data(), kWindowBytes), 0);
+  EXPECT_EQ(std::memcmp(pair.b.link->window().data(), source.data(), kBytes), 0);
   EXPECT_TRUE(pair.PollUntil([&] { return pair.a.link->writable_fds().empty(); }));
 }
 
@@ -177,8 +178,9 @@ TEST_P(LinkTest, MessagesOfAllSizesComeInOrder) {
 }
 
 TEST_P(LinkTest, ASinkMayPutAndTell) {
-  LinkPair pair(GetParam(), kWindowBytes);
+  constexpr size_t kPlaces = 200;
   const std::vector<std::byte> source = RandomBytes(random, 100'000);
+  LinkPair pair(GetParam(), kPlaces * source.size());
   uint64_t turns = 0;
   const auto answer = [&](LinkEnd& end) {
     if (++turns > 2000) return;
@@ -186,7 +188,7 @@ TEST_P(LinkTest, ASinkMayPutAndTell) {
       end.link->Tell(std::to_string(turns));
     } else {
       const std::span part = std::span(source).first(random() % source.size());
-      end.link->Put(part, random() % 1000, Notice{turns}, turns);
+      end.link->Put(part, turns % kPlaces * source.size(), Notice{turns}, turns);
     }
   };
   for (LinkEnd* end : {&pair.a, &pair.b}) {

@@ -215,8 +215,8 @@ TEST_P(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
     const Fd raw = std::move(parts.second.sockets[0]);
     LinkEnd end(GetParam(), std::move(parts.first), kSmallWindowBytes, 7);
     RecordWriter writer(GetParam(), /*client=*/false);
-    const std::string frames = writer.Frame(FrameRules{0, 0, 1}.Hello()) +
-                               writer.Frame({kFrameMagic, FrameKind::kPut, 0, 0, c.notice});
+    std::string frames = writer.Frame(FrameRules{0, 0, 1}.Hello());
+    frames += writer.Frame({kFrameMagic, FrameKind::kPut, 0, 0, c.notice});
     ASSERT_EQ(send(raw.get(), frames.data(), frames.size(), 0), ssize_t(frames.size()));
     while (end.end.ok()) end.Poll();
     ExpectBroken(end, c.error);

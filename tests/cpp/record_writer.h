@@ -31,9 +31,8 @@ class RecordWriter {
     std::string head(reinterpret_cast<const char*>(&header), sizeof(header));
     if (payload.size() <= kJoinedBytes) head += std::exchange(payload, "");
     const HeadSize size = WriteHeadSize(head.size());
-    std::string bytes =
-        Record(std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + head,
-               sizeof(size));
+    std::string bytes = Record(
+        std::string(reinterpret_cast<const char*>(&size), sizeof(size)) + head, sizeof(size));
     while (!payload.empty()) {
       const size_t count = std::min<size_t>(payload.size(), seal_->piece_bytes());
       bytes += Record(std::string(payload.substr(0, count)), 0);
