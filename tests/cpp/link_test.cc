@@ -287,11 +287,14 @@ TEST_P(LinkTest, ASenderWithoutRoomSeesRoomBeforeItSleeps) {
 }
 
 TEST_P(LinkTest, ASenderWithoutRoomIsWokenWhenThereIsSome) {
-  LinkPair pair(GetParam(), kWindowBytes);
-  const std::vector<std::byte> source = RandomBytes(random, kWindowBytes);
   constexpr uint64_t kCount = 5 * RingMemory::kEntryCount;
+  constexpr uint64_t kEvery = 100;  // one that is large
+  const std::vector<std::byte> source = RandomBytes(random, 200'000);
+  LinkPair pair(GetParam(), (kCount / kEvery + 1) * source.size());
   for (uint64_t i = 0; i < kCount; ++i) {
-    pair.a.link->Put(std::span(source).first(i % 50 == 0 ? 200'000 : 0), 0, Notice{i}, i);
+    const bool large = i % kEvery == 0;
+    const size_t offset = large ? i / kEvery * source.size() : 0;
+    pair.a.link->Put(std::span(source).first(large ? source.size() : 0), offset, Notice{i}, i);
   }
   std::thread thread([&] {
     while (pair.b.notices.size() < kCount && pair.b.PollOrSleep()) {
