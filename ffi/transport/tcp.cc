@@ -6,7 +6,7 @@
 //
 // What is sent is authenticated, and encrypted on request (tcp_seal.h). Whoever stands between can
 // alter nothing unnoticed: a link that finds something altered ends, and says why to the peer in a
-// last frame. A peer's message says how many puts it had sent before, so that a connection which was
+// last frame. A peer's message says how many puts it had sent before, so that a connection that was
 // cut is told from one that ended in order.
 //
 // The end. A process that dies closes all its sockets, but what it sent on one may arrive after the
