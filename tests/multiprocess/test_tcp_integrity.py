@@ -114,8 +114,9 @@ def test_what_is_repeated_left_out_or_cut_is_an_error(what: str) -> None:
     assert expected in texts[1], texts
 
 
-def test_whoever_only_passes_on_is_not_noticed() -> None:
-    assert all("right" in text for text in relayed("nothing", 1))
+@pytest.mark.parametrize("encrypt", ["0", "1"])
+def test_whoever_only_passes_on_is_not_noticed(encrypt: str) -> None:
+    assert all("right" in text for text in relayed("nothing", 1, encrypt))
 
 
 # --- keys ---------------------------------------------------------------------------------------
