@@ -435,9 +435,7 @@ class Bootstrap(LoopThread):
                 peer.who = str(record)
                 transport = host.choose_transport(own, record)
                 self._check_crypto(transport)
-                call = Call(
-                    own, record, secret, self._handshake_s, peer.on_beat, self._tcp_encrypt
-                )
+                call = Call(own, record, secret, self._handshake_s, peer.on_beat, self._tcp_encrypt)
                 peer.trouble = "it does not complete the handshake"
                 if self._index > index:
                     await asyncio.sleep(_ASK_AFTER_S)  # cancelled by the link's arrival
