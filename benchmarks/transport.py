@@ -2,6 +2,7 @@
 
     python -m benchmarks.transport -b 8 -e 1M -f 4
     python -m benchmarks.transport --transports rdma -n 1000
+    python -m benchmarks.transport --transports tcp-plain,tcp,tcp-encrypted --bound
 
 Starts two processes on this machine. Within a job of two (`jaxcoll launch`, or one process on each
 of two hosts, after the environment that `jax.distributed.initialize()` reads) it measures between
@@ -12,7 +13,12 @@ stands beside `ib_write_bw`, but a put counts when the receiver has answered tha
 again, as between engines; MB are 2^20 bytes, as there. Bytes lie where the engine puts messages
 together; `--source copied` has them copied there first, `--source lent` has rdma register them
 instead, anew each time the window has been filled. Where the latter is faster, from some size on,
-is what JAXCOLL_IB_REGISTER_BYTES is for.
+is what JAXCOLL_IB_REGISTER_BYTES is for. The last column is what the sender's CPUs spend: a measure
+that other work on this machine changes less.
+
+tcp is authenticated, as it is in every job; tcp-encrypted encrypts as well, tcp-plain does neither
+and is there to be compared with. `--bound` says before what one core can do at most: copy, compute
+the MAC, encrypt, each of 128 KiB in cache.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +45,8 @@ from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._native import native
 from jaxcoll._store_thread import Store
 
-TRANSPORTS = ("shm", "tcp", "rdma")
+TRANSPORTS = ("shm", "tcp", "rdma")  # measured unless others are named
+PROTECTIONS = {"tcp-plain": "plain", "tcp": "authenticated", "tcp-encrypted": "encrypted"}
 WARMUP = 5
 LINK_S = 60.0
 
@@ -63,8 +71,9 @@ class PrefixedStore:
 class OneLink:
     """Stands for the engine in a bootstrap: takes the one link, to be measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, protection: str = "") -> None:
         self.bench = native.LinkBench()
+        self._protection = protection
         self.failure = "it was not made in time"
         self._settled = threading.Event()
 
@@ -86,11 +95,32 @@ class OneLink:
         self.bench.use_shm(sock, own_segment, peer_segment, peer_bell)
         self._linked()
 
-    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
-        self.bench.use_tcp(sockets)
+    def comm_no_crypto(self) -> str:
+        return native.comm_no_crypto()
+
+    def comm_add_tcp_link(
+        self,
+        peer: int,
+        sockets: list[int],
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
+        self.bench.use_tcp(sockets, self._protection, link_key, client)
         self._linked()
 
-    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+    def comm_add_rdma_link(
+        self,
+        peer: int,
+        half: Any,
+        sock: int,
+        offer: bytes,
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
         self.bench.use_rdma(half, sock, offer)
         self._linked()
 
@@ -127,7 +157,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
     job = compat.distributed_store()
     assert job is not None
     store, index, count = job
-    link = OneLink()
+    link = OneLink(PROTECTIONS.get(transport, ""))
     bootstrap = Bootstrap(
         link,
         PrefixedStore(store, f"bench/{transport}/{options.source}/"),
@@ -135,7 +165,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         count,
         version="benchmark",
         timeout_s=LINK_S,
-        transports=(transport,),
+        transports=("tcp" if transport in PROTECTIONS else transport,),
     )
     bootstrap.want(1 - index)
     failure = link.wait()
@@ -154,7 +184,9 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         halves_us = [trip_s / 2 * 1e6 for trip_s in trips_s]
         bench.stream(size, WARMUP, first, options.source)
         # Peak: the best of a few runs; average: of all.
+        began_s = time.process_time()
         runs_s = [bench.stream(size, options.n, first, options.source) for _ in range(5)]
+        cpu_s = time.process_time() - began_s
         per_run = options.n * size / 2**20
         rows.append(
             {
@@ -171,6 +203,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
                 "t_999_us": float(np.percentile(halves_us, 99.9)),
                 "bw_peak_MBps": per_run / min(runs_s),
                 "bw_average_MBps": len(runs_s) * per_run / sum(runs_s),
+                "cpu_us_per_MB": cpu_s * 1e6 / (len(runs_s) * per_run),
                 "rate_Mpps": len(runs_s) * options.n / sum(runs_s) / 1e6,
             }
         )
@@ -193,11 +226,15 @@ def print_tables(transport: str, description: str, rows: list[dict[str, Any]]) -
             f"{row['t_max_us']:<11.2f}  {row['t_typical_us']:<15.2f}    {row['t_avg_us']:<11.2f} "
             f"   {row['t_stdev_us']:<13.2f}   {row['t_99_us']:<20.2f}   {row['t_999_us']:.2f}"
         )
-    print(" #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]")
+    print(
+        " #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]   "
+        "CPU[usec/MB]"
+    )
     for row in rows:
         print(
             f" {row['bytes']:<10d} {row['iterations']:<11d}    {row['bw_peak_MBps']:<15.2f}    "
-            f"{row['bw_average_MBps']:<18.2f}   {row['rate_Mpps']:.6f}"
+            f"{row['bw_average_MBps']:<18.2f}   {row['rate_Mpps']:<13.6f}   "
+            f"{row['cpu_us_per_MB']:.0f}"
         )
     sys.stdout.flush()
 
@@ -217,13 +254,16 @@ def parser() -> argparse.ArgumentParser:
         "--transports",
         type=lambda text: text.split(","),
         default=list(TRANSPORTS),
-        help="which, comma separated [all]",
+        help=f"of shm, rdma, {', '.join(PROTECTIONS)}, comma separated [{','.join(TRANSPORTS)}]",
     )
     command.add_argument(
         "--source",
         choices=("staged", "copied", "lent"),
         default="staged",
         help="where bytes lie before [staged]",
+    )
+    command.add_argument(
+        "--bound", action="store_true", help="measure what one core copies, authenticates, encrypts"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     return command
@@ -238,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error("-f is at least 2, -n at least 1, and -b not larger than -e")
     if options.e > native.comm_window_bytes:
         command.error(f"-e is at most {native.comm_window_bytes}, the window of a link")
-    if unknown := set(options.transports) - set(TRANSPORTS):
+    if unknown := set(options.transports) - set(TRANSPORTS) - set(PROTECTIONS):
         command.error(f"there is no transport {', '.join(sorted(unknown))}")
     if options.source == "lent" and options.transports != ["rdma"]:
         command.error("only rdma takes what is lent: --transports rdma")
@@ -257,11 +297,14 @@ def main(argv: list[str] | None = None) -> int:
     notes = emulation()
     for note in notes if first else ():
         print(f"# {note}; these times are no measure of performance", flush=True)
+    bound = native.crypto_speed_Bps(128 << 10, 0.5) if options.bound and first else {}
+    for what, speed_Bps in bound.items():
+        print(f"# one core, 128 KiB in cache: {what} {speed_Bps / 2**20:.0f} MB/sec", flush=True)
     rows = [row for name in options.transports for row in measure_transport(name, options)]
     for note in notes if first else ():
         print(f"# {note}; these times are no measure of performance", flush=True)
     if options.json and first:
-        about = {"emulated": notes, "rows": rows}
+        about = {"emulated": notes, "bound_Bps": bound, "rows": rows}
         text = json.dumps(measure.provenance({}) | about, indent=1) + "\n"
         _files.write(options.json, text, make_folders=True)
     return 0

@@ -40,7 +40,7 @@ from jaxcoll import _host as host
 from jaxcoll._connection import Connection, admit
 from jaxcoll._dial import Call, ask, dial_rdma, dial_shm, dial_tcp
 from jaxcoll._engine_links import Native, RdmaHalf
-from jaxcoll._handshake import ProtocolError, Purpose
+from jaxcoll._handshake import LinkKey, ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record
 from jaxcoll._listener import Arrival, Arrivals
 from jaxcoll._loop_thread import LoopThread, Store
@@ -95,6 +95,7 @@ class Bootstrap(LoopThread):
       timeout_s: from `want` until the link must be there.
       transports: those that may be used.
       tcp_sockets: how many sockets a tcp link has; the lower index of a pair decides.
+      tcp_encrypt: whether what goes over tcp is encrypted; either of a pair decides.
       ifname: JAXCOLL_IFNAME: whether its names are excluded, and the names.
       host_id: what stands for this host instead of its own identity.
       handshake_s: how long one handshake may take.
@@ -113,6 +114,7 @@ class Bootstrap(LoopThread):
         timeout_s: float = _TIMEOUT_S,
         transports: tuple[str, ...] = host.TRANSPORTS,
         tcp_sockets: int = _TCP_SOCKETS,
+        tcp_encrypt: bool = False,
         ifname: tuple[bool, tuple[str, ...]] | None = None,
         host_id: str | None = None,
         handshake_s: float = _HANDSHAKE_S,
@@ -127,6 +129,7 @@ class Bootstrap(LoopThread):
         self._timeout_s = timeout_s
         self._transports = transports
         self._tcp_sockets = tcp_sockets
+        self._tcp_encrypt = tcp_encrypt
         self._ifname = ifname
         self._host_id = host_id
         self._handshake_s = handshake_s
@@ -171,6 +174,7 @@ class Bootstrap(LoopThread):
             silence_s=_silence_s(timeout_s),
             transports=values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS,
             tcp_sockets=values["JAXCOLL_TCP_SOCKETS"] or _TCP_SOCKETS,
+            tcp_encrypt=values["JAXCOLL_TCP_ENCRYPT"] == "1",
             ifname=values["JAXCOLL_IFNAME"],
             host_id=values["JAXCOLL_HOST_ID"],
             engine_started=engine_started,
@@ -430,7 +434,8 @@ class Bootstrap(LoopThread):
                 record = await self._record(index)
                 peer.who = str(record)
                 transport = host.choose_transport(own, record)
-                call = Call(own, record, secret, self._handshake_s, peer.on_beat)
+                self._check_crypto(transport)
+                call = Call(own, record, secret, self._handshake_s, peer.on_beat, self._tcp_encrypt)
                 peer.trouble = "it does not complete the handshake"
                 if self._index > index:
                     await asyncio.sleep(_ASK_AFTER_S)  # cancelled by the link's arrival
@@ -477,14 +482,23 @@ class Bootstrap(LoopThread):
         self._settle(peer)
 
     async def _connect_tcp(self, call: Call, peer: Peer) -> None:
-        self._add_tcp_link(call.peer, await dial_tcp(call, self._tcp_sockets))
+        connections, key = await dial_tcp(call, self._tcp_sockets)
+        self._add_tcp_link(call.peer, connections, key, client=True)
         self._settle(peer)
 
     async def _connect_rdma(self, call: Call, peer: Peer) -> None:
         half = self._prepare_rdma(b"")
-        connection, offer = await dial_rdma(call, half.offer())
-        self._add_rdma_link(call.peer, connection, half, offer)
+        connection, offer, key = await dial_rdma(call, half.offer())
+        self._add_rdma_link(call.peer, connection, half, offer, key, client=True)
         self._settle(peer)
+
+    def _check_crypto(self, transport: str) -> None:
+        why = "" if transport == "shm" else self._native.comm_no_crypto()
+        if why:
+            raise LinkError(
+                f"process {self._index} on {socket.gethostname()} cannot use {transport}, which "
+                f"authenticates what it sends: {why}"
+            )
 
     def _prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
         try:
@@ -493,10 +507,18 @@ class Bootstrap(LoopThread):
             raise LinkError(f"{error}. JAXCOLL_TRANSPORT=shm,tcp does without rdma") from None
 
     def _add_rdma_link(
-        self, peer: Record, connection: Connection, half: RdmaHalf, offer: bytes
+        self,
+        peer: Record,
+        connection: Connection,
+        half: RdmaHalf,
+        offer: bytes,
+        key: LinkKey,
+        *,
+        client: bool,
     ) -> None:
+        text = f"rdma to {peer}"
         self._native.comm_add_rdma_link(
-            peer.index, half, connection.detach(), offer, f"rdma to {peer}"
+            peer.index, half, connection.detach(), offer, text, key.key, client, key.encrypt
         )
 
     def _add_shm_link(self, peer: Record, connection: Connection, segment: int) -> None:
@@ -505,11 +527,15 @@ class Bootstrap(LoopThread):
             peer.index, connection.detach(), segment, peer_segment, peer_bell, f"shm to {peer}"
         )
 
-    def _add_tcp_link(self, peer: Record, connections: list[Connection]) -> None:
+    def _add_tcp_link(
+        self, peer: Record, connections: list[Connection], key: LinkKey, *, client: bool
+    ) -> None:
         first = connections[0].socket
         ends = map(host.address_text, (first.getsockname(), first.getpeername()))
-        text = f"tcp to {peer}, {len(connections)} sockets, {' to '.join(ends)}"
-        self._native.comm_add_tcp_link(peer.index, [c.detach() for c in connections], text)
+        how = "encrypted" if key.encrypt else "authenticated"
+        text = f"tcp to {peer}, {how}, {len(connections)} sockets, {' to '.join(ends)}"
+        sockets = [connection.detach() for connection in connections]
+        self._native.comm_add_tcp_link(peer.index, sockets, text, key.key, client, key.encrypt)
 
     # --- those who connect ----------------------------------------------------------------------
 
@@ -521,7 +547,7 @@ class Bootstrap(LoopThread):
             elif connection.socket.getsockname()[0] not in self._listened_addresses:
                 raise ProtocolError("it came by an interface that JAXCOLL_IFNAME excludes")
             secret = await self._secret()
-            hello, transcript = await admit(connection, secret, self._index)
+            hello, transcript = await admit(connection, secret, self._index, self._tcp_encrypt)
             offer = b""
             if hello.purpose == Purpose.RDMA:
                 message = await connection.receive(handshake.OFFER_BYTES_MAX)
@@ -575,14 +601,17 @@ class Bootstrap(LoopThread):
                     raise
                 self._add_shm_link(record, connections[0], segment)
             elif arrival.hello.purpose == Purpose.RDMA:
+                self._check_crypto("rdma")
                 half = self._prepare_rdma(arrival.offer)
                 connections[0].send(
                     handshake.write_answer(secret, arrival.transcript, offer=half.offer())
                 )
-                self._add_rdma_link(record, connections[0], half, arrival.offer)
+                key = arrival.link_key(secret)
+                self._add_rdma_link(record, connections[0], half, arrival.offer, key, client=False)
             else:
+                self._check_crypto("tcp")
                 connections[0].send(answer)
-                self._add_tcp_link(record, connections)
+                self._add_tcp_link(record, connections, arrival.link_key(secret), client=False)
         except OSError:
             raise  # the peer has gone or given up; it may come again
         except LinkError as error:

@@ -207,7 +207,9 @@ async def introduce(connection: Connection, secret: bytes, hello: Hello) -> byte
     return handshake.read_challenge(secret, message, challenge)
 
 
-async def admit(connection: Connection, secret: bytes, index: int) -> tuple[Hello, bytes]:
+async def admit(
+    connection: Connection, secret: bytes, index: int, encrypt: bool = False
+) -> tuple[Hello, bytes]:
     """The server's half up to the client's proof; returns its hello and the transcript."""
     message = await connection.receive(handshake.HELLO_BYTES)
     hello = handshake.read_hello(secret, index, message)
@@ -215,7 +217,7 @@ async def admit(connection: Connection, secret: bytes, index: int) -> tuple[Hell
         raise ProtocolError("a link to another host over a Unix socket")
     if (hello.purpose == Purpose.SHM) and not connection.is_unix:
         raise ProtocolError("shared memory over tcp")
-    challenge, transcript = handshake.write_challenge(secret, message)
+    challenge, transcript = handshake.write_challenge(secret, message, encrypt)
     connection.send(challenge)
     descriptor_count = SHM_DESCRIPTORS if hello.purpose == Purpose.SHM else 0
     proof = await connection.receive(handshake.PROOF_BYTES, descriptor_count)

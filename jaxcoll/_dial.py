@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jaxcoll import _handshake as handshake
 from jaxcoll._connection import SHM_DESCRIPTORS, Connection, introduce
 from jaxcoll._errors import JaxcollError
-from jaxcoll._handshake import Hello, ProtocolError, Purpose
+from jaxcoll._handshake import Hello, LinkKey, ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record, address_text, family_of
 
 # What this process has run out of: no peer is at fault.
@@ -43,9 +43,11 @@ class Call:
     secret: bytes
     handshake_s: float
     on_beat: Callable[[], None] = field(default=lambda: None)  # it lives, but has no answer yet
+    encrypt: bool = False
 
     def hello(self, purpose: Purpose, link_id: bytes, index: int = 0, count: int = 1) -> Hello:
-        return Hello(purpose, self.own.index, self.peer.index, link_id, index, count)
+        own, peer = self.own.index, self.peer.index
+        return Hello(purpose, own, peer, link_id, index, count, self.encrypt)
 
 
 def _link_id() -> bytes:
@@ -76,10 +78,11 @@ async def dial_shm(
     return connection, segment
 
 
-async def dial_tcp(call: Call, socket_count: int) -> list[Connection]:
+async def dial_tcp(call: Call, socket_count: int) -> tuple[list[Connection], LinkKey]:
     """Connected sockets. Raises: Unreachable naming every address; LinkError if refused."""
     link_id = _link_id()
     connections: list[Connection] = []
+    transcripts: list[bytes] = []
     where = ""
     try:
         for index in range(socket_count):
@@ -88,21 +91,21 @@ async def dial_tcp(call: Call, socket_count: int) -> list[Connection]:
                 first, address, transcript = await _meet_tcp_somewhere(call, hello)
                 where = address_text(address)
                 connections.append(first)
-                answered = transcript
             else:
                 connection, transcript = await _meet_tcp(call, hello, address)
                 connections.append(connection)
             connections[-1].send(handshake.write_proof(call.secret, transcript))
-        await _accepted(call, first, answered)
+            transcripts.append(transcript)
+        await _accepted(call, first, transcripts[0])
     except BaseException as error:
         for connection in connections:
             connection.close()
         _raise_unreachable(error, where)
-    return connections
+    return connections, handshake.link_key(call.secret, transcripts)
 
 
-async def dial_rdma(call: Call, offer: bytes) -> tuple[Connection, bytes]:
-    """A connected socket, and the peer's answer to this process's offer.
+async def dial_rdma(call: Call, offer: bytes) -> tuple[Connection, bytes, LinkKey]:
+    """A connected socket, the peer's answer to this process's offer, and the socket's key.
 
     Raises: Unreachable naming every address; LinkError if refused.
     """
@@ -116,7 +119,8 @@ async def dial_rdma(call: Call, offer: bytes) -> tuple[Connection, bytes]:
     except BaseException as error:
         connection.close()
         _raise_unreachable(error, address_text(address))
-    return connection, handshake.offer_in(answer)
+    key = handshake.link_key(call.secret, [transcript])
+    return connection, handshake.offer_in(answer), key
 
 
 async def ask(call: Call, transport: str) -> None:

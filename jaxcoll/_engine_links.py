@@ -26,8 +26,20 @@ class Native(Protocol):
     ) -> None:
         """Takes over all descriptors."""
 
-    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
-        """Takes over all descriptors; both sides list them in the same order."""
+    def comm_no_crypto(self) -> str:
+        """Why this process can authenticate nothing, so neither tcp nor rdma; empty if it can."""
+
+    def comm_add_tcp_link(
+        self,
+        peer: int,
+        sockets: list[int],
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
+        """Takes over all descriptors; both sides list them in the same order. What goes over them
+        is authenticated, and encrypted if both sides agree on it."""
 
     def comm_rdma_fabrics(self) -> list[str]:
         """The fabrics of the RDMA ports that this process can use. Raises: ValueError, why none."""
@@ -35,9 +47,19 @@ class Native(Protocol):
     def comm_prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
         """For the server the client's offer, for the client nothing. Raises: ValueError."""
 
-    def comm_add_rdma_link(self, peer: int, half: Any, sock: int, offer: bytes, text: str) -> None:
+    def comm_add_rdma_link(
+        self,
+        peer: int,
+        half: Any,
+        sock: int,
+        offer: bytes,
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
         """Takes over the socket and uses up what comm_prepare_rdma has returned; `offer` is the
-        peer's."""
+        peer's. Only the socket is protected as that of a tcp link."""
 
     def comm_link_failed(self, peer: int, reason: str) -> None:
         """There will be no link to that peer."""

@@ -206,6 +206,15 @@ VARIABLES = (
         parse=_integer_from(1, 64),
     ),
     Variable(
+        "JAXCOLL_TCP_ENCRYPT",
+        default="0",
+        takes="0, 1",
+        meaning="whether what goes over tcp is encrypted, beside authenticated, which it always "
+        "is; one process of a pair that asks for it is enough; rdma's data is neither, so add "
+        "`JAXCOLL_TRANSPORT=shm,tcp` where that matters",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_IFNAME",
         default="all that are up",
         takes="prefixes of interface names, comma separated; `^` first excludes them",

@@ -1,7 +1,7 @@
 """How two processes of a job prove to each other that they know its secret. Pure: no I/O.
 
-    client -> server   hello      who, whom, what for, client's nonce, MAC
-    server -> client   challenge  server's nonce, MAC over the hello and both nonces
+    client -> server   hello      who, whom, what for, encrypted?, client's nonce, MAC
+    server -> client   challenge  server's nonce, encrypted?, MAC over the hello and these
     client -> server   proof      MAC over the same; with the client's descriptors (shm)
     client -> server   offer      rdma only: the client's queue pairs and memory keys, MAC
     server -> client   beats      while the answer is not known yet: that the server lives, MAC
@@ -12,6 +12,10 @@ Every MAC is HMAC-SHA256 under the job's secret and covers a role byte that no t
 so that none can be sent back to its author as another one. Both process indices stand in the
 hello: reflected to its author, it names the wrong server. A replayed hello earns a challenge with
 a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC earns nothing.
+
+What then goes over tcp is authenticated under a key of the link's own (`link_key`), and encrypted
+if either side asks for it: both say so in what they authenticate here, so that nobody between can
+talk them out of it, and a job is as secret as its most careful process wants it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import enum
 import hmac
 import secrets
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxcoll._errors import JaxcollError
@@ -33,10 +38,11 @@ _MAGIC = b"jaxcoll1"
 _NONCE_BYTES = 32
 _MAC_BYTES = 32
 _COUNT = struct.Struct("!I")
-_HELLO = struct.Struct(f"!8s{_NONCE_BYTES}s{LINK_ID_BYTES}sIIBHH")
+_HELLO = struct.Struct(f"!8s{_NONCE_BYTES}s{LINK_ID_BYTES}sIIBHH?")
+_ENCRYPT_AT = _HELLO.size - 1
 
 HELLO_BYTES = _HELLO.size + _MAC_BYTES
-CHALLENGE_BYTES = _NONCE_BYTES + _MAC_BYTES
+CHALLENGE_BYTES = _NONCE_BYTES + 1 + _MAC_BYTES
 PROOF_BYTES = _MAC_BYTES
 BEAT_BYTES = _COUNT.size + _MAC_BYTES
 ANSWER_BYTES_MAX = 1 + _MAC_BYTES + REASON_BYTES_MAX
@@ -63,6 +69,7 @@ class _Role(enum.IntEnum):
     ANSWER = 4
     OFFER = 5
     BEAT = 6
+    LINK_KEY = 7
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Hello:
     link_id: bytes
     socket_index: int = 0
     socket_count: int = 1
+    encrypt: bool = False
     nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_NONCE_BYTES))
 
 
@@ -92,6 +100,24 @@ def _check_size(message: bytes, size: int, what: str) -> None:
         raise ProtocolError(f"a {what} of {len(message)} bytes instead of {size}")
 
 
+@dataclass(frozen=True)
+class LinkKey:
+    """What the frames of a link are authenticated by, and whether they are encrypted as well."""
+
+    key: bytes
+    encrypt: bool
+
+
+def link_key(secret: bytes, transcripts: Sequence[bytes]) -> LinkKey:
+    """From the transcripts of all sockets of the link, in their order.
+
+    They hold every nonce, both indices and the link's random id: sockets of two handshakes make no
+    link, and no two links of a job have one key.
+    """
+    asked = (t[_ENCRYPT_AT] or t[HELLO_BYTES + _NONCE_BYTES] for t in transcripts)
+    return LinkKey(_mac(secret, _Role.LINK_KEY, *transcripts), any(asked))
+
+
 # --- client -------------------------------------------------------------------------------------
 
 
@@ -105,6 +131,7 @@ def write_hello(secret: bytes, hello: Hello) -> bytes:
         hello.purpose,
         hello.socket_index,
         hello.socket_count,
+        hello.encrypt,
     )
     return claim + _mac(secret, _Role.HELLO, claim)
 
@@ -112,8 +139,8 @@ def write_hello(secret: bytes, hello: Hello) -> bytes:
 def read_challenge(secret: bytes, hello: bytes, challenge: bytes) -> bytes:
     """Checks the server's challenge; returns the transcript that the later messages answer for."""
     _check_size(challenge, CHALLENGE_BYTES, "challenge")
-    transcript = hello + challenge[:_NONCE_BYTES]
-    _check(secret, challenge[_NONCE_BYTES:], _Role.CHALLENGE, transcript)
+    transcript = hello + challenge[:-_MAC_BYTES]
+    _check(secret, challenge[-_MAC_BYTES:], _Role.CHALLENGE, transcript)
     return transcript
 
 
@@ -155,19 +182,19 @@ def read_hello(secret: bytes, server: int, message: bytes) -> Hello:
     _check_size(message, HELLO_BYTES, "hello")
     claim = message[: _HELLO.size]
     _check(secret, message[_HELLO.size :], _Role.HELLO, claim)
-    magic, nonce, link_id, client, named, purpose, index, count = _HELLO.unpack(claim)
+    magic, nonce, link_id, client, named, purpose, index, count, encrypt = _HELLO.unpack(claim)
     if magic != _MAGIC or named != server or client == server:
         raise ProtocolError(f"a hello of process {client} to process {named}")
     if purpose not in set(Purpose) or not index < count <= SOCKETS_MAX:
         raise ProtocolError(f"a hello for purpose {purpose}, socket {index} of {count}")
-    return Hello(Purpose(purpose), client, named, link_id, index, count, nonce)
+    return Hello(Purpose(purpose), client, named, link_id, index, count, encrypt, nonce)
 
 
-def write_challenge(secret: bytes, hello: bytes) -> tuple[bytes, bytes]:
+def write_challenge(secret: bytes, hello: bytes, encrypt: bool = False) -> tuple[bytes, bytes]:
     """The challenge and the transcript that the later messages answer for."""
-    nonce = secrets.token_bytes(_NONCE_BYTES)
-    transcript = hello + nonce
-    return nonce + _mac(secret, _Role.CHALLENGE, transcript), transcript
+    terms = secrets.token_bytes(_NONCE_BYTES) + bytes([encrypt])
+    transcript = hello + terms
+    return terms + _mac(secret, _Role.CHALLENGE, transcript), transcript
 
 
 def read_proof(secret: bytes, transcript: bytes, proof: bytes) -> None:

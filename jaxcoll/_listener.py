@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from jaxcoll import _handshake as handshake
 from jaxcoll._connection import Connection, readable
-from jaxcoll._handshake import Hello, ProtocolError
+from jaxcoll._handshake import Hello, LinkKey, ProtocolError
 from jaxcoll._host import family_of
 
 STRANGERS_MAX = 64  # connections of one listener that have not proved themselves yet
@@ -152,8 +153,18 @@ class Arrival:
 
     hello: Hello  # of the socket that came first
     connections: dict[int, Connection] = field(default_factory=dict)
-    transcript: bytes = b""  # of socket 0, which the answer goes to
+    transcripts: dict[int, bytes] = field(default_factory=dict)
     offer: bytes = b""  # the peer's, for rdma
+
+    @property
+    def transcript(self) -> bytes:
+        """Of socket 0, which the answer goes to."""
+        return self.transcripts[0]
+
+    def link_key(self, secret: bytes) -> LinkKey:
+        """Of the complete link."""
+        ordered = [self.transcripts[i] for i in range(self.hello.socket_count)]
+        return handshake.link_key(secret, ordered)
 
     def close(self) -> None:
         for connection in self.connections.values():
@@ -184,8 +195,7 @@ class Arrivals:
         if hello.socket_index in arrival.connections:
             raise ProtocolError(f"socket {hello.socket_index} came twice")
         arrival.connections[hello.socket_index] = connection.move()
-        if hello.socket_index == 0:
-            arrival.transcript = transcript
+        arrival.transcripts[hello.socket_index] = transcript
         if len(arrival.connections) < hello.socket_count:
             return None
         return self._of_peer.pop(hello.client)

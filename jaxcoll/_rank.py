@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from jaxcoll import _environment
 from jaxcoll import schedule as _schedule
 from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._native import native
@@ -144,6 +145,7 @@ class Rank:
                 timeout_s=settings["timeout_s"],
                 transports=tuple(settings["transports"]),
                 host_id=settings["host_id"],
+                tcp_encrypt=_environment.values()["JAXCOLL_TCP_ENCRYPT"] == "1",
             )
             owner = {rank: rank // each for rank in range(self._world_size)}
             native.comm_start(index, owner, self._bootstrap.want)

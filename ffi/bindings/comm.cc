@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/link_security.h"
 #include "comm/peer.h"
 #include "comm/reactor.h"
+#include "transport/crypto.h"
 #include "transport/link.h"
 #include "transport/shm_segment.h"
 
@@ -120,11 +122,21 @@ void BindComm(nb::module_& m) {
       nb::arg("peer_bell"), nb::arg("description"), "Takes over the descriptors.");
   m.def(
       "comm_add_tcp_link",
-      [](int peer, std::vector<int> sockets, std::string description) {
+      [](int peer, const std::vector<int>& sockets, std::string description,
+         const nb::bytes& link_key, bool client, bool encrypt) {
+        const TcpSecurity security = SecurityOf(link_key, client, encrypt);
         nb::gil_scoped_release release;
-        Add(peer, MakeTcpLink(peer, std::move(sockets), kWindowBytes, std::move(description)));
+        Add(peer, MakeTcpLink(peer, sockets, kWindowBytes, security, std::move(description)));
       },
-      nb::arg("peer"), nb::arg("sockets"), nb::arg("description"), "Takes over the descriptors.");
+      nb::arg("peer"), nb::arg("sockets"), nb::arg("description"), nb::arg("link_key"),
+      nb::arg("client"), nb::arg("encrypt"), "Takes over the descriptors.");
+  m.def(
+      "comm_no_crypto",
+      [] {
+        const StatusOr<const crypto::Library*> library = crypto::Load();
+        return library.ok() ? std::string() : library.status().message();
+      },
+      "Why nothing can be authenticated here, so neither tcp nor rdma can be used; else empty.");
   m.def(
       "comm_link_failed",
       [](int peer, const std::string& reason) {

@@ -1,6 +1,7 @@
 // One link without the engine: what a put costs. Both processes call the same functions in the same
 // order, one as the first and one as the second; benchmarks/transport.py does.
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
 #include <poll.h>
 #include <sched.h>
@@ -8,15 +9,21 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstring>
+#include <ctime>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/link_security.h"
 #include "bindings/rdma_half.h"
 #include "comm/peer.h"
+#include "transport/crypto.h"
 #include "transport/fd.h"
 #include "transport/link.h"
 
@@ -160,9 +167,55 @@ class LinkBench final : public LinkSink {
   uint64_t idle_ = 0;
 };
 
+double ThreadSeconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// What one core can do at most with pieces of `bytes` in its cache, in bytes per second of its
+// time: other processes do not count.
+std::unordered_map<std::string, double> CryptoSpeed(size_t bytes, double seconds) {
+  std::vector<std::byte> from(bytes), to(bytes);
+  const auto measure = [&](auto&& work) {
+    const double begin = ThreadSeconds();
+    uint64_t rounds = 0;
+    double passed = 0;
+    while (passed < seconds) {
+      for (int i = 0; i < 16; ++i, ++rounds) work();
+      passed = ThreadSeconds() - begin;
+    }
+    return static_cast<double>(rounds * bytes) / passed;
+  };
+  std::unordered_map<std::string, double> speeds;
+  speeds["copies"] = measure([&] {
+    std::memcpy(to.data(), from.data(), bytes);
+    asm volatile("" : : "r"(to.data()) : "memory");  // it was needed
+  });
+  const StatusOr<const crypto::Library*> library = crypto::Load();
+  if (!library.ok()) throw nb::value_error(library.status().message().c_str());
+  crypto::Gcm gcm(**library, true);
+  crypto::Nonce nonce{};
+  crypto::Tag tag;
+  const std::array<std::byte, crypto::kAesKeyBytes> key{};
+  bool works = gcm.SetKey(key);
+  speeds["authenticates"] =
+      measure([&] { works &= gcm.Seal(nonce, from, {}, nullptr, tag.data()); });
+  speeds["encrypts"] = measure([&] { works &= gcm.Seal(nonce, {}, from, to.data(), tag.data()); });
+  if (!works) throw nb::value_error("libcrypto fails");
+  return speeds;
+}
+
+void BindCryptoSpeed(nb::module_& m) {
+  m.def("crypto_speed_Bps", &CryptoSpeed, nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("bytes"), nb::arg("seconds"),
+        "What one core copies, authenticates and encrypts per second, for benchmarks.");
+}
+
 }  // namespace
 
 void BindLinkBench(nb::module_& m) {
+  BindCryptoSpeed(m);
   nb::class_<LinkBench>(m, "LinkBench", "A link without the engine, for benchmarks.")
       .def(nb::init<>())
       .def("bell", &LinkBench::bell)
@@ -177,16 +230,22 @@ void BindLinkBench(nb::module_& m) {
           "Takes over the descriptors.")
       .def(
           "use_tcp",
-          [](LinkBench& bench, const std::vector<int>& sockets) {
-            bench.Use(MakeTcpLink(1, sockets, kWindowBytes, "tcp"));
+          [](LinkBench& bench, const std::vector<int>& sockets, const std::string& protection,
+             const nb::bytes& link_key, bool client) {
+            TcpSecurity security;
+            if (protection != "plain") {
+              security = SecurityOf(link_key, client, protection == "encrypted");
+            }
+            bench.Use(MakeTcpLink(1, sockets, kWindowBytes, security, "tcp, " + protection));
           },
-          nb::arg("sockets"), "Takes over the descriptors.")
+          nb::arg("sockets"), nb::arg("protection"), nb::arg("link_key"), nb::arg("client"),
+          "Takes over the descriptors. `protection`: plain, authenticated or encrypted.")
       .def(
           "use_rdma",
           [](LinkBench& bench, RdmaHalf& half, int socket, const nb::bytes& offer) {
             std::unique_ptr<RdmaLink> link = std::move(half.link);
             if (link == nullptr) throw nb::value_error("this half has become a link");
-            const Status status = link->Join(1, socket, {offer.c_str(), offer.size()}, "rdma");
+            const Status status = link->Join(1, socket, {offer.c_str(), offer.size()}, {}, "rdma");
             if (!status.ok()) throw nb::value_error(status.message().c_str());
             bench.Use(StatusOr<std::unique_ptr<Link>>(std::move(link)));
           },

@@ -11,6 +11,7 @@
 
 #include "base/environment.h"
 #include "bindings/bindings.h"
+#include "bindings/link_security.h"
 #include "bindings/rdma_half.h"
 #include "comm/peer.h"
 #include "comm/reactor.h"
@@ -89,13 +90,16 @@ void BindRdma(nb::module_& m) {
       "Memory and queue pairs of a link; for its server the client's offer, for its client b''.");
   m.def(
       "comm_add_rdma_link",
-      [](int peer, RdmaHalf& half, int socket, const nb::bytes& offer, std::string description) {
+      [](int peer, RdmaHalf& half, int socket, const nb::bytes& offer, std::string description,
+         const nb::bytes& link_key, bool client, bool encrypt) {
+        const TcpSecurity security = SecurityOf(link_key, client, encrypt);
         const std::string peer_offer(offer.c_str(), offer.size());
         std::unique_ptr<RdmaLink> link = std::move(half.link);
         nb::gil_scoped_release release;
         Reactor* const reactor = Reactor::Get();
         if (reactor == nullptr || link == nullptr) return;
-        const Status joined = link->Join(peer, socket, peer_offer, std::move(description));
+        const Status joined =
+            link->Join(peer, socket, peer_offer, security, std::move(description));
         if (joined.ok()) {
           reactor->AddLink(peer, std::move(link));
         } else {
@@ -103,6 +107,7 @@ void BindRdma(nb::module_& m) {
         }
       },
       nb::arg("peer"), nb::arg("half"), nb::arg("socket"), nb::arg("offer"), nb::arg("description"),
+      nb::arg("link_key"), nb::arg("client"), nb::arg("encrypt"),
       "Takes over the socket and uses up `half`.");
 }
 

@@ -356,7 +356,8 @@ bool Reactor::PollLinks() {
 bool Reactor::PollLink(Peer& peer) {
   const StatusOr<bool> polled = peer.link()->Poll(*this, kNoticesPerPoll);
   const std::vector<std::string> violations = std::exchange(violations_, {});
-  if (!polled.ok() && peer.left) {
+  // What a link finds broken or altered is that also of a peer that has said goodbye.
+  if (!polled.ok() && peer.left && polled.status().code() == StatusCode::kUnavailable) {
     PeerLeft(peer);
   } else if (!polled.ok()) {
     PeerDown(peer, peer.end.empty() ? polled.status().message() : peer.end);

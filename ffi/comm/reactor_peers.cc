@@ -366,8 +366,12 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
 // A process that has made all its calls and ends does no harm to those that others have yet to
 // finish: its messages have come. Only a call that waits for it fails, see CheckDeadlines.
 void Reactor::PeerLeft(Peer& peer) {
-  peer.Retire("process " + std::to_string(peer.process()) + " (" + peer.description() +
-              ") has ended, or has shut down jaxcoll");
+  std::string reason = "process " + std::to_string(peer.process()) + " (" + peer.description() +
+                       ") has ended, or has shut down jaxcoll";
+  if (const uint64_t missing = peer.link()->missing_puts(); missing > 0) {
+    reason += "; " + std::to_string(missing) + " of the messages that it had sent did not come";
+  }
+  peer.Retire(std::move(reason));
   Log(LogLevel::kInfo, "process %d: %s", process_, peer.down_reason().c_str());
   some_left_ = true;
   if (guest_ != nullptr) guest_->OnLeft(peer.process(), peer.down_reason());

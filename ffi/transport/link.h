@@ -5,7 +5,8 @@
 // notice means, is the engine's business; a transport moves bytes and delivers notices.
 //
 //   Put     bytes into the peer's window, then a notice. Delivered exactly once, after its own
-//           bytes are visible. No order between two puts may be assumed.
+//           bytes are visible. No order between two puts may be assumed, so two that are under way
+//           must not overlap in the window: the bytes of one would fail the check of the other.
 //   Tell    a message of up to 64 KiB, in order among themselves; rare: errors, states.
 //
 // Thread rule: all calls on a link, and all calls of its sink, come under the reactor's lock.
@@ -97,6 +98,8 @@ class Link {
   // Receives what has come and sends what was queued; at most `budget` notices. Returns whether it
   // did anything, or the error that ended the link: the peer is gone, or broke the protocol.
   virtual StatusOr<bool> Poll(LinkSink& sink, int budget) = 0;
+  // After the end: puts that the peer is known to have sent, and that did not come.
+  virtual uint64_t missing_puts() const { return 0; }
 
   // Before the reactor sleeps. Announces to the peer that this side must be woken, and returns
   // false if something has come in the meantime. `Awake` takes that back; `woken`: by a descriptor,
@@ -120,10 +123,20 @@ StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segmen
 // A sealed memfd (no shrinking) of the right size, its rings initialised; the descriptor.
 StatusOr<int> MakeShmSegment(size_t window_bytes);
 
+// How the frames of a tcp link, or of the socket of an rdma link, are protected on their way
+// (tcp_seal.h). Whoever stands between may cut them off, which both sides hear of, and no more.
+struct TcpSecurity {
+  std::string link_key;  // 32 bytes; empty: nothing is protected, as only tests and benchmarks may
+  bool client = false;   // this side has connected
+  bool encrypt = false;  // both sides agree
+};
+
 // Connected, authenticated stream sockets to one peer; both sides list them in the same order. The
-// first also carries Tell. Takes over the descriptors. Both windows have the same size.
+// first also carries Tell. Takes over the descriptors. Both windows have the same size. Fails where
+// there is no libcrypto.
 StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
-                                            size_t window_bytes, std::string description);
+                                            size_t window_bytes, const TcpSecurity& security,
+                                            std::string description);
 
 inline StatusOr<std::unique_ptr<Link::Loan>> Link::BorrowDmabuf(int, uint64_t,
                                                                 std::span<const std::byte>) {

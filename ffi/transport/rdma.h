@@ -46,8 +46,10 @@ class RdmaLink : public Link {
       const std::vector<std::optional<RdmaPort>>& ports);
   // What the peer must know. Its keys let it write to this side's window: tell nobody else.
   virtual std::string Offer() const = 0;
-  // `socket`: a connected, authenticated stream, taken over in any case.
-  virtual Status Join(int peer, int socket, std::string_view offer, std::string description) = 0;
+  // `socket`: a connected, authenticated stream, taken over in any case. What goes over it is
+  // protected as `security` says; what NICs carry is not.
+  virtual Status Join(int peer, int socket, std::string_view offer, const TcpSecurity& security,
+                      std::string description) = 0;
 
   virtual size_t live_rails() const = 0;
   // For tests: what a fault of that rail does.

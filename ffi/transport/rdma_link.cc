@@ -71,7 +71,8 @@ std::string RdmaLinkImpl::Offer() const {
   return offer.Encode();
 }
 
-Status RdmaLinkImpl::Join(int peer, int socket, std::string_view text, std::string description) {
+Status RdmaLinkImpl::Join(int peer, int socket, std::string_view text, const TcpSecurity& security,
+                          std::string description) {
   Fd owned(socket);
   peer_ = peer;
   description_ = std::move(description);
@@ -103,7 +104,9 @@ Status RdmaLinkImpl::Join(int peer, int socket, std::string_view text, std::stri
   rules.window_bytes = 0;
   rules.socket_index = 0;
   rules.socket_count = 1;
-  control_.emplace(owned.release(), rules, std::span<std::byte>());
+  auto control = TcpSocket::Make(owned, rules, std::span<std::byte>(), security);
+  if (!control.ok()) return control.status();
+  control_ = std::move(*control);
   SendControl({kReady});
   return Status();
 }
@@ -143,8 +146,9 @@ StatusOr<bool> RdmaLinkImpl::Poll(LinkSink& sink, int budget) {
   any |= ServeFailures();
   any |= SendBacklog();
   if (!broken_.empty()) return End(PeerBrokeProtocol(peer_, description_, broken_));
+  if (control_->has_trouble()) return End(control_->Trouble(peer_, description_));
   if (was_gone && emptied) {
-    return End(PeerIsGone(peer_, description_, control_->end_errno()));
+    return End(PeerIsGone(peer_, description_, control_->end_errno(), control_->cut()));
   }
   if (!end_.ok()) return end_;
   return any || gone_;

@@ -35,7 +35,8 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
   ~RdmaLinkImpl() override;
   Status Init(const std::vector<std::optional<RdmaPort>>& ports);
   std::string Offer() const override;
-  Status Join(int peer, int socket, std::string_view text, std::string description) override;
+  Status Join(int peer, int socket, std::string_view text, const TcpSecurity& security,
+              std::string description) override;
   std::string_view transport() const override { return "rdma"; }
   std::string Describe() const override { return description_ + rails_text_; }
   std::span<std::byte> window() override { return open_.bytes().first(window_bytes_); }
@@ -134,7 +135,7 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
   Pages open_;  // window and rings: the peer may write them
   Pages own_;   // staging and entries: the NIC may read them
   std::vector<Rail> rails_;
-  std::optional<TcpSocket> control_;
+  std::unique_ptr<TcpSocket> control_;
 
   uint64_t puts_ = 0;
   std::deque<RdmaRail::Part> backlog_;

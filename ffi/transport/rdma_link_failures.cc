@@ -29,7 +29,6 @@ bool RdmaLinkImpl::Look(LinkSink& sink) {
     any = true;
     look_ = true;  // there may be more
   }
-  if (!control_->violation().empty()) broken_ = control_->violation();
   gone_ = control_->ended() && !control_->HasUnread();
   LookAtPorts();
   return any;
@@ -145,6 +144,7 @@ Status RdmaLinkImpl::End(Status status) {
   }
   std::vector<uint64_t> tokens;
   control_->Flush(tokens);
+  if (status.code() == StatusCode::kInternal) control_->SayEnd(status.message());
   control_->StopSending();
   backlog_.clear();
   lent_puts_ = {};

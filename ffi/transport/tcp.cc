@@ -4,6 +4,11 @@
 // share large ones; its notice follows its bytes on the same socket. Both windows have one size,
 // which the hello of every socket checks.
 //
+// What is sent is authenticated, and encrypted on request (tcp_seal.h). Whoever stands between can
+// alter nothing unnoticed: a link that finds something altered ends, and says why to the peer in a
+// last frame. A peer's message says how many puts it had sent before, so that a connection that was
+// cut is told from one that ended in order.
+//
 // The end. A process that dies closes all its sockets, but what it sent on one may arrive after the
 // end of another. So the end is reported when all have ended, or kEndGrace after the first.
 #include <netinet/in.h>
@@ -47,23 +52,33 @@ class TcpLink final : public Link {
   }
 
   // Takes over the descriptors in any case.
-  Status Init(const std::vector<int>& fds, size_t window_bytes) {
-    Status status = window_.Allocate(window_bytes);
+  Status Init(const std::vector<int>& sockets, size_t window_bytes, const TcpSecurity& security) {
+    std::vector<Fd> fds;
+    for (int socket : sockets) fds.emplace_back(socket);
+    if (Status status = window_.Allocate(window_bytes); !status.ok()) return status;
     FrameRules rules;
     rules.window_bytes = window_bytes;
     rules.socket_count = fds.size();
-    for (int fd : fds) {
+    for (Fd& owned : fds) {
+      const int fd = owned.get();
       // A notice must not wait for the peer's acknowledgement. Fails where there is no tcp, as
       // between the ends of a socketpair; that is as good.
       const int on = 1;
       ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
       // Older kernels refuse this; there a link comes back later, that is all.
       ::setsockopt(fd, IPPROTO_TCP, kTcpRtoMaxMs, &kResendAfterMsMax, sizeof(kResendAfterMsMax));
-      sockets_.push_back(std::make_unique<TcpSocket>(fd, rules, window_.bytes()));
+      auto made = TcpSocket::Make(owned, rules, window_.bytes(), security);
+      if (!made.ok()) {
+        return Status(made.status().code(),
+                      "tcp cannot be used, for it authenticates what it "
+                      "sends: " +
+                          made.status().message());
+      }
+      sockets_.push_back(std::move(*made));
       ++rules.socket_index;
     }
     if (sockets_.empty()) return InvalidArgument("a tcp link needs a socket");
-    return status;
+    return Status();
   }
 
   std::string_view transport() const override { return "tcp"; }
@@ -91,14 +106,18 @@ class TcpLink final : public Link {
 
   void Tell(std::string_view message) override {
     JAXCOLL_CHECK(message.size() <= kMaxTellBytes, "%zu bytes", message.size());
-    const FrameHeader header = {kFrameMagic, FrameKind::kTell, message.size(), 0, {}};
+    const uint64_t puts = Sum(&TcpSocket::puts_queued);
+    const FrameHeader header = {kFrameMagic, FrameKind::kTell, message.size(), puts, {}};
     sockets_[0]->SendCopy(header, std::as_bytes(std::span(message)));
   }
 
   StatusOr<bool> Poll(LinkSink& sink, int budget) override {
     if (!end_.ok()) return end_;
     bool did_something = false;
-    for (auto& socket : sockets_) did_something |= socket->Flush(sent_tokens_);
+    for (auto& socket : sockets_) {
+      did_something |= socket->Flush(sent_tokens_);
+      if (socket->has_trouble()) return End(socket->Trouble(peer_, description_));
+    }
     // What the sink does may detach others.
     for (const uint64_t token : std::exchange(sent_tokens_, {})) sink.OnSent(peer_, token);
 
@@ -107,11 +126,14 @@ class TcpLink final : public Link {
     for (size_t i = 0; i < sockets_.size() && budget > 0; ++i) {
       TcpSocket& socket = *sockets_[(first_socket_ + i) % sockets_.size()];
       did_something |= socket.Receive(sink, peer_, budget);
-      if (!socket.violation().empty()) {
-        return End(PeerBrokeProtocol(peer_, description_, socket.violation()));
-      }
+      if (socket.has_trouble()) return End(socket.Trouble(peer_, description_));
     }
     return LookForEnd(did_something);
+  }
+
+  uint64_t missing_puts() const override {
+    const uint64_t received = Sum(&TcpSocket::puts_received);
+    return std::max(sockets_[0]->puts_told(), received) - received;
   }
 
   bool PrepareToSleep() override {
@@ -139,23 +161,39 @@ class TcpLink final : public Link {
     bool all_ended = true;
     bool any_ended = false;
     int error = 0;
+    std::string cut;
     for (const auto& socket : sockets_) {
       all_ended &= socket->ended() && !socket->HasUnread();
       any_ended |= socket->ended();
       if (error == 0) error = socket->end_errno();
+      if (cut.empty()) cut = socket->cut();
     }
     if (any_ended && !first_end_) first_end_ = Clock::now();
     if (all_ended || (first_end_ && Clock::now() - *first_end_ > kEndGrace)) {
-      return End(PeerIsGone(peer_, description_, error));
+      if (cut.empty() && missing_puts() > 0) {
+        cut = std::to_string(missing_puts()) + " of the messages that it had sent did not come";
+      }
+      return End(PeerIsGone(peer_, description_, error, cut));
     }
     return did_something;
   }
 
-  // From here on no source is read any more.
+  // From here on no source is read any more. If it was this side that found something wrong, the
+  // peer is told, by a socket that is not within a frame.
   Status End(Status status) {
-    for (auto& socket : sockets_) socket->StopSending();
+    bool say = status.code() == StatusCode::kInternal;
+    for (auto& socket : sockets_) {
+      if (say && socket->SayEnd(status.message())) say = false;
+      socket->StopSending();
+    }
     end_ = std::move(status);
     return end_;
+  }
+
+  uint64_t Sum(uint64_t (TcpSocket::*count)() const) const {
+    uint64_t sum = 0;
+    for (const auto& socket : sockets_) sum += ((*socket).*count)();
+    return sum;
   }
 
   const int peer_;
@@ -172,9 +210,10 @@ class TcpLink final : public Link {
 }  // namespace
 
 StatusOr<std::unique_ptr<Link>> MakeTcpLink(int peer, const std::vector<int>& sockets,
-                                            size_t window_bytes, std::string description) {
+                                            size_t window_bytes, const TcpSecurity& security,
+                                            std::string description) {
   auto link = std::make_unique<TcpLink>(peer, std::move(description));
-  if (Status status = link->Init(sockets, window_bytes); !status.ok()) return status;
+  if (Status status = link->Init(sockets, window_bytes, security); !status.ok()) return status;
   return StatusOr<std::unique_ptr<Link>>(std::move(link));
 }
 

@@ -2,6 +2,16 @@
 //
 // The first frame of every socket is a hello, which must agree with our own: the same window size,
 // the same number of sockets, listed in the same order.
+//
+// On the way a frame is cut into records, each with a tag (tcp_seal.h) unless the link is plain:
+//
+//   head    size of what follows up to the tag, never encrypted | header | payload if it has
+//           kJoinedBytes at most | tag
+//   piece   up to RecordSeal::kPieceBytes of a larger payload | tag
+//
+// Nothing of a head is used before its tag has been checked but the size, which has bounds. Pieces
+// go from the kernel to where the checked header says, and are checked there before anything is
+// delivered: whoever alters them writes to a place that nobody reads yet.
 #pragma once
 
 #include <bit>
@@ -18,7 +28,8 @@ namespace jaxcoll {
 enum class FrameKind : uint32_t {
   kHello = 1,  // offset: window bytes; notice: index of the socket, number of sockets
   kPut = 2,    // the payload belongs to the window, at `offset`
-  kTell = 3,   // on the first socket only, so that there is an order
+  kTell = 3,   // on the first socket only, so that there is an order; offset: puts sent so far
+  kEnd = 4,    // the sender ends the link, the payload says why; nothing follows
 };
 
 struct FrameHeader {
@@ -32,6 +43,26 @@ static_assert(sizeof(FrameHeader) == 72, "no padding: it would go over the wire"
 static_assert(std::endian::native == std::endian::little, "headers are sent as they lie in memory");
 
 constexpr uint32_t kFrameMagic = 0x314c434a;  // "JCL1"
+
+// A payload up to this size goes with its header: it costs a copy, and saves a record.
+constexpr size_t kJoinedBytes = 4096;
+constexpr size_t kHeadBytesMax = sizeof(FrameHeader) + kJoinedBytes;
+
+// The size goes twice, the second time inverted: were a bit of it flipped that makes it larger, the
+// check of the tag would wait for bytes that do not come.
+using HeadSize = uint32_t;
+constexpr HeadSize WriteHeadSize(size_t size) {
+  return static_cast<HeadSize>(size | (~size & 0xffff) << 16);
+}
+// 0 if it is none.
+constexpr size_t ReadHeadSize(HeadSize written) {
+  const size_t size = written & 0xffff;
+  const bool right = size >= sizeof(FrameHeader) && size <= kHeadBytesMax;
+  return right && WriteHeadSize(size) == written ? size : 0;
+}
+
+// The rest of a head whose header says `bytes`.
+constexpr size_t JoinedBytes(uint64_t bytes) { return bytes <= kJoinedBytes ? bytes : 0; }
 
 // What this side expects on one socket.
 struct FrameRules {
@@ -71,6 +102,9 @@ struct FrameRules {
           return "a message of " + number(header.bytes) + " bytes";
         }
         return "";
+      case FrameKind::kEnd:
+        if (header.bytes <= kJoinedBytes) return "";
+        return "a reason of " + number(header.bytes) + " bytes";
     }
     return "a frame of kind " + number(static_cast<uint32_t>(header.kind));
   }

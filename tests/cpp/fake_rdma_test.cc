@@ -137,7 +137,7 @@ TEST_F(FakeRdmaTest, WhatTheEnvironmentSaysOfPacketsIsWhatQueuePairsAreGiven) {
   auto one = std::move(*RdmaLink::Prepare(config, 4096, ""));
   auto other = std::move(*RdmaLink::Prepare(config, 4096, one->Offer()));
   auto [socket_a, socket_b] = SocketPair(SOCK_STREAM);
-  ASSERT_TRUE(one->Join(1, socket_a.release(), other->Offer(), "test").ok());
+  ASSERT_TRUE(one->Join(1, socket_a.release(), other->Offer(), {}, "test").ok());
   const verbs::QpAttr attr = fake().last_connected();
   EXPECT_EQ(attr.ah_attr.sl, 5);
   EXPECT_EQ(attr.ah_attr.grh.traffic_class, 106);

@@ -27,6 +27,7 @@
 #include "fake_link.h"
 #include "fake_verbs.h"
 #include "socket_pair.h"
+#include "transport/crypto.h"
 #include "transport/rdma.h"
 
 namespace jaxcoll::cuda {
@@ -172,8 +173,8 @@ class Hosts {
       ASSERT_TRUE(a.ok()) << a.status().message();
       auto b = RdmaLink::Prepare(FakeVerbs::Current().Config(), kWindowBytes, (*a)->Offer());
       ASSERT_TRUE(b.ok()) << b.status().message();
-      ASSERT_TRUE((*a)->Join(to, client.release(), (*b)->Offer(), "test").ok());
-      ASSERT_TRUE((*b)->Join(from, server.release(), (*a)->Offer(), "test").ok());
+      ASSERT_TRUE((*a)->Join(to, client.release(), (*b)->Offer(), {}, "test").ok());
+      ASSERT_TRUE((*b)->Join(from, server.release(), (*a)->Offer(), {}, "test").ok());
       reactor(from).AddLink(to, std::move(*a));
       reactor(to).AddLink(from, std::move(*b));
       return;
@@ -185,8 +186,9 @@ class Hosts {
       Add(from, to, ShmLink(from, to, a.release(), segment_a.get(), segment_b.get()));
       Add(to, from, ShmLink(to, from, b.release(), segment_b.get(), segment_a.get()));
     } else {
-      Add(from, to, MakeTcpLink(to, {a.release()}, kWindowBytes, "test"));
-      Add(to, from, MakeTcpLink(from, {b.release()}, kWindowBytes, "test"));
+      const std::string key(crypto::kSecretBytes, 'k');
+      Add(from, to, MakeTcpLink(to, {a.release()}, kWindowBytes, {key, true, false}, "test"));
+      Add(to, from, MakeTcpLink(from, {b.release()}, kWindowBytes, {key, false, false}, "test"));
     }
   }
 

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "link_pair.h"
+#include "record_writer.h"
 #include "transport/link_error.h"
 #include "transport/shm_segment.h"
 #include "transport/tcp_frame.h"
@@ -52,33 +53,44 @@ class LinkFuzzTest : public testing::Test {
 
 // --- tcp ----------------------------------------------------------------------------------------
 
-// The link under test, and the bare socket of its peer.
+// The link under test, and the bare socket of its peer, which has the keys.
 struct RawPeer {
-  RawPeer() {
+  explicit RawPeer(LinkKind kind) : writer(kind, /*client=*/false) {
     std::pair<EndParts, EndParts> parts;
     auto [ours, theirs] = SocketPair(SOCK_STREAM);
     parts.first.sockets.push_back(std::move(ours));
-    end.emplace(LinkKind::kTcp, std::move(parts.first), kWindowBytes, 7);
+    end.emplace(kind, std::move(parts.first), kWindowBytes, 7);
     socket = std::move(theirs);
   }
 
-  void Send(const void* data, size_t bytes) {
-    for (size_t sent = 0; sent < bytes;) {
-      const ssize_t count = send(socket.get(), static_cast<const char*>(data) + sent, bytes - sent,
-                                 MSG_NOSIGNAL | MSG_DONTWAIT);
+  void Send(std::string_view bytes) {
+    for (size_t sent = 0; sent < bytes.size();) {
+      const ssize_t count =
+          send(socket.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count > 0) sent += count;
-      if (count < 0 && errno != EAGAIN) return;  // the link may have ended
+      if (count < 0 && (errno != EAGAIN || !end->end.ok())) return;  // the link has ended
       end->Poll();
     }
     while (end->Poll()) {
     }
   }
-  void Send(const FrameHeader& header) { Send(&header, sizeof(header)); }
+  void Send(const FrameHeader& header) { Send(writer.Frame(header)); }
   void SendHello() { Send(FrameRules{kWindowBytes, 0, 1}.Hello()); }
 
+  RecordWriter writer;
   std::optional<LinkEnd> end;
   Fd socket;
 };
+
+// Whoever has the keys may still be broken.
+class TcpFuzzTest : public LinkFuzzTest, public testing::WithParamInterface<LinkKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Protections, TcpFuzzTest,
+                         testing::Values(LinkKind::kTcpPlain, LinkKind::kTcp,
+                                         LinkKind::kTcpEncrypted),
+                         [](const testing::TestParamInfo<LinkKind>& info) {
+                           return NameOf(info.param);
+                         });
 
 void ExpectBroken(const LinkEnd& end, const std::string& how) {
   EXPECT_EQ(end.end.code(), StatusCode::kInternal);
@@ -87,7 +99,7 @@ void ExpectBroken(const LinkEnd& end, const std::string& how) {
   EXPECT_NE(end.end.message().find(how), std::string::npos) << end.end.message();
 }
 
-TEST_F(LinkFuzzTest, TcpSaysWhatIsWrongWithAFrame) {
+TEST_P(TcpFuzzTest, SaysWhatIsWrongWithAFrame) {
   const struct {
     FrameHeader header;
     const char* error;
@@ -100,35 +112,37 @@ TEST_F(LinkFuzzTest, TcpSaysWhatIsWrongWithAFrame) {
       {{kFrameMagic, FrameKind::kPut, 2, ~uint64_t{0}, {}}, "a put of 2 bytes at 18446744"},
       {{kFrameMagic, FrameKind::kPut, ~uint64_t{0}, 2, {}}, "bytes at 2 into a window of 100000"},
       {{kFrameMagic, FrameKind::kTell, kMaxTellBytes + 1, 0, {}}, "a message of 65537 bytes"},
+      {{kFrameMagic, FrameKind::kEnd, kJoinedBytes + 1, 0, {}}, "a reason of 4097 bytes"},
+      {{kFrameMagic, FrameKind::kPut, 10, 0, {}},
+       "the head of a frame has 72 bytes, its payload 10"},
   };
   for (const auto& c : cases) {
-    RawPeer peer;
+    RawPeer peer(GetParam());
     peer.SendHello();
     peer.Send(c.header);
     ExpectBroken(*peer.end, c.error);
     EXPECT_TRUE(peer.end->notices.empty());
   }
-  RawPeer peer;
+  RawPeer peer(GetParam());
   peer.Send({kFrameMagic, FrameKind::kPut, 0, 0, {}});
   ExpectBroken(*peer.end, "its first frame is no hello");
 }
 
-TEST_F(LinkFuzzTest, TcpRefusesPeersThatDisagree) {
+TEST_P(TcpFuzzTest, RefusesPeersThatDisagree) {
   for (const FrameRules& rules : {FrameRules{kWindowBytes + 1, 0, 1},
                                   FrameRules{kWindowBytes, 1, 1}, FrameRules{kWindowBytes, 0, 2}}) {
-    RawPeer peer;
+    RawPeer peer(GetParam());
     peer.Send(rules.Hello());
     ExpectBroken(*peer.end, "its hello says");
   }
 }
 
-TEST_F(LinkFuzzTest, TcpTakesWhatIsValidAndNothingElse) {
+TEST_P(TcpFuzzTest, TakesWhatIsValidAndNothingElse) {
   for (int round = 0; round < 120; ++round) {
-    RawPeer peer;
+    RawPeer peer(GetParam());
     peer.SendHello();
     const std::span<std::byte> window = peer.end->link->window();
     std::vector<std::byte> expected(window.begin(), window.end());
-    std::vector<char> payload;
     size_t notice_count = 0, told_count = 0;
     bool valid = true;
     while (valid && notice_count + told_count < 100) {
@@ -145,15 +159,14 @@ TEST_F(LinkFuzzTest, TcpTakesWhatIsValidAndNothingElse) {
           header.magic == kFrameMagic &&
           ((put && header.offset <= kWindowBytes && header.bytes <= kWindowBytes - header.offset) ||
            (header.kind == FrameKind::kTell && header.bytes <= kMaxTellBytes));
-      payload.resize(sizeof(header) + (valid ? header.bytes : random() % 200'000));
-      for (char& c : payload) c = static_cast<char>(round + payload.size());
-      std::memcpy(payload.data(), &header, sizeof(header));
+      const auto fill = static_cast<char>(round + header.bytes);
       if (valid && put) {
-        std::memcpy(expected.data() + header.offset, payload.data() + sizeof(header), header.bytes);
+        std::memset(expected.data() + header.offset, fill, header.bytes);
       }
       notice_count += valid && put;
       told_count += valid && !put;
-      peer.Send(payload.data(), payload.size());
+      peer.Send(valid ? peer.writer.Whole(header, fill)
+                      : peer.writer.Frame(header, std::string(random() % 200'000, fill)));
     }
     EXPECT_EQ(peer.end->end.ok(), valid);
     if (!valid) ExpectBroken(*peer.end, "");
@@ -163,23 +176,21 @@ TEST_F(LinkFuzzTest, TcpTakesWhatIsValidAndNothingElse) {
   }
 }
 
-TEST_F(LinkFuzzTest, TcpSurvivesGarbageAndCutFrames) {
+TEST_P(TcpFuzzTest, SurvivesGarbageAndCutFrames) {
   for (int round = 0; round < 1000; ++round) {
-    RawPeer peer;
+    RawPeer peer(GetParam());
     if (random() % 4 != 0) peer.SendHello();
     // Valid frames, of which a few bytes are changed, cut off anywhere.
-    std::vector<char> stream;
+    std::string stream;
     for (int i = 0; i < 20; ++i) {
       const FrameKind kind = random() % 3 == 0 ? FrameKind::kTell : FrameKind::kPut;
-      const FrameHeader header = {kFrameMagic, kind, random() % 300, random() % 50'000, {}};
-      const char* bytes = reinterpret_cast<const char*>(&header);
-      stream.insert(stream.end(), bytes, bytes + sizeof(header));
-      stream.resize(stream.size() + header.bytes);
+      const uint64_t bytes = random() % (random() % 8 == 0 ? 50'000 : 300);
+      stream += peer.writer.Whole({kFrameMagic, kind, bytes, random() % 50'000, {}});
     }
     for (uint64_t i = random() % 4; i > 0; --i) stream[random() % stream.size()] = random();
     for (size_t at = 0, cut = random() % stream.size(); at < cut;) {
       const size_t count = std::min<size_t>(cut - at, 1 + random() % 2000);
-      peer.Send(stream.data() + at, count);
+      peer.Send(std::string_view(stream).substr(at, count));
       at += count;
     }
     peer.socket = Fd();

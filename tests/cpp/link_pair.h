@@ -21,8 +21,19 @@
 
 namespace jaxcoll {
 
-// kTcp4: four sockets; kFakeRdma: in this process only, by its FakeVerbs.
-enum class LinkKind { kShm, kTcp, kTcp4, kRdma, kFakeRdma };
+// kTcp4: four sockets; Plain: not protected, else authenticated, or Encrypted; kFakeRdma: in this
+// process only, by its FakeVerbs.
+enum class LinkKind {
+  kShm,
+  kTcpPlain,
+  kTcp4Plain,
+  kTcp,
+  kTcp4,
+  kTcpEncrypted,
+  kTcp4Encrypted,
+  kRdma,
+  kFakeRdma
+};
 
 inline bool IsRdma(LinkKind kind) { return kind == LinkKind::kRdma || kind == LinkKind::kFakeRdma; }
 
@@ -30,16 +41,38 @@ inline std::string NameOf(LinkKind kind) {
   switch (kind) {
     case LinkKind::kShm:
       return "shm";
+    case LinkKind::kTcpPlain:
+      return "tcp_plain";
+    case LinkKind::kTcp4Plain:
+      return "tcp4_plain";
     case LinkKind::kTcp:
       return "tcp";
     case LinkKind::kTcp4:
       return "tcp4";
+    case LinkKind::kTcpEncrypted:
+      return "tcp_encrypted";
+    case LinkKind::kTcp4Encrypted:
+      return "tcp4_encrypted";
     case LinkKind::kRdma:
       return "rdma";
     case LinkKind::kFakeRdma:
       return "fake_rdma";
   }
   return "";
+}
+
+inline bool IsTcp(LinkKind kind) { return kind != LinkKind::kShm && !IsRdma(kind); }
+
+inline int SocketCount(LinkKind kind) {
+  const bool four =
+      kind == LinkKind::kTcp4Plain || kind == LinkKind::kTcp4 || kind == LinkKind::kTcp4Encrypted;
+  return four ? 4 : 1;
+}
+
+inline TcpSecurity TestSecurity(LinkKind kind, bool client) {
+  if (kind == LinkKind::kTcpPlain || kind == LinkKind::kTcp4Plain) return {};
+  const bool encrypt = kind == LinkKind::kTcpEncrypted || kind == LinkKind::kTcp4Encrypted;
+  return {"the 32 bytes of a link of tests.", client, encrypt};
 }
 
 inline RdmaConfig TestRdmaConfig(LinkKind kind) {
@@ -90,7 +123,8 @@ inline StatusOr<std::unique_ptr<Link>> MakeRdma(LinkKind kind, int peer, EndPart
     send_offer();
     if (client) receive_offer();
   }
-  const Status status = parts.rdma->Join(peer, socket, parts.peer_offer, "test");
+  const Status status =
+      parts.rdma->Join(peer, socket, parts.peer_offer, TestSecurity(kind, peer == 7), "test");
   if (!status.ok()) return status;
   return StatusOr<std::unique_ptr<Link>>(std::move(parts.rdma));
 }
@@ -111,7 +145,7 @@ inline std::pair<EndParts, EndParts> MakeParts(LinkKind kind, size_t window_byte
     a.peer_bell = Fd(dup(b.own_bell.get()));
     b.peer_bell = Fd(dup(a.own_bell.get()));
   } else {
-    for (int i = 0; i < (kind == LinkKind::kTcp4 ? 4 : 1); ++i) {
+    for (int i = 0; i < SocketCount(kind); ++i) {
       auto [socket_a, socket_b] = TcpPair();
       a.sockets.push_back(std::move(socket_a));
       b.sockets.push_back(std::move(socket_b));
@@ -134,7 +168,7 @@ class LinkEnd : public LinkSink {
       if (IsRdma(kind)) return MakeRdma(kind, peer, parts, window_bytes);
       std::vector<int> sockets;
       for (Fd& fd : parts.sockets) sockets.push_back(fd.release());
-      return MakeTcpLink(peer, sockets, window_bytes, "test");
+      return MakeTcpLink(peer, sockets, window_bytes, TestSecurity(kind, peer == 7), "test");
     }();
     EXPECT_TRUE(made.ok()) << made.status().message();
     link = std::move(*made);

@@ -58,8 +58,8 @@ class LinkTest : public testing::TestWithParam<LinkKind> {
 
 TEST_P(LinkTest, SaysWhatItIs) {
   LinkPair pair(GetParam(), kWindowBytes);
-  const std::string name = NameOf(GetParam());
-  EXPECT_EQ(pair.a.link->transport(), name == "tcp4" ? "tcp" : name == "fake_rdma" ? "rdma" : name);
+  const std::string transport = IsRdma(GetParam()) ? "rdma" : IsTcp(GetParam()) ? "tcp" : "shm";
+  EXPECT_EQ(pair.a.link->transport(), transport);
   EXPECT_EQ(pair.a.link->Describe().find("test"), 0u);
   EXPECT_EQ(pair.a.link->window().size(), kWindowBytes);
   EXPECT_EQ(pair.a.link->remote_window_bytes(), kWindowBytes);
@@ -138,12 +138,13 @@ TEST_P(LinkTest, ThousandsOfPutsWaitForAPeerThatDoesNotPoll) {
 }
 
 TEST_P(LinkTest, LargePutsWaitForAPeerThatDoesNotPollAndEachIsReportedOnce) {
-  LinkPair pair(GetParam(), kWindowBytes);
   constexpr size_t kPutBytes = kWindowBytes / 4;
-  const std::vector<std::byte> source = RandomBytes(random, kWindowBytes);
+  constexpr size_t kBytes = 200 * kPutBytes;
+  LinkPair pair(GetParam(), kBytes);
+  const std::vector<std::byte> source = RandomBytes(random, kBytes);
   std::set<uint64_t> owed;
   for (uint64_t i = 0; i < 200; ++i) {
-    const size_t offset = i % 4 * kPutBytes;
+    const size_t offset = i * kPutBytes;
     if (!pair.a.link->Put(std::span(source).subspan(offset, kPutBytes), offset, Notice{i}, i)) {
       owed.insert(i);
     }
@@ -157,7 +158,7 @@ TEST_P(LinkTest, LargePutsWaitForAPeerThatDoesNotPollAndEachIsReportedOnce) {
   ASSERT_TRUE(pair.PollUntil([&] { return pair.a.sent.size() >= owed.size(); }));
   std::sort(pair.a.sent.begin(), pair.a.sent.end());
   EXPECT_EQ(pair.a.sent, std::vector<uint64_t>(owed.begin(), owed.end()));
-  EXPECT_EQ(std::memcmp(pair.b.link->window().data(), source.data(), kWindowBytes), 0);
+  EXPECT_EQ(std::memcmp(pair.b.link->window().data(), source.data(), kBytes), 0);
   EXPECT_TRUE(pair.PollUntil([&] { return pair.a.link->writable_fds().empty(); }));
 }
 
@@ -177,8 +178,9 @@ TEST_P(LinkTest, MessagesOfAllSizesComeInOrder) {
 }
 
 TEST_P(LinkTest, ASinkMayPutAndTell) {
-  LinkPair pair(GetParam(), kWindowBytes);
+  constexpr size_t kPlaces = 200;
   const std::vector<std::byte> source = RandomBytes(random, 100'000);
+  LinkPair pair(GetParam(), kPlaces * source.size());
   uint64_t turns = 0;
   const auto answer = [&](LinkEnd& end) {
     if (++turns > 2000) return;
@@ -186,7 +188,7 @@ TEST_P(LinkTest, ASinkMayPutAndTell) {
       end.link->Tell(std::to_string(turns));
     } else {
       const std::span part = std::span(source).first(random() % source.size());
-      end.link->Put(part, random() % 1000, Notice{turns}, turns);
+      end.link->Put(part, turns % kPlaces * source.size(), Notice{turns}, turns);
     }
   };
   for (LinkEnd* end : {&pair.a, &pair.b}) {
@@ -285,11 +287,14 @@ TEST_P(LinkTest, ASenderWithoutRoomSeesRoomBeforeItSleeps) {
 }
 
 TEST_P(LinkTest, ASenderWithoutRoomIsWokenWhenThereIsSome) {
-  LinkPair pair(GetParam(), kWindowBytes);
-  const std::vector<std::byte> source = RandomBytes(random, kWindowBytes);
   constexpr uint64_t kCount = 5 * RingMemory::kEntryCount;
+  constexpr uint64_t kEvery = 100;  // one that is large
+  const std::vector<std::byte> source = RandomBytes(random, 200'000);
+  LinkPair pair(GetParam(), (kCount / kEvery + 1) * source.size());
   for (uint64_t i = 0; i < kCount; ++i) {
-    pair.a.link->Put(std::span(source).first(i % 50 == 0 ? 200'000 : 0), 0, Notice{i}, i);
+    const bool large = i % kEvery == 0;
+    const size_t offset = large ? i / kEvery * source.size() : 0;
+    pair.a.link->Put(std::span(source).first(large ? source.size() : 0), offset, Notice{i}, i);
   }
   std::thread thread([&] {
     while (pair.b.notices.size() < kCount && pair.b.PollOrSleep()) {
@@ -409,13 +414,15 @@ TEST_P(LinkTest, ThePeerMayDieWhileMuchIsQueued) {
 std::string NameOfCase(const testing::TestParamInfo<LinkKind>& info) { return NameOf(info.param); }
 
 INSTANTIATE_TEST_SUITE_P(Transports, LinkTest,
-                         testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
-                                         LinkKind::kRdma, LinkKind::kFakeRdma),
+                         testing::Values(LinkKind::kShm, LinkKind::kTcpPlain, LinkKind::kTcp4Plain,
+                                         LinkKind::kTcp, LinkKind::kTcp4, LinkKind::kTcpEncrypted,
+                                         LinkKind::kTcp4Encrypted, LinkKind::kRdma,
+                                         LinkKind::kFakeRdma),
                          NameOfCase);
 // What is fake has one process.
 INSTANTIATE_TEST_SUITE_P(Transports, LinkDeathTest,
                          testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
-                                         LinkKind::kRdma),
+                                         LinkKind::kTcp4Encrypted, LinkKind::kRdma),
                          NameOfCase);
 
 // The ring alone, at one address: what ThreadSanitizer can judge.

@@ -70,8 +70,8 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
         ASSERT_TRUE(link_a.ok()) << link_a.status().message();
         auto link_b = RdmaLink::Prepare(config, kWindowBytes, (*link_a)->Offer());
         ASSERT_TRUE(link_b.ok()) << link_b.status().message();
-        ASSERT_TRUE((*link_a)->Join(b, sockets[0], (*link_b)->Offer(), "test").ok());
-        ASSERT_TRUE((*link_b)->Join(a, sockets[1], (*link_a)->Offer(), "test").ok());
+        ASSERT_TRUE((*link_a)->Join(b, sockets[0], (*link_b)->Offer(), {}, "test").ok());
+        ASSERT_TRUE((*link_b)->Join(a, sockets[1], (*link_a)->Offer(), {}, "test").ok());
         links.insert(links.end(), {link_a->get(), link_b->get()});
         reactors[a]->AddLink(b, std::move(*link_a));
         reactors[b]->AddLink(a, std::move(*link_b));

@@ -15,6 +15,7 @@
 
 #include "link_pair.h"
 #include "link_talker.h"
+#include "record_writer.h"
 #include "transport/rdma_offer.h"
 #include "transport/tcp_frame.h"
 #include "transport/verbs.h"
@@ -154,7 +155,7 @@ TEST_P(RdmaTest, AnOfferThatDisagreesIsRefused) {
       for (RailAddress& rail : offer.rails) rail.qp_num = 0;
     }
     const Status status =
-        parts.first.rdma->Join(7, parts.first.sockets[0].release(), offer.Encode(), "test");
+        parts.first.rdma->Join(7, parts.first.sockets[0].release(), offer.Encode(), {}, "test");
     EXPECT_FALSE(status.ok());
     EXPECT_NE(status.message().find("peer process 7 (test)"), std::string::npos);
   }
@@ -213,9 +214,10 @@ TEST_P(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
     auto parts = MakePairParts(GetParam(), kSmallWindowBytes);
     const Fd raw = std::move(parts.second.sockets[0]);
     LinkEnd end(GetParam(), std::move(parts.first), kSmallWindowBytes, 7);
-    const FrameHeader frames[] = {FrameRules{0, 0, 1}.Hello(),
-                                  {kFrameMagic, FrameKind::kPut, 0, 0, c.notice}};
-    ASSERT_EQ(send(raw.get(), frames, sizeof(frames), 0), ssize_t{sizeof(frames)});
+    RecordWriter writer(GetParam(), /*client=*/false);
+    std::string frames = writer.Frame(FrameRules{0, 0, 1}.Hello());
+    frames += writer.Frame({kFrameMagic, FrameKind::kPut, 0, 0, c.notice});
+    ASSERT_EQ(send(raw.get(), frames.data(), frames.size(), 0), ssize_t(frames.size()));
     while (end.end.ok()) end.Poll();
     ExpectBroken(end, c.error);
   }

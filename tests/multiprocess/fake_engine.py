@@ -26,6 +26,7 @@ class FakeLink:
     peer_segment: int = -1
     peer_bell: int = -1
     offers: tuple[bytes, bytes] = (b"", b"")  # of rdma: ours and the peer's
+    security: tuple[bytes, bool, bool] = (b"", False, False)  # link key, client, encrypt
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -50,6 +51,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.fabrics: list[str] = []  # of its RDMA ports
+        self.no_crypto = ""  # why nothing can be authenticated
         self.rdma_trouble = ""  # why no rdma link can be made, though there are ports
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.links: dict[int, list[FakeLink]] = {}
@@ -70,8 +72,20 @@ class FakeEngine:
         link.segment, link.peer_segment, link.peer_bell = own_segment, peer_segment, peer_bell
         self._record(self.links, peer, link)
 
-    def comm_add_tcp_link(self, peer: int, sockets: list[int], text: str) -> None:
+    def comm_no_crypto(self) -> str:
+        return self.no_crypto
+
+    def comm_add_tcp_link(
+        self,
+        peer: int,
+        sockets: list[int],
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
+    ) -> None:
         link = FakeLink("tcp", [socket.socket(fileno=sock) for sock in sockets], text)
+        link.security = (link_key, client, encrypt)
         self._record(self.links, peer, link)
 
     def comm_rdma_fabrics(self) -> list[str]:
@@ -85,9 +99,18 @@ class FakeEngine:
         return FakeRdmaHalf(b"answer to " + client_offer if client_offer else os.urandom(2500))
 
     def comm_add_rdma_link(
-        self, peer: int, half: FakeRdmaHalf, sock: int, offer: bytes, text: str
+        self,
+        peer: int,
+        half: FakeRdmaHalf,
+        sock: int,
+        offer: bytes,
+        text: str,
+        link_key: bytes,
+        client: bool,
+        encrypt: bool,
     ) -> None:
         link = FakeLink("rdma", [socket.socket(fileno=sock)], text)
+        link.security = (link_key, client, encrypt)
         link.offers = (half.offer(), offer)
         self._record(self.links, peer, link)
 
@@ -219,6 +242,12 @@ def check_connected(job: Job, one: int, other: int, transport: str) -> None:
     assert other not in job.engines[one].failures
     assert one not in job.engines[other].failures
     assert [end.transport for end in ends] == [transport] * 2
+    if transport != "shm":
+        (key, client, encrypt), (other_key, other_client, other_encrypt) = (
+            end.security for end in ends
+        )
+        assert len(key) == 32
+        assert (key, client, encrypt) == (other_key, not other_client, other_encrypt)
     for sender, receiver in (ends, ends[::-1]):
         assert len(sender.sockets) == len(receiver.sockets)
         for i, (a, b) in enumerate(zip(sender.sockets, receiver.sockets, strict=True)):

@@ -131,7 +131,11 @@ def test_a_description_names_process_host_and_addresses() -> None:
         job.start(1)
         who = f"(pid {os.getpid()} on {socket.gethostname()})"
         assert job.engines[1].link(0).text == f"shm to process 0 {who}"
-        assert job.engines[2].link(0).text.startswith(f"tcp to process 0 {who}, 4 sockets, ")
+        assert (
+            job.engines[2]
+            .link(0)
+            .text.startswith(f"tcp to process 0 {who}, authenticated, 4 sockets, ")
+        )
         job.engines[0].link(2)
 
 

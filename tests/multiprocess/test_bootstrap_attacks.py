@@ -97,7 +97,7 @@ def test_no_message_passes_for_another_or_under_another_secret() -> None:
     with pytest.raises(ProtocolError):
         handshake.read_challenge(other, hello, challenge)
     with pytest.raises(ProtocolError):
-        handshake.read_proof(SECRET, transcript, challenge[32:])
+        handshake.read_proof(SECRET, transcript, challenge[33:])
     again, later = handshake.write_challenge(SECRET, hello)  # replayed
     assert again != challenge
     with pytest.raises(ProtocolError):
