@@ -484,7 +484,7 @@ class Bootstrap(LoopThread):
             async with asyncio.timeout(self._handshake_s):
                 addresses = await self._tcp.addresses(own, record)
         except TimeoutError:
-            reason = "it does not listen for tcp"
+            reason = f"no answer within {self._handshake_s:g} s to the request to listen for tcp"
             raise Unreachable(reason, silent_s=self._handshake_s) from None
         secret = await self._tcp.secret()
         return Call(own, record, secret, self._handshake_s, peer.on_beat, addresses)

@@ -194,7 +194,7 @@ class Door:
         index: int,
         serve: Serve,
         patience_s: float,
-        on_trouble: Callable[[OSError], None],
+        on_trouble: Callable[[Exception], None],
     ) -> None:
         self.index = index
         self._serve = serve
@@ -236,6 +236,13 @@ class Door:
             stranger.dismiss()
 
     def _accept(self, listener: socket.socket, secret: bytes) -> None:
+        try:
+            self._accept_some(listener, secret)
+        except Exception as error:  # ours, not of those who connect
+            self._loop.remove_reader(listener)
+            self._on_trouble(error)
+
+    def _accept_some(self, listener: socket.socket, secret: bytes) -> None:
         for _ in range(_ACCEPT_BATCH):  # then others have their turn
             try:
                 sock, _ = listener.accept()

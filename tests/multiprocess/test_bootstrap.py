@@ -209,7 +209,7 @@ def test_a_peer_that_was_killed_before_it_listened_is_silent() -> None:
         job.bootstraps[1].want(0)
         reason = job.engines[1].failure(0)
         assert "has not answered for 1 s" in reason
-        assert "it does not listen for tcp" in reason
+        assert "no answer within 0.5 s to the request to listen for tcp" in reason
 
 
 def test_processes_of_several_hosts_listen_before_a_link_is_wanted() -> None:
