@@ -150,11 +150,16 @@ def agree_on_tuning() -> None:
     part in nothing any more, so that the others fail with the same reason rather than wait for it.
 
     Raises: TuningError naming both digests, processes and files; for a table that cannot be used.
+      LinkError if the first of the job has another secret.
     """
     global _disagreement
     with _agreeing:
         if _disagreement is None:
-            _disagreement = _compare_tuning()
+            try:
+                _disagreement = _compare_tuning()
+            except LinkError as error:  # what the others say cannot be trusted
+                _presence.refuse(str(error))
+                raise
             if _disagreement:
                 _presence.refuse(_disagreement)
         if _disagreement:
@@ -177,8 +182,6 @@ def _compare_tuning() -> str:
     signed.set(key, f"{digest} {own}".encode())
     try:
         value = _wait(signed, key)[:_DIGEST_BYTES_MAX].decode("utf-8", "replace")
-    except LinkError as error:
-        return str(error)
     except TimeoutError:
         return f"process {index}: the job's key-value store has not answered for {_AGREE_S:g} s"
     first_digest, _, first = value.partition(" ")
