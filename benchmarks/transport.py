@@ -39,7 +39,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.run import parse_size
-from jaxcoll import _files
+from jaxcoll import _files, _secret
 from jaxcoll import _jax_compat as compat
 from jaxcoll._bootstrap import Bootstrap
 from jaxcoll._native import native
@@ -166,6 +166,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         version="benchmark",
         timeout_s=LINK_S,
         transports=("tcp" if transport in PROTECTIONS else transport,),
+        secret=_secret.given(),
     )
     bootstrap.want(1 - index)
     failure = link.wait()

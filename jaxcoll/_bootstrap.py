@@ -28,23 +28,26 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from jaxcoll import _environment, _listener, _waiting
+from jaxcoll import _engine_links as links
+from jaxcoll import _environment, _listener, _secret, _waiting
 from jaxcoll import _handshake as handshake
 from jaxcoll import _host as host
 from jaxcoll._connection import Connection, admit
-from jaxcoll._dial import Call, ask, dial_rdma, dial_shm, dial_tcp
-from jaxcoll._engine_links import Native, RdmaHalf
-from jaxcoll._handshake import LinkKey, ProtocolError, Purpose
+from jaxcoll._dial import Call, Unreachable, ask, dial_rdma, dial_shm, dial_tcp
+from jaxcoll._engine_links import Native
+from jaxcoll._handshake import ProtocolError, Purpose
 from jaxcoll._host import LinkError, Record
-from jaxcoll._listener import Arrival, Arrivals
+from jaxcoll._listener import Arrival, Arrivals, Visit
 from jaxcoll._loop_thread import LoopThread, Store
 from jaxcoll._peer import Exhausted, Gone, Peer, new_peer, persist, read_ends
+from jaxcoll._reach import WATCH_S, TcpReach, way_to
+from jaxcoll._secret import Secret, SignedStore
+from jaxcoll._store_thread import StoreThread
 
 PREFIX = "jaxcoll/1/"  # of every key in the store
 ENDS = PREFIX + "end/"  # why processes take no part any more
@@ -58,6 +61,9 @@ _LOOK_S = 0.5  # between two looks at why others have ended
 _ASK_AFTER_S = 0.05  # normally both sides want the link, and the lower one connects by itself
 _ANSWER_S = 0.02  # for telling those who wait that this process ends
 _LAST_WORDS_S = 1.0  # for telling the store
+# What handshakes over Unix sockets are made with in a job that was given no secret. The kernel
+# tells both ends the other's user, so nothing needs to be secret there.
+_NO_SECRET = bytes(32)
 
 _Result = TypeVar("_Result")
 
@@ -101,6 +107,7 @@ class Bootstrap(LoopThread):
       handshake_s: how long one handshake may take.
       silence_s: a peer that gives no sign of life for so long is given up.
       engine_started: whether `native` can take links now; else after `start_engine`.
+      secret: what this process was given beside the store, if anything.
     """
 
     def __init__(
@@ -120,9 +127,13 @@ class Bootstrap(LoopThread):
         handshake_s: float = _HANDSHAKE_S,
         silence_s: float = _SILENCE_S,
         engine_started: bool = True,
+        secret: Secret | None = None,
     ) -> None:
-        super().__init__(store)
+        who = f"process {index} (pid {os.getpid()} on {host.hostname()})"
+        super().__init__(SignedStore(store, secret, who))
+        self._who = who
         self._native = native
+        self._given = secret
         self._index = index
         self._count = count
         self._version = version
@@ -149,8 +160,8 @@ class Bootstrap(LoopThread):
         self._told: asyncio.Task[None] | None = None  # the store knows of this process's end
         self._peers: dict[int, Peer] = {}
         self._arrivals = Arrivals(handshake_s)
-        self._listeners: list[socket.socket] = []
-        self._listened_addresses: frozenset[str] = frozenset()
+        self._door = _listener.Door(index, self._serve, handshake_s, self._cannot_accept)
+        self._reach: TcpReach | None = None
 
     @classmethod
     def from_environment(cls, native: Native, *, engine_started: bool = True) -> Bootstrap:
@@ -178,6 +189,7 @@ class Bootstrap(LoopThread):
             ifname=values["JAXCOLL_IFNAME"],
             host_id=values["JAXCOLL_HOST_ID"],
             engine_started=engine_started,
+            secret=_secret.given(),
         )
 
     # --- any thread -----------------------------------------------------------------------------
@@ -213,12 +225,15 @@ class Bootstrap(LoopThread):
 
     def forget(self) -> None:
         """In a process that was forked off: nobody shall connect to it, or wait for it."""
-        for listener in self._listeners:
-            listener.close()
+        self._door.forget_listeners()
         Connection.close_all()
 
+    def listening(self) -> list[str]:
+        """For people: where this process can be reached now."""
+        return self._door.listening()
+
     def _name(self) -> str:
-        return f"process {self._index} (pid {os.getpid()} on {host.hostname()})"
+        return self._who
 
     def _tell_store(self, reason: str) -> None:
         """By the calling thread."""
@@ -249,8 +264,9 @@ class Bootstrap(LoopThread):
     def _free(self) -> None:
         self._settled.set()
         self._arrivals.close()
-        for listener in self._listeners:
-            listener.close()
+        self._door.close()
+        if self._reach is not None:
+            self._reach.close()
 
     def _on_engine(self) -> None:
         self._engine_started = True
@@ -261,9 +277,12 @@ class Bootstrap(LoopThread):
         self._engine_started = False
         ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
         self._give_up(ended, tell=self._published is not None)
+        last = [self._told] if self._told is not None else []
+        if self._reach is not None:
+            last.append(self._spawn(self._reach.stop_watching()))
         await asyncio.sleep(_ANSWER_S)
-        if self._told is not None:
-            await asyncio.wait([self._told], timeout=_LAST_WORDS_S)
+        if last:
+            await asyncio.wait(last, timeout=_LAST_WORDS_S)
 
     def _give_up(self, reason: str, *, here: str = "", tell: bool = True) -> None:
         """This process takes part in nothing any more; the first reason stands.
@@ -306,10 +325,18 @@ class Bootstrap(LoopThread):
         self._settled.set()
 
     async def _publish(self) -> Record:
+        self._reach = TcpReach(
+            PREFIX,
+            self._index,
+            self._count,
+            self._door,
+            self._store,
+            StoreThread(self._store_client, asyncio.get_running_loop(), WATCH_S),
+            self._given,
+            self._ifname,
+            self._record,
+        )
         record = self._listen()
-        if self._index == 0:
-            # The first value stands, also when two processes take themselves for process 0.
-            await self._store.set(PREFIX + "secret", secrets.token_bytes(handshake.SECRET_BYTES))
         key = f"{PREFIX}process/{self._index}"
         await self._store.set(key, record.to_bytes())
         if await self._store.get(key) != record.to_bytes():
@@ -317,33 +344,23 @@ class Bootstrap(LoopThread):
                 f"process {self._index} is in this job's store already; two processes have the "
                 "same index, or one has set up jaxcoll's links twice"
             )
+        self._reach.watch(record)
         return record
 
-    async def _secret(self) -> bytes:
-        secret = await self._store.get(PREFIX + "secret")
-        if len(secret) != handshake.SECRET_BYTES:
-            raise LinkError(f"the job's secret has {len(secret)} bytes")
-        return secret
+    def _unix_secret(self) -> bytes:
+        return self._given.key("links") if self._given else _NO_SECRET
 
     async def _record(self, index: int) -> Record:
         return Record.from_bytes(await self._store.get(f"{PREFIX}process/{index}"), index)
 
     def _listen(self) -> Record:
-        """Opens the listeners that the transports need. Raises: LinkError, OSError."""
-        unix_name, addresses = "", []
+        """Listens for shared memory, and sees that it could for tcp. Raises: LinkError, OSError."""
+        unix_name = ""
         if "shm" in self._transports:
             listener, unix_name = _listener.listen_unix()
-            self._listeners.append(listener)
+            self._door.open(listener, self._unix_secret())
         if "tcp" in self._transports or "rdma" in self._transports:  # rdma is set up over tcp
-            chosen = host.choose_addresses(host.interfaces(), self._ifname)
-            self._listened_addresses = frozenset(chosen)
-            opened = _listener.listen_tcp(chosen)
-            self._listeners += opened
-            ports: dict[int, int] = {o.family: o.getsockname()[1] for o in opened}
-            addresses = [(address, ports[host.family_of(address)]) for address in chosen]
-        for listener in self._listeners:
-            accepting = _listener.accept_forever(listener, self._serve, self._cannot_accept)
-            self._spawn(accepting).add_done_callback(self._on_accepting_ended)
+            host.choose_addresses(host.interfaces(), self._ifname)
         fabrics, no_rdma = self._fabrics()
         machine, hostname = host.machine_identity(), socket.gethostname()
         return Record(
@@ -356,7 +373,6 @@ class Bootstrap(LoopThread):
             uid=os.getuid(),
             transports=tuple(self._transports),
             unix_name=unix_name,
-            addresses=tuple(addresses),
             fabrics=fabrics,
             no_rdma=no_rdma,
         )
@@ -364,9 +380,10 @@ class Bootstrap(LoopThread):
     def _cannot_accept(self, error: BaseException) -> None:
         self._give_up(f"{self._name()} cannot accept connections: {_text(error)}")
 
-    def _on_accepting_ended(self, accepting: asyncio.Task[None]) -> None:
-        if not accepting.cancelled() and (error := accepting.exception()) is not None:
-            self._cannot_accept(error)
+    @property
+    def _tcp(self) -> TcpReach:
+        assert self._reach is not None  # since this process was published
+        return self._reach
 
     def _fabrics(self) -> tuple[tuple[str, ...], str]:
         """Those of this process's RDMA ports, or why there are none."""
@@ -409,9 +426,8 @@ class Bootstrap(LoopThread):
                 return
             ends = await self._ends()
             for index, peer in waited_for.items():
-                end = ends.get(index) or (ends.get(0) if peer.needs_secret else None)
-                if end is not None:
-                    self._fail(index, peer, end)
+                if index in ends:
+                    self._fail(index, peer, ends[index])
 
     async def _ends(self) -> dict[int, str]:
         try:
@@ -426,27 +442,20 @@ class Bootstrap(LoopThread):
             await self._ready.wait()  # it may be long before this process wants a link
             async with _waiting.deadline(self._timeout_s):
                 own = await asyncio.shield(self._start_publishing())
-                peer.trouble = "process 0 has not published the job's secret"
-                peer.needs_secret = True
-                secret = await self._secret()
-                peer.needs_secret = False
                 peer.trouble = "it has not started, or has run no collective across processes yet"
                 record = await self._record(index)
                 peer.who = str(record)
                 transport = host.choose_transport(own, record)
-                self._check_crypto(transport)
-                call = Call(own, record, secret, self._handshake_s, peer.on_beat, self._tcp_encrypt)
+                links.check_crypto(self._native, self._name(), transport)
                 peer.trouble = "it does not complete the handshake"
-                if self._index > index:
-                    await asyncio.sleep(_ASK_AFTER_S)  # cancelled by the link's arrival
-                    await self._persist(index, peer, lambda: ask(call, transport))
-                    raise LinkError(f"{record} has made a link, but it has not arrived")
-                if transport == "shm":
-                    await self._persist(index, peer, lambda: self._connect_shm(call, peer))
-                elif transport == "rdma":
-                    await self._persist(index, peer, lambda: self._connect_rdma(call, peer))
-                else:
-                    await self._persist(index, peer, lambda: self._connect_tcp(call, peer))
+                if self._index < index:
+                    await self._persist(index, peer, lambda: self._connect(own, record, peer))
+                    return
+                if transport != "shm":
+                    await self._tcp.listen(way_to(own, record))
+                await asyncio.sleep(_ASK_AFTER_S)  # cancelled by the link's arrival
+                await self._persist(index, peer, lambda: self._ask(own, record, peer))
+                raise LinkError(f"{record} has made a link, but it has not arrived")
         except TimeoutError:
             reason = f"no link to {peer.who} within {self._timeout_s:g} s: {peer.trouble}"
             self._fail(index, peer, reason)
@@ -474,89 +483,78 @@ class Bootstrap(LoopThread):
         except Exhausted as error:
             self._give_up(f"{self._name()} cannot make links: {error}")
 
+    async def _call(self, own: Record, record: Record, transport: str, peer: Peer) -> Call:
+        if transport == "shm":
+            return Call(own, record, self._unix_secret(), self._handshake_s, peer.on_beat)
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                addresses = await self._tcp.addresses(own, record)
+        except TimeoutError:
+            reason = f"no answer within {self._handshake_s:g} s to the request to listen for tcp"
+            raise Unreachable(reason, silent_s=self._handshake_s) from None
+        secret = await self._tcp.secret()
+        return Call(
+            own,
+            record,
+            secret,
+            self._handshake_s,
+            peer.on_beat,
+            encrypt=self._tcp_encrypt,
+            addresses=addresses,
+        )
+
+    async def _ask(self, own: Record, record: Record, peer: Peer) -> None:
+        transport = host.choose_transport(own, record)
+        await ask(await self._call(own, record, transport, peer), transport)
+
+    async def _connect(self, own: Record, record: Record, peer: Peer) -> None:
+        transport = host.choose_transport(own, record)
+        call = await self._call(own, record, transport, peer)
+        if transport == "shm":
+            await self._connect_shm(call, peer)
+        elif transport == "rdma":
+            await self._connect_rdma(call, peer)
+        else:
+            await self._connect_tcp(call, peer)
+
     async def _connect_shm(self, call: Call, peer: Peer) -> None:
         connection, segment = await dial_shm(
             call, lambda: (self._native.comm_make_segment(), self._native.comm_bell())
         )
-        self._add_shm_link(call.peer, connection, segment)
+        links.add_shm_link(self._native, call.peer, connection, segment)
         self._settle(peer)
 
     async def _connect_tcp(self, call: Call, peer: Peer) -> None:
         connections, key = await dial_tcp(call, self._tcp_sockets)
-        self._add_tcp_link(call.peer, connections, key, client=True)
+        links.add_tcp_link(self._native, call.peer, connections, key, client=True)
         self._settle(peer)
 
     async def _connect_rdma(self, call: Call, peer: Peer) -> None:
-        half = self._prepare_rdma(b"")
+        half = links.prepare_rdma(self._native, b"")
         connection, offer, key = await dial_rdma(call, half.offer())
-        self._add_rdma_link(call.peer, connection, half, offer, key, client=True)
+        links.add_rdma_link(self._native, call.peer, connection, half, offer, key, client=True)
         self._settle(peer)
-
-    def _check_crypto(self, transport: str) -> None:
-        why = "" if transport == "shm" else self._native.comm_no_crypto()
-        if why:
-            raise LinkError(
-                f"process {self._index} on {socket.gethostname()} cannot use {transport}, which "
-                f"authenticates what it sends: {why}"
-            )
-
-    def _prepare_rdma(self, client_offer: bytes) -> RdmaHalf:
-        try:
-            return self._native.comm_prepare_rdma(client_offer)
-        except ValueError as error:
-            raise LinkError(f"{error}. JAXCOLL_TRANSPORT=shm,tcp does without rdma") from None
-
-    def _add_rdma_link(
-        self,
-        peer: Record,
-        connection: Connection,
-        half: RdmaHalf,
-        offer: bytes,
-        key: LinkKey,
-        *,
-        client: bool,
-    ) -> None:
-        text = f"rdma to {peer}"
-        self._native.comm_add_rdma_link(
-            peer.index, half, connection.detach(), offer, text, key.key, client, key.encrypt
-        )
-
-    def _add_shm_link(self, peer: Record, connection: Connection, segment: int) -> None:
-        peer_segment, peer_bell = connection.take_descriptors()
-        self._native.comm_add_shm_link(
-            peer.index, connection.detach(), segment, peer_segment, peer_bell, f"shm to {peer}"
-        )
-
-    def _add_tcp_link(
-        self, peer: Record, connections: list[Connection], key: LinkKey, *, client: bool
-    ) -> None:
-        first = connections[0].socket
-        ends = map(host.address_text, (first.getsockname(), first.getpeername()))
-        how = "encrypted" if key.encrypt else "authenticated"
-        text = f"tcp to {peer}, {how}, {len(connections)} sockets, {' to '.join(ends)}"
-        sockets = [connection.detach() for connection in connections]
-        self._native.comm_add_tcp_link(peer.index, sockets, text, key.key, client, key.encrypt)
 
     # --- those who connect ----------------------------------------------------------------------
 
-    async def _serve(self, connection: Connection, admitted: Callable[[], None]) -> None:
+    async def _serve(self, visit: Visit) -> None:
+        connection, secret, hello = visit.connection, visit.secret, visit.hello
         async with asyncio.timeout(self._handshake_s):
-            if connection.is_unix:
-                if connection.peer_uid() != os.getuid():
-                    raise ProtocolError(f"uid {connection.peer_uid()} has connected")
-            elif connection.socket.getsockname()[0] not in self._listened_addresses:
-                raise ProtocolError("it came by an interface that JAXCOLL_IFNAME excludes")
-            secret = await self._secret()
-            hello, transcript = await admit(connection, secret, self._index, self._tcp_encrypt)
+            transcript = await admit(connection, secret, visit.message, hello, self._tcp_encrypt)
             offer = b""
             if hello.purpose == Purpose.RDMA:
                 message = await connection.receive(handshake.OFFER_BYTES_MAX)
                 offer = handshake.read_offer(secret, transcript, message)
-        admitted()
+        visit.admitted()
         if hello.client >= self._count:
             raise ProtocolError(f"process {hello.client} of {self._count}")
         if (hello.purpose == Purpose.ASK) != (hello.client > self._index):
             raise ProtocolError("the lower index connects, the higher one asks")
+        try:
+            await self._check_way(visit)
+        except LinkError as error:
+            connection.send(handshake.write_answer(secret, transcript, str(error)))
+            return
         if hello.purpose == Purpose.ASK:
             outcome = asyncio.shield(self._make_link(hello.client).outcome)
             reason = await self._hold(connection, secret, transcript, outcome)
@@ -577,6 +575,16 @@ class Bootstrap(LoopThread):
             return handshake.write_beat(secret, transcript, count)
 
         return await _waiting.hold(connection, result, beat, self._beat_s)
+
+    async def _check_way(self, visit: Visit) -> None:
+        """Whether it came as its author and this process have to. Raises: LinkError."""
+        async with asyncio.timeout(self._handshake_s):
+            own = await asyncio.shield(self._start_publishing())
+            # It is there: the peer published before it came.
+            peer = await self._record(visit.hello.client)
+        by_tcp = {Purpose.RDMA: ["rdma"], Purpose.TCP: ["tcp"], Purpose.ASK: ["tcp", "rdma"]}
+        could_be = ["shm"] if visit.connection.is_unix else by_tcp[visit.hello.purpose]
+        host.check_transport(own, peer, could_be)
 
     async def _accept_link(self, arrival: Arrival, secret: bytes) -> None:
         index = arrival.hello.client
@@ -599,19 +607,23 @@ class Bootstrap(LoopThread):
                 except BaseException:
                     os.close(segment)
                     raise
-                self._add_shm_link(record, connections[0], segment)
+                links.add_shm_link(self._native, record, connections[0], segment)
             elif arrival.hello.purpose == Purpose.RDMA:
-                self._check_crypto("rdma")
-                half = self._prepare_rdma(arrival.offer)
+                links.check_crypto(self._native, self._name(), "rdma")
+                half = links.prepare_rdma(self._native, arrival.offer)
                 connections[0].send(
                     handshake.write_answer(secret, arrival.transcript, offer=half.offer())
                 )
                 key = arrival.link_key(secret)
-                self._add_rdma_link(record, connections[0], half, arrival.offer, key, client=False)
+                links.add_rdma_link(
+                    self._native, record, connections[0], half, arrival.offer, key, client=False
+                )
             else:
-                self._check_crypto("tcp")
+                links.check_crypto(self._native, self._name(), "tcp")
                 connections[0].send(answer)
-                self._add_tcp_link(record, connections, arrival.link_key(secret), client=False)
+                links.add_tcp_link(
+                    self._native, record, connections, arrival.link_key(secret), client=False
+                )
         except OSError:
             raise  # the peer has gone or given up; it may come again
         except LinkError as error:

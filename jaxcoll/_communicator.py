@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxcoll import _bootstrap, _environment, _host, _presence, _tuning
+from jaxcoll import _bootstrap, _environment, _host, _presence, _secret, _tuning
 from jaxcoll import _jax_compat as compat
-from jaxcoll._errors import TuningError, UnsupportedError
+from jaxcoll._errors import LinkError, TuningError, UnsupportedError
 from jaxcoll._native import cuda
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
@@ -137,6 +137,7 @@ def start(mesh: Mesh | AbstractMesh) -> None:
 
 
 _STEP_S = 0.5
+_DIGEST_BYTES_MAX = 4096
 _AGREE_S = 60.0  # for the store to answer: nobody else has to arrive
 _agreeing = threading.Lock()
 _disagreement: str | None = None  # guarded by _agreeing; None: not compared yet, "": none
@@ -149,11 +150,16 @@ def agree_on_tuning() -> None:
     part in nothing any more, so that the others fail with the same reason rather than wait for it.
 
     Raises: TuningError naming both digests, processes and files; for a table that cannot be used.
+      LinkError if the first of the job has another secret.
     """
     global _disagreement
     with _agreeing:
         if _disagreement is None:
-            _disagreement = _compare_tuning()
+            try:
+                _disagreement = _compare_tuning()
+            except LinkError as error:  # what the others say cannot be trusted
+                _presence.refuse(str(error))
+                raise
             if _disagreement:
                 _presence.refuse(_disagreement)
         if _disagreement:
@@ -166,17 +172,20 @@ def _compare_tuning() -> str:
     if job is None:
         return ""
     store, index, _ = job
+    signed = _secret.SignedStore(store, _secret.given(), f"process {index}")
     try:
         digest, text = _tuning.digest(), _tuning.describe()
     except TuningError as error:  # the others must not wait for this process
         return f"process {index}: {error}"
     key = _bootstrap.PREFIX + "tuning"
     own = f"process {index} on host {socket.gethostname()}: {text}"
-    store.set(key, f"{digest} {own}".encode())
+    signed.set(key, f"{digest} {own}".encode())
     try:
-        first_digest, _, first = _wait(store, key).decode().partition(" ")
+        value = _wait(signed, key)[:_DIGEST_BYTES_MAX].decode("utf-8", "replace")
     except TimeoutError:
         return f"process {index}: the job's key-value store has not answered for {_AGREE_S:g} s"
+    first_digest, _, first = value.partition(" ")
+    first = "".join(c if c.isprintable() else "?" for c in first)
     if first_digest == digest:
         return ""
     return (
@@ -186,7 +195,7 @@ def _compare_tuning() -> str:
     )
 
 
-def _wait(store: compat.DistributedStore, key: str) -> bytes:
+def _wait(store: _secret.SignedStore, key: str) -> bytes:
     """The value of a key. In steps, between which Ctrl-C is heard. Raises: TimeoutError."""
     end = time.monotonic() + _AGREE_S
     while True:
@@ -202,10 +211,14 @@ _CUDA_WORKSPACE_MIB = 128
 
 
 class _Exchange:
-    """How the engine for GPUs tells other processes where its memory is. Any thread."""
+    """How the engine for GPUs tells other processes where its memory is. Any thread.
+
+    Signed, if there is a secret to sign with: a process maps what it is told. Not hidden: whoever
+    reads the store and may use the GPU could try to map it, too.
+    """
 
     def __init__(self, store: compat.DistributedStore) -> None:
-        self._store = store
+        self._store = _secret.SignedStore(store, _secret.given(), f"process {jax.process_index()}")
 
     def publish(self, key: str, value: bytes) -> None:
         self._store.set(_bootstrap.PREFIX + key, value)

@@ -8,7 +8,6 @@ import socket
 import struct
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from jaxcoll import _handshake as handshake
@@ -37,6 +36,7 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
         self._descriptors: list[int] = []
+        self._partial = b""  # of a message that is on its way, over tcp
         _open.add(self)
 
     @staticmethod
@@ -118,45 +118,42 @@ class Connection:
 
     async def receive(self, bytes_max: int, descriptor_count: int = 0) -> bytes:
         """One message. Raises: ProtocolError if it is longer, misses descriptors, or never ends."""
-        if self.is_unix:
-            return await self._receive_packet(bytes_max, descriptor_count)
-        (length,) = _LENGTH.unpack(await self._receive_exactly(_LENGTH.size))
-        if length > bytes_max:
-            raise ProtocolError(f"a message of {length} bytes")
-        return await self._receive_exactly(length)
+        while (message := self.receive_now(bytes_max, descriptor_count)) is None:
+            await readable(self.socket)
+        return message
 
-    async def _receive_exactly(self, size: int) -> bytes:
-        received = b""
-        while len(received) < size:
-            part = await self._when_readable(partial(self.socket.recv, size - len(received)))
+    def receive_now(self, bytes_max: int, descriptor_count: int = 0) -> bytes | None:
+        """The same if it is here as a whole; None if it is not yet. Reads nothing behind it."""
+        try:
+            if self.is_unix:
+                return self._receive_packet(bytes_max, descriptor_count)
+            return self._receive_stream(bytes_max)
+        except BlockingIOError:
+            return None
+
+    def _receive_stream(self, bytes_max: int) -> bytes:
+        wanted = _LENGTH.size
+        while True:
+            if len(self._partial) >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._partial)
+                if length > bytes_max:
+                    raise ProtocolError(f"a message of {length} bytes")
+                wanted = _LENGTH.size + length
+                if len(self._partial) == wanted:
+                    message, self._partial = self._partial[_LENGTH.size :], b""
+                    return message
+            part = self.socket.recv(wanted - len(self._partial))
             if not part:
                 raise ConnectionResetError("it closed the connection")
-            received += part
-        return received
+            self._partial += part
 
-    async def _receive_packet(self, bytes_max: int, descriptor_count: int) -> bytes:
-        room = (
-            _LENGTH.size + bytes_max + 1
-        )  # one more: a longer packet must not look like a good one
-
-        def receive() -> bytes:
-            if not descriptor_count:
-                return self.socket.recv(room)  # the kernel drops descriptors that nobody expects
-            # Not socket.recv_fds: it ignores its flags, and the descriptors would survive exec.
-            packet, ancillary, flags, _ = self.socket.recvmsg(
-                room,
-                socket.CMSG_SPACE(descriptor_count * _DESCRIPTOR.size),
-                socket.MSG_CMSG_CLOEXEC,
-            )
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    whole = data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size]
-                    self._descriptors += [fd for (fd,) in _DESCRIPTOR.iter_unpack(whole)]
-            if flags & socket.MSG_CTRUNC:
-                raise ProtocolError("too many descriptors")
-            return packet
-
-        packet = await self._when_readable(receive)
+    def _receive_packet(self, bytes_max: int, descriptor_count: int) -> bytes:
+        # One more: a longer packet must not look like a good one.
+        room = _LENGTH.size + bytes_max + 1
+        if descriptor_count:
+            packet = self._receive_descriptors(room, descriptor_count)
+        else:
+            packet = self.socket.recv(room)  # the kernel drops descriptors that nobody expects
         if not packet:
             raise ConnectionResetError("it closed the connection")
         if (
@@ -166,12 +163,18 @@ class Connection:
             raise ProtocolError(f"a packet of {len(packet)} bytes")
         return packet[_LENGTH.size :]
 
-    async def _when_readable(self, receive: Callable[[], bytes]) -> bytes:
-        while True:
-            try:
-                return receive()
-            except BlockingIOError:
-                await readable(self.socket)
+    def _receive_descriptors(self, room: int, count: int) -> bytes:
+        # Not socket.recv_fds: it ignores its flags, and the descriptors would survive exec.
+        packet, ancillary, flags, _ = self.socket.recvmsg(
+            room, socket.CMSG_SPACE(count * _DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size]
+                self._descriptors += [fd for (fd,) in _DESCRIPTOR.iter_unpack(whole)]
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("too many descriptors")
+        return packet
 
 
 async def readable(sock: socket.socket) -> None:
@@ -208,11 +211,14 @@ async def introduce(connection: Connection, secret: bytes, hello: Hello) -> byte
 
 
 async def admit(
-    connection: Connection, secret: bytes, index: int, encrypt: bool = False
-) -> tuple[Hello, bytes]:
-    """The server's half up to the client's proof; returns its hello and the transcript."""
-    message = await connection.receive(handshake.HELLO_BYTES)
-    hello = handshake.read_hello(secret, index, message)
+    connection: Connection, secret: bytes, message: bytes, hello: Hello, encrypt: bool = False
+) -> bytes:
+    """The server's half from the client's hello up to its proof; returns the transcript.
+
+    Args:
+      message, hello: as it came, and what `handshake.read_hello` made of it.
+      encrypt: whether this side asks that what goes over tcp is encrypted.
+    """
     if hello.purpose in (Purpose.TCP, Purpose.RDMA) and connection.is_unix:
         raise ProtocolError("a link to another host over a Unix socket")
     if (hello.purpose == Purpose.SHM) and not connection.is_unix:
@@ -224,4 +230,4 @@ async def admit(
     handshake.read_proof(secret, transcript, proof)
     if connection.descriptor_count != descriptor_count:
         raise ProtocolError(f"{connection.descriptor_count} descriptors")
-    return hello, transcript
+    return transcript

@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -36,7 +36,7 @@ class Unreachable(JaxcollError):
 
 @dataclass(frozen=True)
 class Call:
-    """Who calls whom."""
+    """Who calls whom, and where: `addresses` for all but shm."""
 
     own: Record
     peer: Record
@@ -44,6 +44,7 @@ class Call:
     handshake_s: float
     on_beat: Callable[[], None] = field(default=lambda: None)  # it lives, but has no answer yet
     encrypt: bool = False
+    addresses: Sequence[tuple[str, int]] = ()
 
     def hello(self, purpose: Purpose, link_id: bytes, index: int = 0, count: int = 1) -> Hello:
         own, peer = self.own.index, self.peer.index
@@ -178,7 +179,7 @@ async def _meet_tcp_somewhere(
 ) -> tuple[Connection, tuple[str, int], bytes]:
     """The first of the peer's addresses that works."""
     failures: list[Unreachable] = []
-    for address in call.peer.addresses_for(call.own):
+    for address in call.addresses:
         try:
             connection, transcript = await _meet_tcp(call, hello, address)
         except Unreachable as error:
@@ -186,7 +187,7 @@ async def _meet_tcp_somewhere(
         else:
             return connection, address, transcript
     raise Unreachable(
-        "; ".join(map(str, failures)) or "it has no address but loopback",
+        "; ".join(map(str, failures)),
         gone=all(failure.gone for failure in failures),
         exhausted=any(failure.exhausted for failure in failures),
         silent_s=sum(failure.silent_s for failure in failures),

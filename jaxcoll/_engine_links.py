@@ -1,8 +1,16 @@
-"""What the bootstrap needs of the engine: it makes links of connected descriptors."""
+"""What the bootstrap needs of the engine: it makes links of connected descriptors.
+
+The functions hand over what a handshake has yielded, with the words that describe the link.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
+
+from jaxcoll._connection import Connection
+from jaxcoll._errors import LinkError
+from jaxcoll._handshake import LinkKey
+from jaxcoll._host import Record, address_text
 
 
 class RdmaHalf(Protocol):
@@ -66,3 +74,55 @@ class Native(Protocol):
 
     def comm_refuse(self, reason: str) -> None:
         """Ends all links."""
+
+
+# --- making links ---------------------------------------------------------------------------------
+
+
+def check_crypto(native: Native, who: str, transport: str) -> None:
+    """Raises: LinkError if the process cannot authenticate what it sends over `transport`."""
+    why = "" if transport == "shm" else native.comm_no_crypto()
+    if why:
+        raise LinkError(f"{who} cannot use {transport}, which authenticates what it sends: {why}")
+
+
+def prepare_rdma(native: Native, client_offer: bytes) -> RdmaHalf:
+    """This process's half. Raises: LinkError."""
+    try:
+        return native.comm_prepare_rdma(client_offer)
+    except ValueError as error:
+        raise LinkError(f"{error}. JAXCOLL_TRANSPORT=shm,tcp does without rdma") from None
+
+
+def add_rdma_link(
+    native: Native,
+    peer: Record,
+    connection: Connection,
+    half: RdmaHalf,
+    offer: bytes,
+    key: LinkKey,
+    *,
+    client: bool,
+) -> None:
+    text = f"rdma to {peer}"
+    native.comm_add_rdma_link(
+        peer.index, half, connection.detach(), offer, text, key.key, client, key.encrypt
+    )
+
+
+def add_shm_link(native: Native, peer: Record, connection: Connection, segment: int) -> None:
+    peer_segment, peer_bell = connection.take_descriptors()
+    native.comm_add_shm_link(
+        peer.index, connection.detach(), segment, peer_segment, peer_bell, f"shm to {peer}"
+    )
+
+
+def add_tcp_link(
+    native: Native, peer: Record, connections: list[Connection], key: LinkKey, *, client: bool
+) -> None:
+    first = connections[0].socket
+    ends = map(address_text, (first.getsockname(), first.getpeername()))
+    how = "encrypted" if key.encrypt else "authenticated"
+    text = f"tcp to {peer}, {how}, {len(connections)} sockets, {' to '.join(ends)}"
+    sockets = [connection.detach() for connection in connections]
+    native.comm_add_tcp_link(peer.index, sockets, text, key.key, client, key.encrypt)

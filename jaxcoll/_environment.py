@@ -281,6 +281,21 @@ VARIABLES = (
         parse=_one_of("program", "order"),
     ),
     Variable(
+        "JAXCOLL_SECRET_FILE",
+        default="none",
+        takes="a file that nobody else may read",
+        meaning="the job's secret, which its processes prove themselves with; the same in all of "
+        "them",
+        parse=_text_of_at_most(4096),
+    ),
+    Variable(
+        "JAXCOLL_SECRET_FD",
+        default="set by `jaxcoll launch`",
+        takes="the number of an inherited descriptor, from 3",
+        meaning="the same, to be read from a descriptor, which is then closed",
+        parse=_integer_from(3, 1 << 20),
+    ),
+    Variable(
         "JAXCOLL_TUNING",
         default="`jaxcoll/tuning.json` in `XDG_CACHE_HOME`, or `~/.cache`, if it is there",
         takes="a file, or off",

@@ -25,6 +25,8 @@ from jaxcoll._errors import LinkError as LinkError
 TRANSPORTS = ("shm", "rdma", "tcp")  # the best first
 RECORD_BYTES_MAX = 64 << 10
 REASON_CHARACTERS_MAX = 500
+TEXT_CHARACTERS_MAX = 1000  # of one text in a record
+ADDRESSES_MAX = 256
 
 _SIOCGIFCONF, _SIOCGIFFLAGS = 0x8912, 0x8913
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
@@ -167,6 +169,19 @@ def choose_addresses(
     return [address for interface in kept for address in interface.addresses]
 
 
+def addresses_for(where: str, chosen: Sequence[str]) -> list[str]:
+    """Those of `choose_addresses` that serve peers of this machine ("near") or others ("far").
+
+    Raises: LinkError if there is none.
+    """
+    loopback = [a for a in chosen if ipaddress.ip_address(a).is_loopback]
+    if where == "near" and chosen:
+        return loopback or list(chosen)
+    if others := [a for a in chosen if a not in loopback]:
+        return others
+    raise LinkError("it has no address but loopback" if chosen else "it has no address")
+
+
 def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -193,7 +208,6 @@ class Record:
     uid: int
     transports: tuple[str, ...]
     unix_name: str  # abstract, without its leading NUL
-    addresses: tuple[tuple[str, int], ...]
     fabrics: tuple[
         str, ...
     ] = ()  # that its RDMA ports are of; processes with a common one may use rdma
@@ -204,38 +218,78 @@ class Record:
 
     @classmethod
     def from_bytes(cls, text: bytes, index: int) -> Record:
-        """Raises: LinkError if this is not the record of process `index`."""
+        """Raises: LinkError if this is not the record of process `index`; it may be anything."""
         try:
             if len(text) > RECORD_BYTES_MAX:
                 raise ValueError(f"{len(text)} bytes")
             fields = json.loads(text)
-            record = cls(
-                **{
-                    **fields,
-                    "transports": tuple(fields["transports"]),
-                    "fabrics": tuple(map(str, fields["fabrics"])),
-                    "addresses": tuple((str(a), int(port)) for a, port in fields["addresses"]),
-                }
-            )
+            lists = {name: tuple(fields[name]) for name in ("transports", "fabrics")}
+            record = cls(**{**fields, **lists})
+            record._check()
             if record.index != index:
                 raise ValueError(f"it is that of process {record.index}")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise LinkError(
-                f"what process {index} has published cannot be read ({error}); does every process "
-                "run the same version of jaxcoll?"
-            ) from None
+        except _UNREADABLE as error:
+            raise _unreadable(index, error) from None
         return record
+
+    def _check(self) -> None:
+        texts = [self.version, self.host, self.machine, self.hostname, self.unix_name, self.no_rdma]
+        for text in [*texts, *self.transports, *self.fabrics]:
+            # What is printable can be shown to people and be encoded.
+            if not isinstance(text, str) or len(text) > TEXT_CHARACTERS_MAX:
+                raise ValueError(f"{text!r:.40} is no text")
+            if not text.isprintable():
+                raise ValueError(f"{text!a:.40} cannot be printed")
+        for number in (self.index, self.pid, self.uid):
+            if type(number) is not int:
+                raise ValueError(f"{number!r:.40} is no number")
 
     def __str__(self) -> str:
         return f"process {self.index} (pid {self.pid} on {self.hostname})"
 
-    def addresses_for(self, other: Record) -> list[tuple[str, int]]:
-        """Where `other` may reach this process."""
-        return [
-            (address, port)
-            for address, port in self.addresses
-            if self.machine == other.machine or not ipaddress.ip_address(address).is_loopback
+
+def addresses_to_bytes(addresses: Sequence[tuple[str, int]]) -> bytes:
+    """What a process publishes once it listens for tcp."""
+    return json.dumps({"addresses": addresses}).encode()
+
+
+def no_addresses_to_bytes(reason: str) -> bytes:
+    """The same if it cannot."""
+    return json.dumps({"reason": reason[:REASON_CHARACTERS_MAX]}).encode()
+
+
+def addresses_from_bytes(text: bytes, index: int) -> list[tuple[str, int]]:
+    """Raises: LinkError if there are none, or not of process `index`; it may be anything."""
+    try:
+        if len(text) > RECORD_BYTES_MAX:
+            raise ValueError(f"{len(text)} bytes")
+        fields = json.loads(text)
+        reason = fields.get("reason")
+        addresses = [
+            (str(ipaddress.ip_address(str(address))), port)
+            for address, port in ([] if reason else fields["addresses"])
         ]
+        if not reason and not 0 < len(addresses) <= ADDRESSES_MAX:
+            raise ValueError(f"{len(addresses)} addresses")
+        for _, port in addresses:
+            if type(port) is not int or not 0 < port < 1 << 16:
+                raise ValueError(f"{port!r:.40} is no port")
+    except _UNREADABLE as error:
+        raise _unreadable(index, error) from None
+    if reason:
+        reason = "".join(c if c.isprintable() else "?" for c in str(reason))
+        raise LinkError(f"process {index} cannot be reached: {reason[:REASON_CHARACTERS_MAX]}")
+    return addresses
+
+
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
+def _unreadable(index: int, error: Exception) -> LinkError:
+    return LinkError(
+        f"what process {index} has published cannot be read ({error}); does every process "
+        "run the same version of jaxcoll?"
+    )
 
 
 def choose_transport(one: Record, other: Record) -> str:
@@ -276,3 +330,19 @@ def choose_transport(one: Record, other: Record) -> str:
         f"no transport joins {one} to {other}: they are {why}, which takes {could}, but "
         f"{' and '.join(allows)}{no_rdma}. Unset JAXCOLL_TRANSPORT, or add {could} to it on both"
     )
+
+
+def check_transport(own: Record, peer: Record, could_be: Sequence[str]) -> None:
+    """Whether `peer` has come by what both would have chosen.
+
+    Each transport checks a peer in its own way, shm by its user: a peer must not pick the way on
+    which it is checked least.
+
+    Args:
+      could_be: the transports that the connection would do for.
+
+    Raises: LinkError, for the peer.
+    """
+    chosen = choose_transport(own, peer)
+    if chosen not in could_be:
+        raise LinkError(f"{peer} came by {could_be[0]}, but {chosen} is what joins it to {own}")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import os
+import resource
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
-from jaxcoll import _handshake as handshake
-from jaxcoll._connection import Connection, readable
-from jaxcoll._handshake import Hello, LinkKey, ProtocolError
-from jaxcoll._host import family_of
+from jaxcoll._connection import Connection
+from jaxcoll._handshake import HELLO_BYTES, Hello, LinkKey, ProtocolError, link_key, read_hello
+from jaxcoll._host import address_text, family_of
 
-STRANGERS_MAX = 64  # connections of one listener that have not proved themselves yet
-CROWDED_S = 0.25  # what a stranger is given when others wait; a handshake takes milliseconds
+STRANGERS_MAX = 512  # connections that have not sent a hello, and that have not proved it
 TROUBLE_S = 1.0  # without descriptors before others are told
 
-_BACKLOG = 1024
+_BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less
+_ACCEPT_BATCH = 64
 _ACCEPT_PAUSE_S = 0.05
 
 _log = logging.getLogger("jaxcoll.bootstrap")
@@ -32,15 +35,11 @@ def listen_unix() -> tuple[socket.socket, str]:
 
 
 def listen_tcp(addresses: Sequence[str]) -> list[socket.socket]:
-    """One socket per address family. With more than one address of a family it listens on all of
-    the host's; the caller then turns away who has connected to another one."""
+    """A socket for each address, so that nobody comes by another one."""
     listeners: list[socket.socket] = []
     try:
-        for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-            ours = [a for a in addresses if family_of(a) == family]
-            if ours:
-                where = ours[0] if len(ours) == 1 else everywhere
-                listeners.append(_listening(family, socket.SOCK_STREAM, (where, 0)))
+        for address in addresses:
+            listeners.append(_listening(family_of(address), socket.SOCK_STREAM, (address, 0)))
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -62,86 +61,280 @@ def _listening(family: int, kind: int, address: str | tuple[str, int]) -> socket
     return listener
 
 
-Serve = Callable[[Connection, Callable[[], None]], Awaitable[None]]
+# --- whoever connects ----------------------------------------------------------------------------
 
 
-class _Strangers:
-    """Tasks that serve somebody who has not proved himself, and when he came; the oldest first."""
+@dataclass(frozen=True)
+class Visit:
+    """A connection whose first message shows that its author knows the secret."""
 
-    def __init__(self) -> None:
-        self._since: dict[asyncio.Task[None], float] = {}
-        self._left = asyncio.Event()
-
-    def add(self, task: asyncio.Task[None]) -> None:
-        self._since[task] = asyncio.get_running_loop().time()
-
-    def remove(self, task: asyncio.Task[None]) -> None:
-        self._since.pop(task, None)
-        self._left.set()
-
-    async def make_room(self) -> None:
-        """Waits until one leaves, or the oldest has had its time and is dropped."""
-        while len(self._since) >= STRANGERS_MAX:
-            oldest, came = next(iter(self._since.items()))
-            self._left.clear()
-            try:
-                async with asyncio.timeout_at(came + CROWDED_S):
-                    await self._left.wait()
-            except TimeoutError:
-                if oldest in self._since:  # not admitted meanwhile
-                    self.remove(oldest)
-                    oldest.cancel()
+    connection: Connection
+    secret: bytes  # under which the handshake goes on
+    message: bytes  # the first, as it came
+    hello: Hello
+    admitted: Callable[[], None]  # to be called once the other side has proved itself
 
 
-async def accept_forever(
-    listener: socket.socket, serve: Serve, on_trouble: Callable[[OSError], None]
-) -> None:
-    """Serves every connection by a task of its own, and closes what the task leaves.
+Serve = Callable[[Visit], Awaitable[None]]
 
-    A connection is a stranger until its task calls the second argument. There are at most
-    STRANGERS_MAX; when others wait, the oldest ones are dropped after CROWDED_S, so that neither
-    many connections nor slow ones keep a peer out. `on_trouble` is told when connections wait that
-    cannot be accepted, as without descriptors, for TROUBLE_S; it goes on trying.
+
+class _Guest(Protocol):
+    def dismiss(self) -> None:
+        """Sends it away."""
+
+
+class _Crowd:
+    """Guests that have not proved themselves yet, by where they come from.
+
+    When there are too many, the source that has most of them loses the one that has been there
+    longest: whoever sends many connections competes with itself alone, and among those of one
+    source a peer, which speaks at once, is through before its turn comes.
     """
-    trouble_since = float("inf")
-    strangers = _Strangers()
-    tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references
-    while True:
-        await readable(listener)
-        await strangers.make_room()
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._of_source: dict[str, dict[_Guest, None]] = {}  # the oldest first
+
+    def add(self, guest: _Guest, source: str) -> None:
+        self._of_source.setdefault(source, {})[guest] = None
+        self._count += 1
+        if self._count > self._most:
+            self.dismiss_one()
+
+    def remove(self, guest: _Guest, source: str) -> None:
+        """Does nothing if it is not there."""
+        guests = self._of_source.get(source, {})
+        if guest in guests:
+            del guests[guest]
+            self._count -= 1
+            if not guests:
+                del self._of_source[source]
+
+    def dismiss_one(self) -> None:
+        if self._of_source:
+            source, largest = max(self._of_source.items(), key=lambda item: len(item[1]))
+            guest = next(iter(largest))
+            self.remove(guest, source)
+            guest.dismiss()
+
+    def __iter__(self) -> Iterator[_Guest]:
+        return iter([guest for guests in self._of_source.values() for guest in guests])
+
+
+class _Stranger:
+    """A connection that has not sent its hello. Costs a socket and no task."""
+
+    def __init__(self, door: Door, connection: Connection, secret: bytes, source: str) -> None:
+        self._door = door
+        self._connection = connection
+        self._secret = secret
+        self._descriptor = connection.socket.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._waits = False  # the loop calls `read`
+        self.source = source
+        self.since = self._loop.time()
+
+    def read(self) -> None:
+        """Takes what is there, now and whenever there is more."""
         try:
-            connection = Connection(listener.accept()[0])
-            trouble_since = float("inf")
-        except BlockingIOError:
-            continue  # it left while it waited
-        except OSError as error:  # out of descriptors, or it left
-            _log.debug("accept: %s", error)
-            now = asyncio.get_running_loop().time()
-            trouble_since = min(trouble_since, now)
-            if now - trouble_since > TROUBLE_S:
-                on_trouble(error)
-            await asyncio.sleep(_ACCEPT_PAUSE_S)
-            continue
-        task = asyncio.get_running_loop().create_task(_serve(connection, serve, strangers))
-        strangers.add(task)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(strangers.remove)
+            message = self._connection.receive_now(HELLO_BYTES)
+            if message is None:
+                if not self._waits:
+                    self._waits = True
+                    self._loop.add_reader(self._descriptor, self.read)
+                return
+            hello = read_hello(self._secret, self._door.index, message)
+        except (OSError, ProtocolError) as error:
+            _log.debug("a connection was dropped: %s", error)
+            self._door.forget(self)
+            self.dismiss()
+            return
+        self._leave_loop()
+        self._door.forget(self)
+        self._door.let_in(self.source, self._connection, self._secret, message, hello)
+
+    def _leave_loop(self) -> None:
+        if self._waits:
+            self._loop.remove_reader(self._descriptor)
+            self._waits = False
+
+    def dismiss(self) -> None:
+        self._leave_loop()
+        self._connection.close()
+
+
+class _Caller:
+    """A connection that has sent a good hello, served by a task; it may be a recorded one."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def dismiss(self) -> None:
+        self._task.cancel()
+
+
+class Door:
+    """Accepts whoever connects, and keeps out who does not know the secret.
+
+    Neither many connections nor silent ones keep a peer out: see `_Crowd`. Not TCP_DEFER_ACCEPT:
+    what it holds back fills the kernel's queue, in which peers have to wait, too, and whoever sends
+    one byte gets past it. Thread rule: the event loop's thread, but for `forget_listeners`.
+
+    Args:
+      index: this process's.
+      serve: given each connection with a good hello; what it leaves open is closed.
+      patience_s: how long a connection may stay without one.
+      on_trouble: told when connections wait that cannot be accepted, as without descriptors, for
+        TROUBLE_S; the door goes on trying.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        serve: Serve,
+        patience_s: float,
+        on_trouble: Callable[[Exception], None],
+    ) -> None:
+        self.index = index
+        self._serve = serve
+        self._patience_s = patience_s
+        self._on_trouble = on_trouble
+        self._trouble_since = float("inf")
+        # A quarter of the descriptors that a process may have: others need some, too.
+        most = max(16, min(STRANGERS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self._strangers = _Crowd(most)
+        self._callers = _Crowd(most)
+        self._listeners: list[socket.socket] = []
+        self._sweeping = False
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references
+
+    def open(self, listener: socket.socket, secret: bytes) -> None:
+        """Serves who connects to `listener`, which is the door's from now on."""
+        self._listeners.append(listener)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener, self._accept, listener, secret)
+
+    def listening(self) -> list[str]:
+        """For people: where."""
+        return [
+            f"@{name[1:].decode()}" if isinstance(name, bytes) else address_text(name)
+            for name in (listener.getsockname() for listener in list(self._listeners))
+        ]
+
+    def forget_listeners(self) -> None:
+        """In a process that was forked off: nobody shall connect to it."""
+        for listener in self._listeners:
+            listener.close()
+
+    def close(self) -> None:
+        """Closes the listeners and what is not served yet; the tasks are the loop's to cancel."""
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        for stranger in self._strangers:
+            stranger.dismiss()
+
+    def _accept(self, listener: socket.socket, secret: bytes) -> None:
+        try:
+            self._accept_some(listener, secret)
+        except Exception as error:  # ours, not of those who connect
+            self._loop.remove_reader(listener)
+            self._on_trouble(error)
+
+    def _accept_some(self, listener: socket.socket, secret: bytes) -> None:
+        for _ in range(_ACCEPT_BATCH):  # then others have their turn
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # it left meanwhile, or there are no descriptors left
+                self._pause(listener, secret, error)
+                return
+            self._trouble_since = float("inf")
+            self._receive(Connection(sock), secret)
+
+    def _pause(self, listener: socket.socket, secret: bytes, error: OSError) -> None:
+        _log.debug("accept: %s", error)
+        self._strangers.dismiss_one()
+        self._loop.remove_reader(listener)
+        self._loop.call_later(_ACCEPT_PAUSE_S, self._accept_again, listener, secret)
+        self._trouble_since = min(self._trouble_since, self._loop.time())
+        if self._loop.time() - self._trouble_since > TROUBLE_S:
+            self._on_trouble(error)
+
+    def _accept_again(self, listener: socket.socket, secret: bytes) -> None:
+        if listener.fileno() >= 0:  # not closed meanwhile
+            self._loop.add_reader(listener, self._accept, listener, secret)
+
+    def _receive(self, connection: Connection, secret: bytes) -> None:
+        try:
+            if connection.is_unix:
+                # Anybody on this machine can reach a name in the abstract namespace.
+                if (uid := connection.peer_uid()) != os.getuid():
+                    raise ProtocolError(f"uid {uid} has connected")
+                source = f"uid {uid}"
+            else:
+                source = _source(connection.socket.getpeername()[0])
+        except (OSError, ProtocolError) as error:
+            _log.debug("a connection was dropped: %s", error)
+            connection.close()
+            return
+        stranger = _Stranger(self, connection, secret, source)
+        self._strangers.add(stranger, source)
+        stranger.read()
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(self._patience_s / 4, self._sweep)
+
+    def _sweep(self) -> None:
+        left = False
+        for guest in self._strangers:
+            assert isinstance(guest, _Stranger)
+            if guest.since + self._patience_s <= self._loop.time():
+                self.forget(guest)
+                guest.dismiss()
+            else:
+                left = True
+        self._sweeping = left
+        if left:
+            self._loop.call_later(self._patience_s / 4, self._sweep)
+
+    def forget(self, stranger: _Stranger) -> None:
+        self._strangers.remove(stranger, stranger.source)
+
+    def let_in(
+        self, source: str, connection: Connection, secret: bytes, message: bytes, hello: Hello
+    ) -> None:
+        """Serves a connection by a task of its own."""
+        work = self._served(lambda: Visit(connection, secret, message, hello, admitted))
+        task = self._loop.create_task(work)
+        caller = _Caller(task)
+        admitted = partial(self._callers.remove, caller, source)
+        self._callers.add(caller, source)
+        self._tasks.add(task)
         # Not in the task, which may be cancelled before it starts.
-        task.add_done_callback(partial(_close, connection))
+        task.add_done_callback(partial(self._ended, connection, admitted))
+
+    def _ended(
+        self, connection: Connection, forget: Callable[[], None], task: asyncio.Task[None]
+    ) -> None:
+        self._tasks.discard(task)
+        forget()
+        connection.close()
+
+    async def _served(self, visit: Callable[[], Visit]) -> None:
+        try:
+            await self._serve(visit())
+        except Exception as error:  # of the one who connected, not ours
+            _log.debug("a connection was dropped: %s: %s", type(error).__name__, error)
 
 
-def _close(connection: Connection, _: asyncio.Task[None]) -> None:
-    connection.close()
-
-
-async def _serve(connection: Connection, serve: Serve, strangers: _Strangers) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    try:
-        await serve(connection, partial(strangers.remove, task))
-    except Exception as error:  # of the one who connected, not ours
-        _log.debug("a connection was dropped: %s: %s", type(error).__name__, error)
+def _source(address: str) -> str:
+    """What counts as one: of IPv6, the /64 that one machine may have to itself."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
 
 
 # --- links of several sockets -------------------------------------------------------------------
@@ -164,7 +357,7 @@ class Arrival:
     def link_key(self, secret: bytes) -> LinkKey:
         """Of the complete link."""
         ordered = [self.transcripts[i] for i in range(self.hello.socket_count)]
-        return handshake.link_key(secret, ordered)
+        return link_key(secret, ordered)
 
     def close(self) -> None:
         for connection in self.connections.values():

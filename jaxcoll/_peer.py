@@ -36,7 +36,6 @@ class Peer:
     task: asyncio.Task[None] | None = None
     trouble: str = "publishing this process"  # what to say if time runs out now
     silent_s: float = 0.0  # how long it has been waited for since it gave a sign of life
-    needs_secret: bool = False  # nothing can be done before process 0 has published it
 
     def on_beat(self) -> None:
         """It lives, and has no answer yet."""

@@ -114,3 +114,9 @@ def refuse(reason: str) -> None:
         bootstrap = _bootstrap
     if bootstrap is not None:
         bootstrap.refuse(reason)
+
+
+def listening() -> list[str]:
+    """Where this process can be reached now."""
+    with _starting:
+        return [] if _bootstrap is None else _bootstrap.listening()

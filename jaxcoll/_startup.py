@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 
-from jaxcoll import _environment
+from jaxcoll import _environment, _secret
 from jaxcoll import _jax_compat as compat
 from jaxcoll._native import native
 
@@ -52,6 +52,7 @@ if _trouble := _environment.trouble_with_isa(
 ):
     warnings.warn(_trouble, stacklevel=2)
 native.watch_interrupts()
+_secret.take()
 _pool_is_ours = _widen_dispatch_pool()
 for _platform, _registration in native.ffi_registrations().items():
     compat.register_ffi(_platform, **_registration)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from jaxcoll._host import LinkError
 
-_SLICE_S = 0.1  # how long one missing key keeps the thread from the others
+SLICE_S = 0.1  # how long one missing key keeps the thread from the others
 
 
 class Store(Protocol):
@@ -44,13 +44,16 @@ class _Call:
 
 class StoreThread:
     """Makes the store's calls, one at a time: a process has one request outstanding, however many
-    of its peers are late. A key that is not there yet goes behind the others.
+    of its peers are late. A key that is not there yet goes behind the others, after `slice_s`.
 
     Thread rule: `close` may be called by any thread, `set`, `get` and `list` by the loop's.
     """
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
-        self._store = store
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, slice_s: float = SLICE_S
+    ) -> None:
+        self.store = store
+        self._slice_s = slice_s
         self._loop = loop
         self._calls: deque[_Call] = deque()
         self._changed = threading.Condition()  # guards _calls and _closed
@@ -60,7 +63,7 @@ class StoreThread:
 
     async def set(self, key: str, value: bytes) -> None:
         """Raises: LinkError if the store fails."""
-        await self._call(lambda: self._store.set(key, value))
+        await self._call(lambda: self.store.set(key, value))
 
     async def get(self, key: str) -> bytes:
         """Waits until the key is set. Raises: LinkError if the store fails."""
@@ -70,12 +73,12 @@ class StoreThread:
 
     async def list(self, folder: str) -> dict[str, bytes]:
         """What is set below `folder` now. Raises: LinkError if the store fails."""
-        listed: dict[str, bytes] = await self._call(lambda: self._store.list(folder))
+        listed: dict[str, bytes] = await self._call(lambda: self.store.list(folder))
         return listed
 
     def _fetch(self, key: str) -> None:
         if key not in self._values:  # many may have asked for it at once
-            self._values[key] = self._store.wait(key, _SLICE_S)
+            self._values[key] = self.store.wait(key, self._slice_s)
 
     def close(self) -> None:
         """Lets the thread end after the call that it is making."""
@@ -107,6 +110,8 @@ class StoreThread:
                 with self._changed:
                     self._calls.append(call)
                 continue
+            except LinkError as error:  # what lies there cannot be trusted
+                failure = error
             except Exception as error:
                 failure = LinkError(f"the key-value store of jax.distributed has failed: {error}")
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import textwrap
@@ -12,8 +13,8 @@ from importlib import metadata
 import jax
 
 import jaxcoll
-from jaxcoll import _environment, _host, _install, _select, _tuning
-from jaxcoll._errors import TuningError
+from jaxcoll import _environment, _host, _install, _presence, _secret, _select, _tuning
+from jaxcoll._errors import LinkError, TuningError
 from jaxcoll._native import cuda, native
 
 # As the API names them -> as schedules name them.
@@ -42,6 +43,8 @@ def report() -> str:
                 "tcp      processes of several hosts, and of one where shm is excluded",
                 f"rdma     {_rdma()}",
                 f"memory   {native.comm_window_bytes / 2**20:g} MiB per peer, whatever is sent",
+                f"secret   {_secret_source()}",
+                f"listens  {_listens()}",
             ]
         ),
         "reduce ops and the dtypes that have them": _reduce_ops(),
@@ -68,6 +71,33 @@ def _rdma() -> str:
         return f"not here: {error}"
     left_out = "".join(f"; without {port}" for port in native.comm_rdma_left_out())
     return f"processes of several hosts, over {', '.join(native.comm_rdma_ports())}{left_out}"
+
+
+def _secret_source() -> str:
+    if secret := _secret.given():
+        return f"{secret.name}, from {secret.source}"
+    return (
+        f"{_secret.NONE_GIVEN}: shm tells users apart; tcp and rdma use one in the store of "
+        "jax.distributed, with which whoever reaches its coordinator can join"
+    )
+
+
+def _listens() -> str:
+    """What a job from here would open, and what this process has opened."""
+    values = _environment.values()
+    transports = values["JAXCOLL_TRANSPORT"] or _host.TRANSPORTS
+    found = ["a Unix socket, for this user"] if "shm" in transports else []
+    if "tcp" in transports or "rdma" in transports:
+        try:
+            chosen = _host.choose_addresses(_host.interfaces(), values["JAXCOLL_IFNAME"])
+            for way, whom in (("near", "of this machine"), ("far", "of others")):
+                with contextlib.suppress(LinkError):
+                    where = ", ".join(_host.addresses_for(way, chosen))
+                    found.append(f"tcp at {where} once a process {whom} needs it")
+        except LinkError as error:
+            found.append(str(error))
+    now = _presence.listening()
+    return "; ".join(found) + (f"; now at {', '.join(now)}" if now else "")
 
 
 def _wrapped(line: str) -> str:

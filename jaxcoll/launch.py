@@ -9,6 +9,9 @@ out behind the rank it is from. When one fails, the others get SIGTERM and, afte
 SIGKILL; the exit code is that of the first that failed, 128 + the signal's number for one that a
 signal ended. Ctrl-C, SIGTERM and SIGHUP are passed on to all, which then have the same time to
 end; a second signal kills. Nothing is left behind if the launcher itself is killed.
+
+The processes inherit a descriptor with a secret that nobody else has (JAXCOLL_SECRET_FD). Launchers
+of one job on several hosts must be given the same one: JAXCOLL_SECRET_FILE.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from jaxcoll import _environment, _startup, _tuning
+from jaxcoll import _environment, _secret, _startup, _tuning
 
 GRACE_S = 5.0
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
@@ -63,6 +66,7 @@ class Job:
     first: int
     coordinator: str
     devices: int | None  # per process; None leaves it to XLA_FLAGS
+    secret: int | None = None  # a descriptor to inherit
 
 
 def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -89,6 +93,8 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
         "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(local_rank),
     }
+    if job.secret is not None:
+        result[_secret.FD_VARIABLE] = str(job.secret)
     if _is_loopback(host):  # by default JAX's coordinator listens on every interface
         result.setdefault("JAX_COORDINATOR_BIND_ADDRESS", job.coordinator)
     result.setdefault("JAX_PLATFORMS", "cpu")
@@ -167,6 +173,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            pass_fds=() if job.secret is None else (job.secret,),
         )
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
@@ -309,6 +316,23 @@ def _signals_as_bytes() -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
+def _inherited_secret(total: int, count: int) -> Iterator[int | None]:
+    """The descriptor that the processes inherit; None if they read a file, or there is no secret.
+
+    It stays open here: a process whose parent has closed it finds it by its ancestors.
+    """
+    secret = _secret.given()
+    if os.environ.get(_secret.FILE_VARIABLE) or (secret is None and count < total):
+        yield None  # several launchers would make several secrets
+        return
+    descriptor = _secret.hand_over(secret or _secret.make())
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def _local_coordinator() -> Iterator[str]:
     """The address of a port of this machine that nobody else gets before rank 0 listens on it.
 
@@ -341,9 +365,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="jaxcoll launch -n N [options] (script.py | -m module | -- command) [arguments]",
         epilog="Set in each process: what JAX's detection of a Slurm job reads, "
-        "JAX_COORDINATOR_ADDRESS,\nJAX_LOCAL_DEVICE_IDS; JAX_PLATFORMS=cpu and PYTHONUNBUFFERED=1 "
-        "unless they are set already.\nStandard input is empty. Colours: on a terminal, unless "
-        "NO_COLOR is set.",
+        "JAX_COORDINATOR_ADDRESS,\nJAX_LOCAL_DEVICE_IDS, JAXCOLL_SECRET_FD; JAX_PLATFORMS=cpu and "
+        "PYTHONUNBUFFERED=1\nunless they are set already. Standard input is empty. Colours: on a "
+        "terminal, unless\nNO_COLOR is set.",
     )
     add = parser.add_argument
     add("-n", type=_positive, required=True, metavar="N", help="processes to start")
@@ -399,5 +423,7 @@ def main(argv: list[str] | None = None) -> int:
         _tuning.load()
     with contextlib.ExitStack() as stack:
         address = options.coordinator or stack.enter_context(_local_coordinator())
-        job = Job(command, options.n, total, options.first, address, options.devices_per_process)
+        secret = stack.enter_context(_inherited_secret(total, options.n))
+        devices = options.devices_per_process
+        job = Job(command, options.n, total, options.first, address, devices, secret)
         return _Launcher(job).run()

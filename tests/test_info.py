@@ -10,7 +10,7 @@ import pytest
 
 import jaxcoll
 from jaxcoll import __main__ as command_line
-from jaxcoll import _environment, info
+from jaxcoll import _environment, _secret, info
 
 
 def test_info_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +169,19 @@ def test_a_misspelt_variable_is_noticed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _environment.check({"JAXCOLL_THREADS": "2", "JAX_PLATFORMS": "cpu", "JAXCOLLECT": "x"})
+
+
+def test_info_says_where_the_secret_is_from_and_what_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert info.main([]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "secret none was given (neither JAXCOLL_SECRET_FILE nor JAXCOLL_SECRET_FD)" in printed
+    assert "listens a Unix socket, for this user; tcp at 127.0.0.1" in printed
+    secret = _secret.Secret(b"x" * 32, "JAXCOLL_SECRET_FILE=/s")
+    monkeypatch.setattr(_secret, "_given", secret)
+    monkeypatch.setenv("JAXCOLL_TRANSPORT", "shm")
+    assert info.main([]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"secret {secret.name}, from JAXCOLL_SECRET_FILE=/s" in printed
+    assert "listens a Unix socket, for this user reduce ops" in printed

@@ -29,8 +29,9 @@ CPP_LAYERS = {
 # A module imports from its own layer or lower ones. What stands here is every module there is.
 PYTHON_LAYERS = [
     {"_environment", "_errors", "_files", "_handshake", "_host", "_native", "_version"},
-    {"_connection", "_engine_links", "_store_thread"},
-    {"_dial", "_listener", "_loop_thread", "_waiting"},
+    {"_connection", "_secret", "_store_thread"},
+    {"_engine_links"},
+    {"_dial", "_listener", "_loop_thread", "_reach", "_waiting"},
     {"_peer"},
     {
         *("_ir", "schedule", "_happens_before", "verify"),

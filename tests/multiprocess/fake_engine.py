@@ -206,7 +206,21 @@ class Job:
         self.bootstraps[index].start()
         return dict(json.loads(self.store.wait(f"jaxcoll/1/process/{index}", WAIT_S)))
 
-    def secret(self) -> bytes:
+    def listen(self, index: int) -> list[tuple[str, int]]:
+        """Lets a process listen for tcp; where."""
+        import json
+
+        bootstrap = self.bootstraps[index]
+        bootstrap._call_soon(lambda: bootstrap._spawn(bootstrap._reach.listen("near")))
+        value = self.store.wait(f"jaxcoll/1/tcp/{index}/near", WAIT_S)
+        published = json.loads(value[value.rindex(b'{"addresses"') :])  # it may be signed
+        return [(address, port) for address, port in published["addresses"]]
+
+    def secret(self, transport: str) -> bytes:
+        """What handshakes are made with, in a job that was given no secret."""
+        if transport == "shm":
+            return bytes(32)
+        self.store.set("jaxcoll/1/secret", os.urandom(32))
         return self.store.wait("jaxcoll/1/secret", WAIT_S)
 
     def close(self) -> None:

@@ -104,6 +104,10 @@ class Rank:
             self._changed.notify_all()
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def code(self) -> int | None:
         """Exit code as subprocess has it, -N for signal N; None while it runs."""
         return self._popen.poll()
@@ -170,6 +174,8 @@ class Job:
     address: where JAX's coordinator listens.
     enter: for each rank a command that runs the command behind it, on another host for example;
       the coordinator runs where rank 0 does.
+    guests: clients of the coordinator beside the processes, with node ids behind theirs, whom all
+      wait for; with `survives`.
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class Job:
         timeout_s: float = 120,
         address: str = "127.0.0.1",
         enter: Sequence[Sequence[str]] = (),
+        guests: int = 0,
     ) -> None:
         self.end = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
@@ -197,10 +204,12 @@ class Job:
             heartbeat_timeout_s = HEARTBEAT_TIMEOUT_S if survives else PATIENT_HEARTBEAT_TIMEOUT_S
         try:
             port = self._stack.enter_context(reserved_port())
+            self.coordinator = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            self._guests = guests
             self._start(
                 [sys.executable, "-c", _PRELUDE + textwrap.dedent(script), *arguments],
                 [devices] * processes if isinstance(devices, int) else devices,
-                f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
+                self.coordinator,
                 dict(environment or {}),
                 dict(rank_environment or {}),
                 dict(start_late_s or {}),
@@ -236,7 +245,7 @@ class Job:
         }
         if survives:
             service = [sys.executable, "-c", _SERVICE, address]
-            service += [str(len(devices)), str(heartbeat_timeout_s)]
+            service += [str(len(devices) + self._guests), str(heartbeat_timeout_s)]
             self._service = Rank("coordinator", [*self._entering(0), *service], base)
             if not self._service.wait_for("ready", self.end):
                 self.fail("the coordinator did not start")

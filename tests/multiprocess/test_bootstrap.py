@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -28,7 +27,6 @@ from fake_engine import (
 
 from jaxcoll import _host
 from jaxcoll._bootstrap import Bootstrap
-from jaxcoll._host import Interface, LinkError, Record
 
 SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 
@@ -158,17 +156,6 @@ def test_a_peer_that_starts_late_is_waited_for() -> None:
             check_connected(job, 0, late, "shm")
 
 
-def test_a_late_process_0_is_waited_for() -> None:
-    with processes(2, present=0) as job:
-        job.add(1).want(0)
-        with job.store.changed:
-            assert job.store.changed.wait_for(
-                lambda: job.store.waits.get("jaxcoll/1/secret", 0) > 0, WAIT_S
-            )
-        job.add(0).want(1)
-        check_connected(job, 0, 1, "shm")
-
-
 # --- failures -----------------------------------------------------------------------------------
 
 
@@ -193,9 +180,11 @@ def test_a_failure_is_final_and_told_again() -> None:
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_peer_that_has_ended_is_not_waited_for(transport: str, dead: int) -> None:
+def test_a_peer_that_has_died_is_not_waited_for(transport: str, dead: int) -> None:
     with processes(2, transports=(transport,)) as job:
         job.start(dead)
+        if transport == "tcp":
+            job.listen(dead)
         job.bootstraps[dead].close()
         del job.store.values[f"jaxcoll/1/end/{dead}"]  # as if it had been killed
         job.bootstraps[1 - dead].want(dead)
@@ -204,19 +193,55 @@ def test_a_peer_that_has_ended_is_not_waited_for(transport: str, dead: int) -> N
         assert "Connection refused" in reason
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_peer_that_has_ended_is_not_waited_for(transport: str, dead: int) -> None:
+    """Even if it has never listened for tcp."""
+    with processes(2, transports=(transport,)) as job:
+        job.start(dead)
+        job.bootstraps[dead].close()
+        job.bootstraps[1 - dead].want(dead)
+        reason = job.engines[1 - dead].failure(dead)
+        assert f"process {dead} (pid {os.getpid()} on {socket.gethostname()}) has ended" in reason
+
+
+def test_a_peer_that_was_killed_before_it_listened_is_silent() -> None:
+    with processes(2, transports=("tcp",), handshake_s=0.5, silence_s=1.0) as job:
+        job.start(0)
+        job.bootstraps[0].close()
+        del job.store.values["jaxcoll/1/end/0"]
+        job.bootstraps[1].want(0)
+        reason = job.engines[1].failure(0)
+        assert "has not answered for 1 s" in reason
+        assert "no answer within 0.5 s to the request to listen for tcp" in reason
+
+
+def test_processes_of_several_hosts_listen_before_a_link_is_wanted() -> None:
+    """A process that dies before its first link is then missed as soon as it is looked for."""
+    with processes(5, present=0) as job:
+        for index in range(5):
+            job.add(index, host_id=f"host-{index // 3}")
+            job.bootstraps[index].start()
+        for index in range(5):
+            assert b"addresses" in job.store.wait(f"jaxcoll/1/tcp/{index}/near", WAIT_S)
+
+
 def test_an_asking_process_is_told_why_the_other_one_failed() -> None:
     """Nothing goes from 0 to 1, but 1 reaches 0: both fail with the reason that 0 has."""
     with processes(2, present=1, transports=("tcp",)) as job:
         job.start(0)
         record = json.loads(_fresh_record(job.store, 0))
-        lying = {**record, "index": 1, "addresses": [["127.0.0.1", _closed_port()]]}
-        job.store.set("jaxcoll/1/process/1", json.dumps(lying).encode())
+        job.store.set("jaxcoll/1/process/1", json.dumps({**record, "index": 1}).encode())
+        publish_addresses(job.store, 1, [("127.0.0.1", _closed_port())])
 
         class Unread(FakeStore):
             """1's own record is what it published; the others read the one above."""
 
             def set(self, key: str, value: bytes) -> None:
-                self.values[key] = value
+                if key in ("jaxcoll/1/process/1", "jaxcoll/1/tcp/1/near"):
+                    self.values[key] = value
+                else:
+                    job.store.set(key, value)
 
             def wait(self, key: str, deadline_s: float) -> bytes:
                 return self.values[key] if key in self.values else job.store.wait(key, deadline_s)
@@ -237,15 +262,17 @@ def _closed_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def publish_addresses(store: FakeStore, index: int, addresses: list[tuple[str, int]]) -> None:
+    store.set(f"jaxcoll/1/tcp/{index}/near", _host.addresses_to_bytes(addresses))
+
+
 def test_the_error_names_every_address_and_why_it_failed() -> None:
     with processes(2, present=1, transports=("tcp",)) as job:
         record = job.start(0)
         port = _closed_port()
-        addresses = [["127.0.0.1", port], ["127.0.0.2", port]]
-        job.store.set(
-            "jaxcoll/1/process/1",
-            json.dumps({**record, "index": 1, "addresses": addresses}).encode(),
-        )
+        addresses = [("127.0.0.1", port), ("127.0.0.2", port)]
+        job.store.set("jaxcoll/1/process/1", json.dumps({**record, "index": 1}).encode())
+        publish_addresses(job.store, 1, addresses)
         job.bootstraps[0].want(1)
         reason = job.engines[0].failure(1)
         for address, _ in addresses:
@@ -254,10 +281,10 @@ def test_the_error_names_every_address_and_why_it_failed() -> None:
 
 def test_addresses_are_tried_in_order_until_one_works() -> None:
     with processes(2, transports=("tcp",)) as job:
-        record = job.start(1)
-        bad = ["127.0.0.1", _closed_port()]
-        changed = {**record, "addresses": [bad, *record["addresses"]]}
-        job.store.values["jaxcoll/1/process/1"] = json.dumps(changed).encode()
+        job.start(1)
+        addresses = [("127.0.0.1", _closed_port()), *job.listen(1)]
+        del job.store.values["jaxcoll/1/tcp/1/near"]
+        publish_addresses(job.store, 1, addresses)
         job.bootstraps[0].want(1)
         check_connected(job, 0, 1, "tcp")
 
@@ -382,181 +409,6 @@ def test_nothing_lies_in_the_file_system() -> None:
         ]
         assert names
         assert all(name.startswith("@") for name in names)
-
-
-# --- which transport, which addresses -----------------------------------------------------------
-
-
-def record(index: int, **fields: object) -> Record:
-    base = Record("1", index, "h", "m", "node", 100 + index, 0, ("shm", "tcp"), "x", ())
-    return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
-
-
-RDMA = {"transports": ("shm", "rdma", "tcp"), "fabrics": ("RoCE",)}
-ONLY_RDMA = {"transports": ("rdma",)}
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "chosen"),
-    [
-        ({}, {}, "shm"),
-        ({"host": "other"}, {}, "tcp"),
-        ({"uid": 7}, {}, "tcp"),
-        ({"transports": ("tcp",)}, {}, "tcp"),
-        ({}, {"transports": ("tcp",)}, "tcp"),
-        ({"transports": ("shm",)}, {"transports": ("tcp", "shm")}, "shm"),
-        ({**RDMA, "host": "other"}, RDMA, "rdma"),
-        (RDMA, RDMA, "shm"),
-        ({**RDMA, "host": "other"}, {}, "tcp"),
-        ({**RDMA, "host": "other"}, {**RDMA, "fabrics": ("InfiniBand fe80",)}, "tcp"),
-        ({**RDMA, "transports": ("rdma",)}, RDMA, "rdma"),
-    ],
-)
-def test_the_best_transport_that_both_allow_is_chosen(
-    one: dict[str, object], other: dict[str, object], chosen: str
-) -> None:
-    a, b = record(0, **one), record(1, **other)
-    assert _host.choose_transport(a, b) == _host.choose_transport(b, a) == chosen
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        ({"transports": ("shm",)}, {"transports": ("tcp",)}, "on one host, which takes shm or tcp"),
-        ({"transports": ("shm",), "host": "a"}, {}, "JAXCOLL_HOST_ID), which takes tcp, but"),
-        ({"transports": ("shm",), "uid": 7}, {}, "of different users (uid 7 and 0)"),
-        (
-            {**ONLY_RDMA, "fabrics": ("RoCE",)},
-            {**ONLY_RDMA, "no_rdma": "no device"},
-            "process 1 has no rdma: no device",
-        ),
-        (
-            {**ONLY_RDMA, "fabrics": ("RoCE",)},
-            {**ONLY_RDMA, "fabrics": ("InfiniBand fe80",)},
-            "their RDMA ports are of different fabrics",
-        ),
-    ],
-)
-def test_without_a_transport_the_reason_says_what_to_change(
-    one: dict[str, object], other: dict[str, object], expected: str
-) -> None:
-    a, b = record(0, **one), record(1, **other)
-    with pytest.raises(LinkError) as caught:
-        _host.choose_transport(a, b)
-    assert expected in str(caught.value)
-    assert "Unset JAXCOLL_TRANSPORT, or add" in str(caught.value)
-    with pytest.raises(LinkError) as again:
-        _host.choose_transport(b, a)
-    assert str(again.value) == str(caught.value)
-
-
-def test_no_common_transport_fails_both_sides() -> None:
-    with processes(2, present=0) as job:
-        job.add(0, transports=("shm",)).want(1)
-        job.add(1, transports=("tcp",)).want(0)
-        for index in (0, 1):
-            assert "JAXCOLL_TRANSPORT" in job.engines[index].failure(1 - index)
-
-
-def test_one_machine_counts_as_two_hosts_under_different_host_ids() -> None:
-    with processes(4, present=0) as job:
-        for index in range(4):
-            job.add(index, host_id=f"host-{index // 2}")
-            job.start(index)
-        for one, other in itertools.combinations(range(4), 2):
-            job.bootstraps[one].want(other)
-        for one, other in itertools.combinations(range(4), 2):
-            check_connected(job, one, other, "shm" if one // 2 == other // 2 else "tcp")
-
-
-ETH = Interface("eth0", False, ("192.0.2.1", "fd00::1"))
-IB = Interface("ib0", False, ("198.51.100.1",))
-LO = Interface("lo", True, ("127.0.0.1", "::1"))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "kept"),
-    [
-        (None, [ETH, IB, LO]),
-        ((False, ("ib",)), [IB]),
-        ((False, ("lo", "eth0")), [ETH, LO]),
-        ((True, ("eth", "lo")), [IB]),
-    ],
-)
-def test_ifname_chooses_interfaces(
-    chosen: tuple[bool, tuple[str, ...]] | None, kept: list[Interface]
-) -> None:
-    addresses = [address for interface in kept for address in interface.addresses]
-    assert _host.choose_addresses([ETH, IB, LO], chosen) == addresses
-
-
-def test_a_host_without_network_still_has_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_host, "interfaces", list)
-    with processes(3, present=2) as job:
-        job.add(2, host_id="elsewhere").want(0)
-        job.bootstraps[0].want(1)
-        job.start(1)
-        check_connected(job, 0, 1, "shm")
-        job.bootstraps[2].close()
-    with processes(2, present=0, timeout_s=2) as job:
-        for index in (0, 1):
-            job.add(index, host_id=f"host-{index}").want(1 - index)
-        assert "it has no address but loopback" in job.engines[0].failure(1)
-
-
-def test_ifname_that_matches_nothing_names_what_there_is() -> None:
-    with pytest.raises(LinkError) as caught:
-        _host.choose_addresses([ETH, LO], (False, ("ib", "en")))
-    assert str(caught.value) == (
-        "JAXCOLL_IFNAME=ib,en leaves no network interface; those that are up: "
-        "eth0 (192.0.2.1, fd00::1), lo (127.0.0.1, ::1)"
-    )
-
-
-def test_interfaces_of_this_host_have_loopback_last() -> None:
-    found = _host.interfaces()
-    assert found[-1].loopback
-    assert "127.0.0.1" in found[-1].addresses
-
-
-def test_loopback_is_published_but_used_on_one_machine_only() -> None:
-    addresses = (("192.0.2.1", 1), ("127.0.0.1", 2), ("::1", 3))
-    here, there = record(0), record(1, addresses=addresses)
-    assert there.addresses_for(here) == list(addresses)
-    far = dataclasses.replace(here, machine="other")
-    assert there.addresses_for(far) == [("192.0.2.1", 1)]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_tcp_over_loopback(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not any(address in interface.addresses for interface in _host.interfaces()):
-        pytest.skip(f"this machine has no {address}")
-    monkeypatch.setattr(_host, "interfaces", lambda: [Interface("lo", True, (address,))])
-    with processes(2, transports=("tcp",), ifname=(False, ("lo",))) as job:
-        record = job.start(0)
-        job.start(1)
-        assert [a for a, _ in record["addresses"]] == [address]
-        job.bootstraps[1].want(0)
-        check_connected(job, 0, 1, "tcp")
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        assert {s.family for s in job.engines[0].link(1).sockets} == {family}
-        nodelay = socket.IPPROTO_TCP, socket.TCP_NODELAY
-        assert all(s.getsockopt(*nodelay) for s in job.engines[1].link(0).sockets)
-
-
-def test_who_comes_by_an_excluded_interface_is_turned_away(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two addresses of a family make it listen everywhere; the third is none of ours."""
-    chosen = Interface("lo", True, ("127.0.0.1", "127.0.0.2"))
-    monkeypatch.setattr(_host, "interfaces", lambda: [chosen])
-    with processes(2, transports=("tcp",)) as job:
-        port = job.start(1)["addresses"][0][1]
-        with socket.create_connection(("127.0.0.3", port), timeout=WAIT_S) as sock:
-            assert sock.recv(1) == b""
-        job.bootstraps[0].want(1)
-        job.start(0)
-        check_connected(job, 0, 1, "tcp")
 
 
 # --- the real store -----------------------------------------------------------------------------

@@ -45,7 +45,6 @@ STARTING = {
     "no descriptor for the loop": (asyncio, "SelectorEventLoop", no_descriptors, "Too many open"),
     "no first thread": (_store_thread.threading.Thread, "start", no_thread, "can't start new"),
     "no unix socket": (_listener, "listen_unix", no_descriptors, "Too many open files"),
-    "no tcp socket": (_listener, "listen_tcp", no_descriptors, "Too many open files"),
     "no interfaces": (_host, "interfaces", no_descriptors, "Too many open files"),
     "interface excluded": (_host, "choose_addresses", None, "leaves no network interface"),
     "no host name": (socket, "gethostname", no_memory, "no memory for this"),
@@ -122,14 +121,12 @@ def test_a_second_thread_that_cannot_start_leaves_none(monkeypatch: pytest.Monke
             job.bootstraps[1].want(0)
 
 
-def test_those_who_wait_for_a_process_0_without_secret_are_told_why() -> None:
-    """1 and 2 wait for each other, but neither can link before process 0 has published."""
+def test_nobody_but_those_who_want_links_to_it_needs_process_0() -> None:
     with processes(3) as job:
+        start_broken(job, 0, lambda f: f.setattr(asyncio, "SelectorEventLoop", no_descriptors))
         job.bootstraps[1].want(2)
         job.bootstraps[2].want(1)
-        start_broken(job, 0, lambda f: f.setattr(asyncio, "SelectorEventLoop", no_descriptors))
-        for index, peer in ((1, 2), (2, 1)):
-            assert "Too many open files" in job.engines[index].failure(peer)
+        check_connected(job, 1, 2, "shm")
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -233,13 +230,12 @@ def test_a_failing_loop_is_told_to_both_sides() -> None:
 
 
 def test_a_listener_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(_listener, "accept_forever", fail)
+    monkeypatch.setattr(_listener.Door, "_accept_some", fail)
     with processes(2, present=1) as job:
         job.start(0)
-        monkeypatch.undo()
         job.add(1).want(0)
         assert "cannot accept connections: OSError: [Errno 9]" in job.engines[1].failure(0)
 

@@ -100,7 +100,7 @@ def test_bare_initialize_works_inside_other_clusters(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == ["[0] 0 2", "[1] 1 2"], done.stderr
 
 
-def test_only_what_jax_reads_is_set() -> None:
+def test_only_what_jax_and_jaxcoll_read_is_set() -> None:
     program = "import os; print(sorted(os.environ.items()))"
     # os.environ, since readline has changed the environment behind Python's back.
     plain = subprocess.check_output(
@@ -113,7 +113,11 @@ def test_only_what_jax_reads_is_set() -> None:
     assert added <= {
         *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_PLATFORMS"),
         *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
-        *("PYTHONUNBUFFERED", "TF_CPP_MIN_LOG_LEVEL"),  # the last by `import jax` in the launcher
+        *(
+            "PYTHONUNBUFFERED",
+            "JAXCOLL_SECRET_FD",
+            "TF_CPP_MIN_LOG_LEVEL",
+        ),  # the last by `import jax` in the launcher
     }
     assert set(before) - set(after) <= {"PJRT_NPROC"}
 
