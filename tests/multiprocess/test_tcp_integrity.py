@@ -171,6 +171,6 @@ def test_a_process_without_libcrypto_refuses_tcp_and_both_say_why(without: int) 
             job.bootstraps[index].want(1 - index)
         reasons = [job.engines[index].failure(1 - index) for index in (0, 1)]
         for reason in reasons:
-            assert f"process {without} on " in reason
+            assert f"process {without} (pid " in reason
             assert "cannot use tcp, which authenticates what it sends: libcrypto" in reason
         assert job.engines[0].links == job.engines[1].links == {}
