@@ -51,7 +51,7 @@ PYTHON_LAYERS = [
     {"_custom_call", "_reshaping", "_shardings"},
     {"_bootstrap", "_primitive", "_program", "_select"},
     {"_rank"},
-    {"_jax_plugin.__init__", "_presence", "_startup"},
+    {"_jax_plugin", "_presence", "_startup"},
     {"_communicator", "_autodiff", "_lowering"},
     {"_api"},
     {"_install"},
