@@ -421,13 +421,13 @@ bool CallSite::WantsLook(Clock::time_point now) {
   return wants;
 }
 
-bool CallSite::WarnOfMismatch(const WaitingTable& waiting, bool quiet) {
+bool CallSite::WarnOfMismatch(Clock::time_point now, const WaitingTable& waiting, bool quiet) {
   std::lock_guard lock(mutex_);
   bool found = false;
   for (auto& [key, line] : lines_) {
     for (std::unique_ptr<Meeting>& meeting : line.meetings) {
       if (meeting->failure != nullptr || meeting->warned) continue;
-      if (Clock::now() - meeting->first_arrival < kLookAfter) continue;
+      if (now - meeting->first_arrival < kLookAfter) continue;
       const std::vector<int32_t>& ranks = members_[key.second].ranks;
       const bool elsewhere = std::any_of(ranks.begin(), ranks.end(), [&](int32_t rank) {
         return !meeting->arrived[rank] &&

@@ -90,7 +90,7 @@ class CallSite {
   bool WantsLook(Clock::time_point now);
   // Logs, once per call, that missing ranks wait in other calls of the run; with `quiet` it only
   // remembers that. Returns whether there is such a call.
-  bool WarnOfMismatch(const WaitingTable& waiting, bool quiet);
+  bool WarnOfMismatch(Clock::time_point now, const WaitingTable& waiting, bool quiet);
   void DescribeWaiting(WaitingTable& table);
   // A line for each call that some of this process's ranks have not made, for the flight recorder.
   std::vector<std::string> DescribePending();

@@ -82,7 +82,7 @@ void Watchdog::Tick() {
   WaitingTable waiting;
   for (CallSite* site : sites_) site->DescribeWaiting(waiting);
   bool told = false;  // calls that wait for each other name each other: one of them is enough
-  for (CallSite* site : sites_) told |= site->WarnOfMismatch(waiting, told);
+  for (CallSite* site : sites_) told |= site->WarnOfMismatch(now, waiting, told);
   if (!overdue) return;
   for (CallSite* site : sites_) site->FailOverdue(now, waiting);
 }

@@ -206,6 +206,30 @@ TEST(CallSite, RanksInDifferentCallsNameEachOther) {
   EXPECT_FALSE(second->Wait().ok());
 }
 
+TEST(CallSite, RanksInDifferentCallsAreToldOnceBeforeTheDeadline) {
+  auto here = MakeSite(AllReduceSpec(2), 4);
+  auto there = MakeSite(AllReduceSpec(2), 8);
+  std::array<float, 8> in{}, out{};
+  auto first = Arrive(*here, 1, 0, in.data(), out.data());
+  auto second = Arrive(*there, 1, 1, in.data(), out.data());
+  WaitingTable waiting;
+  here->DescribeWaiting(waiting);
+  there->DescribeWaiting(waiting);
+  const auto now = CallSite::Clock::now(), later = now + std::chrono::seconds(3);
+  testing::internal::CaptureStderr();
+  EXPECT_FALSE(here->WarnOfMismatch(now, waiting, false));  // it may be on its way
+  EXPECT_FALSE(here->WarnOfMismatch(later, WaitingTable(), false));
+  EXPECT_TRUE(here->WarnOfMismatch(later, waiting, false));
+  EXPECT_TRUE(there->WarnOfMismatch(later, waiting, true));
+  EXPECT_FALSE(here->WarnOfMismatch(later, waiting, false));
+  const std::string logged = testing::internal::GetCapturedStderr();
+  const size_t at = logged.find("which waits in all_reduce(sum) of float32[8]");
+  EXPECT_NE(at, logged.npos) << logged;
+  EXPECT_EQ(logged.find("which waits in", at + 1), logged.npos) << logged;
+  EXPECT_FALSE(first->Wait().ok());
+  EXPECT_FALSE(second->Wait().ok());
+}
+
 // Destroying an executable, or exit, completes what is pending.
 TEST(CallSite, DestructionFailsPendingCalls) {
   auto site = MakeSite(AllReduceSpec(2), 1);

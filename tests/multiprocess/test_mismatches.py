@@ -60,32 +60,38 @@ DIFFERENT = {
 }
 TIMEOUT_S = 10  # both compile within it, beside other work
 ENVIRONMENT = {"JAXCOLL_TIMEOUT_S": str(TIMEOUT_S)}
+PATIENT = {"JAXCOLL_TIMEOUT_S": "100"}
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_both_are_told_what_differs_while_they_wait(case: str) -> None:
     body, words = DIFFERENT[case]
     script = PROGRAM + f"call(lambda x: {body})\n"
-    texts = run(script, processes=2, environment=ENVIRONMENT, survives=True)
-    for rank, text in enumerate(texts):
-        warnings = [
-            line
-            for line in text.splitlines()
-            if line.startswith("jaxcoll: process 0 waits in ") and words in line
-        ]
-        assert len(warnings) == 1, f"rank {rank}: {text}"
-        warning = warnings[0].removeprefix("jaxcoll: ")
+    with Job(script, processes=2, environment=PATIENT) as job:
+        for rank in range(2):
+            job.wait_for(rank, words)
+        for text in (rank.text for rank in job.ranks):
+            told = [line for line in text.splitlines() if words in line]
+            assert len(told) == 1, text
+            assert told[0].startswith("jaxcoll: process 0 waits in "), text
+
+
+def test_the_error_at_the_deadline_has_the_words_of_the_warning() -> None:
+    script = PROGRAM + 'call(lambda x: c.psum(x[: 5 + rank], "x"))\n'
+    for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
+        (warning,) = re.findall(r"(?m)^jaxcoll: (process 0 waits in .*)$", text)
         error = text[text.index("error ") :]
-        assert warning in error, f"rank {rank}: {text}"
-        assert text.index(warning) < text.index("error "), f"rank {rank}: {text}"
+        assert warning in error, text
+        assert "waited 10" in error, text
 
 
 def test_a_difference_in_a_line_names_its_place() -> None:
     script = PROGRAM + "def step(x):\n    return c.psum(x * (1.0 + rank), 'x')\ncall(step)\n"
-    for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
+    with Job(script, processes=2, environment=PATIENT) as job:
+        job.wait_for(0, "in process 1")
         for rank in range(2):
             words = rf"{rank + 1}\.0:float32.*` \(<string>:\d+ \(step\)\) in process {rank}"
-            assert re.search(words, text), text
+            assert re.search(words, job.ranks[0].text), job.ranks[0].text
 
 
 def test_calls_of_functions_of_other_names_are_told_by_them() -> None:
@@ -97,14 +103,15 @@ mapped.__name__ = ["train", "evaluate"][rank]
 told(jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P())), y)
 """
     )
-    for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
-        assert "another program: `function evaluate`, not `function train`" in text, text
+    with Job(script, processes=2, environment=PATIENT) as job:
+        for rank in range(2):
+            job.wait_for(rank, "another program: `function evaluate`, not `function train`")
 
 
 def test_where_nothing_else_can_begin_it_is_an_error_at_once() -> None:
     """Programs of several local devices run one after the other: waiting would change nothing."""
     script = PROGRAM + 'call(lambda x: c.psum(x[: 5 + rank], "x"))\n'
-    with Job(script, processes=2, devices=2, environment={"JAXCOLL_TIMEOUT_S": "100"}) as job:
+    with Job(script, processes=2, devices=2, environment=PATIENT) as job:
         for rank in range(2):
             job.wait_for(rank, "shapes differ. JAX runs the programs of several local devices one")
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,44 +174,50 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
             _secret.take({"JAXCOLL_SECRET_FILE": str(tmp_path / path)})
 
 
-@needs_root
-@pytest.mark.parametrize(
-    ("owner", "mode", "refused"),
-    [
-        (0, 0o440, ""),  # Kubernetes, with fsGroup, for a process that is not root
-        (0, 0o400, "Permission denied"),
-        (0, 0o444, "its mode is 0444"),
-        (0, 0o660, "its mode is 0660"),
-        (65534, 0o400, ""),
-        (65534, 0o440, "its mode is 0440"),
-        (1234, 0o440, "it belongs to uid 1234"),
-    ],
-)
-def test_a_process_that_is_not_root_may_be_given_a_file_of_root(
-    owner: int, mode: int, refused: str, tmp_path: Path
-) -> None:
-    tmp_path = Path("/tmp") / f"jaxcoll-test-{os.getpid()}"  # the test's own is only root's
-    path = written(tmp_path, mode=mode)
-    os.chown(path, owner, 65534)
+OF_ROOT = [  # owner, mode, why it is refused; of a group that the process is in
+    (0, 0o440, ""),  # Kubernetes, with fsGroup, for a process that is not root
+    (0, 0o400, "Permission denied"),
+    (0, 0o444, "its mode is 0444"),
+    (0, 0o660, "its mode is 0660"),
+    (65534, 0o400, ""),
+    (65534, 0o440, "its mode is 0440"),
+    (1234, 0o440, "it belongs to uid 1234"),
+]
+# In a process of its own, for it is another user's from the fourth line on.
+AS_ANOTHER_USER = """
+import os, sys
+from jaxcoll import _secret
+os.setgroups([65534]), os.setgid(65534), os.setuid(65534)
+for path in sys.argv[1:]:
     try:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.setgroups([65534])
-                os.setgid(65534)
-                os.setuid(65534)
-                try:
-                    take(JAXCOLL_SECRET_FILE=str(path))
-                    said = ""
-                except ValueError as error:
-                    said = str(error)
-                code = 0 if (refused in said if refused else not said) else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        path.unlink()
+        _secret.take({"JAXCOLL_SECRET_FILE": path})
+        print("taken")
+    except ValueError as error:
+        print(error)
+"""
+
+
+@needs_root
+def test_a_process_that_is_not_root_may_be_given_a_file_of_root() -> None:
+    # Not in the test's own folder, which is only root's.
+    with tempfile.TemporaryDirectory(prefix="jaxcoll-test-") as folder:
+        os.chmod(folder, 0o755)
+        paths = []
+        for i, (owner, mode, _) in enumerate(OF_ROOT):
+            paths.append(written(Path(folder) / str(i), mode=mode))
+            os.chown(paths[-1], owner, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_ANOTHER_USER, *map(str, paths)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    said = done.stdout.splitlines()
+    assert len(said) == len(OF_ROOT), done
+    for (_, _, refused), text in zip(OF_ROOT, said, strict=True):
+        assert (refused in text) if refused else text == "taken", done.stdout
 
 
 # --- descriptors --------------------------------------------------------------------------------
