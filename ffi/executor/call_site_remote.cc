@@ -57,7 +57,8 @@ Status CallSite::FindMembers() {
       members.ranks.push_back(rank);
     }
   }
-  if (std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
+  if (processes == nullptr ||
+      std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
   slot_signature_ = SignatureOf(spec_);

@@ -308,5 +308,13 @@ def descriptors() -> dict[int, str]:
     return found
 
 
+def threads_left() -> list[str]:
+    """Those that do not end once what they are at is over: a request to the store is not ended."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("jaxcoll"):
+            thread.join(WAIT_S)
+    return bootstrap_threads()
+
+
 def bootstrap_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("jaxcoll")]

@@ -23,6 +23,7 @@ from fake_engine import (
     descriptors,
     different_hosts,
     processes,
+    threads_left,
 )
 
 from jaxcoll import _host
@@ -34,9 +35,9 @@ SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randra
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     before = descriptors()
-    assert bootstrap_threads() == []
+    assert threads_left() == []
     yield
-    assert bootstrap_threads() == []
+    assert threads_left() == []
     left = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
     assert left == {}
 
@@ -358,7 +359,7 @@ def test_close_is_quick_and_final_while_peers_are_missing() -> None:
         began = time.monotonic()
         job.bootstraps[0].close()
         assert time.monotonic() - began < WAIT_S
-        assert bootstrap_threads() == []
+        assert threads_left() == []
         job.bootstraps[0].want(1)
         job.bootstraps[0].close()
         assert job.engines[0].links == job.engines[0].failures == {}

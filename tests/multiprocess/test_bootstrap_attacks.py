@@ -26,6 +26,7 @@ from fake_engine import (
     descriptors,
     processes,
     receive,
+    threads_left,
 )
 
 from jaxcoll import _handshake as handshake
@@ -41,7 +42,7 @@ TRANSPORTS = ["shm", "tcp"]
 def _nothing_is_left() -> Iterator[None]:
     before = descriptors()
     yield
-    assert bootstrap_threads() == []
+    assert threads_left() == []
     assert {fd: what for fd, what in descriptors().items() if before.get(fd) != what} == {}
 
 

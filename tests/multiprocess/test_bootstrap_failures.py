@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_engine import WAIT_S, FakeStore, Job, bootstrap_threads, check_connected, processes
+from fake_engine import WAIT_S, FakeStore, Job, check_connected, processes, threads_left
 
 from jaxcoll import _bootstrap, _host, _listener, _loop_thread, _peer, _store_thread
 from jaxcoll._host import LinkError
@@ -114,7 +114,7 @@ def test_a_second_thread_that_cannot_start_leaves_none(monkeypatch: pytest.Monke
             job.bootstraps[1].start()
         monkeypatch.undo()
         started[0].join(WAIT_S)
-        assert bootstrap_threads() == []
+        assert threads_left() == []
         job.bootstraps[0].want(1)
         assert "can't start new thread" in job.engines[0].failure(1)
         with pytest.raises(LinkError, match="can't start new thread"):  # the first reason stands

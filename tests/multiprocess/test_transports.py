@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import WAIT_S, bootstrap_threads, check_connected, descriptors, processes
+from fake_engine import WAIT_S, check_connected, descriptors, processes, threads_left
 
 from jaxcoll import _host
 from jaxcoll._host import Interface, LinkError, Record
@@ -19,7 +19,7 @@ from jaxcoll._host import Interface, LinkError, Record
 def _nothing_is_left() -> Iterator[None]:
     before = descriptors()
     yield
-    assert bootstrap_threads() == []
+    assert threads_left() == []
     assert {fd: what for fd, what in descriptors().items() if before.get(fd) != what} == {}
 
 
