@@ -1,4 +1,4 @@
-// What the environment variables say, for C++, which reads none itself: one parser, in
+// The values of environment variables, for C++, which reads none itself: one parser, in
 // jaxcoll/_environment.py, serves both languages, and hands over what it has understood as soon as
 // the extension module is loaded (jaxcoll/_native.py).
 #pragma once

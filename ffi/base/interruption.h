@@ -12,7 +12,7 @@
 
 namespace jaxcoll {
 
-// What only the interpreter knows. Both are called without its lock.
+// Questions that only the interpreter can answer. Both are asked without its lock.
 struct Interpreter {
   // Has the main thread call Interruption::Heard when it runs Python again; false: not now.
   bool (*ask_main_thread)() = nullptr;

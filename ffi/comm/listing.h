@@ -1,4 +1,4 @@
-// What a program does, line by line, for the words that say where two processes' programs differ.
+// A program, line by line, for the words that say where two processes' programs differ.
 //
 // Processes compare by questions: "digests? P i" asks for the digests of P's lines from i on,
 // "line? P i" for the text of one. Text crosses the wire only for the line that differs.
@@ -58,7 +58,7 @@ class Comparison {
   // Takes the peer's answer and returns the next question; empty when there is none.
   std::string OnAnswer(std::string_view answer, const Listing& own);
   bool done() const { return done_; }
-  // Of the line that differs, if one was found; a text is empty where a program has no such line.
+  // The line that differs, if one was found; a text is empty where a program has no such line.
   std::optional<size_t> line() const { return line_; }
   const std::string& text_here() const { return text_here_; }
   const std::string& text_there() const { return text_there_; }

@@ -84,7 +84,7 @@ class Peer {
   std::chrono::steady_clock::time_point asked_at;
   // Those of its calls that wait for this process, as it said then.
   std::vector<WaitingCall> waiting_calls;
-  // Of a program of its with one of ours, the last that was made.
+  // The last comparison of a program of its with one of ours.
   std::optional<Comparison> comparison;
   std::chrono::steady_clock::time_point compared_at;
   // When it was asked first since it last said anything.

@@ -1,5 +1,5 @@
-// What a call is, part by part: where two processes wait for each other in different calls, the
-// parts say how these differ.
+// A call, part by part: where two processes wait for each other in different calls, the parts say
+// how these differ.
 #pragma once
 
 #include <string>
