@@ -149,6 +149,7 @@ class Bootstrap(LoopThread):
 
         self._settled = threading.Event()  # published, or it cannot be
         self._end = ""  # why this process takes no part any more; written once
+        self._first_failure = ""  # why the first link failed that the engine was told of
 
         # The rest belongs to the loop's thread.
         self._published: asyncio.Future[Record] | None = None
@@ -276,6 +277,8 @@ class Bootstrap(LoopThread):
         """Whoever waits for this process, or will, is told that it ends. Links stay."""
         self._engine_started = False
         ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
+        if self._first_failure and not words:  # a peer may read this end before the one that caused it
+            ended += f", after a link had failed: {self._first_failure}"
         self._give_up(ended, tell=self._published is not None)
         last = [self._told] if self._told is not None else []
         if self._reach is not None:
@@ -400,7 +403,7 @@ class Bootstrap(LoopThread):
     def _want(self, peer: int) -> None:
         state = self._make_link(peer)
         if state.outcome.done() and state.outcome.result():
-            self._native.comm_link_failed(peer, state.outcome.result())
+            self._tell_engine(peer, state.outcome.result())
 
     def _make_link(self, index: int) -> Peer:
         """Starts making a link unless somebody did before."""
@@ -466,7 +469,11 @@ class Bootstrap(LoopThread):
         if not peer.outcome.done():
             self._settle(peer, reason)
             if self._engine_started:  # else it has not asked yet, and is told when it does
-                self._native.comm_link_failed(index, here or reason)
+                self._tell_engine(index, here or reason)
+
+    def _tell_engine(self, index: int, reason: str) -> None:
+        self._first_failure = self._first_failure or reason
+        self._native.comm_link_failed(index, reason)
 
     def _settle(self, peer: Peer, reason: str = "") -> None:
         peer.outcome.set_result(reason)

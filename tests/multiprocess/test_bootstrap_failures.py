@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import threading
 import time
@@ -178,6 +179,23 @@ def test_a_process_that_ends_in_order_tells_those_who_wait(transport: str, ended
         job.bootstraps[ended].close()
         who = f"process {ended} (pid {os.getpid()} on {socket.gethostname()})"
         assert job.engines[1 - ended].failure(ended) == f"{who} has ended, or has shut down jaxcoll"
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_the_end_of_a_process_tells_what_it_ended_of(last: int) -> None:
+    """Else a process that reads this end first would report the consequence as the cause."""
+    with processes(3, present=0) as job:
+        job.add(1, engine_started=False)
+        job.start(1)
+        job.add(2 - last).want(1)
+        job.bootstraps[1].refuse("no eventfd")
+        assert job.engines[2 - last].failure(1).endswith("no eventfd")
+        job.bootstraps[2 - last].close()
+        job.add(last).want(2 - last)
+        assert re.search(
+            rf"process {2 - last} .* has ended, or .*, after a link had failed: .*no eventfd$",
+            job.engines[last].failure(2 - last),
+        )
 
 
 def test_one_that_comes_when_another_has_ended_is_told_the_same() -> None:
