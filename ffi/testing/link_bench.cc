@@ -19,10 +19,10 @@
 #include <utility>
 #include <vector>
 
-#include "bindings/bindings.h"
 #include "bindings/link_security.h"
 #include "bindings/rdma_half.h"
 #include "comm/peer.h"
+#include "testing/testing.h"
 #include "transport/crypto.h"
 #include "transport/fd.h"
 #include "transport/link.h"

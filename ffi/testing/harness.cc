@@ -1,4 +1,4 @@
-#include "cuda/harness.h"
+#include "testing/harness.h"
 
 #include <algorithm>
 #include <cstring>
