@@ -8,25 +8,7 @@
 The functions have the signatures and values of their namesakes in `jax.lax`.
 """
 
-from jaxcoll import _presence, debug
-from jaxcoll import _startup as _startup
-from jaxcoll._api import (
-    all_gather,
-    all_reduce,
-    all_to_all,
-    broadcast,
-    pbroadcast,
-    pmax,
-    pmean,
-    pmin,
-    ppermute,
-    pshuffle,
-    psum,
-    psum_scatter,
-    pswapaxes,
-    ragged_all_to_all,
-    reduce_scatter,
-)
+from jaxcoll import debug
 from jaxcoll._errors import (
     AxisIndexGroupsError,
     CutError,
@@ -48,11 +30,31 @@ from jaxcoll._errors import (
     UnsupportedError,
     WorldSizeError,
 )
-from jaxcoll._install import install, install_report, installed, uninstall
-from jaxcoll._lowering import export_checks
+from jaxcoll._jax import startup as startup
+from jaxcoll._jax.api import (
+    all_gather,
+    all_reduce,
+    all_to_all,
+    broadcast,
+    pbroadcast,
+    pmax,
+    pmean,
+    pmin,
+    ppermute,
+    pshuffle,
+    psum,
+    psum_scatter,
+    pswapaxes,
+    ragged_all_to_all,
+    reduce_scatter,
+)
+from jaxcoll._jax.install import install, install_report, installed, uninstall
+from jaxcoll._jax.lowering import export_checks
+from jaxcoll._job import presence
+from jaxcoll.schedule import verify
 
 __version__ = "0.1.0"
-_presence.announce()
+presence.announce()
 
 __all__ = [
     "AxisIndexGroupsError",
@@ -96,4 +98,5 @@ __all__ = [
     "ragged_all_to_all",
     "reduce_scatter",
     "uninstall",
+    "verify",
 ]

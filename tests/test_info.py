@@ -10,7 +10,9 @@ import pytest
 
 import jaxcoll
 from jaxcoll import __main__ as command_line
-from jaxcoll import _environment, _secret, info
+from jaxcoll import _environment
+from jaxcoll._cli import info
+from jaxcoll._job import secret as _secret
 
 
 def test_info_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

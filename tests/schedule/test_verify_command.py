@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxcoll import verify
+from jaxcoll._cli import verify
 from jaxcoll.schedule import COLLECTIVES, algorithms
 
 
