@@ -3,6 +3,7 @@
 import ast
 import builtins
 import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -229,6 +230,79 @@ def test_import_starts_no_back_end() -> None:
     program = (
         "import jaxcoll, jax; from jax._src import xla_bridge; "
         "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_import_sets_the_process_up_and_leaves_what_it_can_for_later() -> None:
+    program = (
+        "import os, sys, jaxcoll; loaded = set(sys.modules); "
+        "assert 'jaxcoll._jax.startup' in loaded and 'PJRT_NPROC' in os.environ; "
+        "assert not loaded & {'jaxcoll.sim', 'jaxcoll.simulate', 'networkx'}; "
+        "assert jaxcoll.simulate.run and jaxcoll.topology.fat_tree and callable(jaxcoll.verify); "
+        "assert not set(sys.modules) & {'networkx', 'yaml'}"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "NPROC")}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment)
+
+
+# Each imports all that it needs before it ends.
+COMMANDS_WITHOUT_JAX = [
+    ["--help"],
+    ["launch", "-n", "1", "--", "true"],
+    ["schedule", "show", "--collective", "broadcast", "--world-size", "2"],
+    ["simulate", "--topology", "switch:4", "--bytes", "1K", "--quiet"],
+    ["tune", "--show"],
+    ["verify", "--collective", "broadcast", "--world-size", "2"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_WITHOUT_JAX, ids=lambda arguments: arguments[0])
+def test_a_command_that_needs_no_jax_does_not_import_it(arguments: list[str]) -> None:
+    program = (
+        f"import sys; sys.argv = ['jaxcoll', *{arguments}]\n"
+        "from jaxcoll.__main__ import main\n"
+        "try:\n"
+        "    code = main()\n"
+        "except SystemExit as end:\n"  # argparse
+        "    code = end.code\n"
+        "print('exit code', code, 'jax' in sys.modules, 'jaxlib' in sys.modules)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert finished.stdout.splitlines()[-1:] == ["exit code 0 False False"], finished.stderr
+
+
+def test_the_command_line_starts_without_jax_and_numpy() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "jaxcoll", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "jaxcoll._cli.main" in loaded
+    assert not loaded & {"jax", "jaxlib", "numpy", "scipy"}
+
+
+def test_only_info_among_the_commands_takes_jax() -> None:
+    for name, tree in MODULES.items():
+        if name.startswith("_cli.") and name != "_cli.info":
+            for other in modules_imported(tree) - {"__main__"}:
+                low = layer_of(other) in WITHOUT_JAX | {"_cli"}
+                assert low, f"jaxcoll.{name} imports {other}"
+
+
+def test_in_a_command_jaxcoll_is_set_up_when_it_is_asked_for() -> None:
+    program = (
+        "import sys; sys.argv = ['jaxcoll']\n"
+        "import jaxcoll\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert set(jaxcoll.__all__) <= set(dir(jaxcoll))\n"
+        "assert all(hasattr(jaxcoll, name) for name in jaxcoll.__all__)\n"
+        "assert sys.modules['jaxcoll._jax.startup'].started\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from jaxcoll import _environment
-from jaxcoll._jax import startup
 from jaxcoll._job import secret as _secret
 from jaxcoll.tune import table
 
@@ -85,7 +84,7 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
     """
     rank = job.first + local_rank
     result = {name: value for name, value in base.items() if not name.startswith("OMPI_")}
-    for name in startup.added_environment():  # chosen for this process, not for the children
+    for name in _environment.added_environment():  # chosen for this process, not for the children
         result.pop(name, None)
     host = job.coordinator.rpartition(":")[0]
     result |= {
@@ -421,7 +420,8 @@ def main(argv: list[str] | None = None) -> int:
     if total > options.n and not options.coordinator:
         parser.error("--total needs --coordinator: the other processes must find rank 0")
     # Each process would be refused for these: found before any is started. What the environment
-    # says has been checked by the import.
+    # says has been checked already.
+    _secret.take()
     if _environment.values()["JAXCOLL_TUNING"] is not None:
         table.load()
     with contextlib.ExitStack() as stack:

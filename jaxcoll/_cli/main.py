@@ -6,7 +6,8 @@ import argparse
 import importlib
 import sys
 
-from jaxcoll._errors import JaxcollError
+from jaxcoll import _environment
+from jaxcoll._errors import JaxcollError, SettingError
 
 # command -> (module whose main(argv) runs it, what it does)
 _COMMANDS = {
@@ -21,6 +22,11 @@ _COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code, 2 for one that does not exist."""
+    try:
+        _environment.check()
+    except SettingError as error:  # before anything else, so that all commands say the same
+        print(f"jaxcoll: {error}", file=sys.stderr)
+        return 2
     width = max(map(len, _COMMANDS)) + 2
     parser = argparse.ArgumentParser(
         prog="jaxcoll",

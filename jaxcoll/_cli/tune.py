@@ -16,10 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import jax
 
 import jaxcoll
 from jaxcoll import _environment, _files
@@ -126,7 +125,7 @@ def about(transports: Sequence[Transport], checks: Sequence[Check]) -> dict[str,
     """What goes into the file beside the picks."""
     return {
         "jaxcoll": jaxcoll.__version__,
-        "jax": jax.__version__,
+        "jax": metadata.version("jax"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
             "cores": tables.cores(),

@@ -21,6 +21,7 @@ from jaxcoll._jax import compat, custom_call
 from jaxcoll._jax import primitives as prim
 from jaxcoll._jax import program as _program
 from jaxcoll._jax import shardings as _shardings
+from jaxcoll._jax import startup as startup
 from jaxcoll._jax.compat import Value, hlo, ir, mlir
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native

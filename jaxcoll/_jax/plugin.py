@@ -10,7 +10,6 @@ import sys
 
 def initialize() -> None:
     """Called by JAX, once."""
-    presence = sys.modules.get("jaxcoll._job.presence")
-    announce = getattr(presence, "announce", None)  # None: it is being imported
-    if announce is not None:
-        announce()
+    startup = sys.modules.get("jaxcoll._jax.startup")
+    if getattr(startup, "started", False):  # else `import jaxcoll` has not come so far, and will
+        sys.modules["jaxcoll._job.presence"].announce()

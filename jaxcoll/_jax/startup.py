@@ -1,4 +1,8 @@
-"""What `import jaxcoll` sets up. It starts no back end: `jax.distributed.initialize` may follow."""
+"""What `import jaxcoll` sets up. It starts no back end: `jax.distributed.initialize` may follow.
+
+Importing this module does it, once. `lowering` imports it, so that no collective can be lowered in
+a process that has not been set up, whichever module was imported first.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import warnings
 
 from jaxcoll import _environment
 from jaxcoll._jax import compat
-from jaxcoll._job import secret
+from jaxcoll._job import presence, secret
 from jaxcoll._native import native
 
 # XLA's CPU client launches and runs programs on one pool of max(cores, devices) threads and blocks
@@ -29,22 +33,15 @@ def _requested_devices() -> int:
     return max(compat.num_cpu_devices(), int(flag[-1]) if flag else 1)
 
 
-def added_environment() -> tuple[str, ...]:
-    """Variables that `import jaxcoll` has set in this process and that suit no other."""
-    return ("PJRT_NPROC",) if _pool_is_ours else ()
-
-
-def _widen_dispatch_pool() -> bool:
-    """Whether the width is of our choice."""
+def _widen_dispatch_pool() -> None:
     if "PJRT_NPROC" in os.environ or "NPROC" in os.environ:
-        return False  # XLA reads both; whoever set one knows better
+        return  # XLA reads both; whoever set one knows better
     threads = max(
         os.cpu_count() or 1,
         _DISPATCH_THREADS_MIN,
         _DISPATCH_THREADS_PER_DEVICE * _requested_devices(),
     )
-    os.environ["PJRT_NPROC"] = str(threads)
-    return True
+    _environment.add("PJRT_NPROC", str(threads))
 
 
 _environment.check()
@@ -54,9 +51,11 @@ if _trouble := _environment.trouble_with_isa(
     warnings.warn(_trouble, stacklevel=2)
 native.watch_interrupts()
 secret.take()
-_pool_is_ours = _widen_dispatch_pool()
+_widen_dispatch_pool()
 for _platform, _registration in native.ffi_registrations().items():
     compat.register_ffi(_platform, **_registration)
 # Exit handlers run in reverse order of registration, and JAX registered its own on import: calls
 # in flight are cancelled while the back end that waits for them still exists.
 atexit.register(native.shutdown)
+started = True  # from here on JAX's plugin may announce this process, if it was too early for us
+presence.announce()

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import jax
 
-import jaxcoll
 from jaxcoll._errors import LinkError
 from jaxcoll._jax import compat
 from jaxcoll._job.bootstrap import Bootstrap
@@ -38,7 +37,7 @@ def announce() -> None:
     What goes wrong is raised when a collective first needs other processes; they are told now.
     """
     job = compat.distributed_store()
-    if job is None or job[2] == 1 or not hasattr(jaxcoll, "__version__"):  # still being imported
+    if job is None or job[2] == 1:
         return
     try:
         with _starting:

@@ -22,7 +22,7 @@ from hosts import Network, NotPermitted
 from processes import ROOT, Job, Rank, reserved_port, run
 from test_failures import COMMON
 
-from jaxcoll._jax import startup
+from jaxcoll import _environment
 
 TIMEOUT_S = 5
 SLACK_S = 25  # above the deadline: a busy machine, and what the watchdog takes to look
@@ -338,7 +338,7 @@ def launched_digits(enter: Sequence[Sequence[str]], coordinator: str, path: Path
     launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "--total", "4"]
     launch += ["--devices-per-process", "2", "--coordinator", coordinator]
     environment = {
-        **{k: v for k, v in os.environ.items() if k not in startup.added_environment()},
+        **{k: v for k, v in os.environ.items() if k not in _environment.added_environment()},
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     with contextlib.ExitStack() as stack:
