@@ -9,9 +9,9 @@ The functions have the signatures and values of their namesakes in `jax.lax`.
 
 The import sets the process up at once (`_jax/startup.py`), before JAX starts its back ends, no
 matter what is used of jaxcoll later. There is one exception: the process of a command (``jaxcoll
-COMMAND`` or ``python -m jaxcoll COMMAND``: `_environment.is_command` knows it by how it was started)
-runs no program of the user's, and most commands need no JAX. There, what takes JAX is imported, and
-the process set up, when it is first asked for, as ``jaxcoll info`` does. Public modules that the
+COMMAND`` or ``python -m jaxcoll COMMAND``; `_environment.is_command` knows how it was started) runs
+no program of the user's, and most commands need no JAX. There, what takes JAX is imported, and the
+process set up, when it is first asked for, as ``jaxcoll info`` does. Public modules that the
 collectives do not need (`simulate`, `topology`, ...) are loaded at their first use everywhere.
 """
 

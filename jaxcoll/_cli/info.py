@@ -7,9 +7,16 @@ import argparse
 from jaxcoll.info import report
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return argparse.ArgumentParser(
+        prog="jaxcoll info",
+        description="Prints versions, devices, and what this build can do here.",
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints `report`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="jaxcoll info", description=__doc__)
-    parser.parse_args(argv)
+    parser().parse_args(argv)
     print(report())
     return 0

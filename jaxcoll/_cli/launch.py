@@ -1,18 +1,4 @@
-"""``jaxcoll launch``: starts the processes of a job on this machine.
-
-    jaxcoll launch -n 4 train.py --lr 0.1
-    jaxcoll launch -n 2 --devices-per-process 4 -m package.train
-    jaxcoll launch -n 4 -- ./train.sh
-
-In each of them a bare `jax.distributed.initialize()` finds the others. Each line they print comes
-out behind the rank it is from. When one fails, the others get SIGTERM and, after a time of grace,
-SIGKILL; the exit code is that of the first that failed, 128 + the signal's number for one that a
-signal ended. Ctrl-C, SIGTERM and SIGHUP are passed on to all, which then have the same time to
-end; a second signal kills. Nothing is left behind if the launcher itself is killed.
-
-The processes inherit a descriptor with a secret that nobody else has (JAXCOLL_SECRET_FD). Launchers
-of one job on several hosts must be given the same one: JAXCOLL_SECRET_FILE.
-"""
+"""``jaxcoll launch``: starts the processes of a job on this machine."""
 
 from __future__ import annotations
 
@@ -33,6 +19,23 @@ from typing import BinaryIO
 from jaxcoll import _environment
 from jaxcoll._job import secret as _secret
 from jaxcoll.tune import table
+
+_DESCRIPTION = """\
+Starts the processes of a job on this machine.
+
+    jaxcoll launch -n 4 train.py --lr 0.1
+    jaxcoll launch -n 2 --devices-per-process 4 -m package.train
+    jaxcoll launch -n 4 -- ./train.sh
+
+In each of them a bare jax.distributed.initialize() finds the others. Each line they print comes
+out behind the rank it is from. When one fails, the others get SIGTERM and, after a time of grace,
+SIGKILL; the exit code is that of the first that failed, 128 + the signal's number for one that a
+signal ended. Ctrl-C, SIGTERM and SIGHUP are passed on to all, which then have the same time to
+end; a second signal kills. Nothing is left behind if the launcher itself is killed.
+
+The processes inherit a descriptor with a secret that nobody else has (JAXCOLL_SECRET_FD). Launchers
+of one job on several hosts must be given the same one: JAXCOLL_SECRET_FILE.
+"""
 
 GRACE_S = 5.0
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
@@ -360,18 +363,19 @@ def _address(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="jaxcoll launch",
-        description=__doc__,
+        description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="jaxcoll launch -n N [options] (script.py | -m module | -- command) [arguments]",
         epilog="Set in each process: what JAX's detection of a Slurm job reads, "
-        "JAX_COORDINATOR_ADDRESS,\nJAX_LOCAL_DEVICE_IDS, JAXCOLL_SECRET_FD; JAX_PLATFORMS=cpu and "
-        "PYTHONUNBUFFERED=1\nunless they are set already. Standard input is empty. Colours: on a "
-        "terminal, unless\nNO_COLOR is set.",
+        "JAX_COORDINATOR_ADDRESS,\nJAX_LOCAL_DEVICE_IDS, JAXCOLL_SECRET_FD; and, unless they are "
+        "set already, JAX_PLATFORMS=cpu\nand PYTHONUNBUFFERED=1. Standard input is empty. Colours: "
+        "on a terminal, unless NO_COLOR is set.",
     )
-    add = parser.add_argument
+    add = command.add_argument
     add("-n", type=_positive, required=True, metavar="N", help="processes to start")
     add(
         "--devices-per-process",
@@ -395,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--first", type=int, default=0, metavar="R", help="rank of our first process (default: 0)")
     add("-m", nargs=argparse.REMAINDER, metavar="MODULE", help="run a Python module")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+    return command
 
 
 def _command(options: argparse.Namespace) -> list[str]:
@@ -409,16 +413,16 @@ def _command(options: argparse.Namespace) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the job that the command line describes; returns its exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    command_line = parser()
+    options = command_line.parse_args(argv)
     command = _command(options)
     if not command:
-        parser.error("what to run? give a script, -m module, or -- command")
+        command_line.error("what to run? give a script, -m module, or -- command")
     total = options.total or options.n
     if not 0 <= options.first <= total - options.n:
-        parser.error(f"ranks {options.first} to {options.first + options.n - 1} of {total}?")
+        command_line.error(f"ranks {options.first} to {options.first + options.n - 1} of {total}?")
     if total > options.n and not options.coordinator:
-        parser.error("--total needs --coordinator: the other processes must find rank 0")
+        command_line.error("--total needs --coordinator: the other processes must find rank 0")
     # Each process would be refused for these: found before any is started. What the environment
     # says has been checked already.
     _secret.take()

@@ -1,4 +1,4 @@
-"""The command line: ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``."""
+"""The command line: finds the command, and says the same of what goes wrong in all of them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,61 @@ import argparse
 import importlib
 import sys
 
+import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError, SettingError
 
-# command -> (module whose main(argv) runs it, what it does)
+# What a command does. Each is a module beside this one, imported when it is called.
 _COMMANDS = {
-    "launch": ("jaxcoll._cli.launch", "start the processes of a job on this machine"),
-    "info": ("jaxcoll._cli.info", "print versions, devices, and what this build can do"),
-    "verify": ("jaxcoll._cli.verify", "prove that schedules are right"),
-    "schedule": ("jaxcoll._cli.schedule", "print, export and import schedules"),
-    "tune": ("jaxcoll._cli.tune", 'measure this machine, and what "auto" picks on it'),
-    "simulate": ("jaxcoll._cli.simulate", "predict collectives on modelled networks"),
+    "launch": "start the processes of a job on this machine",
+    "info": "print versions, devices, and what this build can do",
+    "verify": "prove that schedules are right",
+    "schedule": "print, export and import schedules",
+    "tune": 'measure this machine, and what "auto" picks on it',
+    "simulate": "predict collectives on modelled networks",
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    """What ``jaxcoll`` itself takes."""
+    width = max(map(len, _COMMANDS)) + 2
+    command = argparse.ArgumentParser(
+        prog="jaxcoll",
+        description="Collective communication for JAX.",
+        epilog="commands:\n"
+        + "".join(f"  {name:{width}}{text}\n" for name, text in _COMMANDS.items())
+        + "\n`jaxcoll COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--version", action="version", version=f"jaxcoll {jaxcoll.__version__}")
+    command.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command")
+    return command
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code, 2 for one that does not exist."""
+    """Runs a command.
+
+    Args:
+      argv: arguments after the program's name; None takes the process's.
+
+    Returns:
+      The exit code: 0 where all is well, 1 where the command could not do it or found a fault, 2
+      where it was called wrongly (argparse exits with it) or a variable cannot be used.
+    """
     try:
         _environment.check()
     except SettingError as error:  # before anything else, so that all commands say the same
         print(f"jaxcoll: {error}", file=sys.stderr)
         return 2
-    width = max(map(len, _COMMANDS)) + 2
-    parser = argparse.ArgumentParser(
-        prog="jaxcoll",
-        description="Collective communication for JAX.",
-        epilog="commands:\n"
-        + "".join(f"  {name:{width}}{text}\n" for name, (_, text) in _COMMANDS.items())
-        + "\n`jaxcoll COMMAND --help` says more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command")
-    options = parser.parse_args(argv)
-    module = importlib.import_module(_COMMANDS[options.command][0])
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help(sys.stderr)
+        return 2
+    options = parser().parse_args(argv)
+    command = importlib.import_module(f"jaxcoll._cli.{options.command}")
     try:
-        return int(module.main(options.arguments))
+        return int(command.main(options.arguments))
     except JaxcollError as error:  # a setting, a file: its text says what to change
         print(f"jaxcoll {options.command}: {error}", file=sys.stderr)
         return 1

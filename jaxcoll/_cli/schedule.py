@@ -23,20 +23,16 @@ _EXAMPLES = """examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the process's exit status.
-
-    Args:
-      argv: arguments after the command's name; None takes the process's.
-    """
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="jaxcoll schedule",
-        description="Prints schedules and translates them from and to other projects' formats. "
+        description="Prints schedules and translates them from and to other projects' formats.\n"
         "Every schedule is verified first.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True)
+    actions = command.add_subparsers(dest="action", required=True)
 
     show = actions.add_parser("show", help="print every rank's ops, step by step")
     _add_source(show)
@@ -64,8 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     load.add_argument("file", type=Path, help="XML, as msccl-tools writes it")
     _add_output(load)
+    return command
 
-    arguments = parser.parse_args(argv)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the process's exit status.
+
+    Args:
+      argv: arguments after the command's name; None takes the process's.
+    """
+    arguments = parser().parse_args(argv)
     try:
         if arguments.action == "import":
             return _import(arguments)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -48,7 +49,7 @@ examples:
   jaxcoll simulate --topology fat_tree:64,radix=8 --bytes 64K:64M --overhead 1us
   jaxcoll simulate --topology fat_tree:128,radix=8 --topology torus:8x16 --bytes 1M:1G \\
       --algorithm ring,double_tree --routing ecmp,spray --fail 0,4 --seeds 20 --html report.html
-  jaxcoll simulate --topology torus:16x16,bandwidth=400Gb/s,latency=100ns --overhead 600ns \
+  jaxcoll simulate --topology torus:16x16,bandwidth=400Gb/s,latency=100ns --overhead 600ns \\
       --latency 400ns --algorithm bucket,swing --bytes 1M:256M:2     # where bucket overtakes Swing
   jaxcoll simulate --topology fat_tree:16,radix=4 --schedule synthesized.xml --bytes 1M
 """
@@ -154,15 +155,18 @@ def _schedule(file: str) -> Schedule:
         raise argparse.ArgumentTypeError(f"{file}: {error}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
         prog="jaxcoll simulate",
-        description="Simulates collectives on modelled networks: the same schedules that run. "
+        description="Simulates collectives on modelled networks: the same schedules that run.\n"
         "Every time it prints is simulated, and stands beside a bound that no schedule can beat.",
-        epilog=_EXAMPLES.format(kinds=", ".join(KINDS)),
+        epilog=_EXAMPLES.format(
+            kinds=textwrap.fill(", ".join(KINDS), 90, subsequent_indent="    ")
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what")
+    what = command.add_argument_group("what")
     what.add_argument(
         "--topology",
         action="append",
@@ -207,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         help="linear (default), random:SEED, strided:K, or endpoints by rank, e.g. h3,h0,h1,h2",
     )
 
-    network = parser.add_argument_group("network")
+    network = command.add_argument_group("network")
     network.add_argument(
         "--routing",
         type=_list_of(_choice("routing", ROUTINGS)),
@@ -252,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prices", type=_pairs, metavar="NAME=PRICE,...", help="e.g. switches=30000,optics=500"
     )
 
-    cost = parser.add_argument_group("costs")
+    cost = command.add_argument_group("costs")
     cost.add_argument(
         "--overhead",
         type=_one(parse_seconds),
@@ -312,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
         help="flows end at multiples of it: coarser and faster",
     )
 
-    run = parser.add_argument_group("run and report")
+    run = command.add_argument_group("run and report")
     run.add_argument("--seeds", type=int, default=1, help="runs of what chance has a part in")
     run.add_argument("--bounds", choices=("all", "quick", "none"), default="all")
     run.add_argument("--jobs", type=int, default=0, help="at a time (default: all cores)")
@@ -332,23 +336,23 @@ def _parser() -> argparse.ArgumentParser:
         help="the first line's messages, for Perfetto",
     )
     run.add_argument("--quiet", action="store_true", help="no progress")
-    return parser
+    return command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Simulates and prints; returns the exit code: 1 where something could not be simulated."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    command = parser()
+    options = command.parse_args(argv)
     for name in ("ranks", "seeds", "split", "channels", "jobs", "in_flight"):
         low = 0 if name in ("ranks", "jobs", "in_flight") else 1
         if getattr(options, name) < low:
-            parser.error(f"--{name.replace('_', '-')} must be at least {low}")
+            command.error(f"--{name.replace('_', '-')} must be at least {low}")
     if not 0 <= options.background <= 1:
-        parser.error("--background is a share, from 0 to 1")
+        command.error("--background is a share, from 0 to 1")
     if not 0 < options.efficiency <= 1:
-        parser.error("--efficiency is a share, above 0 and up to 1")
+        command.error("--efficiency is a share, above 0 and up to 1")
     try:
-        return _simulate(parser, options, sys.argv[2:] if argv is None else argv)
+        return _simulate(command, options, sys.argv[2:] if argv is None else argv)
     except (TopologyError, ValueError, FileError) as error:
         print(f"jaxcoll simulate: {error}", file=sys.stderr)
         return 1

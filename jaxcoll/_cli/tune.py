@@ -1,10 +1,4 @@
-"""``jaxcoll tune``: measures this machine and writes the table by which ``algorithm="auto"`` picks.
-
-Every process of a job must have the same table: tune one machine and copy the file to the others.
-Between hosts tcp can only be measured over this machine's loopback, so picks for several hosts are
-made where the network is told (``--bandwidth 25Gb/s --latency 20us``); else the shipped rules count
-there, as they do for groups with several devices per process.
-"""
+"""``jaxcoll tune``: measures this machine and writes the table by which "auto" picks."""
 
 from __future__ import annotations
 
@@ -28,6 +22,15 @@ from jaxcoll.tune import table as tables
 from jaxcoll.tune import tuner
 from jaxcoll.tune.costs import NodeCosts
 from jaxcoll.tune.tuner import Check, Choice, Effort, Transport
+
+_DESCRIPTION = """\
+Measures this machine and writes the table by which algorithm="auto" picks.
+
+Every process of a job must have the same table: tune one machine and copy the file to the others.
+Between hosts tcp can only be measured over this machine's loopback, so picks for several hosts are
+made where the network is told (--bandwidth 25Gb/s --latency 20us); else the shipped rules count
+there, as they do for groups with several devices per process.
+"""
 
 
 class Progress:
@@ -227,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="jaxcoll tune",
-        description=__doc__,
+        description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(

@@ -23,8 +23,36 @@ from jaxcoll.schedule import (
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        prog="jaxcoll verify",
+        description="Proves built-in schedules correct and prints their steps and bytes.",
+    )
+    command.add_argument(
+        "--collective", choices=COLLECTIVES, action="append", help="repeatable; default: all"
+    )
+    command.add_argument(
+        "--algorithm",
+        type=_algorithm,
+        action="append",
+        metavar="NAME or NAME[4x4]",
+        help="repeatable; default: all. Brackets hold an algorithm's dims",
+    )
+    command.add_argument(
+        "--world-size",
+        type=_world_sizes,
+        default=_world_sizes("1:17"),
+        metavar="P,P:P,...",
+        help="ranks; ranges include their ends; default: 1:17",
+    )
+    command.add_argument("--channels", type=int, default=1, help="copies of the pattern")
+    command.add_argument("--root", type=int, default=0, help="broadcast and reduce")
+    return command
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command ``jaxcoll verify``: verifies built-in schedules and prints their costs.
+    """Verifies built-in schedules and prints their costs.
 
     Args:
       argv: arguments after the command's name; None takes the process's.
@@ -32,30 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The process's exit status: 0 if all schedules are correct.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxcoll verify",
-        description="Proves built-in schedules correct and prints their steps and bytes.",
-    )
-    parser.add_argument(
-        "--collective", choices=COLLECTIVES, action="append", help="repeatable; default: all"
-    )
-    parser.add_argument(
-        "--algorithm",
-        type=_algorithm,
-        action="append",
-        metavar="NAME or NAME[4x4]",
-        help="repeatable; default: all. Brackets hold an algorithm's dims",
-    )
-    parser.add_argument(
-        "--world-size",
-        type=_world_sizes,
-        default=_world_sizes("1:17"),
-        metavar="P,P:P,...",
-        help="ranks; ranges include their ends; default: 1:17",
-    )
-    parser.add_argument("--channels", type=int, default=1, help="copies of the pattern")
-    parser.add_argument("--root", type=int, default=0, help="broadcast and reduce")
-    arguments = parser.parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
 
     collectives: Sequence[Collective] = arguments.collective or COLLECTIVES
     chosen = [
@@ -68,14 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = {name for name, _ in arguments.algorithm or ()} - {name for _, name, _ in chosen}
     if unknown:
         names = sorted({name for collective in collectives for name in algorithms(collective)})
-        parser.error(f"no algorithm {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
+        command.error(f"no algorithm {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
 
     print(
         f"{'collective':<15} {'algorithm':<19} {'ranks':>5} {'steps':>5} {'max sent':>9}  verdict"
     )
-    failures = 0
+    count = failures = 0
+    began_s = time.perf_counter()
     for collective, algorithm, dims in chosen:
         for world_size in arguments.world_size:
+            count += 1
             spec = ScheduleSpec(
                 collective,
                 world_size,
@@ -105,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"({time.perf_counter() - begin_s:.2f} s)",
                 flush=True,
             )
+    print(
+        f"verified {count - failures} of {count} schedules in "
+        f"{time.perf_counter() - began_s:.2f} s; failures: {failures}"
+    )
     if failures:
         print(f"{failures} schedules were refused", file=sys.stderr)
     return 1 if failures else 0
