@@ -1,6 +1,6 @@
 """The public collectives: jaxcoll's own, and drop-ins with the signatures of jax.lax's.
 
-Here arguments are checked and brought into the canonical form of _jax/primitives.py.
+Here arguments are checked and brought into the canonical form of primitives.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ _registers = (autodiff, lowering)
 
 AxisNames = Hashable | Sequence[Hashable]
 Groups = Sequence[Sequence[int]]
+# A pytree, and the same with the results: jax.Array for jax.Array. As with jax.lax.stop_gradient, a
+# leaf that is a NumPy array or a number of Python's comes back as a jax.Array, whatever this says.
+_Tree = TypeVar("_Tree")
 
 _MEAN = "mean"  # a sum and a division: no op of the engine's
 
@@ -35,14 +38,14 @@ _MEAN = "mean"  # a sum and a division: no op of the engine's
 
 
 def all_reduce(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     *,
     op: str = "sum",
     axis_index_groups: Groups | None = None,
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Reduces `x` over `axis_name`; with ``op="sum"`` the same values as `jax.lax.psum`.
 
     A pytree is reduced in one call per dtype and set of varying axes, without concatenating.
@@ -104,7 +107,7 @@ def all_reduce(
 
 
 def reduce_scatter(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     *,
     op: str = "sum",
@@ -113,7 +116,7 @@ def reduce_scatter(
     tiled: bool = False,
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Reduces `x` over `axis_name` and leaves each rank one chunk of the result.
 
     With ``op="sum"`` the same values as `jax.lax.psum_scatter`.
@@ -166,7 +169,7 @@ def reduce_scatter(
 
 
 def all_gather(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     *,
     axis_index_groups: Groups | None = None,
@@ -175,7 +178,7 @@ def all_gather(
     to: str = "varying",
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Gathers `x` of all ranks; the signature and values of `jax.lax.all_gather`.
 
     Args:
@@ -223,7 +226,7 @@ def all_gather(
 
 
 def all_to_all(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     split_axis: int,
     concat_axis: int,
@@ -232,7 +235,7 @@ def all_to_all(
     tiled: bool = False,
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Sends each rank a chunk of its own; the signature and values of `jax.lax.all_to_all`.
 
     Args:
@@ -315,13 +318,13 @@ def ragged_all_to_all(
 
 
 def ppermute(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     perm: Iterable[tuple[int, int]],
     *,
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Sends `x` along (source, destination) pairs; the signature of `jax.lax.ppermute`.
 
     Indices count along `axis_name` as `jax.lax.axis_index` does, also for a tuple of axes in
@@ -351,7 +354,7 @@ def ppermute(
 
 
 def broadcast(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     root: int | jax.Array = 0,
     *,
@@ -359,7 +362,7 @@ def broadcast(
     to: str = "varying",
     algorithm: str = "auto",
     schedule: Schedule | None = None,
-) -> Any:
+) -> _Tree:
     """Copies `x` of rank `root` to all ranks.
 
     Args:
@@ -404,7 +407,7 @@ def broadcast(
 # --- drop-ins for jax.lax -----------------------------------------------------------------------
 
 
-def psum(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
+def psum(x: _Tree, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> _Tree:
     """`jax.lax.psum` through jaxcoll; a pytree in one call per dtype.
 
     ``psum(1, axis)`` is the static size of the axis. Groups also work where VMA is checked.
@@ -414,12 +417,12 @@ def psum(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = Non
     return all_reduce(x, axis_name, axis_index_groups=axis_index_groups)
 
 
-def pmean(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
+def pmean(x: _Tree, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> _Tree:
     """`jax.lax.pmean` through jaxcoll. Raises: as `all_reduce`."""
     return all_reduce(x, axis_name, op=_MEAN, axis_index_groups=axis_index_groups)
 
 
-def pmax(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
+def pmax(x: _Tree, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> _Tree:
     """`jax.lax.pmax` through jaxcoll; differentiable, ties share the cotangent equally.
 
     Raises: as `all_reduce`.
@@ -427,7 +430,7 @@ def pmax(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = Non
     return all_reduce(x, axis_name, op="max", axis_index_groups=axis_index_groups)
 
 
-def pmin(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> Any:
+def pmin(x: _Tree, axis_name: AxisNames, *, axis_index_groups: Groups | None = None) -> _Tree:
     """`jax.lax.pmin` through jaxcoll; differentiable, ties share the cotangent equally.
 
     Raises: as `all_reduce`.
@@ -436,13 +439,13 @@ def pmin(x: Any, axis_name: AxisNames, *, axis_index_groups: Groups | None = Non
 
 
 def psum_scatter(
-    x: Any,
+    x: _Tree,
     axis_name: AxisNames,
     *,
     scatter_dimension: int = 0,
     axis_index_groups: Groups | None = None,
     tiled: bool = False,
-) -> Any:
+) -> _Tree:
     """`jax.lax.psum_scatter` through jaxcoll. Raises: as `reduce_scatter`."""
     return reduce_scatter(
         x,
@@ -453,7 +456,7 @@ def psum_scatter(
     )
 
 
-def pshuffle(x: Any, axis_name: AxisNames, perm: Sequence[int]) -> Any:
+def pshuffle(x: _Tree, axis_name: AxisNames, perm: Sequence[int]) -> _Tree:
     """`jax.lax.pshuffle` through jaxcoll: rank i gets the value of rank ``perm[i]``.
 
     Raises: as `ppermute`; PermutationError also for a `perm` that lacks a rank.
@@ -464,13 +467,13 @@ def pshuffle(x: Any, axis_name: AxisNames, perm: Sequence[int]) -> Any:
 
 
 def pswapaxes(
-    x: Any, axis_name: AxisNames, axis: int, *, axis_index_groups: Groups | None = None
-) -> Any:
+    x: _Tree, axis_name: AxisNames, axis: int, *, axis_index_groups: Groups | None = None
+) -> _Tree:
     """`jax.lax.pswapaxes` through jaxcoll. Raises: as `all_to_all`."""
     return all_to_all(x, axis_name, axis, axis, axis_index_groups=axis_index_groups)
 
 
-def pbroadcast(x: Any, axis_name: AxisNames, source: int | jax.Array) -> Any:
+def pbroadcast(x: _Tree, axis_name: AxisNames, source: int | jax.Array) -> _Tree:
     """`jax.lax.pbroadcast` through jaxcoll, also on CPU. Raises: as `broadcast`."""
     return broadcast(x, axis_name, source)
 
