@@ -69,7 +69,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): ast.parse(path.read_text()) for path in files("*.py", "jaxcoll")}
 
 
-def imported(tree: ast.Module, package: str = "jaxcoll") -> set[str]:
+def imported(tree: ast.Module | ast.If, package: str = "jaxcoll") -> set[str]:
     """Dotted names of everything a module imports, wherever in it; `from a import b` gives a.b."""
     names = set()
     for node in ast.walk(tree):
@@ -82,9 +82,13 @@ def imported(tree: ast.Module, package: str = "jaxcoll") -> set[str]:
 
 
 def modules_imported(tree: ast.Module) -> set[str]:
-    """Those of our own modules that a module imports."""
+    """Those of our own modules that a module imports, for more than types."""
+    names = imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            names -= imported(ast.If(node.test, node.body, []))
     ours = set()
-    for name in imported(tree):
+    for name in names:
         parts = name.split(".")[1:] if name.startswith("jaxcoll.") else []
         while parts and ".".join(parts) not in MODULES:
             parts.pop()  # a name within a module

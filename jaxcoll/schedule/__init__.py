@@ -37,11 +37,13 @@ Order. Ops of one channel start in program order. A send completes when its sour
 recv when its data is visible, and data moves once both have started. Every other order is a
 dependency: an op starts after the ops in `depends_on` have completed.
 
-What is in here: `schedule` holds specs and schedules, `ir` their nouns, `verifier` the proofs (with
-`happens_before`), `interop` other projects' formats. The entry points are `Schedule`, `build` and
-`verify`. Nothing here imports JAX.
+What is in here: `spec` (what a built-in schedule is a function of), `schedule` and `from_ops` (the
+schedules themselves), `ir` (their ops), `printing`, `verifier` with `happens_before` (proofs), and
+`interop` (other projects' formats). The entry points are `Schedule`, `build` and `verify`. Nothing
+here imports JAX.
 """
 
+from jaxcoll.schedule.from_ops import RankOp, copy, put, put_reduce, recv, recv_reduce, reduce, send
 from jaxcoll.schedule.ir import (
     INPUT,
     OUTPUT,
@@ -51,30 +53,18 @@ from jaxcoll.schedule.ir import (
     Operand,
     Program,
 )
-from jaxcoll.schedule.schedule import (
+from jaxcoll.schedule.schedule import MAX_SERIALIZED_BYTES, Cost, Schedule, build, build_rank
+from jaxcoll.schedule.spec import (
     COLLECTIVES,
     MAX_CHANNELS,
-    MAX_SERIALIZED_BYTES,
     Collective,
-    Cost,
-    RankOp,
-    Schedule,
     ScheduleSpec,
     algorithms,
     block_elements,
-    build,
-    build_rank,
-    copy,
     dims_kind,
     input_blocks,
     output_blocks,
     parse_algorithm,
-    put,
-    put_reduce,
-    recv,
-    recv_reduce,
-    reduce,
-    send,
 )
 from jaxcoll.schedule.verifier import (
     Association,

@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 from jaxcoll._errors import FaultKind as FaultKind
 from jaxcoll._errors import ScheduleError as ScheduleError
 from jaxcoll.schedule.ir import Buffer, Kind, Op, Operand, Program
-from jaxcoll.schedule.schedule import (
-    COLLECTIVES,
-    MAX_CHANNELS,
-    Schedule,
-    input_blocks,
-    output_blocks,
-)
+from jaxcoll.schedule.schedule import Schedule
+from jaxcoll.schedule.spec import COLLECTIVES, MAX_CHANNELS, input_blocks, output_blocks
 
 # Chunks of one buffer; what Parse in ffi/schedule/text.cc accepts.
 _MAX_CHUNKS: Final = 1 << 24

@@ -36,6 +36,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from jaxcoll.schedule.from_ops import RankOp, copy, recv, recv_reduce, reduce, send
 from jaxcoll.schedule.interop.msccl_xml import MAX_TEXT_BYTES as MAX_TEXT_BYTES
 from jaxcoll.schedule.interop.msccl_xml import (
     RECEIVING,
@@ -49,18 +50,8 @@ from jaxcoll.schedule.interop.msccl_xml import (
 )
 from jaxcoll.schedule.interop.msccl_xml import MscclError as MscclError
 from jaxcoll.schedule.ir import Buffer, Operand
-from jaxcoll.schedule.schedule import (
-    MAX_CHANNELS,
-    RankOp,
-    Schedule,
-    copy,
-    input_blocks,
-    output_blocks,
-    recv,
-    recv_reduce,
-    reduce,
-    send,
-)
+from jaxcoll.schedule.schedule import Schedule
+from jaxcoll.schedule.spec import MAX_CHANNELS, input_blocks, output_blocks
 
 
 def parse(text: str | bytes) -> Schedule:

@@ -12,7 +12,7 @@ from typing import Final
 from xml.parsers import expat
 
 from jaxcoll._errors import MscclError as MscclError
-from jaxcoll.schedule.schedule import MAX_CHANNELS, Collective
+from jaxcoll.schedule.spec import MAX_CHANNELS, Collective
 
 MAX_TEXT_BYTES: Final = 32 << 20
 _MAX_RANKS: Final = 1 << 14
