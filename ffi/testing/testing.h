@@ -1,5 +1,5 @@
-// What tests and benchmarks need beside the product, in builds with -DJAXCOLL_TESTING=ON only: it is
-// not part of the wheel.
+// What tests and benchmarks need beside the product, in builds with -DJAXCOLL_TESTING=ON only: not
+// part of the wheel.
 #pragma once
 
 #include <nanobind/nanobind.h>
