@@ -176,8 +176,10 @@ std::tuple<int32_t, int32_t, int64_t> SegmentsOf(std::string collective, std::st
     if (!largest.ok()) return largest.status();
     StatusOr<std::vector<Program>> programs = ProgramsOf(spec, {0});
     if (!programs.ok()) return programs.status();
-    StatusOr<SegmentProgram> program =
-        CompileSegments(*programs, static_cast<int32_t>(world_size), *largest);
+    const StatusOr<World> world =
+        World::Create(std::move(*programs), static_cast<int32_t>(world_size));
+    if (!world.ok()) return world.status();
+    StatusOr<SegmentProgram> program = CompileSegments(*world, *largest);
     if (!program.ok()) return program.status();
     return SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
                                {block_elements}, DTypeOrThrow(dtype), ReduceOp::kSum, kSlotBytes);

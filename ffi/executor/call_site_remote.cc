@@ -78,8 +78,10 @@ StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(
   if (!programs.ok()) return programs.status();
   const StatusOr<int32_t> largest = LargestMessage(spec_);
   if (!largest.ok()) return largest.status();
-  StatusOr<SegmentProgram> program =
-      CompileSegments(*programs, static_cast<int32_t>(spec_.group_size), *largest);
+  const StatusOr<World> world =
+      World::Create(std::move(*programs), static_cast<int32_t>(spec_.group_size));
+  if (!world.ok()) return world.status();
+  StatusOr<SegmentProgram> program = CompileSegments(*world, *largest);
   if (!program.ok()) return program.status();
   StatusOr<std::shared_ptr<const SegmentPlan>> plan =
       SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),

@@ -64,7 +64,10 @@ StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
   std::iota(ranks.begin(), ranks.end(), 0);
   StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
   if (!programs.ok()) return programs.status();
-  return Compile(*programs, *ParseCollective(spec.collective));
+  const StatusOr<World> world =
+      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
+  if (!world.ok()) return world.status();
+  return Compile(*world, *ParseCollective(spec.collective));
 }
 
 // Everything that the memory program depends on.
