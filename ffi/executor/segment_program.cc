@@ -52,10 +52,8 @@ class SegmentCompiler {
       const int32_t id = world_.Id(member, i);
       SegmentOp& out = result_.ops[id];
       out.member = member;
-      out.rank = program.rank;
       out.peer = op.peer;
-      out.channel = op.channel;
-      out.sequence = op.sequence;
+      if (IsTransfer(op)) out.key = KeyOf(program.rank, op);
       out.chunk_count = CountChunks(op.destination);
       out.kind = IsSend(op)      ? SegmentOp::Kind::kSend
                  : IsReceive(op) ? SegmentOp::Kind::kReceive
@@ -155,7 +153,7 @@ class SegmentCompiler {
     for (size_t id = 0; id < result_.ops.size(); ++id) {
       const SegmentOp& op = result_.ops[id];
       if (op.kind == SegmentOp::Kind::kNothing || op.kind == SegmentOp::Kind::kMove) continue;
-      result_.messages[KeyOf(op)] = static_cast<int32_t>(id);
+      result_.messages[op.key] = static_cast<int32_t>(id);
     }
   }
 
@@ -164,11 +162,6 @@ class SegmentCompiler {
 };
 
 }  // namespace
-
-MessageKey KeyOf(const SegmentOp& op) {
-  const bool sends = op.kind == SegmentOp::Kind::kSend;
-  return {sends ? op.rank : op.peer, sends ? op.peer : op.rank, op.channel, op.sequence};
-}
 
 StatusOr<SegmentProgram> CompileSegments(const World& world, int32_t largest_message) {
   return SegmentCompiler(world, largest_message).Run();

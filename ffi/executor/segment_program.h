@@ -41,10 +41,8 @@ struct SegmentOp {
   };
   Kind kind = Kind::kNothing;
   int32_t member = 0;
-  int32_t rank = 0;  // in the group
   int32_t peer = 0;  // rank in the group
-  int32_t channel = 0;
-  int32_t sequence = 0;
+  MessageKey key;    // of the message that it sends or receives
   int32_t chunk_count = 0;
   std::vector<std::vector<LocalChunk>> sources;  // [operand][chunk]
   std::vector<LocalChunk> destination;           // [chunk]
@@ -68,9 +66,6 @@ struct SegmentProgram {
   std::map<MessageKey, int32_t> messages;  // between processes -> the op of this side
   int32_t largest_message = 0;             // chunks; equal on every process, as the cuts must be
 };
-
-// The key of a message to or from another process.
-MessageKey KeyOf(const SegmentOp& op);
 
 // `world`: this process's ranks. `largest_message`: chunks in the largest message of any rank.
 // Fails for a world of no ranks.

@@ -218,7 +218,7 @@ Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) 
            std::to_string(destination) + " (step " + std::to_string(graph.nodes_[op].step) + ")";
   };
   if (unmatched) {
-    const auto& [source, destination, channel, sequence] = unmatched->key;
+    const auto [source, destination] = std::pair(unmatched->key.source, unmatched->key.destination);
     const uint32_t op = first_op[unmatched->rank()] + unmatched->number;
     const std::string what = message(source, destination, op);
     switch (unmatched->why) {

@@ -178,7 +178,8 @@ TEST(World, TheRootHasALargestMessage) {
       largest = std::max(largest, LargestMessage(program));
     }
     const StatusOr<int32_t> alone = LargestMessage(spec);
-    if (alone.ok()) ASSERT_EQ(*alone, largest) << name;
+    if (!alone.ok()) return;
+    ASSERT_EQ(*alone, largest) << name;
   });
 }
 
