@@ -201,8 +201,8 @@ std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algori
   return {plan.LevelCount(), static_cast<int64_t>(plan.moved_bytes())};
 }
 
-// Sets a call up as a process of a job does whose ranks are all processes of their own; CPU seconds,
-// and how many ops it built.
+// Sets a call up as in a job whose ranks are all processes of their own. CPU seconds, and how many
+// ops it built.
 std::tuple<double, int64_t> Instantiate(std::string collective, std::string algorithm,
                                         int64_t world_size, std::vector<int64_t> dims, int rank,
                                         std::string dtype, int64_t block_elements) {

@@ -64,7 +64,7 @@ class CallSite {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Builds the op lists of this process's ranks; of the others, only where they are in this process.
+  // Builds the op lists of this process's ranks; of other processes, at most that of one rank.
   // `processes`: the job's, null if every device is of this process.
   static StatusOr<std::unique_ptr<CallSite>> Create(CallSpec spec,
                                                     Interprocess* processes = Interprocess::Get());
