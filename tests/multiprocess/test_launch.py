@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcoll import launch
+from jaxcoll._cli import launch
 
 LAUNCH = [sys.executable, "-m", "jaxcoll", "launch"]
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
