@@ -44,7 +44,7 @@ inline bool IsReceive(const Op& op) {
 }
 inline bool IsTransfer(const Op& op) { return IsSend(op) || IsReceive(op); }
 
-// Of a send or receive of `rank`.
+// The key of a send or receive of `rank`.
 MessageKey KeyOf(int32_t rank, const Op& op);
 
 int32_t CountChunks(const Operand& operand);
@@ -57,7 +57,7 @@ std::string Where(int32_t rank, size_t op);
 
 // Chunks in the largest message that the rank sends or receives; at least 1.
 int32_t LargestMessage(const Program& program);
-// Of all ranks. O(one rank's ops): rank `root` has an end of a message as large as any, which every
+// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any, which every
 // algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a call must be.
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec);
 
