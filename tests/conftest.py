@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from support import warm_python
 
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
@@ -37,3 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("exhaustive")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_unconfigure() -> None:
+    """No process outlives the tests."""
+    warm_python.close()

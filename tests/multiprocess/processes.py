@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from support import warm_python
+
 from jaxcoll import _startup
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +77,14 @@ def reserved_port() -> Iterator[int]:
 class Rank:
     """One process and what it has printed so far, stdout and stderr together."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: Mapping[str, str], *, place: int = 0
+    ) -> None:
         self.name = name
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._start = time.monotonic()
-        self._popen = subprocess.Popen(
+        self._popen = self._forked(command, environment, place) or subprocess.Popen(
             command,
             env=dict(environment),
             stdin=subprocess.PIPE,  # open until we end; the service lives as long
@@ -92,6 +96,14 @@ class Rank:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @staticmethod
+    def _forked(
+        command: list[str], environment: Mapping[str, str], place: int
+    ) -> warm_python.Process | None:
+        if command[:2] != [sys.executable, "-c"]:
+            return None
+        return warm_python.start(command[2], command[3:], environment, place=place)
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
@@ -258,6 +270,7 @@ class Job:
                 f"rank {rank}",
                 [*self._entering(rank), *command],
                 base | own | environment | dict(rank_environment.get(rank, {})),
+                place=rank,
             )
             self.ranks.append(started)
         self.ranks.sort(key=lambda rank: int(rank.name.split()[1]))
