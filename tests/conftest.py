@@ -4,14 +4,11 @@
 import os
 
 import pytest
-from support import warm_python
-
-_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+from support import warm_python, xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAXCOLL_TUNING"] = "off"  # whoever runs them may have tuned this machine
-if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=8".strip()
+os.environ["XLA_FLAGS"] = xla_flags.of_tests()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--exhaustive", action="store_true", help="also the tests that mostly repeat others' ground"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--exhaustive"):
+        os.environ["XLA_FLAGS"] = xla_flags.optimizing(os.environ["XLA_FLAGS"])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import textwrap
 
-from support import warm_python
+from support import warm_python, xla_flags
 
 
 def run_python(
@@ -21,7 +21,7 @@ def run_python(
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={device_count}",
+        "XLA_FLAGS": xla_flags.with_devices(device_count),
         **(environment or {}),
     }
     completed = warm_python.run(

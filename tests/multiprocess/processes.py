@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from support import warm_python
+from support import warm_python, xla_flags
 
 from jaxcoll import _startup
 
@@ -264,8 +264,7 @@ class Job:
         for rank in sorted(range(len(devices)), key=lambda rank: start_late_s.get(rank, 0)):
             if (late_s := start_late_s.get(rank, 0)) > 0:
                 time.sleep(late_s)  # being late is the point
-            flags = f"--xla_force_host_platform_device_count={devices[rank]}"
-            own = {"XLA_FLAGS": flags, "TEST_RANK": str(rank)}
+            own = {"XLA_FLAGS": xla_flags.with_devices(devices[rank]), "TEST_RANK": str(rank)}
             started = Rank(
                 f"rank {rank}",
                 [*self._entering(rank), *command],
