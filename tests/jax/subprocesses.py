@@ -14,10 +14,7 @@ def run_python(
     timeout_s: float = 120.0,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `script`; it sees `arguments` as sys.argv[1:]. Fails on a non-zero exit status.
-
-    What it writes to stderr is in the result's stdout.
-    """
+    """Runs `script`; it sees `arguments` as sys.argv[1:]. Fails on a non-zero exit status."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -25,11 +22,12 @@ def run_python(
         **(environment or {}),
     }
     completed = warm_python.run(
-        textwrap.dedent(script),
-        arguments,
+        ["-c", textwrap.dedent(script), *arguments],
         variables,
         timeout_s=timeout_s,
         warnings_are_errors=True,
     )
-    assert completed.returncode == 0, f"exit status {completed.returncode}\n{completed.stdout}"
+    assert completed.returncode == 0, (
+        f"exit status {completed.returncode}\n{completed.stdout}\n{completed.stderr}"
+    )
     return completed

@@ -52,33 +52,42 @@ _LATE_PREFIXES = ("JAXCOLL_", "TEST_")
 class Process:
     """A child of a nursery. Its attributes and methods are those of subprocess.Popen.
 
+    own_stderr: stderr is a pipe of its own; else it goes where stdout goes.
+
     Raises: OSError if the nursery has ended.
     """
 
-    def __init__(self, nursery: socket.socket, request: dict[str, object]) -> None:
+    def __init__(
+        self, nursery: socket.socket, request: dict[str, object], own_stderr: bool
+    ) -> None:
         self.returncode: int | None = None
         self._waiting = threading.Lock()
         self._unread = b""
         self._status, status = socket.socketpair()
         stdin, stdin_ours = os.pipe()
         stdout_ours, stdout = os.pipe()
+        stderr_ours, stderr = os.pipe()
         self.stdin = os.fdopen(stdin_ours, "w")
         self.stdout = os.fdopen(stdout_ours, errors="replace")
+        self.stderr = os.fdopen(stderr_ours, errors="replace")
         try:
             message = [json.dumps(request).encode()]
-            socket.send_fds(nursery, message, [stdin, stdout, status.fileno()])
+            outputs = [stdout, stderr if own_stderr else stdout]
+            socket.send_fds(nursery, message, [stdin, *outputs, status.fileno()])
             status.close()  # so that the nursery's end is seen
             pid = self._read_number(None)
             if pid is None:
                 raise OSError("the nursery has ended")
         except OSError:
-            for ours in (self.stdin, self.stdout, self._status):
+            for ours in (self.stdin, self.stdout, self.stderr, self._status):
                 ours.close()
             raise
         finally:
             status.close()
-            os.close(stdin)
-            os.close(stdout)
+            for theirs in (stdin, stdout, stderr):
+                os.close(theirs)
+        if not own_stderr:
+            self.stderr.close()
         self.pid = pid
 
     def _read_number(self, timeout_s: float | None) -> int | None:
@@ -138,9 +147,9 @@ class _Nursery:
         different = dict(environment.items() ^ self.environment.items())
         return all(name in _LATE_VARIABLES or name.startswith(_LATE_PREFIXES) for name in different)
 
-    def start(self, request: dict[str, object]) -> Process:
+    def start(self, request: dict[str, object], own_stderr: bool) -> Process:
         with self._asked:
-            return Process(self._control, request)
+            return Process(self._control, request, own_stderr)
 
     def close(self) -> None:
         self._control.close()
@@ -155,17 +164,20 @@ def start(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     *,
+    command: Sequence[str] = ("-c",),
     place: int = 0,
+    own_stderr: bool = False,
     warnings_are_errors: bool = False,
 ) -> Process | None:
     """Runs `python -c script arguments...` in a process group of its own, if a nursery can.
 
-    stdin and stdout are pipes, stderr goes where stdout goes. Scripts of different `place` come
-    from different nurseries.
+    Scripts of different `place` come from different nurseries. The child thinks that Python was
+    started with `command`.
     """
     request = {
         "script": script,
         "arguments": [*arguments],
+        "command": [*command],
         "environment": dict(environment),
         "folder": os.getcwd(),
         "warnings_are_errors": warnings_are_errors,
@@ -175,31 +187,42 @@ def start(
     while len(_nurseries) < NURSERIES:
         _nurseries.append(_Nursery())
     nursery = _nurseries[place % NURSERIES]
-    return nursery.start(request) if nursery.serves(environment) else None
+    return nursery.start(request, own_stderr) if nursery.serves(environment) else None
 
 
 def run(
-    script: str,
-    arguments: Sequence[str],
+    command: Sequence[str],
     environment: Mapping[str, str],
     *,
     timeout_s: float,
     warnings_are_errors: bool = False,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script to its end, with nothing to read; its stderr is part of the stdout returned.
+    """Runs `python command...` to its end, with nothing to read, in a child of a nursery if the
+    command begins with -c or -m and need not be `fresh`.
 
     Raises: subprocess.TimeoutExpired, when it has been killed.
     """
-    process = start(script, arguments, environment, warnings_are_errors=warnings_are_errors)
-    options = ["-W", "error"] if warnings_are_errors else []
-    command = [sys.executable, *options, "-c", script, *arguments]
+    option, script, *arguments = command
+    process = None
+    if option == "-m":
+        script = f"import runpy; runpy.run_module({script!r}, run_name='__main__', alter_sys=True)"
+    if option in ("-c", "-m") and not fresh:
+        process = start(
+            script,
+            arguments,
+            environment,
+            command=command,
+            own_stderr=True,
+            warnings_are_errors=warnings_are_errors,
+        )
+    whole = [sys.executable, *(["-W", "error"] if warnings_are_errors else []), *command]
     if process is None:
         return subprocess.run(
-            command,
+            whole,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
@@ -211,19 +234,23 @@ def run(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
     killer = threading.Timer(timeout_s, kill)
-    killer.start()
-    with process.stdin, process.stdout:
+    with process.stdin, process.stdout, process.stderr:
         process.stdin.close()
+        killer.start()
+        reader.start()
         output = process.stdout.read()
+        reader.join()
         code = process.wait()
     killer.cancel()
     killer.join()
     if late.is_set():
-        raise subprocess.TimeoutExpired(command, timeout_s, output)
+        raise subprocess.TimeoutExpired(whole, timeout_s, output, errors[0])
     if code is None:
         raise OSError("the nursery has ended")
-    return subprocess.CompletedProcess(command, code, output)
+    return subprocess.CompletedProcess(whole, code, output, errors[0])
 
 
 def close() -> None:
@@ -256,7 +283,8 @@ def serve(control_number: int) -> None:
     os.environ.update(request["environment"] | added)
     os.chdir(request["folder"])
     sys.path[:] = ["", *_python_path(request["environment"]), *paths]
-    sys.argv[:] = ["-c", *request["arguments"]]
+    sys.argv[:] = [request["command"][0], *request["arguments"]]
+    sys.orig_argv[:] = [sys.executable, *request["command"]]
     if request["warnings_are_errors"]:
         sys.warnoptions[:] = ["error"]
         warnings.resetwarnings()
@@ -303,7 +331,7 @@ def _next_child(control: socket.socket) -> dict[str, Any]:
             _tell_ends(status_of)
         if control not in readable:
             continue
-        message, descriptors, _, _ = socket.recv_fds(control, 2 * _LONGEST_REQUEST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, 2 * _LONGEST_REQUEST_BYTES, 4)
         if not message:
             for pid in status_of:
                 with contextlib.suppress(ProcessLookupError):
@@ -311,12 +339,12 @@ def _next_child(control: socket.socket) -> dict[str, Any]:
             while status_of:
                 os.waitpid(status_of.popitem()[0], 0)
             os._exit(0)
-        stdin, stdout, status = descriptors
+        *streams, status = descriptors
         if (pid := os.fork()) == 0:
             os.setpgid(0, 0)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number, descriptor in enumerate((stdin, stdout, stdout)):
+            for number, descriptor in enumerate(streams):
                 os.dup2(descriptor, number)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -325,8 +353,8 @@ def _next_child(control: socket.socket) -> dict[str, Any]:
             return json.loads(message)
         with contextlib.suppress(OSError):  # the child has done it, or has ended
             os.setpgid(pid, pid)
-        os.close(stdin)
-        os.close(stdout)
+        for descriptor in streams:
+            os.close(descriptor)
         status_of[pid] = socket.socket(fileno=status)
         _tell(status_of[pid], pid)
 
