@@ -59,7 +59,7 @@ step() {  # step NAME LIMIT_S COMMAND...
 build() {
     local architecture
     architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-    cmake --compile-no-warning-as-error -S . -B "$scratch/build" -GNinja -DJAXCOLL_CUDA=ON \
+    cmake --compile-no-warning-as-error -S . -B "$scratch/build" -GNinja -DJAXCOLL_CUDA=ON -DJAXCOLL_TESTING=ON \
         -DCMAKE_CUDA_ARCHITECTURES="${architecture:-90}-real" \
         -DPython_EXECUTABLE="$(command -v "$python")" &&
         cmake --build "$scratch/build" &&

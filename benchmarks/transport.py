@@ -39,11 +39,12 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.run import parse_size
-from jaxcoll import _files, _secret
-from jaxcoll import _jax_compat as compat
-from jaxcoll._bootstrap import Bootstrap
+from jaxcoll import _files
+from jaxcoll._jax import compat
+from jaxcoll._job import secret
+from jaxcoll._job.bootstrap import Bootstrap
+from jaxcoll._job.store_thread import Store
 from jaxcoll._native import native
-from jaxcoll._store_thread import Store
 
 TRANSPORTS = ("shm", "tcp", "rdma")  # measured unless others are named
 PROTECTIONS = {"tcp-plain": "plain", "tcp": "authenticated", "tcp-encrypted": "encrypted"}
@@ -166,7 +167,7 @@ def measure_transport(transport: str, options: argparse.Namespace) -> list[dict[
         version="benchmark",
         timeout_s=LINK_S,
         transports=("tcp" if transport in PROTECTIONS else transport,),
-        secret=_secret.given(),
+        secret=secret.given(),
     )
     bootstrap.want(1 - index)
     failure = link.wait()
@@ -279,6 +280,10 @@ def main(argv: list[str] | None = None) -> int:
         command.error("-f is at least 2, -n at least 1, and -b not larger than -e")
     if options.e > native.comm_window_bytes:
         command.error(f"-e is at most {native.comm_window_bytes}, the window of a link")
+    if not native.testing_built:
+        command.error(
+            "this build has no links alone: CMAKE_ARGS=-DJAXCOLL_TESTING=ON pip install ."
+        )
     if unknown := set(options.transports) - set(TRANSPORTS) - set(PROTECTIONS):
         command.error(f"there is no transport {', '.join(sorted(unknown))}")
     if options.source == "lent" and options.transports != ["rdma"]:

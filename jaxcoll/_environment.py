@@ -327,6 +327,21 @@ def values(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         return dict(_parsed[1])
 
 
+_added: set[str] = set()
+_told: set[str] = set()  # unknown names that the process has been warned of
+
+
+def add(name: str, value: str) -> None:
+    """Sets a variable of other software's for this process alone."""
+    os.environ[name] = value
+    _added.add(name)
+
+
+def added_environment() -> frozenset[str]:
+    """Variables that jaxcoll has set in this process and that suit no other."""
+    return frozenset(_added)
+
+
 _lock = threading.RLock()
 _parsed: tuple[dict[str, str], dict[str, Any]] | None = None  # guarded by _lock: texts and values
 _tell: Callable[[dict[str, Any]], object] | None = None  # guarded by _lock
@@ -371,10 +386,12 @@ def check(environ: Mapping[str, str] | None = None) -> None:
     Raises: SettingError naming the variable, its value and what it takes.
     """
     values(environ)
+    told = _told if environ is None else set[str]()
     shown = [v.name.removeprefix(PREFIX) for v in VARIABLES if not v.internal]
     known = {v.name for v in VARIABLES}
     for name in sorted(os.environ if environ is None else environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known | told:
+            told.add(name)
             close = difflib.get_close_matches(name.removeprefix(PREFIX).upper(), shown, n=1)
             choices = [PREFIX + word for word in close or shown]
             hint = f"did you mean {choices[0]}?" if close else f"there are {', '.join(choices)}"
@@ -385,7 +402,11 @@ def check(environ: Mapping[str, str] | None = None) -> None:
 
 
 def is_command() -> bool:
-    """Whether this process runs ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``."""
+    """Whether this process runs ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``.
+
+    It is how the process was started that tells, since this is asked while the package is imported,
+    before any code of the command's.
+    """
     if sys.argv[:1] == ["-m"]:  # what runpy leaves there until it has found the module
         return "jaxcoll" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
     return os.path.basename(sys.argv[0] if sys.argv else "") == "jaxcoll"

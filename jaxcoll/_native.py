@@ -1,12 +1,10 @@
 """The only importer of the extension module, so that a missing build is explained in one place."""
 
 import pkgutil
-import sys
 from typing import Any
 
 import jaxcoll
 from jaxcoll import _environment
-from jaxcoll._errors import SettingError
 
 # `python -m ...` inside a checkout imports the checkout's jaxcoll, while `pip install .` has put
 # the extension module into site-packages: look in every jaxcoll on the path, the first one first.
@@ -21,13 +19,7 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
     ) from error
 
 # Before anything can use the engine, in ranks without JAX as well.
-try:
-    _environment.tell(lambda settings: native.configure(**settings))
-except SettingError as error:
-    if not _environment.is_command():
-        raise
-    print(f"jaxcoll: {error}", file=sys.stderr)  # a traceback would say nothing more
-    sys.exit(2)
+_environment.tell(lambda settings: native.configure(**settings))
 
 cuda: Any = native  # names that only a build with GPU kernels has: see native.cuda_built
 

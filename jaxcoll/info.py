@@ -1,8 +1,7 @@
-"""``jaxcoll info``: versions, devices, and what this build can do here."""
+"""What ``jaxcoll info`` prints: versions, devices, and what this build can do here."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -13,9 +12,13 @@ from importlib import metadata
 import jax
 
 import jaxcoll
-from jaxcoll import _environment, _host, _install, _presence, _secret, _select, _tuning
+from jaxcoll import _environment
 from jaxcoll._errors import LinkError, TuningError
+from jaxcoll._jax import install
+from jaxcoll._job import host, presence
+from jaxcoll._job import secret as _secret
 from jaxcoll._native import cuda, native
+from jaxcoll.tune import select, table
 
 # As the API names them -> as schedules name them.
 _COLLECTIVES = {
@@ -58,7 +61,7 @@ def report() -> str:
 
 def _shm() -> str:
     what = "processes of one host: a window of shared memory for each peer"
-    unknown = _host.why_unknown()
+    unknown = host.why_unknown()
     if not unknown or _environment.values()["JAXCOLL_HOST_ID"]:
         return what
     return f"{what}; not here, where JAXCOLL_HOST_ID is not set: {unknown}"
@@ -85,18 +88,18 @@ def _secret_source() -> str:
 def _listens() -> str:
     """What a job from here would open, and what this process has opened."""
     values = _environment.values()
-    transports = values["JAXCOLL_TRANSPORT"] or _host.TRANSPORTS
+    transports = values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS
     found = ["a Unix socket, for this user"] if "shm" in transports else []
     if "tcp" in transports or "rdma" in transports:
         try:
-            chosen = _host.choose_addresses(_host.interfaces(), values["JAXCOLL_IFNAME"])
+            chosen = host.choose_addresses(host.interfaces(), values["JAXCOLL_IFNAME"])
             for way, whom in (("near", "of this machine"), ("far", "of others")):
                 with contextlib.suppress(LinkError):
-                    where = ", ".join(_host.addresses_for(way, chosen))
+                    where = ", ".join(host.addresses_for(way, chosen))
                     found.append(f"tcp at {where} once a process {whom} needs it")
         except LinkError as error:
             found.append(str(error))
-    now = _presence.listening()
+    now = presence.listening()
     return "; ".join(found) + (f"; now at {', '.join(now)}" if now else "")
 
 
@@ -136,7 +139,7 @@ def _built_in() -> Iterator[str]:
 
 def _auto() -> str:
     try:
-        return _tuning.describe()
+        return table.describe()
     except TuningError as error:
         return str(error)
 
@@ -154,7 +157,7 @@ def _cuda() -> str:
 
 def _collectives() -> Iterator[str]:
     for name, schedule_name in _COLLECTIVES.items():
-        yield f"{name:19}{', '.join(_select.algorithms(schedule_name))}"
+        yield f"{name:19}{', '.join(select.algorithms(schedule_name))}"
 
 
 def _reduce_ops() -> Iterator[str]:
@@ -172,7 +175,7 @@ def _reduce_ops() -> Iterator[str]:
 
 def _installed() -> Iterator[str]:
     together: dict[tuple[str, str], list[str]] = {}
-    for name, treatment, reason, _ in _install.install_report():
+    for name, treatment, reason, _ in install.install_report():
         together.setdefault((treatment, reason), []).append(name)
     for (how, why), names in sorted(together.items(), reverse=True):
         yield f"{how}: {', '.join(names)}{f' ({why})' if why else ''}"
@@ -188,11 +191,3 @@ def _variables() -> Iterator[str]:
         else:
             shown = value if value.isprintable() else ascii(value)
         yield f"{variable.name:{width}}{shown}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Prints `report`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="jaxcoll info", description=__doc__)
-    parser.parse_args(argv)
-    print(report())
-    return 0

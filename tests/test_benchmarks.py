@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import compare, gpu, measure, processes, run, transport
 from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
+from jaxcoll._native import native
 
 
 @pytest.mark.parametrize("name", COLLECTIVES)
@@ -229,6 +230,9 @@ def test_run_measures_a_mesh_of_processes() -> None:
     assert not [line for line in done.stdout.splitlines() if line.startswith("[1] #")]
 
 
+@pytest.mark.skipif(
+    not native.testing_built, reason="only a build with -DJAXCOLL_TESTING=ON has links alone"
+)
 def test_transport_measures_a_link_of_each_kind(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     command = [sys.executable, "-m", "benchmarks.transport", "--transports", "shm,tcp"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from support import warm_python
 
-from jaxcoll import SettingError, _environment, _host
+from jaxcoll import SettingError, _environment
+from jaxcoll._job import host
 from jaxcoll._native import native
 
 ROOT = Path(__file__).parent.parent
@@ -243,16 +244,16 @@ def test_importing_says_that_the_cpu_lacks_an_isa():
 @pytest.fixture
 def unknown_machine():
     """Nothing is remembered of this machine, before and afterwards."""
-    for remembered in (_host._machine, _host.identity):
+    for remembered in (host._machine, host.identity):
         remembered.cache_clear()
     yield
-    for remembered in (_host._machine, _host.identity):
+    for remembered in (host._machine, host.identity):
         remembered.cache_clear()
 
 
 def test_hosts_are_told_apart_by_the_boot_id(unknown_machine: None):
-    assert _host.BOOT_ID.read_text().strip() in _host.machine_identity()
-    assert _host.identity().startswith(_host.machine_identity())
+    assert host.BOOT_ID.read_text().strip() in host.machine_identity()
+    assert host.identity().startswith(host.machine_identity())
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "folder", "fifo", "binary", "endless"])
@@ -272,10 +273,10 @@ def test_a_boot_id_that_cannot_be_read_is_said_once(
         path = Path("/dev/zero")
     elif what != "absent":
         path.write_bytes({"empty": b"", "binary": b"\xff\xfe\n"}[what])
-    monkeypatch.setattr(_host, "BOOT_ID", path)
+    monkeypatch.setattr(host, "BOOT_ID", path)
     with caplog.at_level(logging.WARNING):
-        first, machine = _host.identity(), _host.machine_identity()
-        assert _host.identity() == first
+        first, machine = host.identity(), host.machine_identity()
+        assert host.identity() == first
         assert first.startswith(machine)
     (record,) = caplog.records
     said = record.getMessage()

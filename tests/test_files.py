@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from support import warm_python
 
-from jaxcoll import FileError, _files, _tuning
+from jaxcoll import FileError, _files
 from jaxcoll import __main__ as command_line
-from jaxcoll import tune as tune_command
+from jaxcoll._cli import tune as tune_command
+from jaxcoll.tune import table
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -222,8 +223,8 @@ def test_a_user_without_a_home_is_told_what_to_do(
     monkeypatch.setattr(tune_command, "tune", lambda *_: pytest.fail("it measures"))
     for name in ("JAXCOLL_TUNING", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert _tuning.default_path({}) is None
-    assert _tuning.load() is None
+    assert table.default_path({}) is None
+    assert table.load() is None
     with pytest.raises(SystemExit):
         command_line.main(["tune", "--quick"])
     line = capsys.readouterr().err.splitlines()[-1]
@@ -233,10 +234,10 @@ def test_a_user_without_a_home_is_told_what_to_do(
 
 def test_without_home_the_systems_own_answer_counts(monkeypatch: pytest.MonkeyPatch):
     home = Path(pwd.getpwuid(os.getuid()).pw_dir)
-    assert _tuning.default_path({}) == home / ".cache" / "jaxcoll" / "tuning.json"
-    assert _tuning.default_path({"HOME": ""}) == _tuning.default_path({})
+    assert table.default_path({}) == home / ".cache" / "jaxcoll" / "tuning.json"
+    assert table.default_path({"HOME": ""}) == table.default_path({})
     # The specification of XDG_CACHE_HOME: a path that is relative is to be ignored.
-    assert _tuning.default_path({"XDG_CACHE_HOME": "cache"}) == _tuning.default_path({})
+    assert table.default_path({"XDG_CACHE_HOME": "cache"}) == table.default_path({})
 
 
 def test_tune_writes_no_table_if_nothing_could_be_measured(

@@ -1,5 +1,6 @@
 """The command line, and the environment variables it shows."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 
 import jaxcoll
 from jaxcoll import __main__ as command_line
-from jaxcoll import _environment, _secret, info
+from jaxcoll import _environment
+from jaxcoll._cli import info
+from jaxcoll._job import secret as _secret
 
 
 def test_info_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,12 +66,42 @@ def test_an_unknown_command_names_the_choices(capsys: pytest.CaptureFixture[str]
     assert "verify" in error
 
 
-@pytest.mark.parametrize("command", ["info", "verify"])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+COMMANDS = ["info", "launch", "schedule", "simulate", "tune", "verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
         command_line.main([command, "--help"])
     assert caught.value.code == 0
-    assert f"jaxcoll {command}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"jaxcoll {command}" in printed
+    long = [line for line in printed.splitlines() if len(line) > 100]
+    assert [line for line in long if "all_reduce,reduce_scatter" not in line] == []
+    assert "``" not in printed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_made_the_same_way(command: str) -> None:
+    module = importlib.import_module(f"jaxcoll._cli.{command}")
+    assert module.parser().prog == f"jaxcoll {command}"
+    assert (module.__doc__ or "").startswith(f"``jaxcoll {command}``: ")
+
+
+def test_without_arguments_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main([]) == 2
+    printed = capsys.readouterr().err
+    assert all(f"\n  {command} " in printed for command in COMMANDS)
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"jaxcoll {jaxcoll.__version__}\n"
 
 
 def test_info_shows_the_environment(

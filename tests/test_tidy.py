@@ -2,6 +2,8 @@
 
 import ast
 import builtins
+import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -22,44 +24,31 @@ CPP_LAYERS = {
     "cuda": {"base", "schedule", "transport", "executor"},
     "sim": {"base", "schedule"},
     "xla": {"base", "schedule", "transport", "executor", "comm", "cuda"},
+    "testing": {"base", "schedule", "transport", "executor", "comm", "cuda", "bindings"},
     "bindings": {
         *("base", "schedule", "transport", "executor", "comm", "cuda", "sim", "xla"),
+        "testing",  # in builds with JAXCOLL_TESTING
     },
+    "third_party": set(),
 }
-# A module imports from its own layer or lower ones. What stands here is every module there is.
+# A module imports from its own layer or lower ones. A package's name stands for all of its modules
+# but those that a layer names themselves. What stands here is every module there is.
 PYTHON_LAYERS = [
-    {"_environment", "_errors", "_files", "_handshake", "_host", "_native", "_version"},
-    {"_connection", "_secret", "_store_thread"},
-    {"_engine_links"},
-    {"_dial", "_listener", "_loop_thread", "_reach", "_waiting"},
-    {"_peer"},
-    {
-        *("_ir", "schedule", "_happens_before", "verify"),
-        *("interop.__init__", "interop.goal", "interop.mscclpp"),
-        *("interop.msccl", "interop.msccl_xml", "interop.command"),
-    },
-    {"_network", "_network_kinds", "topology", "_tuning"},
-    {"_timeline", "_bounds"},
-    {"simulate"},
-    {"_engine_model", "_ranks"},
-    {"_costs"},
-    {"_sweep"},
-    {"_crossovers", "_perfetto"},
-    {"_page"},
-    {"_simulate_command"},
-    {"_jax_compat"},
-    {"_custom_call", "_reshaping", "_shardings"},
-    {"_bootstrap", "_primitive", "_program", "_select"},
-    {"_rank"},
-    {"_jax_plugin", "_presence", "_startup"},
-    {"_communicator", "_autodiff", "_lowering"},
-    {"_api"},
-    {"_install"},
-    {"_tuner"},
-    {"debug", "info", "launch", "tune"},
-    {"__init__", "__main__", "examples.__init__", "examples.digits"},
+    {"_environment", "_errors", "_files", "_native", "debug"},
+    {"schedule", "interop"},
+    {"sim", "simulate", "topology"},
+    {"_job"},
+    {"tune"},
+    {"_jax.compat", "_jax.plugin"},
+    {"_job.bootstrap"},  # asks JAX for the job's store, where it was not given one
+    {"tune.rank"},
+    {"_job.presence", "_job.communicator"},
+    {"_jax"},
+    {"info"},
+    {"_cli"},
+    {"__init__", "__main__", "examples"},
 ]
-WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax_compat"})])
+WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax.compat", "_jax.plugin"})])
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
@@ -70,19 +59,21 @@ LONGEST_FILE_LINES = 650
 
 def files(pattern: str, *folders: str) -> list[Path]:
     found = [path for folder in folders for path in sorted((ROOT / folder).rglob(pattern))]
+    found = [path for path in found if "third_party" not in path.parts]  # not ours to format
     assert found, f"no {pattern} in {folders}"
     return found
 
 
 def module_name(path: Path) -> str:
-    """jaxcoll/examples/digits.py -> examples.digits"""
-    return ".".join(path.relative_to(ROOT / "jaxcoll").with_suffix("").parts)
+    """jaxcoll/examples/digits.py -> examples.digits; a package has its own name."""
+    parts = path.relative_to(ROOT / "jaxcoll").with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
 MODULES = {module_name(path): ast.parse(path.read_text()) for path in files("*.py", "jaxcoll")}
 
 
-def imported(tree: ast.Module, package: str = "jaxcoll") -> set[str]:
+def imported(tree: ast.Module | ast.If, package: str = "jaxcoll") -> set[str]:
     """Dotted names of everything a module imports, wherever in it; `from a import b` gives a.b."""
     names = set()
     for node in ast.walk(tree):
@@ -95,13 +86,26 @@ def imported(tree: ast.Module, package: str = "jaxcoll") -> set[str]:
 
 
 def modules_imported(tree: ast.Module) -> set[str]:
-    """Those of our own modules that a module imports."""
+    """Those of our own modules that a module imports, for more than types."""
+    names = imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            names -= imported(ast.If(node.test, node.body, []))
     ours = set()
-    for name in imported(tree):
-        parts = name.split(".")
-        if parts[0] == "jaxcoll" and len(parts) > 1:
-            ours |= {known for known in (parts[1], ".".join(parts[1:3])) if known in MODULES}
+    for name in names:
+        parts = name.split(".")[1:] if name.startswith("jaxcoll.") else []
+        while parts and ".".join(parts) not in MODULES:
+            parts.pop()  # a name within a module
+        ours |= {".".join(parts)} if parts else set()
     return ours
+
+
+def layer_of(name: str) -> str:
+    """The entry of PYTHON_LAYERS that a module belongs to: itself, or the package that it is in."""
+    entries = set().union(*PYTHON_LAYERS)
+    while name not in entries and "." in name:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def below(name: str, package: str) -> bool:
@@ -121,11 +125,11 @@ def test_cpp_includes_only_from_its_own_and_lower_layers(layer: str) -> None:
                 continue
             quote, header = match.groups()
             if header.startswith("xla/ffi/api/"):
-                assert layer == "xla", f"{path}: XLA's {header} outside of xla/"
+                assert layer in ("xla", "third_party"), f"{path}: XLA's {header} outside of xla/"
             elif header.startswith(("cuda_", "cooperative_groups")):
-                assert layer == "cuda", f"{path}: CUDA's {header} outside of cuda/"
+                assert layer in ("cuda", "testing"), f"{path}: CUDA's {header} outside of cuda/"
             elif header.startswith("nanobind/") or header == "Python.h":
-                assert layer == "bindings", f"{path}: {header} outside of bindings/"
+                assert layer in ("bindings", "testing"), f"{path}: {header} outside of bindings/"
             elif quote == '"':
                 assert header.split("/")[0] in allowed, f"{path}: {header} is of a higher layer"
                 assert (ROOT / "ffi" / header).exists(), f"{path}: {header} is not in ffi/"
@@ -140,26 +144,34 @@ def test_every_cpp_folder_is_a_layer() -> None:
 
 def test_every_python_module_has_a_layer() -> None:
     layered = set().union(*PYTHON_LAYERS)
-    assert set(MODULES) <= layered, "give the new module a layer in PYTHON_LAYERS"
+    assert {layer_of(name) for name in MODULES} == layered, "PYTHON_LAYERS has each, and no other"
 
 
 def test_python_imports_only_from_its_own_and_lower_layers() -> None:
-    rank = {name: i for i, layer in enumerate(PYTHON_LAYERS) for name in layer}
+    rank = {entry: i for i, layer in enumerate(PYTHON_LAYERS) for entry in layer}
     for name, tree in MODULES.items():
         for other in modules_imported(tree):
-            assert rank[other] <= rank[name], f"jaxcoll/{name} imports {other}, of a higher layer"
+            higher = rank[layer_of(other)] > rank[layer_of(name)]
+            assert not higher, f"jaxcoll.{name} imports {other}, of a higher layer"
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_JAX & set(MODULES)))
+def test_python_modules_do_not_import_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter(
+        {name: modules_imported(tree) - {name} for name, tree in MODULES.items()}
+    ).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if layer_of(n) in WITHOUT_JAX))
 def test_modules_below_jax_do_not_import_it(name: str) -> None:
     for other in imported(MODULES[name]):
         assert other.split(".")[0] not in ("jax", "jaxlib"), f"{name} imports {other}"
-    assert modules_imported(MODULES[name]) <= WITHOUT_JAX
+    for other in modules_imported(MODULES[name]):
+        assert layer_of(other) in WITHOUT_JAX, f"{name} imports {other}"
 
 
-def test_only_jax_compat_touches_private_jax() -> None:
+def test_only_compat_touches_private_jax() -> None:
     for name, tree in MODULES.items():
-        if name == "_jax_compat":
+        if name == "_jax.compat":
             continue
         private = [n for n in imported(tree) if below(n, "jax._src") or below(n, "jaxlib")]
         assert not private, f"jaxcoll/{name} imports {private}"
@@ -211,7 +223,7 @@ def test_every_public_name_has_a_docstring() -> None:
     ]
     for name, tree in MODULES.items():
         assert ast.get_docstring(tree), f"jaxcoll/{name} has no docstring"
-        if name.startswith("_"):
+        if any(part.startswith("_") for part in name.split(".")):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node in tree.body:
@@ -226,6 +238,80 @@ def test_import_starts_no_back_end() -> None:
     program = (
         "import jaxcoll, jax; from jax._src import xla_bridge; "
         "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_import_sets_the_process_up_and_leaves_what_it_can_for_later() -> None:
+    program = (
+        "import os, sys, jaxcoll; loaded = set(sys.modules); "
+        "assert 'jaxcoll._jax.startup' in loaded and 'PJRT_NPROC' in os.environ; "
+        "assert not loaded & {'jaxcoll.sim', 'jaxcoll.simulate', 'networkx'}; "
+        "assert jaxcoll.simulate.run and jaxcoll.topology.fat_tree and callable(jaxcoll.verify); "
+        "assert not set(sys.modules) & {'networkx', 'yaml'}"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "NPROC")}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment)
+
+
+# Each imports all that it needs before it ends.
+COMMANDS_WITHOUT_JAX = [
+    ["--help"],
+    ["--version"],
+    ["launch", "-n", "1", "--", "true"],
+    ["schedule", "show", "--collective", "broadcast", "--world-size", "2"],
+    ["simulate", "--topology", "switch:4", "--bytes", "1K", "--quiet"],
+    ["tune", "--show"],
+    ["verify", "--collective", "broadcast", "--world-size", "2"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_WITHOUT_JAX, ids=lambda arguments: arguments[0])
+def test_a_command_that_needs_no_jax_does_not_import_it(arguments: list[str]) -> None:
+    program = (
+        f"import sys; sys.argv = ['jaxcoll', *{arguments}]\n"
+        "from jaxcoll.__main__ import main\n"
+        "try:\n"
+        "    code = main()\n"
+        "except SystemExit as end:\n"  # argparse
+        "    code = end.code\n"
+        "print('exit code', code, 'jax' in sys.modules, 'jaxlib' in sys.modules)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert finished.stdout.splitlines()[-1:] == ["exit code 0 False False"], finished.stderr
+
+
+def test_the_command_line_starts_without_jax_and_numpy() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "jaxcoll", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "jaxcoll._cli.main" in loaded
+    assert not loaded & {"jax", "jaxlib", "numpy", "scipy"}
+
+
+def test_only_info_among_the_commands_takes_jax() -> None:
+    for name, tree in MODULES.items():
+        if name.startswith("_cli.") and name != "_cli.info":
+            for other in modules_imported(tree) - {"__main__"}:
+                low = layer_of(other) in WITHOUT_JAX | {"_cli"}
+                assert low, f"jaxcoll.{name} imports {other}"
+
+
+def test_in_a_command_jaxcoll_is_set_up_when_it_is_asked_for() -> None:
+    program = (
+        "import sys; sys.argv = ['jaxcoll']\n"
+        "import jaxcoll\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert set(jaxcoll.__all__) <= set(dir(jaxcoll))\n"
+        "assert all(hasattr(jaxcoll, name) for name in jaxcoll.__all__)\n"
+        "assert sys.modules['jaxcoll._jax.startup'].started\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
@@ -295,8 +381,9 @@ def test_top_level_holds_what_it_should_and_nothing_else() -> None:
 
 def test_no_source_file_is_too_long() -> None:
     for pattern in ("*.py", "*.cc", "*.h", "*.inc", "*.cu", "*.cuh"):
+        folders = ("jaxcoll", "ffi", "tests", "benchmarks")
         for path in (
-            p for f in ("jaxcoll", "ffi", "tests", "benchmarks") for p in (ROOT / f).rglob(pattern)
+            p for f in folders if list((ROOT / f).rglob(pattern)) for p in files(pattern, f)
         ):
             lines = len(path.read_text().splitlines())
             assert lines <= LONGEST_FILE_LINES, f"{path}: {lines} lines; give each idea a file"

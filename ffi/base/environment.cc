@@ -56,4 +56,10 @@ void Log(LogLevel level, const char* format, ...) {
   std::fprintf(stderr, "jaxcoll: %s\n", line);
 }
 
+std::string Seconds(double s) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.3g s", s);
+  return text;
+}
+
 }  // namespace jaxcoll

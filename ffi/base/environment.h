@@ -34,6 +34,12 @@ const Settings& CurrentSettings();
 double TimeoutS();
 int WorkerThreads();  // with the number of cores put in
 
+// A call that waits this long is told of in the log, well before its deadline.
+inline constexpr double kWarnAfterS = 10;
+
+// For people: "1.5 s".
+std::string Seconds(double s);
+
 // Writes one line to stderr, "jaxcoll: ..."; for kInfo and kDebug only if the level asks for it.
 void Log(LogLevel level, const char* format, ...) __attribute__((format(printf, 2, 3)));
 

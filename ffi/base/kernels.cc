@@ -65,7 +65,7 @@ Isa DetectIsa() {
   return Isa::kPortable;
 }
 
-void Run(Isa isa, const ReduceArguments& arguments) {
+void RunKernel(Isa isa, const ReduceArguments& arguments) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::kAvx512:
@@ -108,15 +108,15 @@ void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const vo
                 Name(dtype).data());
   if (destinations.empty() || count == 0) return;
   const DefaultFloatControl float_control;
-  Run(isa, {.destinations = destinations.data(),
-            .destination_count = destinations.size(),
-            .sources = sources.data(),
-            .source_count = sources.size(),
-            .count = count,
-            .item_bytes = ItemBytes(dtype),
-            .dtype = dtype,
-            .op = op,
-            .streaming = store == Store::kStreaming});
+  RunKernel(isa, {.destinations = destinations.data(),
+                  .destination_count = destinations.size(),
+                  .sources = sources.data(),
+                  .source_count = sources.size(),
+                  .count = count,
+                  .item_bytes = ItemBytes(dtype),
+                  .dtype = dtype,
+                  .op = op,
+                  .streaming = store == Store::kStreaming});
 }
 
 void Reduce(std::span<void* const> destinations, std::span<const void* const> sources, size_t count,

@@ -45,7 +45,7 @@ std::string_view Name(Isa isa);  // "portable", "avx2", "avx512"
 Isa BestIsa();                   // what this machine could run
 Isa KernelIsa();  // what Reduce and Copy run: BestIsa, or less if JAXCOLL_ISA says so
 // What runs on a machine that could run `best` where `wanted` is asked for. Asking for more than
-// there is gets `best`; jaxcoll/_startup.py says so to the user.
+// there is gets `best`; jaxcoll/_jax/startup.py says so to the user.
 Isa Allowed(std::optional<Isa> wanted, Isa best);
 
 // Reduce by a chosen instruction set, not above BestIsa(). For tests.

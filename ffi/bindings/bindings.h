@@ -13,6 +13,5 @@ void BindSim(nanobind::module_& m);       // sim.cc: networks, schedules packed 
 void BindCuda(nanobind::module_& m);      // cuda.cc: GPUs, or that this build has none
 void BindRdma(nanobind::module_& m);      // rdma.cc: links to them over RDMA
 void BindEngineCall(nanobind::module_& m);  // engine_call.cc: the engine without XLA, for timing
-void BindLinkBench(nanobind::module_& m);   // link_bench.cc: a link alone, for benchmarks
 
 }  // namespace jaxcoll

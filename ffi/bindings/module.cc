@@ -1,5 +1,9 @@
 #include "bindings/bindings.h"
 
+#ifdef JAXCOLL_TESTING
+#include "testing/testing.h"
+#endif
+
 NB_MODULE(_jaxcoll, m) {
   m.doc() = "The C++ side of jaxcoll; import it through jaxcoll._native only.";
   jaxcoll::BindSchedule(m);
@@ -9,6 +13,14 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindSim(m);
   jaxcoll::BindCuda(m);
   jaxcoll::BindRdma(m);
-  jaxcoll::BindLinkBench(m);
   jaxcoll::BindEngineCall(m);
+#ifdef JAXCOLL_TESTING
+  m.attr("testing_built") = true;
+  jaxcoll::BindLinkBench(m);
+#ifdef JAXCOLL_WITH_CUDA
+  jaxcoll::BindHarness(m);
+#endif
+#else
+  m.attr("testing_built") = false;
+#endif
 }

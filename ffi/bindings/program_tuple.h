@@ -1,5 +1,5 @@
-// How schedules look on their way between Python and C++: plain tuples, as jaxcoll/_ir.py makes and
-// takes them.
+// How schedules look on their way between Python and C++: plain tuples, as jaxcoll/schedule/ir.py
+// makes and takes them.
 #pragma once
 
 #include <nanobind/stl/pair.h>

@@ -1,4 +1,4 @@
-// Schedules cross into Python as plain tuples: jaxcoll/schedule.py owns the classes users see, and
+// Schedules cross into Python as plain tuples: jaxcoll/schedule/ owns the classes users see, and
 // nothing here holds state.
 #include "schedule/schedule.h"
 

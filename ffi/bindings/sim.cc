@@ -67,15 +67,15 @@ sim::Routing RoutingOrThrow(std::string_view name) {
                               "'; there are ecmp, split and spray");
 }
 
-nb::dict Run(const Graph& graph, const Network& network, const std::vector<int32_t>& node_of,
-             int64_t block_elements, int64_t element_bytes, Time overhead_ps, Time latency_ps,
-             double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing,
-             int32_t split, uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps,
-             double jitter, double unfairness, std::vector<double> slowdown,
-             std::vector<Time> start_ps,
-             const std::vector<std::tuple<Time, int32_t, double>>& changes,
-             const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
-             bool record) {
+nb::dict RunSimulation(
+    const Graph& graph, const Network& network, const std::vector<int32_t>& node_of,
+    int64_t block_elements, int64_t element_bytes, Time overhead_ps, Time latency_ps,
+    double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing, int32_t split,
+    uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps, double jitter,
+    double unfairness, std::vector<double> slowdown, std::vector<Time> start_ps,
+    const std::vector<std::tuple<Time, int32_t, double>>& changes,
+    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
+    bool record) {
   sim::Parameters p;
   p.overhead = overhead_ps;
   p.latency = latency_ps;
@@ -163,7 +163,7 @@ void BindSim(nb::module_& m) {
         "All ranks' programs, as tuples, packed.");
   m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,
         "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links.");
-  m.def("simulate", &Run, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,
+  m.def("simulate", &RunSimulation, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,
         "element_bytes"_a, "overhead_ps"_a, "latency_ps"_a, "reduce_ps_per_byte"_a,
         "copy_ps_per_byte"_a, "routing"_a, "split"_a, "seed"_a, "in_flight"_a, "efficiency"_a,
         "quantum_ps"_a, "jitter"_a, "unfairness"_a, "slowdown"_a, "start_ps"_a, "changes"_a,

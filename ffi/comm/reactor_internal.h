@@ -32,7 +32,6 @@ class Reactor::Group {
 inline constexpr std::chrono::milliseconds kTick{20};
 inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
-std::string Seconds(double s);  // "1.5 s"
 // A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
 std::string Printable(std::string_view text);
 

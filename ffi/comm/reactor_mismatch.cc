@@ -18,7 +18,7 @@ namespace {
 using std::chrono::duration;
 using std::chrono::milliseconds;
 
-constexpr double kAskEveryS = 0.5;
+constexpr double kAskListingEveryS = 0.5;
 // Both have waited for so long that no message between them is just on its way. Instructions of one
 // launch may start in another order on each process, and wait for what is computed.
 constexpr double kSettledS = 0.3;
@@ -91,7 +91,7 @@ bool Reactor::FindMismatch(Call& call, Clock::time_point now) {
     const int process = call.group->process_of_rank[rank];
     if (process == process_) continue;
     Peer& peer = PeerOf(process);
-    Ask(peer, now, duration<double>(std::min(kAskEveryS, seams_.timeout_s / 4)));
+    Ask(peer, now, duration<double>(std::min(kAskListingEveryS, seams_.timeout_s / 4)));
     const WaitingCall* const theirs = OtherCall(call, peer);
     if (theirs == nullptr) continue;
     const WaitingCall mine = Waiting(call);

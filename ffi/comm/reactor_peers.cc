@@ -22,10 +22,9 @@ constexpr milliseconds kAnswerEvery{100};
 // What one peer may send for calls that this process has not made. Honest ones stop at a quarter of
 // it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
-constexpr double kWarnAfterS = 10;
 constexpr std::string_view kEnd = "end ";
 constexpr std::string_view kForGuest = "guest ";
-constexpr double kAskEveryS = 5;
+constexpr double kProbeEveryS = 5;
 // A call that waits this long looks whether the peers that it waits for wait in another one.
 constexpr double kCompareAfterS = 0.3;
 constexpr char kSameOrder[] = ". All processes must launch the same programs in the same order";
@@ -50,12 +49,6 @@ std::string Printable(std::string_view text) {
     if (c < ' ' || c > '~') c = c == '\n' ? ' ' : '?';
   }
   return result;
-}
-
-std::string Seconds(double s) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.3g s", s);
-  return text;
 }
 
 // ---- The wire of a run -------------------------------------------------------------------------
@@ -550,7 +543,7 @@ void Reactor::DiscountStoppedTime(Clock::time_point now) {
 
 // All members: whom one waits for may itself wait for the one that is at fault.
 void Reactor::AskAll(const Call& call, Clock::time_point now) {
-  const duration<double> every(std::min(seams_.silence_s / 4, kAskEveryS));
+  const duration<double> every(std::min(seams_.silence_s / 4, kProbeEveryS));
   for (const int process : communicators_.at(call.group->communicator).processes) {
     Ask(PeerOf(process), now, every);
   }

@@ -18,8 +18,6 @@ namespace {
 
 using std::chrono::duration;
 
-// A call that waits this long is reported in the log, well before its deadline.
-constexpr double kWarnAfterS = 10;
 // Ranks may start independent calls of a run in another order, and compute before; then, and not
 // before, it is looked whether the missing ones wait in another call.
 constexpr std::chrono::seconds kLookAfter{2};
@@ -45,12 +43,6 @@ std::string Text(const CallShape::Array& array) {
     text += (i == 0 ? "" : ",") + std::to_string(array.dimensions[i]);
   }
   return text + ']';
-}
-
-std::string Seconds(double s) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.3g s", s);
-  return text;
 }
 
 }  // namespace

@@ -1,19 +1,14 @@
 #include "executor/flight_recorder.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <chrono>
 #include <utility>
 
+#include "base/environment.h"
+
 namespace jaxcoll {
-namespace {
 
-std::string Seconds(FlightRecorder::Clock::duration duration) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.3g s", std::chrono::duration<double>(duration).count());
-  return text;
-}
-
-}  // namespace
+using std::chrono::duration;
 
 FlightRecorder& FlightRecorder::Get() {
   static FlightRecorder* const recorder = new FlightRecorder;
@@ -33,8 +28,9 @@ std::string FlightRecorder::Lines() {
   std::string text;
   for (uint64_t i = 0; i < std::min<uint64_t>(count_, records_.size()); ++i) {
     const Record& record = records_[(count_ - 1 - i) % records_.size()];
-    text += "  " + Seconds(now - record.ended) + " ago: " + *record.description + ", took " +
-            Seconds(record.ended - record.begun);
+    text += "  " + Seconds(duration<double>(now - record.ended).count()) +
+            " ago: " + *record.description + ", took " +
+            Seconds(duration<double>(record.ended - record.begun).count());
     if (!record.status->ok()) text += ", FAILED: " + record.status->message();
     text += '\n';
   }

@@ -19,7 +19,7 @@ size_t RoundUp(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Results that exceed this are not read back from cache before they are evicted.
-size_t StreamingThresholdBytes() {
+size_t OutputStreamingThresholdBytes() {
   const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
   return cache > 0 ? static_cast<size_t>(cache) / 4 : size_t{4} << 20;
 }
@@ -71,7 +71,7 @@ StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
   if (!open.parts.empty()) plan->segments_.push_back(std::move(open));
   const size_t scratch_chunks = static_cast<size_t>(p.scratch_blocks) * p.chunks_per_block;
   plan->scratch_bytes_ = scratch_chunks * p.members.size() * most_stride;
-  if (output_bytes >= StreamingThresholdBytes()) plan->output_store_ = Store::kStreaming;
+  if (output_bytes >= OutputStreamingThresholdBytes()) plan->output_store_ = Store::kStreaming;
   plan->landings_.resize(scratch_chunks * p.members.size());
   for (size_t op = 0; op < p.ops.size(); ++op) {
     if (p.ops[op].kind != SegmentOp::Kind::kInPlace) continue;

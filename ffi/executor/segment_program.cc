@@ -9,7 +9,7 @@
 namespace jaxcoll {
 namespace {
 
-std::string Where(int32_t rank, size_t op) {
+std::string WhereIs(int32_t rank, size_t op) {
   return "rank " + std::to_string(rank) + ", op " + std::to_string(op);
 }
 
@@ -103,7 +103,7 @@ class SegmentCompiler {
       }
       for (const std::vector<LocalChunk>& source : out.sources) {
         if (static_cast<int32_t>(source.size()) != out.chunk_count) {
-          return InvalidArgument(Where(program.rank, i) + ": operands differ in size");
+          return InvalidArgument(WhereIs(program.rank, i) + ": operands differ in size");
         }
       }
       if (const auto last = last_of_channel.find(op.channel); last != last_of_channel.end()) {

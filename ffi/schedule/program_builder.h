@@ -13,6 +13,11 @@
 
 namespace jaxcoll {
 
+// Short, since algorithms name them in every line.
+inline constexpr BufferKind kIn = BufferKind::kInput;
+inline constexpr BufferKind kOut = BufferKind::kOutput;
+inline constexpr BufferKind kTmp = BufferKind::kScratch;
+
 // What an algorithm needs, equal on all ranks. 64 bits, because it is computed before it is known
 // whether chunk indices fit in 32.
 struct Layout {

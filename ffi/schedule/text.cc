@@ -32,7 +32,7 @@ constexpr size_t kMaxTextBytes = 1 << 20;
 constexpr int32_t kMaxRanks = 1 << 16;
 // Chunks of one buffer; bounds what an engine allocates per chunk.
 constexpr int64_t kMaxChunks = 1 << 24;
-constexpr int32_t kMaxChannels = 1 << 12;
+constexpr int32_t kMaxChannelsOfText = 1 << 12;
 constexpr int32_t kAny = std::numeric_limits<int32_t>::max();
 
 constexpr std::array<std::string_view, 5> kKindNames = {"send", "recv", "recv_reduce", "copy",
@@ -202,7 +202,7 @@ class Parser {
       return Error("expected send, recv, recv_reduce, copy or reduce");
     }
     op.kind = static_cast<OpKind>(kind - kKindNames.begin());
-    if (!Field(0, kMaxChannels - 1, op.channel) || !Field(0, kAny, op.step)) {
+    if (!Field(0, kMaxChannelsOfText - 1, op.channel) || !Field(0, kAny, op.step)) {
       return Error("expected '<channel> <step>' after " + std::string(word));
     }
     if (IsTransfer(op.kind)) {

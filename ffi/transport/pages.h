@@ -11,9 +11,9 @@
 
 namespace jaxcoll {
 
-constexpr size_t kPageBytes = 4096;
+inline constexpr size_t kPageBytes = 4096;
 
-inline size_t RoundUpToPage(size_t bytes) {
+constexpr size_t RoundUpToPage(size_t bytes) {
   return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
 

@@ -13,13 +13,14 @@ struct Header {
   uint64_t rings;
   uint64_t rail_count;
 };
-constexpr uint64_t kMagic = 0x314d4452434c584a;  // "JXLCRDM1"; another byte order reads otherwise
+// "JXLCRDM1"; another byte order reads otherwise.
+constexpr uint64_t kOfferMagic = 0x314d4452434c584a;
 static_assert(std::is_trivially_copyable_v<RailAddress>);
 
 }  // namespace
 
 std::string RdmaOffer::Encode() const {
-  const Header header = {kMagic, window_bytes, window, rings, rails.size()};
+  const Header header = {kOfferMagic, window_bytes, window, rings, rails.size()};
   std::string text(sizeof(header) + rails.size() * sizeof(RailAddress), '\0');
   std::memcpy(text.data(), &header, sizeof(header));
   if (!rails.empty()) {
@@ -34,7 +35,7 @@ StatusOr<RdmaOffer> RdmaOffer::Decode(std::string_view text, size_t max_rails) {
     return InvalidArgument("an rdma offer of " + std::to_string(text.size()) + " bytes");
   }
   std::memcpy(&header, text.data(), sizeof(header));
-  if (header.magic != kMagic) return InvalidArgument("an rdma offer of another version");
+  if (header.magic != kOfferMagic) return InvalidArgument("an rdma offer of another version");
   if (header.rail_count > max_rails ||
       text.size() != sizeof(header) + header.rail_count * sizeof(RailAddress)) {
     return InvalidArgument("an rdma offer of " + std::to_string(header.rail_count) + " rails in " +

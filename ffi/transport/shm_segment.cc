@@ -13,21 +13,19 @@
 #include "transport/fd.h"
 #include "transport/link.h"
 #include "transport/link_error.h"
+#include "transport/pages.h"
 
 namespace jaxcoll {
 namespace {
 
-constexpr size_t kPageBytes = 4096;
-constexpr uint64_t kMagic = 0x31304d48534c434a;  // "JCLSHM01"
+constexpr uint64_t kSegmentMagic = 0x31304d48534c434a;  // "JCLSHM01"
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 constexpr size_t kMaxWindowBytes = size_t{1} << 46;
 constexpr unsigned kNoExecSeal = 0x0008;  // MFD_NOEXEC_SEAL of newer headers than ours
 
-constexpr size_t kHeaderBytes = (sizeof(SegmentHeader) + kPageBytes - 1) / kPageBytes * kPageBytes;
+constexpr size_t kHeaderBytes = RoundUpToPage(sizeof(SegmentHeader));
 
-size_t SegmentBytes(size_t window_bytes) {
-  return kHeaderBytes + (window_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-}
+size_t SegmentBytes(size_t window_bytes) { return kHeaderBytes + RoundUpToPage(window_bytes); }
 
 }  // namespace
 
@@ -47,7 +45,7 @@ Status ShmSegment::Map(int fd) {
   }
   const auto bytes = static_cast<size_t>(file.st_size);
   uint64_t start[2];  // magic, window_bytes
-  if (::pread(fd, start, sizeof(start), 0) != sizeof(start) || start[0] != kMagic ||
+  if (::pread(fd, start, sizeof(start), 0) != sizeof(start) || start[0] != kSegmentMagic ||
       start[1] > kMaxWindowBytes || SegmentBytes(start[1]) != bytes) {
     return InvalidArgument("a shared memory segment of " + std::to_string(bytes) +
                            " bytes is malformed, or of another version of jaxcoll");
@@ -76,7 +74,7 @@ StatusOr<int> MakeShmSegment(size_t window_bytes) {
   }
   if (fd.get() < 0) return SystemError("memfd_create", errno);
   // The rest is zeros: an empty ring.
-  const uint64_t start[2] = {kMagic, window_bytes};
+  const uint64_t start[2] = {kSegmentMagic, window_bytes};
   if (::ftruncate(fd.get(), static_cast<off_t>(SegmentBytes(window_bytes))) != 0 ||
       ::pwrite(fd.get(), start, sizeof(start), 0) != sizeof(start) ||
       ::fcntl(fd.get(), F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0) {

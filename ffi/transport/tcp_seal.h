@@ -2,7 +2,7 @@
 // record (tcp_frame.h says what a record is), and on request by encryption.
 //
 //   link key    32 bytes, which the handshake derives from the job's secret and all that both sides
-//               said, their nonces included (jaxcoll/_handshake.py)
+//               said, their nonces included (jaxcoll/_job/handshake.py)
 //   chain       HMAC-SHA256(link key, "jaxcoll tcp", encrypted?, from the client?, socket)
 //   key         the first half of HMAC-SHA256(chain, "key"), for AES-128-GCM
 //   next chain  HMAC-SHA256(chain, "next"), after kRecordsPerKey records

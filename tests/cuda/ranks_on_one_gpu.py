@@ -19,6 +19,8 @@ def reason_without_gpu() -> str:
     """Why nothing can run on a GPU here; "" where it can."""
     if not native.cuda_built:
         return "this build has no GPU kernels"
+    if not native.testing_built:
+        return "this build has no harness: it takes -DJAXCOLL_TESTING=ON"
     info = native.cuda_info()
     return "" if info["driver"] and info["devices"] else f"no GPU: {info['problem']}"
 

@@ -11,8 +11,10 @@ from jax.sharding import PartitionSpec as P
 from ranks_on_one_gpu import Call, reason_without_gpu
 
 import jaxcoll
-from jaxcoll import _communicator, _select, info, schedule
+from jaxcoll import info, schedule
+from jaxcoll._job import communicator
 from jaxcoll._native import native
+from jaxcoll.tune import select
 
 built = pytest.mark.skipif(not native.cuda_built, reason="this build has no GPU kernels")
 
@@ -43,7 +45,7 @@ def test_a_machine_without_gpu_says_so():
 
 @built
 def test_the_same_target_serves_cpus_and_gpus(monkeypatch):
-    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
     text = lowered_for_gpu(lambda x: jaxcoll.psum(x, "x"), 8)
     assert "stablehlo.custom_call @jaxcoll_collective(" in text
     assert 'algorithm = "direct"' in text
@@ -56,14 +58,14 @@ def test_the_same_target_serves_cpus_and_gpus(monkeypatch):
 @built
 @pytest.mark.parametrize("algorithm", ["ring", "double_tree", "hierarchical[2x2]"])
 def test_every_algorithm_is_lowered_for_gpus(monkeypatch, algorithm):
-    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
     text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", algorithm=algorithm), 8)
     assert f'algorithm = "{algorithm.partition("[")[0]}"' in text
 
 
 @built
 def test_schedules_written_in_python_are_lowered_for_gpus(monkeypatch):
-    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
     ring = schedule.build(schedule.ScheduleSpec("all_reduce", 4, "ring"))
     text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", schedule=ring), 8)
     assert 'algorithm = "custom"' in text
@@ -71,7 +73,7 @@ def test_schedules_written_in_python_are_lowered_for_gpus(monkeypatch):
 
 @built
 def test_a_nested_shard_map_learns_its_devices_from_its_program(monkeypatch):
-    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
     mesh = Mesh(np.array(jax.devices("cpu")[:4])[[2, 0, 3, 1]].reshape(2, 2), ("x", "y"))
 
     def inner(v):
@@ -92,7 +94,7 @@ def test_a_nested_shard_map_learns_its_devices_from_its_program(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
 def test_exported_programs_learn_their_devices_where_they_are_called(monkeypatch):
     started = []
-    monkeypatch.setattr(_communicator, "start_gpus", lambda mesh=None: started.append(mesh))
+    monkeypatch.setattr(communicator, "start_gpus", lambda mesh=None: started.append(mesh))
     devices = np.array(jax.devices("cpu")[:4])
     mesh = Mesh(devices, ("x",))
     f = jax.jit(
@@ -115,18 +117,18 @@ def test_a_mesh_of_cpus_and_gpus_is_refused():
 
     mesh = SimpleNamespace(devices=np.array([device(0, "cpu"), device(1, "gpu")], dtype=object))
     with pytest.raises(jaxcoll.UnsupportedError, match=r"mixes .* \(cpu\) and .* \(gpu\)"):
-        _communicator.check_platforms(mesh)
+        communicator.check_platforms(mesh)
 
 
 def test_a_driver_that_is_too_old_is_named_with_what_to_do():
     here = {"driver": False, "devices": 0, "runtime_version": 13000}
     old = {**here, "driver_version": 12040, "problem": "insufficient driver"}
-    problem = _communicator.driver_problem(old)
+    problem = communicator.driver_problem(old)
     for word in ("CUDA up to 12.4", "for CUDA 13.0", "update the driver", "insufficient driver"):
         assert word in problem
-    none = _communicator.driver_problem({**here, "driver_version": 0, "problem": "no driver"})
+    none = communicator.driver_problem({**here, "driver_version": 0, "problem": "no driver"})
     assert "no NVIDIA driver" in none
-    assert _communicator.driver_problem({**old, "driver": True, "devices": 1}) == ""
+    assert communicator.driver_problem({**old, "driver": True, "devices": 1}) == ""
 
 
 @pytest.mark.parametrize(
@@ -143,12 +145,12 @@ def test_only_memory_of_a_pool_is_offered_to_other_processes(monkeypatch, enviro
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _communicator._arrays_are_in_a_pool() is is_pool
+    assert communicator._arrays_are_in_a_pool() is is_pool
 
 
 def test_auto_takes_two_shots_for_large_all_reduces_on_gpus():
     def chosen(collective, byte_count):
-        return _select.choose(collective, "auto", 8, byte_count=byte_count, on_gpu=True).algorithm
+        return select.choose(collective, "auto", 8, byte_count=byte_count, on_gpu=True).algorithm
 
     assert chosen("all_reduce", 8 << 10) == "direct"
     assert chosen("all_reduce", 64 << 20) == "direct2"

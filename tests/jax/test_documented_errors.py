@@ -15,9 +15,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxcoll
-from jaxcoll import _tuning
 from jaxcoll import schedule as schedules
 from jaxcoll.schedule import Schedule, ScheduleSpec
+from jaxcoll.tune import table
 
 HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 # Raised where no program of one process on CPUs can: see `test_failures.py` and others.
@@ -197,7 +197,7 @@ def test_every_public_function_is_looked_at():
         for name in jaxcoll.__all__
         if callable(getattr(jaxcoll, name)) and not isinstance(getattr(jaxcoll, name), type)
     }
-    others = {"export_checks", "install", "install_report", "installed", "uninstall"}
+    others = {"export_checks", "install", "install_report", "installed", "uninstall", "verify"}
     assert functions == set(COLLECTIVES) | others
 
 
@@ -208,7 +208,7 @@ def test_install_raises_for_a_table_that_cannot_be_used(
     assert "TuningError" in section(enter)
     (tmp_path / "table.json").write_text("[" * 10_000)
     monkeypatch.setenv("JAXCOLL_TUNING", str(tmp_path / "table.json"))
-    _tuning.active.cache_clear()
+    table.active.cache_clear()
     try:
         with pytest.raises(jaxcoll.TuningError, match=r"nested more than"):
             getattr(jaxcoll, enter)().__enter__()
@@ -216,7 +216,7 @@ def test_install_raises_for_a_table_that_cannot_be_used(
             call("all_reduce")
     finally:
         monkeypatch.undo()
-        _tuning.active.cache_clear()
+        table.active.cache_clear()
         jaxcoll.uninstall()
 
 
@@ -256,7 +256,7 @@ def test_one_except_clause_catches_what_the_other_modules_raise():
 
     ring = ScheduleSpec("all_reduce", 4, "ring")
     provoked: list[tuple[type[Exception], Callable[[], object]]] = [
-        (jaxcoll.ScheduleError, lambda: verify.verify(empty("all_reduce", 4))),
+        (jaxcoll.ScheduleError, lambda: verify(empty("all_reduce", 4))),
         (jaxcoll.MscclError, lambda: msccl.parse("<algo")),
         (jaxcoll.TopologyError, lambda: topology.parse("moebius:8")),
         (jaxcoll.TopologyError, lambda: topology.from_yaml("/nowhere.yaml")),

@@ -21,7 +21,7 @@ from lax_oracle import (
 from subprocesses import run_python
 
 import jaxcoll
-from jaxcoll import _install
+from jaxcoll._jax import install
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_permutations_over_axes_in_another_order_are_left_to_lax():
 
 def test_every_primitive_of_lax_is_known():
     """A new JAX may bring new ones: they are left to XLA, listed, and noticed here."""
-    assert _install.unknown_primitives() == []
+    assert install.unknown_primitives() == []
 
 
 def test_the_report_covers_every_collective():
@@ -318,12 +318,12 @@ def test_the_report_covers_every_collective():
 
 
 def test_a_primitive_that_is_not_known_is_left_to_xla_and_listed(monkeypatch):
-    known = _install.compat.parallel_primitives()
+    known = install.compat.parallel_primitives()
     newcomer = next(iter(known.values()))
     monkeypatch.setattr(
-        _install.compat, "parallel_primitives", lambda: known | {"pfrobnicate": newcomer}
+        install.compat, "parallel_primitives", lambda: known | {"pfrobnicate": newcomer}
     )
-    assert _install.unknown_primitives() == ["pfrobnicate"]
+    assert install.unknown_primitives() == ["pfrobnicate"]
     (entry,) = [e for e in jaxcoll.install_report() if e.primitive == "pfrobnicate"]
     assert entry.treatment == "left to XLA"
     assert "not known" in entry.reason

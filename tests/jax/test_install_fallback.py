@@ -21,7 +21,7 @@ from lax_oracle import (
 )
 
 import jaxcoll
-from jaxcoll import _install, _lowering
+from jaxcoll._jax import install, lowering
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def x():
 
 @pytest.fixture(autouse=True)
 def _nothing_noted_before(monkeypatch):
-    monkeypatch.setattr(_install, "_noted", {})
+    monkeypatch.setattr(install, "_noted", {})
 
 
 def fell_back():
@@ -63,7 +63,7 @@ class SomethingUnforeseen(Exception):
 
 def fails_at(monkeypatch, after, kind=SomethingUnforeseen):
     """Every lowering of a call emits its operation and what is around it, and then fails."""
-    emit = _lowering._emit
+    emit = lowering._emit
     calls = []
 
     def failing(*arguments):
@@ -73,7 +73,7 @@ def fails_at(monkeypatch, after, kind=SomethingUnforeseen):
             raise kind("no way")
         return results
 
-    monkeypatch.setattr(_lowering, "_emit", failing)
+    monkeypatch.setattr(lowering, "_emit", failing)
 
 
 @pytest.mark.parametrize("after", range(4))
@@ -108,9 +108,9 @@ def test_a_failed_attempt_leaves_nothing_in_the_program(monkeypatch, x):
 def test_a_failure_inside_of_a_function_of_the_module_leaves_no_half_of_it(monkeypatch, x):
     """An inner jit becomes a function of the module, which JAX finishes at its end."""
     _, expected = text_and_values(LAX, x)
-    psum = _install._api.psum
+    psum = install.api.psum
     inner = jax.jit(lambda x: psum(jnp.cumsum(jnp.roll(x, 1)), "x"))
-    monkeypatch.setattr(_install._api, "psum", lambda x, axes, axis_index_groups: inner(x))
+    monkeypatch.setattr(install.api, "psum", lambda x, axes, axis_index_groups: inner(x))
     fails_at(monkeypatch, 0)
     text, actual = text_and_values(INSTALLED, x)
     np.testing.assert_array_equal(actual, expected)
@@ -122,7 +122,7 @@ def test_functions_that_a_failed_attempt_has_lowered_are_lowered_again(monkeypat
     """JAX remembers what it has lowered, here a function that the program calls once more."""
     weights = np.arange(8, dtype=np.float32)
     shared = jax.jit(lambda w: jnp.cumsum(w) + 1)
-    psum = _install._api.psum
+    psum = install.api.psum
 
     def body(x):
         return jax.lax.psum(x, "x") + shared(weights)
@@ -130,7 +130,7 @@ def test_functions_that_a_failed_attempt_has_lowered_are_lowered_again(monkeypat
     function = per_device(make_mesh((8,)), body)
     expected = np.asarray(jax.jit(function)(x))
     monkeypatch.setattr(
-        _install._api, "psum", lambda x, axes, axis_index_groups: psum(x * shared(weights), axes)
+        install.api, "psum", lambda x, axes, axis_index_groups: psum(x * shared(weights), axes)
     )
     fails_at(monkeypatch, 0)
     with jaxcoll.installed():
@@ -147,8 +147,8 @@ def test_each_reason_is_listed_once_and_not_without_end(monkeypatch, x):
         name: 1 for name in fell_back()
     }
     for number in range(100):
-        _install._note("psum", SomethingUnforeseen(f"number {number}"))
-    assert len(fell_back()["psum"]) == _install._NOTED_AT_MOST
+        install._note("psum", SomethingUnforeseen(f"number {number}"))
+    assert len(fell_back()["psum"]) == install._NOTED_AT_MOST
 
 
 def test_what_jaxcoll_refuses_is_listed_and_not_logged(caplog, x):

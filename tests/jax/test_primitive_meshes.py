@@ -8,25 +8,26 @@ from jax.sharding import PartitionSpec as P
 from lax_oracle import TARGET, make_mesh, per_device, place, small_integers
 
 import jaxcoll
-from jaxcoll import _communicator, _shardings
+from jaxcoll._jax import shardings
+from jaxcoll._job import communicator
 
 
 def test_groups_follow_the_order_of_the_axes():
     shape = {"x": 2, "y": 3}
-    assert _communicator.logical_groups(shape, ["y"]).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert _communicator.logical_groups(shape, ["x"]).tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert _communicator.logical_groups(shape, ["y", "x"]).tolist() == [[0, 3, 1, 4, 2, 5]]
+    assert communicator.logical_groups(shape, ["y"]).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert communicator.logical_groups(shape, ["x"]).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert communicator.logical_groups(shape, ["y", "x"]).tolist() == [[0, 3, 1, 4, 2, 5]]
 
 
 def test_index_groups_divide_every_group():
-    groups = _communicator.logical_groups({"x": 2, "y": 4}, ["y"], ((3, 0), (1, 2)))
+    groups = communicator.logical_groups({"x": 2, "y": 4}, ["y"], ((3, 0), (1, 2)))
     assert groups.tolist() == [[3, 0], [1, 2], [7, 4], [5, 6]]
 
 
 def test_labels_name_axes_ranks_and_group_size():
     shape = {"x": 2, "y": 4}
-    assert _communicator.label(["y"], shape, 4) == "axis 'y' (4 ranks)"
-    assert _communicator.label(["x", "y"], shape, 2) == "axes 'x', 'y' (8 ranks, in groups of 2)"
+    assert communicator.label(["y"], shape, 4) == "axis 'y' (4 ranks)"
+    assert communicator.label(["x", "y"], shape, 2) == "axes 'x', 'y' (8 ranks, in groups of 2)"
 
 
 def test_one_program_serves_every_mesh_it_is_called_under():
@@ -141,13 +142,13 @@ def test_shardings_lose_gain_and_replicate_a_leading_dimension():
     """What the partitioner computes, on a partially manual sharding of 4 x 2 devices."""
     mesh = make_mesh((4, 2))
     sharding = NamedSharding(mesh, P("y", None, "x"))._to_xla_hlo_sharding(3)
-    taller = _shardings.sharding_with_leading_dimension(sharding)
+    taller = shardings.sharding_with_leading_dimension(sharding)
     assert taller == NamedSharding(mesh, P(None, "y", None, "x"))._to_xla_hlo_sharding(4)
-    assert _shardings.sharding_without_leading_dimension(taller) == sharding
-    copies = _shardings.replicate_leading_dimension(sharding)
+    assert shardings.sharding_without_leading_dimension(taller) == sharding
+    copies = shardings.replicate_leading_dimension(sharding)
     assert copies == NamedSharding(mesh, P(None, None, "x"))._to_xla_hlo_sharding(3)
-    assert _shardings.sharding_without_leading_dimension(copies) == NamedSharding(
+    assert shardings.sharding_without_leading_dimension(copies) == NamedSharding(
         mesh, P(None, "x")
     )._to_xla_hlo_sharding(2)
     with pytest.raises(ValueError, match="leading dimension"):
-        _shardings.sharding_without_leading_dimension(sharding)
+        shardings.sharding_without_leading_dimension(sharding)

@@ -6,9 +6,9 @@ import pytest
 from lax_oracle import TARGET, make_mesh, per_device, place, small_integers
 
 import jaxcoll
-from jaxcoll import _select
 from jaxcoll.schedule import INPUT, OUTPUT, Schedule, ScheduleSpec, build, copy, put
-from jaxcoll.verify import ScheduleError
+from jaxcoll.schedule.verifier import ScheduleError
+from jaxcoll.tune import select
 
 
 def ring_all_gather(ranks, break_it=False):
@@ -83,13 +83,13 @@ def test_a_schedule_for_something_else_is_refused(body, match):
 def test_a_world_size_that_an_algorithm_cannot_serve_names_those_it_can():
     # Every algorithm serves every group there can be: ask for one that there cannot.
     with pytest.raises(jaxcoll.WorldSizeError, match=r"all_reduce.*world_size"):
-        _select.choose("all_reduce", "ring", 0)
+        select.choose("all_reduce", "ring", 0)
 
 
 @pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "all_to_all"])
 def test_gpus_of_several_hosts_send_what_leaves_a_host_once(collective):
     def auto(**places):
-        return _select.choose(
+        return select.choose(
             collective, "auto", 8, byte_count=1 << 20, processes=8, on_gpu=True, **places
         )
 

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from subprocesses import run_python
 
-from jaxcoll import _program
+from jaxcoll._jax import program as _program
 
 
 def fingerprint(function: Callable, *operands: object) -> str:
@@ -99,7 +99,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 import jaxcoll
-from jaxcoll import _program
+from jaxcoll._jax import program as _program
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 1), ("a", "b"))
 table = np.arange(10.0)

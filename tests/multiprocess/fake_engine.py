@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxcoll._bootstrap import Bootstrap
+from jaxcoll._job.bootstrap import Bootstrap
 
 WAIT_S = 60.0  # until a test fails instead of waiting on
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from support import warm_python, xla_flags
 
-from jaxcoll import _startup
+from jaxcoll import _environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,7 +243,7 @@ class Job:
         survives: bool,
         heartbeat_timeout_s: int,
     ) -> None:
-        base = {k: v for k, v in os.environ.items() if k not in _startup.added_environment()}
+        base = {k: v for k, v in os.environ.items() if k not in _environment.added_environment()}
         paths = [str(ROOT), str(Path(__file__).parent), base.get("PYTHONPATH", "")]
         base |= {
             "JAX_PLATFORMS": "cpu",

@@ -26,8 +26,8 @@ from fake_engine import (
     threads_left,
 )
 
-from jaxcoll import _host
-from jaxcoll._bootstrap import Bootstrap
+from jaxcoll._job import host
+from jaxcoll._job.bootstrap import Bootstrap
 
 SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 
@@ -264,7 +264,7 @@ def _closed_port() -> int:
 
 
 def publish_addresses(store: FakeStore, index: int, addresses: list[tuple[str, int]]) -> None:
-    store.set(f"jaxcoll/1/tcp/{index}/near", _host.addresses_to_bytes(addresses))
+    store.set(f"jaxcoll/1/tcp/{index}/near", host.addresses_to_bytes(addresses))
 
 
 def test_the_error_names_every_address_and_why_it_failed() -> None:
@@ -419,8 +419,8 @@ import sys, jax
 sys.path.insert(0, sys.argv[1])
 port, index = sys.argv[2], int(sys.argv[3])
 from fake_engine import FakeEngine, WAIT_S
-from jaxcoll._bootstrap import Bootstrap
-from jaxcoll._host import LinkError
+from jaxcoll._job.bootstrap import Bootstrap
+from jaxcoll._job.host import LinkError
 try:
     Bootstrap.from_environment(FakeEngine())
     raise SystemExit("linked without a job")

@@ -29,10 +29,9 @@ from fake_engine import (
     threads_left,
 )
 
-from jaxcoll import _handshake as handshake
-from jaxcoll import _host, _listener
-from jaxcoll._handshake import Hello, ProtocolError, Purpose
-from jaxcoll._secret import Secret
+from jaxcoll._job import handshake, host, listener
+from jaxcoll._job.handshake import Hello, ProtocolError, Purpose
+from jaxcoll._job.secret import Secret
 
 SEED = int(os.environ.get("BOOTSTRAP_TEST_SEED") or random.SystemRandom().randrange(2**32))
 TRANSPORTS = ["shm", "tcp"]
@@ -319,7 +318,7 @@ def test_a_reflected_handshake_is_refused(where: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as impostor:
             impostor.settimeout(WAIT_S)
             job.store.set("jaxcoll/1/process/1", json.dumps({**record, "index": 1}).encode())
-            where = _host.addresses_to_bytes([impostor.getsockname()])
+            where = host.addresses_to_bytes([impostor.getsockname()])
             job.store.set("jaxcoll/1/tcp/1/near", where)
             job.bootstraps[0].want(1)
             with closing(impostor.accept()[0]) as sock:
@@ -468,13 +467,13 @@ def test_slow_strangers_keep_no_good_peer_out(
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a listener serves at once: silent ones, and ones that send a byte now and then."""
-    monkeypatch.setattr(_listener, "STRANGERS_MAX", 64)
+    monkeypatch.setattr(listener, "STRANGERS_MAX", 64)
     with processes(2, transports=(transport,), handshake_s=60.0) as job, ExitStack() as stack:
         job.start(0)
         job.start(1)
         secret = job.secret(transport)
         hello = framed(handshake.write_hello(secret, Hello(Purpose.TCP, 0, 1, bytes(16))))
-        for i in range(3 * _listener.STRANGERS_MAX):
+        for i in range(3 * listener.STRANGERS_MAX):
             sock = stack.enter_context(closing(connect(job, 1, transport)))
             if i % 2 and transport == "tcp":
                 sock.send(hello[:3])
@@ -487,8 +486,8 @@ def test_slow_strangers_keep_no_good_peer_out(
 
 def test_those_who_were_admitted_are_not_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that ask and wait take nobody's place, and are not dropped when it gets crowded."""
-    monkeypatch.setattr(_listener, "STRANGERS_MAX", 64)
-    count = _listener.STRANGERS_MAX + 20
+    monkeypatch.setattr(listener, "STRANGERS_MAX", 64)
+    count = listener.STRANGERS_MAX + 20
     with processes(count, present=1, transports=("shm",)) as job, ExitStack() as stack:
         job.start(0)
         secret = job.secret("shm")
@@ -496,7 +495,7 @@ def test_those_who_were_admitted_are_not_strangers(monkeypatch: pytest.MonkeyPat
         for index in range(2, count):
             asking.append(stack.enter_context(closing(connect(job, 0, "shm"))))
             talk(asking[-1], secret, Hello(Purpose.ASK, index, 0, bytes(16)))
-        for _ in range(2 * _listener.STRANGERS_MAX):
+        for _ in range(2 * listener.STRANGERS_MAX):
             stack.enter_context(closing(connect(job, 0, "shm")))
         job.add(1).want(0)
         check_connected(job, 0, 1, "shm")

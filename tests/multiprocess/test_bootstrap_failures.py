@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from fake_engine import WAIT_S, FakeStore, Job, check_connected, processes, threads_left
 
-from jaxcoll import _bootstrap, _host, _listener, _loop_thread, _peer, _store_thread
-from jaxcoll._host import LinkError
+from jaxcoll._job import bootstrap, host, listener, loop_thread, peer, store_thread
+from jaxcoll._job.host import LinkError
 
 SOON_S = WAIT_S / 3
 
@@ -44,13 +44,13 @@ def in_thread_of(index: int) -> bool:
 # What fails, with what, and what the others read. All of it while process 1 starts.
 STARTING = {
     "no descriptor for the loop": (asyncio, "SelectorEventLoop", no_descriptors, "Too many open"),
-    "no first thread": (_store_thread.threading.Thread, "start", no_thread, "can't start new"),
-    "no unix socket": (_listener, "listen_unix", no_descriptors, "Too many open files"),
-    "no interfaces": (_host, "interfaces", no_descriptors, "Too many open files"),
-    "interface excluded": (_host, "choose_addresses", None, "leaves no network interface"),
+    "no first thread": (store_thread.threading.Thread, "start", no_thread, "can't start new"),
+    "no unix socket": (listener, "listen_unix", no_descriptors, "Too many open files"),
+    "no interfaces": (host, "interfaces", no_descriptors, "Too many open files"),
+    "interface excluded": (host, "choose_addresses", None, "leaves no network interface"),
     "no host name": (socket, "gethostname", no_memory, "no memory for this"),
-    "no boot id": (_host, "machine_identity", no_memory, "no memory for this"),
-    "record": (_host.Record, "to_bytes", no_memory, "no memory for this"),
+    "no boot id": (host, "machine_identity", no_memory, "no memory for this"),
+    "record": (host.Record, "to_bytes", no_memory, "no memory for this"),
 }
 
 
@@ -251,7 +251,7 @@ def test_a_listener_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(_listener.Door, "_accept_some", fail)
+    monkeypatch.setattr(listener.Door, "_accept_some", fail)
     with processes(2, present=1) as job:
         job.start(0)
         job.add(1).want(0)
@@ -302,7 +302,7 @@ def test_an_engine_that_cannot_make_the_link_fails_it_on_both_sides(
 
 def test_what_stands_in_the_store_is_taken_as_text() -> None:
     found = {"e/1": b"a\x00\x1b[31m\nb\xff", "e/x": b"", "e/2": b"x" * 10_000, "e/-1": b""}
-    ends = _peer.read_ends(found, "e/")
+    ends = peer.read_ends(found, "e/")
     assert ends[1] == "a  [31m b\ufffd"
     assert len(ends[2]) == 4096
     assert set(ends) == {1, 2}
@@ -319,5 +319,5 @@ def test_a_store_without_list_does_no_harm() -> None:
 
 
 def test_the_rules_of_time_are_those_of_the_readme() -> None:
-    assert [_bootstrap._silence_s(t) for t in (5, 60, 300)] == [5, 12, 60]
-    assert _loop_thread._STORE_S < 5
+    assert [bootstrap._silence_s(t) for t in (5, 60, 300)] == [5, 12, 60]
+    assert loop_thread._STORE_S < 5

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 if not LAX:
     from jaxcoll import schedule, WorldSizeError
-    from jaxcoll._select import choose
+    from jaxcoll.tune.select import choose
 
 mesh = make_mesh((jax.device_count(),))
 n = mesh.size

@@ -22,7 +22,7 @@ from hosts import Network, NotPermitted
 from processes import ROOT, Job, Rank, reserved_port, run
 from test_failures import COMMON
 
-from jaxcoll import _startup
+from jaxcoll import _environment
 
 TIMEOUT_S = 5
 SLACK_S = 25  # above the deadline: a busy machine, and what the watchdog takes to look
@@ -102,7 +102,7 @@ compare(f(placed), expected_of("all_reduce", x), "ranks of a process reduce firs
 
 # JAX tells machines apart by their boot id; as if each of these hosts were one.
 jax.clear_caches()
-jaxcoll._communicator.hosts = lambda mesh: [d.process_index // 2 for d in mesh.devices.flat]
+jaxcoll._job.communicator.hosts = lambda mesh: [d.process_index // 2 for d in mesh.devices.flat]
 f = per_device(mesh, CALLS["all_reduce"])
 assert "dims = array<i64: 2, 4>" in f.lower(placed).as_text()
 compare(f(placed), expected_of("all_reduce", x), "ranks of a host reduce first")
@@ -338,7 +338,7 @@ def launched_digits(enter: Sequence[Sequence[str]], coordinator: str, path: Path
     launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "--total", "4"]
     launch += ["--devices-per-process", "2", "--coordinator", coordinator]
     environment = {
-        **{k: v for k, v in os.environ.items() if k not in _startup.added_environment()},
+        **{k: v for k, v in os.environ.items() if k not in _environment.added_environment()},
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     with contextlib.ExitStack() as stack:

@@ -61,8 +61,8 @@ sys.stdin.readline()
 INTRUDER = """
 import hashlib, itertools, json, os, socket, sys, time
 from jaxlib import _jax
-from jaxcoll import _handshake as handshake
-from jaxcoll._handshake import Hello, Purpose
+from jaxcoll._job import handshake
+from jaxcoll._job.handshake import Hello, Purpose
 
 coordinator, writes = sys.argv[1], sys.argv[2] == "writes"
 client = _jax.get_distributed_runtime_client(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import warm_python
 
-from jaxcoll import launch
+from jaxcoll._cli import launch
 
 LAUNCH = [sys.executable, "-m", "jaxcoll", "launch"]
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"

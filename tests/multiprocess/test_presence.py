@@ -169,7 +169,7 @@ FAULTS = {
     # Only there: JAX needs descriptors, too.
     "descriptors": (
         "import resource\n"
-        "start = jaxcoll._presence._start_engine_once\n"
+        "start = jaxcoll._job.presence._start_engine_once\n"
         "def without_descriptors():\n"
         "    limits = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))\n"
@@ -177,12 +177,12 @@ FAULTS = {
         "        start()\n"
         "    finally:\n"
         "        resource.setrlimit(resource.RLIMIT_NOFILE, limits)\n"
-        "jaxcoll._presence._start_engine_once = without_descriptors\n",
+        "jaxcoll._job.presence._start_engine_once = without_descriptors\n",
         {},
         "Too many open files",
     ),
     "engine": (
-        "jaxcoll._presence.jax.devices = lambda: 1 / 0\n",
+        "jaxcoll._job.presence.jax.devices = lambda: 1 / 0\n",
         {},
         "cannot start the engine between processes: division by zero",
     ),
@@ -230,7 +230,8 @@ def test_jax_announces_a_process_when_it_makes_its_back_ends(tmp_path: Path) -> 
     script.write_text(
         textwrap.dedent("""
         import jax, jaxcoll
-        from jaxcoll import _jax_compat, _presence
+        from jaxcoll._jax import compat as _jax_compat
+        from jaxcoll._job import presence as _presence
         jax.distributed.initialize()
         assert _presence._bootstrap is None
         jax.devices()

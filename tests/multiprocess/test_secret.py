@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcoll import _secret
+from jaxcoll._job import secret as _secret
 
 ROOT = Path(__file__).parents[2]
 GOOD = base64.b64encode(bytes(range(32))) + b"\n"
@@ -186,7 +186,7 @@ OF_ROOT = [  # owner, mode, why it is refused; of a group that the process is in
 # In a process of its own, for it is another user's from the fourth line on.
 AS_ANOTHER_USER = """
 import os, sys
-from jaxcoll import _secret
+from jaxcoll._job import secret as _secret
 os.setgroups([65534]), os.setgid(65534), os.setuid(65534)
 for path in sys.argv[1:]:
     try:
@@ -305,7 +305,7 @@ def test_two_ways_at_once_are_refused(tmp_path: Path) -> None:
 SAYS = """
 import os, subprocess, sys
 import jaxcoll
-from jaxcoll import _secret
+from jaxcoll._job import secret as _secret
 found = _secret.given()
 assert "JAXCOLL_SECRET_FD" not in os.environ
 links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")

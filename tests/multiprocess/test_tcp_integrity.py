@@ -7,8 +7,8 @@ import pytest
 from fake_engine import FakeEngine, check_connected, processes
 from processes import run
 
-from jaxcoll import _handshake as handshake
-from jaxcoll._handshake import Hello, Purpose
+from jaxcoll._job import handshake
+from jaxcoll._job.handshake import Hello, Purpose
 
 TIMEOUT_S = 60  # of a call: what is found in time is found long before
 
@@ -18,7 +18,7 @@ _RELAYED = """
 import socket, threading
 from spmd import *
 import jaxcoll
-from jaxcoll._connection import Connection
+from jaxcoll._job.connection import Connection
 
 what, victim = sys.argv[1], int(sys.argv[2])
 done = threading.Event()

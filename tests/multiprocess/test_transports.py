@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fake_engine import WAIT_S, check_connected, descriptors, processes, threads_left
 
-from jaxcoll import _host
-from jaxcoll._host import Interface, LinkError, Record
+from jaxcoll._job import host
+from jaxcoll._job.host import Interface, LinkError, Record
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_the_best_transport_that_both_allow_is_chosen(
     one: dict[str, object], other: dict[str, object], chosen: str
 ) -> None:
     a, b = record(0, **one), record(1, **other)
-    assert _host.choose_transport(a, b) == _host.choose_transport(b, a) == chosen
+    assert host.choose_transport(a, b) == host.choose_transport(b, a) == chosen
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_without_a_transport_the_reason_says_what_to_change(
 ) -> None:
     a, b = record(0, **one), record(1, **other)
     with pytest.raises(LinkError) as caught:
-        _host.choose_transport(a, b)
+        host.choose_transport(a, b)
     assert expected in str(caught.value)
     assert "Unset JAXCOLL_TRANSPORT, or add" in str(caught.value)
     with pytest.raises(LinkError) as again:
-        _host.choose_transport(b, a)
+        host.choose_transport(b, a)
     assert str(again.value) == str(caught.value)
 
 
@@ -126,11 +126,11 @@ def test_ifname_chooses_interfaces(
     chosen: tuple[bool, tuple[str, ...]] | None, kept: list[Interface]
 ) -> None:
     addresses = [address for interface in kept for address in interface.addresses]
-    assert _host.choose_addresses([ETH, IB, LO], chosen) == addresses
+    assert host.choose_addresses([ETH, IB, LO], chosen) == addresses
 
 
 def test_a_host_without_network_still_has_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_host, "interfaces", list)
+    monkeypatch.setattr(host, "interfaces", list)
     with processes(3, present=2) as job:
         job.add(2, host_id="elsewhere").want(0)
         job.bootstraps[0].want(1)
@@ -145,7 +145,7 @@ def test_a_host_without_network_still_has_shared_memory(monkeypatch: pytest.Monk
 
 def test_ifname_that_matches_nothing_names_what_there_is() -> None:
     with pytest.raises(LinkError) as caught:
-        _host.choose_addresses([ETH, LO], (False, ("ib", "en")))
+        host.choose_addresses([ETH, LO], (False, ("ib", "en")))
     assert str(caught.value) == (
         "JAXCOLL_IFNAME=ib,en leaves no network interface; those that are up: "
         "eth0 (192.0.2.1, fd00::1), lo (127.0.0.1, ::1)"
@@ -153,7 +153,7 @@ def test_ifname_that_matches_nothing_names_what_there_is() -> None:
 
 
 def test_interfaces_of_this_host_have_loopback_last() -> None:
-    found = _host.interfaces()
+    found = host.interfaces()
     assert found[-1].loopback
     assert "127.0.0.1" in found[-1].addresses
 
@@ -169,21 +169,21 @@ def test_interfaces_of_this_host_have_loopback_last() -> None:
 def test_processes_of_one_machine_meet_on_loopback(
     way: str, chosen: list[str], listens: list[str]
 ) -> None:
-    assert _host.addresses_for(way, chosen) == listens
+    assert host.addresses_for(way, chosen) == listens
 
 
 def test_loopback_reaches_no_other_machine() -> None:
     with pytest.raises(LinkError, match="no address but loopback"):
-        _host.addresses_for("far", ["127.0.0.1"])
+        host.addresses_for("far", ["127.0.0.1"])
     with pytest.raises(LinkError, match="no address"):
-        _host.addresses_for("near", [])
+        host.addresses_for("near", [])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_tcp_over_loopback(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not any(address in interface.addresses for interface in _host.interfaces()):
+    if not any(address in interface.addresses for interface in host.interfaces()):
         pytest.skip(f"this machine has no {address}")
-    monkeypatch.setattr(_host, "interfaces", lambda: [Interface("lo", True, (address,))])
+    monkeypatch.setattr(host, "interfaces", lambda: [Interface("lo", True, (address,))])
     with processes(2, transports=("tcp",), ifname=(False, ("lo",))) as job:
         job.start(0)
         job.start(1)
@@ -199,7 +199,7 @@ def test_tcp_over_loopback(address: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nobody_listens_at_an_interface_that_is_excluded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where several addresses of one family are to be listened at."""
     chosen = Interface("lo", True, ("127.0.0.1", "127.0.0.2"))
-    monkeypatch.setattr(_host, "interfaces", lambda: [chosen])
+    monkeypatch.setattr(host, "interfaces", lambda: [chosen])
     with processes(2, transports=("tcp",)) as job:
         job.start(1)
         for _, port in job.listen(1):
@@ -265,12 +265,12 @@ def test_processes_of_two_machines_listen_at_their_interfaces(
     wanting: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that has been reached by loopback before still can be, and the other way round."""
-    addresses = [a for i in _host.interfaces() if not i.loopback for a in i.addresses]
+    addresses = [a for i in host.interfaces() if not i.loopback for a in i.addresses]
     if not addresses:
         pytest.skip("this machine has no interface but loopback")
     with processes(4, present=0) as job:
         for index in range(4):
-            monkeypatch.setattr(_host, "machine_identity", lambda i=index: f"machine-{i // 2}")
+            monkeypatch.setattr(host, "machine_identity", lambda i=index: f"machine-{i // 2}")
             job.add(index, transports=("tcp",))
             job.start(index)
         for one, other in [(0, 1), (1, 2), (0, 3), (2, 3)]:
@@ -289,7 +289,7 @@ def test_a_process_that_cannot_listen_says_why_to_those_who_wait(
     def listen_tcp(_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("jaxcoll._listener.listen_tcp", listen_tcp)
+    monkeypatch.setattr("jaxcoll._job.listener.listen_tcp", listen_tcp)
     with processes(2, transports=("tcp",)) as job:
         job.start(1)
         job.bootstraps[0].want(1)

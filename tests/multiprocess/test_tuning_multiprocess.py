@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import Job, run
 
-from jaxcoll import _tuning
+from jaxcoll.tune import table as _tuning
 
 SCRIPT = """
 import re

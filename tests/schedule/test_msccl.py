@@ -10,7 +10,7 @@ import schedule_interpreter
 
 from jaxcoll.interop import msccl
 from jaxcoll.schedule import Schedule
-from jaxcoll.verify import ScheduleError, verify
+from jaxcoll.schedule.verifier import ScheduleError, verify
 
 
 class File:

@@ -10,7 +10,7 @@ import pytest
 import schedule_interpreter
 
 from jaxcoll.schedule import COLLECTIVES, ScheduleSpec, algorithms, build, build_rank
-from jaxcoll.verify import verify
+from jaxcoll.schedule.verifier import verify
 
 WORLD_SIZES = [*range(1, 18), 32, 64]
 ALL = [(c, a) for c in COLLECTIVES for a in algorithms(c)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_msccl import ring_all_reduce
 
-from jaxcoll.interop import command
+from jaxcoll._cli import schedule as command
 from jaxcoll.schedule import Schedule, ScheduleSpec, build
 
 BUILT_IN = ["--collective", "all_reduce", "--world-size", "4", "--algorithm", "swing[2x2]"]

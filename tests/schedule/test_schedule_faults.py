@@ -29,7 +29,7 @@ from jaxcoll.schedule import (
     reduce,
     send,
 )
-from jaxcoll.verify import ScheduleError, verify
+from jaxcoll.schedule.verifier import ScheduleError, verify
 
 
 def ring(p: int = 4) -> Schedule:

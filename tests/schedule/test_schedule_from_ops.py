@@ -23,7 +23,7 @@ from jaxcoll.schedule import (
     reduce,
     send,
 )
-from jaxcoll.verify import verify
+from jaxcoll.schedule.verifier import verify
 
 
 def ring_all_reduce(p: int) -> Schedule:

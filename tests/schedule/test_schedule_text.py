@@ -25,7 +25,7 @@ from jaxcoll.schedule import (
     put,
     put_reduce,
 )
-from jaxcoll.verify import verify
+from jaxcoll.schedule.verifier import verify
 
 HEAD = "jaxcoll-schedule 1 2\n"
 RANK_0 = "rank 0 4 1 1 1 1\n"

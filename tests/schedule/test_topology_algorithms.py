@@ -13,7 +13,7 @@ import schedule_interpreter
 from test_schedule_costs import message_depth
 
 from jaxcoll.schedule import Cost, Schedule, ScheduleSpec, algorithms, build, build_rank, dims_kind
-from jaxcoll.verify import verify
+from jaxcoll.schedule.verifier import verify
 
 TORI = [(2, 2), (2, 4), (4, 4), (2, 2, 2), (3, 4), (2, 3, 2), (3, 3), (6, 4), (1, 5), (4, 1, 2)]
 NODES = [(2, 2), (2, 3), (3, 2), (4, 4), (5, 3), (1, 6), (6, 1), (2, 8), (8, 2)]

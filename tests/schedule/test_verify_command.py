@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from jaxcoll import verify
+from jaxcoll._cli import verify
 from jaxcoll.schedule import COLLECTIVES, algorithms
 
 
@@ -12,20 +14,23 @@ def test_prints_a_line_per_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--collective", "all_reduce", "--algorithm", "ring", "--world-size", "1:4,8"]
     assert verify.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:5] for line in lines[1:]] == [
+    assert [line.split()[:5] for line in lines[1:-1]] == [
         ["all_reduce", "ring", "1", "0", "0.000"],
         ["all_reduce", "ring", "2", "2", "1.000"],
         ["all_reduce", "ring", "3", "4", "1.333"],
         ["all_reduce", "ring", "4", "6", "1.500"],
         ["all_reduce", "ring", "8", "14", "1.750"],
     ]
-    assert all("correct" in line for line in lines[1:])
+    assert all("correct" in line for line in lines[1:-1])
+    assert re.fullmatch(r"verified 5 of 5 schedules in \d+\.\d\d s; failures: 0", lines[-1])
 
 
 def test_everything_is_verified_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main(["--world-size", "3", "--channels", "2"]) == 0
     built_in = sum(len(algorithms(collective)) for collective in COLLECTIVES)
-    assert len(capsys.readouterr().out.splitlines()) == 1 + built_in
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + built_in + 1
+    assert lines[-1].startswith(f"verified {built_in} of {built_in} schedules in ")
 
 
 def test_schedules_that_cannot_be_built_fail(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +40,7 @@ def test_schedules_that_cannot_be_built_fail(capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     assert "refused: hierarchical[2x4] does not fit 6 ranks" in captured.out
     assert "1 schedules were refused" in captured.err
+    assert captured.out.endswith(" s; failures: 1\n")
 
 
 def test_wrong_schedules_fail(

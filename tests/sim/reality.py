@@ -3,9 +3,9 @@
     python tests/sim/reality.py --json benchmarks/results/reality.json
 
 Hosts are network namespaces (tests/multiprocess/hosts.py), their cables `tc`'s token buckets in
-both directions, and ranks processes of the engine without JAX (jaxcoll/_ranks.py). What is
-simulated is the schedule as the engine runs it (jaxcoll/_engine_model.py) on a switch with links of
-those rates.
+both directions, and ranks processes of the engine without JAX (jaxcoll/tune/ranks.py). What is
+simulated is the schedule as the engine runs it (jaxcoll/tune/engine_model.py) on a switch with
+links of those rates.
 Three figures are measured first, by one-way messages between two hosts, and then kept: how long a
 small message takes, and from two sizes the share of a link's rate that carries payload. Everything
 else is predicted: other collectives, algorithms, numbers of hosts and sizes.
@@ -40,11 +40,11 @@ sys.path.append(str(Path(__file__).parents[1] / "multiprocess"))
 
 from hosts import Network, NotPermitted
 
-from jaxcoll._engine_model import predict_s
-from jaxcoll._network import Topology
-from jaxcoll._ranks import Ranks, Times
 from jaxcoll.schedule import Collective, ScheduleSpec
+from jaxcoll.sim.network import Topology
 from jaxcoll.simulate import Model
+from jaxcoll.tune.engine_model import predict_s
+from jaxcoll.tune.ranks import Ranks, Times
 
 KIB = 1 << 10
 MBIT_BPS = 1e6 / 8

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxcoll import simulate
-from jaxcoll._bounds import Bounds
 from jaxcoll.schedule import INPUT, OUTPUT, Schedule, ScheduleSpec, algorithms, build, copy, put
+from jaxcoll.sim.bounds import Bounds
 from jaxcoll.simulate import Change, Model, SimulationError, Stragglers, Timeline, Traffic, run
 from jaxcoll.topology import (
     Topology,

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jaxcoll import _simulate_command
+from jaxcoll._cli import simulate
 from jaxcoll.schedule import algorithms
 from jaxcoll.simulate import KEPT_SCHEDULES, SimulationError
 
@@ -18,7 +18,7 @@ SMALL = ["--topology", "fat_tree:16,radix=4", "--bytes", "64K:1M", "--quiet"]
 
 
 def run(*arguments: str) -> int:
-    return _simulate_command.main([*SMALL, *arguments])
+    return simulate.main([*SMALL, *arguments])
 
 
 def test_prints_a_line_per_case_and_says_that_it_is_simulated(
@@ -141,7 +141,7 @@ def test_json_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _simulate_command.main([*SMALL[:-1], "--algorithm", "ring", "--seeds", "4"]) == 0
+    assert simulate.main([*SMALL[:-1], "--algorithm", "ring", "--seeds", "4"]) == 0
     assert "12 of 12 simulations: ring all_reduce on fat_tree" in capsys.readouterr().err
 
 
@@ -164,13 +164,13 @@ def test_says_which_algorithm_is_the_fastest_where(capsys: pytest.CaptureFixture
     torus = ["--topology", "torus:8x8,bandwidth=400Gb/s,latency=100ns", "--quiet"]
     costs = ["--overhead", "600ns", "--latency", "400ns", "--bounds", "none"]
     what = ["--algorithm", "bucket,swing", "--bytes", "4M:64M:2"]
-    assert _simulate_command.main([*torus, *costs, *what]) == 0
+    assert simulate.main([*torus, *costs, *what]) == 0
     # The closed forms meet at 17.9 MB, see test_tori.py.
     assert (
         "# fastest all_reduce on torus(8x8), ecmp: swing from 4 MiB to 16 MiB, "
         "bucket from 32 MiB to 64 MiB\n"
     ) in capsys.readouterr().out
-    assert _simulate_command.main([*torus, *costs, *what, "--json", "-"]) == 0
+    assert simulate.main([*torus, *costs, *what, "--json", "-"]) == 0
     (fastest,) = json.loads(capsys.readouterr().out)["fastest"]
     assert fastest["ranges"][0] == {
         "algorithm": "swing",
@@ -182,14 +182,14 @@ def test_says_which_algorithm_is_the_fastest_where(capsys: pytest.CaptureFixture
 def test_says_which_bound_is_missing_and_why(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcoll._bounds._MOST_LP_VARIABLES", 1000)
+    monkeypatch.setattr("jaxcoll.sim.bounds._MOST_LP_VARIABLES", 1000)
     assert run("--collective", "all_to_all", "--algorithm", "direct") == 0
     assert (
         "# no flow bound: all_to_all on fat_tree(16, radix 4, 1:1): its linear program has 1536 "
         "variables (16 sources x 96 links); it is solved for up to 1000\n"
     ) in capsys.readouterr().out
     big = ["--topology", "switch:101", "--quiet", "--bytes", "1M", "--algorithm", "ring"]
-    assert _simulate_command.main([*big, "--collective", "all_gather", "--json", "-"]) == 0
+    assert simulate.main([*big, "--collective", "all_gather", "--json", "-"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["results"]
     assert row["missing_bound"] == "101 ranks; it is computed for up to 100"
     # all_reduce has none, and who does not ask for it misses nothing.
@@ -224,7 +224,7 @@ def test_draws_that_cut_ranks_off_are_left_out_and_told(
 def test_a_linear_program_that_takes_too_long_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcoll._bounds._MOST_LP_SECONDS", 1e-6)
+    monkeypatch.setattr("jaxcoll.sim.bounds._MOST_LP_SECONDS", 1e-6)
     assert run("--collective", "all_to_all", "--algorithm", "direct") == 0
     assert "its linear program of 1536 variables was not solved in 1e-06 s" in (
         capsys.readouterr().out
@@ -276,7 +276,7 @@ def test_changes_on_the_way_and_explicit_placement(capsys: pytest.CaptureFixture
     pair = ["--ranks", "2", "--algorithm", "recursive_doubling", "--json", "-"]
 
     def time_s(*arguments: str) -> float:
-        assert _simulate_command.main([*topology, *pair, *arguments]) == 0
+        assert simulate.main([*topology, *pair, *arguments]) == 0
         (row,) = json.loads(capsys.readouterr().out)["results"]
         return float(row["time_s"])
 
@@ -384,6 +384,6 @@ def test_a_defect_of_the_simulator_is_called_that(
     def broken(*arguments: object, **options: object) -> None:
         raise SimulationError("below its bound")
 
-    monkeypatch.setattr("jaxcoll._sweep.run", broken)
+    monkeypatch.setattr("jaxcoll.sim.sweep.run", broken)
     assert run("--algorithm", "ring") == 1
     assert "defect of the simulator: below its bound" in capsys.readouterr().err

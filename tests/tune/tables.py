@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxcoll import _tuning
+from jaxcoll.tune import table
 
-Picks, Table = _tuning.Picks, _tuning.Table
+Picks, Table = table.Picks, table.Table
 
 
 def row(

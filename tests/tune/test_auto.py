@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from tables import row, write
 
 import jaxcoll
-from jaxcoll import TuningError, _tuning
+from jaxcoll import TuningError
+from jaxcoll.tune import table
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
 
     def read_anew() -> None:
         jax.clear_caches()
-        _tuning.active.cache_clear()
+        table.active.cache_clear()
 
     def use(*rows: Any) -> str:
         path = write(tmp_path / "table.json", *rows)
         monkeypatch.setenv("JAXCOLL_TUNING", str(path))
         read_anew()
-        return _tuning.parse(path.read_text()).digest
+        return table.parse(path.read_text()).digest
 
     yield use
     monkeypatch.undo()
@@ -100,7 +101,7 @@ def test_a_table_that_cannot_be_used_is_told_where_auto_is_traced(
 ):
     use(row([None, "ring"], world_size=4))
     (tmp_path / "table.json").write_text("{")
-    _tuning.active.cache_clear()
+    table.active.cache_clear()
     f, x = calls("ring")
     f(x)
     g, x = calls()

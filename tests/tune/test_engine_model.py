@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jaxcoll import topology, verify
-from jaxcoll._costs import LinkCosts, MemoryCosts, NodeCosts, Sample, fit, misfit
-from jaxcoll._engine_model import as_run, cut, predict_s
 from jaxcoll.schedule import Schedule, ScheduleSpec, algorithms
 from jaxcoll.simulate import Model, run
+from jaxcoll.tune.costs import LinkCosts, MemoryCosts, NodeCosts, Sample, fit, misfit
+from jaxcoll.tune.engine_model import as_run, cut, predict_s
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -21,7 +21,7 @@ def test_cut_into_segments_a_schedule_is_still_right(
     for name in algorithms(collective):
         spec = ScheduleSpec(collective, 6, name)  # type: ignore[arg-type]
         made = as_run(spec, segments, in_flight)
-        verify.verify(made)
+        verify(made)
         assert isinstance(made, Schedule)
         assert len(made.programs[1].ops) == segments * len(as_run(spec, 1, 1).programs[1].ops)
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import row, text, write
 
-from jaxcoll import TuningError, _select, _tuning, verify
+from jaxcoll import TuningError, verify
 from jaxcoll import schedule as schedules
 from jaxcoll._native import native
+from jaxcoll.tune import select
+from jaxcoll.tune import table as _tuning
 
 TUNED = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast")
 
@@ -231,7 +233,7 @@ def test_a_table_of_a_larger_machine_is_used_only_if_it_is_named(tmp_path: Path)
 
 
 def chosen(table: _tuning.Table | None, collective: str, world_size: int, **options: Any) -> str:
-    return _select.choose(collective, "auto", world_size, table=table, **options).algorithm
+    return select.choose(collective, "auto", world_size, table=table, **options).algorithm
 
 
 def test_the_entry_of_the_next_smaller_number_of_ranks_counts():
@@ -309,7 +311,7 @@ def test_whatever_a_table_says_the_pick_is_a_schedule_that_is_proved_right(data:
     each, nodes = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
     world_size = each * nodes
     layout = data.draw(st.sampled_from(_tuning.LAYOUTS))
-    choice = _select.choose(
+    choice = select.choose(
         collective,
         "auto",
         world_size,
@@ -323,7 +325,7 @@ def test_whatever_a_table_says_the_pick_is_a_schedule_that_is_proved_right(data:
     spec = schedules.ScheduleSpec(
         cast(schedules.Collective, collective), world_size, choice.algorithm, dims=choice.dims
     )
-    verify.verify(schedules.build(spec))
+    verify(schedules.build(spec))
     if layout != "process":  # it fits the engine's slots
         native.engine_segments(
             collective, choice.algorithm, world_size, list(choice.dims), "", "float32", 1000

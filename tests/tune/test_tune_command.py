@@ -11,11 +11,13 @@ import pytest
 from tables import row, write
 
 from jaxcoll import __main__ as command
-from jaxcoll import _select, _tuner, _tuning, tune
-from jaxcoll._ranks import Ranks, RanksError
+from jaxcoll._cli import tune
+from jaxcoll.tune import select, tuner
+from jaxcoll.tune import table as tables
+from jaxcoll.tune.ranks import Ranks, RanksError
 
 KIB = 1 << 10
-LITTLE = _tuner.Effort(
+LITTLE = tuner.Effort(
     {"process": (2,), "host": (2,), "hosts": (2,)}, (KIB, 64 * KIB), (4 * KIB,), 1, 90.0
 )
 
@@ -23,20 +25,20 @@ LITTLE = _tuner.Effort(
 def test_it_measures_writes_and_tells_what_it_has_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(_tuner, "QUICK", LITTLE)
-    monkeypatch.setattr(_tuner, "SIZES", (KIB, 1 << 20))
+    monkeypatch.setattr(tuner, "QUICK", LITTLE)
+    monkeypatch.setattr(tuner, "SIZES", (KIB, 1 << 20))
     path = tmp_path / "new" / "table.json"
     network = ["--bandwidth", "10Gb/s", "--latency", "30us"]
     assert command.main(["tune", "--quick", "--output", str(path), *network]) == 0
     told = capsys.readouterr().out
-    table = _tuning.load({"JAXCOLL_TUNING": str(path)})
+    table = tables.load({"JAXCOLL_TUNING": str(path)})
     assert table is not None
     assert table.digest in told
     for name in ("process", "shm", "tcp"):
         assert f"\n{name:8} alpha:" in told
         costs = table.about["measured"][name]["costs"]
         assert all(value > 0 for value in costs.values())
-    assert {picks.layout for picks in table.picks} == set(_tuning.LAYOUTS)
+    assert {picks.layout for picks in table.picks} == set(tables.LAYOUTS)
     checked = table.about["checks"]
     assert f"# {len(checked)} checks: " in told
     assert checked
@@ -46,7 +48,7 @@ def test_it_measures_writes_and_tells_what_it_has_found(
     # What was written is what decides.
     for layout, processes in (("process", 1), ("host", 2)):
         for nbytes in (KIB, 1 << 20):
-            choice = _select.choose(
+            choice = select.choose(
                 "all_reduce", "auto", 2, byte_count=nbytes, processes=processes, table=table
             )
             assert choice.algorithm == table.find(layout, "all_reduce", 2, 1, nbytes)  # type: ignore[arg-type]
@@ -78,29 +80,29 @@ def test_a_latency_needs_a_bandwidth(capsys: pytest.CaptureFixture[str]):
     assert "--latency needs --bandwidth" in capsys.readouterr().err
 
 
-def choice(pick: str, nbytes: int = KIB) -> _tuner.Choice:
-    spec = _tuner.ScheduleSpec("all_reduce", 4, pick)
-    shipped = _tuner.ScheduleSpec("all_reduce", 4, "direct")
-    return _tuner.Choice("host", spec, 1, nbytes, 1e-5, shipped, 2e-5)
+def choice(pick: str, nbytes: int = KIB) -> tuner.Choice:
+    spec = tuner.ScheduleSpec("all_reduce", 4, pick)
+    shipped = tuner.ScheduleSpec("all_reduce", 4, "direct")
+    return tuner.Choice("host", spec, 1, nbytes, 1e-5, shipped, 2e-5)
 
 
 def test_a_pick_that_loses_to_the_shipped_rules_is_not_written():
     choices = [choice("ring", KIB), choice("ring", 4 * KIB), choice("direct2", 16 * KIB)]
-    won = _tuner.Check(choice("ring", 2 * KIB), {"ring": 1e-5, "direct": 2e-5})
-    lost = _tuner.Check(choice("ring", 2 * KIB), {"ring": 2e-5, "direct": 1e-5})
+    won = tuner.Check(choice("ring", 2 * KIB), {"ring": 1e-5, "direct": 2e-5})
+    lost = tuner.Check(choice("ring", 2 * KIB), {"ring": 2e-5, "direct": 1e-5})
     assert (won.loses, won.is_off, won.regret) == (False, False, 0)
     assert (lost.loses, lost.is_off, lost.best) == (True, True, "direct")
     assert "OFF" in tune.check_text(lost)
-    (kept,) = _tuner.table_of(choices, [won])
+    (kept,) = tuner.table_of(choices, [won])
     assert kept.steps == ((8 * KIB, "ring"), (None, "direct2"))
-    (replaced,) = _tuner.table_of(choices, [won, lost])
+    (replaced,) = tuner.table_of(choices, [won, lost])
     assert replaced.steps == ((8 * KIB, "direct"), (None, "direct2"))
 
 
 def test_picks_are_of_the_operand_of_one_rank():
-    assert _tuner.operand_bytes("all_gather", 4, 4096) == 1024
-    assert _tuner.operand_bytes("reduce_scatter", 4, 4096) == 4096
-    (picks,) = _tuner.table_of([choice("ring")], [])
+    assert tuner.operand_bytes("all_gather", 4, 4096) == 1024
+    assert tuner.operand_bytes("reduce_scatter", 4, 4096) == 4096
+    (picks,) = tuner.table_of([choice("ring")], [])
     assert "ring" in tune.picks_text([picks])[1]
 
 
@@ -116,7 +118,7 @@ def test_ranks_do_without_jax():
 
 def test_what_ranks_compute_is_checked():
     with Ranks(2, 2) as ranks:
-        for collective in _tuner.COLLECTIVES:
+        for collective in tuner.COLLECTIVES:
             times = ranks.time(collective, "direct", 1000, rounds=2)
             assert len(times.rounds_s) == 2
             assert 0 < times.quiet_s <= times.median_s

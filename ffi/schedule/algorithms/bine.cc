@@ -27,10 +27,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 // A ring of the ranks that take part in butterflies and trees.
 Torus RingOf(int32_t size) { return Torus({size - size % 2}); }
 

@@ -11,14 +11,6 @@
 #include "schedule/algorithms/algorithms.h"
 
 namespace jaxcoll {
-namespace {
-
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
-}  // namespace
-
 void BinomialBroadcast(ProgramBuilder& b) {
   const int32_t v = b.Neighbour(-b.spec().root);
   const Operand input = b.Blocks(kIn, 0), output = b.Blocks(kOut, 0);

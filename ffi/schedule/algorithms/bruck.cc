@@ -14,14 +14,6 @@
 #include "schedule/algorithms/algorithms.h"
 
 namespace jaxcoll {
-namespace {
-
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
-}  // namespace
-
 void BruckAllGather(ProgramBuilder& b) {
   // Blocks land where they belong, wrapping around: the paper's final rotation is not needed.
   b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, b.rank()));

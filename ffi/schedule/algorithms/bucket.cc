@@ -23,10 +23,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 // The way of one part of the vector.
 struct Way {
   int32_t start;      // dimension

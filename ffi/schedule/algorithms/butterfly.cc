@@ -7,10 +7,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 int32_t Rho(int32_t round) {
   return (1 - (-2) * (round % 2 == 0 ? 1 << round : -(1 << round))) / 3;
 }

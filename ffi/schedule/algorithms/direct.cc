@@ -19,10 +19,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 // The scratch block of `rank` that receives from `peer`: there is none for the rank itself.
 int32_t Slot(int32_t rank, int32_t peer) { return peer < rank ? peer : peer - 1; }
 

@@ -23,8 +23,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kOut = BufferKind::kOutput;
-
 constexpr int32_t kPipelineDepth = TreeGroup::kPieces / 2;
 constexpr int32_t kNone = -1;
 

@@ -26,10 +26,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 struct Trees {
   explicit Trees(const ScheduleSpec& spec)
       : world(spec.world_size),

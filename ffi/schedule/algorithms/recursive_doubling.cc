@@ -12,14 +12,6 @@
 #include "schedule/algorithms/exchange.h"
 
 namespace jaxcoll {
-namespace {
-
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
-}  // namespace
-
 Layout RecursiveDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? 1 : 0};
 }

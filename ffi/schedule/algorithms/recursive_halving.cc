@@ -16,14 +16,6 @@
 #include "schedule/algorithms/fold.h"
 
 namespace jaxcoll {
-namespace {
-
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
-}  // namespace
-
 Layout HalvingDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = Fold(spec.world_size).size};
 }

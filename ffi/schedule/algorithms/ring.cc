@@ -17,10 +17,6 @@
 namespace jaxcoll {
 namespace {
 
-constexpr BufferKind kIn = BufferKind::kInput;
-constexpr BufferKind kOut = BufferKind::kOutput;
-constexpr BufferKind kTmp = BufferKind::kScratch;
-
 Ring RingOfAllRanks(const ProgramBuilder& b) {
   return {.size = b.size(),
           .index = b.rank(),

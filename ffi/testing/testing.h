@@ -1,0 +1,12 @@
+// What tests and benchmarks need beside the product, in builds with -DJAXCOLL_TESTING=ON only: not
+// part of the wheel.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace jaxcoll {
+
+void BindLinkBench(nanobind::module_& m);  // link_bench.cc: a link alone
+void BindHarness(nanobind::module_& m);    // bind_harness.cc: N ranks on one GPU; needs CUDA
+
+}  // namespace jaxcoll

@@ -1,0 +1,121 @@
+"""This process, as the others of its job see it: from when they know of it, and its engine.
+
+The others can link to a process, and miss it when it dies, once it has been announced. That is as
+early as it can be: when JAX makes its back ends, for which it calls `jax_plugins.jaxcoll`; at
+`import jaxcoll` where `jax.distributed.initialize` was called before; else at the first use. JAX
+makes back ends in all processes together, so whoever can call a collective finds that all others
+have been announced, if they have imported jaxcoll by then.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+import jax
+
+from jaxcoll._errors import LinkError
+from jaxcoll._jax import compat
+from jaxcoll._job.bootstrap import Bootstrap
+from jaxcoll._native import native
+
+_PUBLISH_S = 2.0  # for the store to answer; it takes milliseconds
+
+_log = logging.getLogger("jaxcoll.bootstrap")
+
+_starting = threading.Lock()
+_bootstrap: Bootstrap | None = None  # guarded by _starting
+_failure = ""  # why the engine cannot be started; guarded by _starting
+
+
+def announce() -> None:
+    """Lets the other processes know of this one, if there are any. Starts no back end.
+
+    What goes wrong is raised when a collective first needs other processes; they are told now.
+    """
+    job = compat.distributed_store()
+    if job is None or job[2] == 1:
+        return
+    try:
+        with _starting:
+            bootstrap = _announced()
+        bootstrap.wait_until_published(_PUBLISH_S)
+    except LinkError as error:
+        _log.info("%s", error)
+
+
+def _announced() -> Bootstrap:
+    """Raises: LinkError."""
+    global _bootstrap
+    if _bootstrap is None:
+        _bootstrap = Bootstrap.from_environment(native, engine_started=False)
+        _at_exit(_close)
+        os.register_at_fork(after_in_child=_bootstrap.forget)
+        _bootstrap.start()
+    return _bootstrap
+
+
+def _at_exit(function: Callable[[], None]) -> None:
+    owner = os.getpid()
+
+    def call() -> None:
+        if os.getpid() == owner:  # a process that was forked off has our links, but no threads
+            function()
+
+    atexit.register(call)
+
+
+def start_engine() -> None:
+    """Makes the engine know the other processes, once.
+
+    Raises: LinkError; the others are told the reason, too.
+    """
+    with _starting:
+        if not native.comm_started():
+            _start_engine_once()
+
+
+def _start_engine_once() -> None:
+    global _failure
+    if _failure:
+        raise LinkError(_failure)
+    bootstrap = _announced()
+    try:
+        process_of_device = {device.id: device.process_index for device in jax.devices()}
+        native.comm_start(jax.process_index(), process_of_device, bootstrap.want)
+    except Exception as error:
+        _failure = (
+            f"process {jax.process_index()} (pid {os.getpid()} on {os.uname().nodename}) cannot "
+            f"start the engine between processes: {error}"
+        )
+        bootstrap.refuse(_failure)
+        raise LinkError(_failure) from error
+    compat.on_compiled(native.comm_end_build)
+    bootstrap.start_engine()
+    # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
+    # for the back end, which waits for our calls.
+    _at_exit(native.shutdown)
+    _at_exit(native.comm_stop)
+    _at_exit(_close)
+
+
+def _close() -> None:
+    assert _bootstrap is not None
+    _bootstrap.close("was interrupted (Ctrl-C) and has ended" if native.interrupts() else "")
+
+
+def refuse(reason: str) -> None:
+    """This process takes part in nothing any more, and the others are told why."""
+    with _starting:
+        bootstrap = _bootstrap
+    if bootstrap is not None:
+        bootstrap.refuse(reason)
+
+
+def listening() -> list[str]:
+    """Where this process can be reached now."""
+    with _starting:
+        return [] if _bootstrap is None else _bootstrap.listening()

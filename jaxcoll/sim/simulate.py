@@ -1,0 +1,241 @@
+"""One simulation of a schedule on a network. `jaxcoll.simulate` is the public face."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxcoll._native import native
+from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
+from jaxcoll.schedule.ir import to_tuple
+from jaxcoll.sim.bounds import Bounds
+from jaxcoll.sim.network import CutError, Placement, Topology, TopologyError
+from jaxcoll.sim.timeline import (
+    ROUTINGS,
+    Change,
+    Model,
+    Routing,
+    SimulationError,
+    Stragglers,
+    Timeline,
+    Traffic,
+    changes_of,
+)
+
+# Of parameters of a model, where it is not from 0 on.
+_RANGES: Final = {"efficiency": (1e-6, 1.0), "split": (1, 256)}
+
+# Packed schedules that are remembered.
+KEPT_SCHEDULES: Final = 8
+
+# Endless background traffic: days at any rate, and exact as a float.
+_ENDLESS_BYTES: Final = 10**15
+
+
+def run(
+    schedule: Schedule | ScheduleSpec,
+    topology: Topology,
+    nbytes: int,
+    *,
+    model: Model = Model(),  # noqa: B008 - frozen
+    placement: Placement | str | None = None,
+    routing: Routing = "ecmp",
+    seed: int = 0,
+    failures: Sequence[str] = (),
+    changes: Sequence[Change] = (),
+    stragglers: Stragglers = Stragglers(),  # noqa: B008 - frozen
+    background: Sequence[Traffic] = (),
+    itemsize: int = 4,
+    record: bool = False,
+    bounds: Literal["all", "quick", "none"] = "all",
+) -> Timeline:
+    """Simulates one collective.
+
+    Args:
+      schedule: a built-in one's spec (any number of ranks, as memory allows), or a schedule.
+      topology: the network.
+      nbytes: size, as `Timeline.nbytes` tells; rounded down to whole elements per block, as
+        nccl-tests do, but at least one.
+      model: what messages and computing cost.
+      placement: see `Topology.place`.
+      routing: "ecmp", "split" or "spray".
+      seed: of routes, jitter and unfairness.
+      failures: nodes and links that are down from the start; see `Topology.find_links`.
+      changes: what fails, slows down or comes back on the way.
+      stragglers: slow and late ranks.
+      background: traffic that is not of the collective.
+      itemsize: bytes per element; chunks are cut at elements.
+      record: keep every message.
+      bounds: which lower bounds to compute: "quick" leaves out those by maximal flows to every
+        rank and by linear programs, which take seconds near 100 ranks (once per network).
+
+    Returns:
+      Times, what every link carried, messages.
+
+    Raises:
+      TopologyError: a placement, component or network that cannot be.
+      CutError: ranks that must talk have no path left; a TopologyError.
+      ValueError: a schedule that cannot be built, or that deadlocks; a parameter out of range.
+      SimulationError: a defect of the simulator, found by its own checks: bytes were lost, a link
+        was overfull, or the time is below a bound.
+    """
+    if bounds not in ("all", "quick", "none"):
+        raise ValueError(f"bounds is {bounds!r}; there are all, quick and none")
+    if routing not in ROUTINGS:
+        raise ValueError(f"unknown routing {routing!r}; there are {', '.join(ROUTINGS)}")
+    if nbytes < 1:
+        raise ValueError(f"nbytes is {nbytes}, but must be positive")
+    world_size = schedule.world_size
+    hosts = topology.place(world_size, placement)
+    packed = pack(schedule)
+    blocks = max(
+        input_blocks(schedule.collective, world_size),
+        output_blocks(schedule.collective, world_size),
+    )
+    block_elements = max(1, nbytes // (blocks * itemsize))
+    index = topology.index
+    for name, values in (("slowdown", stragglers.slowdown), ("start_s", stragglers.start_s)):
+        if values and len(values) != world_size:
+            raise ValueError(f"stragglers.{name} has {len(values)} entries for {world_size} ranks")
+        for rank, value in enumerate(values):
+            _in_range(f"stragglers.{name} of rank {rank}", value, 0, math.inf)
+    _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
+    for parameter, value in vars(model).items():
+        _in_range(f"model.{parameter}", value, *_RANGES.get(parameter, (0, math.inf)))
+    for traffic in background:
+        for end in (traffic.source, traffic.destination):
+            if end not in index:
+                raise TopologyError(f"background traffic names unknown node {end!r}")
+    link_changes = changes_of(topology, failures, changes)
+    try:
+        out = native.simulate(
+            packed,
+            topology.native,
+            [index[host] for host in hosts],
+            block_elements,
+            itemsize,
+            overhead_ps=_ps(model.overhead_s),
+            latency_ps=_ps(model.latency_s),
+            reduce_ps_per_byte=model.reduce_s_per_byte * 1e12,
+            copy_ps_per_byte=model.copy_s_per_byte * 1e12,
+            routing=routing,
+            split=model.split,
+            seed=seed,
+            in_flight=model.in_flight,
+            efficiency=model.efficiency,
+            quantum_ps=_ps(model.quantum_s),
+            jitter=stragglers.jitter,
+            unfairness=model.unfairness,
+            slowdown=list(stragglers.slowdown),
+            start_ps=[_ps(start) for start in stragglers.start_s],
+            changes=link_changes,
+            background=[
+                (
+                    index[x.source],
+                    index[x.destination],
+                    _ps(x.start_s),
+                    _ENDLESS_BYTES if x.nbytes is None else x.nbytes,
+                    x.bandwidth_Bps,
+                )
+                for x in background
+            ],
+            record=record,
+        )
+    except RuntimeError as error:
+        raise SimulationError(str(error)) from None
+    except ValueError as error:
+        if "no path of working links" in str(error):
+            down = [*failures, *(c.component for c in changes if c.factor == 0)]
+            lost = f"; down: {', '.join(down[:8])}{', ...' if len(down) > 8 else ''}"
+            raise CutError(f"{topology.name}: {error}{lost if down else ''}") from None
+        raise
+    capacities = topology.capacities_Bps * model.efficiency
+    for time_ps, link, bandwidth_Bps in link_changes:
+        if time_ps == 0:
+            capacities[link] = bandwidth_Bps * model.efficiency
+    timeline = Timeline(
+        collective=schedule.collective,
+        algorithm=schedule.algorithm,
+        topology=topology,
+        routing=routing,
+        seed=seed,
+        nbytes=block_elements * itemsize * blocks,
+        hosts=tuple(hosts),
+        time_ps=out["time_ps"],
+        rank_time_ps=out["rank_time_ps"],
+        link_bytes=out["link_bytes"],
+        messages=out["messages"],
+        message_count=out["message_count"],
+        event_count=out["event_count"],
+        capacities_Bps=capacities,
+    )
+    if bounds == "none":
+        return timeline
+    best = capacities.copy()  # a link may be mended on the way
+    for _, link, bandwidth_Bps in link_changes:
+        best[link] = max(best[link], bandwidth_Bps * model.efficiency)
+    limits = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all")
+    found = limits.of(
+        schedule.collective,
+        timeline.nbytes,
+        model,
+        stragglers,
+        root=schedule.root,
+        permutation=schedule.permutation,
+    )
+    timeline = replace(timeline, bounds=found, missing_bound=limits.missing(schedule.collective))
+    # Every event is rounded to a picosecond; bounds are floating point.
+    slack_ps = 1e-6 * timeline.time_ps + packed.ops / world_size + 2
+    if found and timeline.time_ps + slack_ps < found[0].time_s * 1e12:
+        raise SimulationError(
+            f"{timeline!r} is below its {found[0].name} bound of {found[0].time_s * 1e6:.3f} us; "
+            "this is a defect of the simulator or of the bound"
+        )
+    return timeline
+
+
+def _bounds_of(
+    topology: Topology, hosts: tuple[str, ...], capacities: NDArray[np.float64], *, flow: bool
+) -> Bounds:
+    """Kept with the network: sweeps ask for the same again and again."""
+    key = (hosts, capacities.tobytes(), flow)
+    if key not in topology.memo:
+        topology.memo[key] = Bounds(topology, hosts, capacities, flow=flow)
+    return topology.memo[key]
+
+
+@lru_cache(maxsize=KEPT_SCHEDULES)
+def pack(schedule: Schedule | ScheduleSpec) -> Any:
+    """What the engine runs: about 30 bytes per op. The last few are kept.
+
+    Raises:
+      ValueError: the spec cannot be built, or a message has one end only.
+    """
+    if isinstance(schedule, Schedule):
+        return native.sim_graph_of_programs([to_tuple(program) for program in schedule.programs])
+    return native.sim_graph(
+        schedule.collective,
+        schedule.algorithm,
+        schedule.world_size,
+        schedule.channels,
+        list(schedule.dims),
+        schedule.root,
+        list(schedule.permutation),
+    )
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not (low <= value <= high and math.isfinite(value)):
+        most = f" and at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} is {value}, but must be at least {low:g}{most}")
+
+
+def _ps(seconds: float) -> int:
+    _in_range("a time in seconds", seconds, 0, math.inf)
+    return round(seconds * 1e12)

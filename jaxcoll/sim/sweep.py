@@ -1,0 +1,364 @@
+"""Many simulations at once: what ``jaxcoll simulate`` runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from jaxcoll.schedule import Collective, Schedule, ScheduleSpec, dims_kind, parse_algorithm
+from jaxcoll.sim.network import CutError, Topology, TopologyError
+from jaxcoll.sim.simulate import KEPT_SCHEDULES, pack, run
+from jaxcoll.sim.timeline import (
+    Change,
+    Distribution,
+    Model,
+    Routing,
+    Stragglers,
+    Timeline,
+    Traffic,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases of a sweep share.
+
+    Attributes:
+      model: costs of messages and computing.
+      ranks: how many; 0: one per endpoint.
+      placement: see `Topology.place`.
+      seeds: simulations of every case that chance has a part in.
+      failed: components that are down in every case.
+      fail_at_s: when the drawn failures happen; None: before the start.
+      changes: what else fails, slows down or comes back, in every case.
+      jitter: see `Stragglers`.
+      slowdown: rank -> factor, on top of what is drawn.
+      spread: scale of slowdowns, drawn per rank; see `Stragglers.draw`.
+      late_s: scale of late starts, drawn per rank.
+      distribution: of both.
+      background: share of its port that every endpoint sends to another, drawn per seed.
+      itemsize: bytes per element.
+      bounds: which bounds to compute.
+    """
+
+    model: Model = Model()  # noqa: RUF009 - frozen
+    ranks: int = 0
+    placement: str | tuple[str, ...] | None = None
+    seeds: int = 1
+    failed: tuple[str, ...] = ()
+    fail_at_s: float | None = None
+    changes: tuple[Change, ...] = ()
+    jitter: float = 0.0
+    slowdown: tuple[tuple[int, float], ...] = ()
+    spread: float = 0.0
+    late_s: float = 0.0
+    distribution: Distribution = "normal"
+    background: float = 0.0
+    itemsize: int = 4
+    bounds: Literal["all", "quick", "none"] = "all"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    topology: Topology
+    spec: ScheduleSpec | Schedule
+    nbytes: int
+    routing: Routing
+    fail: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case, and what came out for each seed.
+
+    Attributes:
+      case: the case.
+      timelines: one at least.
+      cut: of the other seeds, whose drawn failures cut ranks off: what was said.
+    """
+
+    case: Case
+    timelines: tuple[Timeline, ...]
+    cut: tuple[str, ...] = ()
+
+    @property
+    def median(self) -> Timeline:
+        """The run whose time is the (lower) median."""
+        return sorted(self.timelines, key=lambda t: t.time_ps)[(len(self.timelines) - 1) // 2]
+
+    @property
+    def p50_s(self) -> float:
+        return statistics.median(t.time_s for t in self.timelines)
+
+    @property
+    def p99_s(self) -> float:
+        """The 99th percentile, by nearest rank: with up to 100 seeds the worst."""
+        times = sorted(t.time_s for t in self.timelines)
+        return times[min(len(times) - 1, -(-99 * len(times) // 100) - 1)]
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        median, spec = self.median, self.case.spec
+        return {
+            "topology": self.case.topology.name,
+            "collective": spec.collective,
+            "algorithm": spec.algorithm,
+            "ranks": spec.world_size,
+            "channels": spec.channels if isinstance(spec, ScheduleSpec) else None,
+            "bytes": median.nbytes,
+            "routing": self.case.routing,
+            "failed_links": self.case.fail,
+            "time_s": self.p50_s,
+            "time_p99_s": self.p99_s,
+            "times_s": [t.time_s for t in self.timelines],
+            "cut_seeds": len(self.cut),
+            "algbw_GBps": median.algbw_GBps,
+            "busbw_GBps": median.busbw_GBps,
+            "bounds_s": {bound.name: bound.time_s for bound in median.bounds},
+            "gap": median.gap if median.bounds else None,
+            "missing_bound": median.missing_bound or None,
+            "bottlenecks": [
+                {"link": name, "utilisation": round(load, 6)} for name, load in median.bottlenecks()
+            ],
+            "messages": median.message_count,
+            "events": median.event_count,
+        }
+
+
+@dataclass
+class Refusal:
+    """A schedule that cannot be built for so many ranks, or whose ranks are cut off every time."""
+
+    topology: Topology
+    spec: ScheduleSpec | Schedule
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.spec.algorithm} {self.spec.collective} on {self.topology.name}: {self.reason}"
+        )
+
+
+def _dims(
+    topology: Topology, collective: Collective, algorithm: str, ranks: int
+) -> tuple[int, ...]:
+    """What the network says of the ranks' places, if the algorithm wants to know it."""
+    kind, inside = dims_kind(collective, algorithm), topology.node_size
+    if kind == "nodes" and inside and ranks % inside == 0:
+        return ranks // inside, inside
+    if kind == "torus" and ranks == math.prod(topology.extents):
+        return topology.extents
+    return ()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Simulations under way of one schedule: by case, a future for each seed."""
+
+    runs: list[tuple[Case, list[Future[Timeline]]]]
+
+    @property
+    def left(self) -> int:
+        return sum(not future.done() for _, futures in self.runs for future in futures)
+
+
+@dataclass
+class Sweep:
+    """Cases in the order of the table, grouped by the schedule they share."""
+
+    setting: Setting
+    groups: dict[tuple[int, ScheduleSpec | Schedule], list[Case]] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def add(
+        self,
+        topology: Topology,
+        collective: Collective,
+        algorithms: Iterable[str],
+        sizes: Sequence[int],
+        routings: Sequence[Routing],
+        fails: Sequence[int],
+        *,
+        channels: int = 1,
+        root: int = 0,
+    ) -> None:
+        """Adds all combinations."""
+        ranks = self.setting.ranks or len(topology.hosts)
+        permutation: tuple[tuple[int, int], ...] = ()
+        if collective == "permute":  # half way around: as far as it gets
+            permutation = tuple((r, (r + ranks // 2) % ranks) for r in range(ranks))
+        for algorithm in algorithms:
+            name, dims = parse_algorithm(algorithm)
+            spec = ScheduleSpec(
+                collective,
+                ranks,
+                name,
+                channels=channels,
+                dims=dims or _dims(topology, collective, name, ranks),
+                root=root,
+                permutation=permutation,
+            )
+            self.add_schedule(topology, spec, sizes, routings, fails)
+
+    def add_schedule(
+        self,
+        topology: Topology,
+        schedule: ScheduleSpec | Schedule,
+        sizes: Sequence[int],
+        routings: Sequence[Routing],
+        fails: Sequence[int],
+    ) -> None:
+        """Adds all combinations for one schedule."""
+        self.groups[id(topology), schedule] = [
+            Case(topology, schedule, size, routing, fail)
+            for size, routing, fail in itertools.product(sizes, routings, fails)
+        ]
+
+    @property
+    def runs(self) -> int:
+        """Simulations in all."""
+        return sum(len(self._seeds(case)) for cases in self.groups.values() for case in cases)
+
+    def _seeds(self, case: Case) -> range:
+        setting = self.setting
+        chance = (
+            case.routing != "spray"
+            or case.fail > 0
+            or setting.jitter
+            or setting.model.unfairness
+            or setting.spread
+            or setting.late_s
+            or setting.background
+        )
+        return range(setting.seeds if chance else 1)
+
+    def outcomes(
+        self, jobs: int = 0, step: Callable[[str], None] = lambda what: None
+    ) -> Iterator[Outcome]:
+        """Runs everything, on `jobs` cores (0: all), and yields cases in order.
+
+        Args:
+          jobs: simulations at a time.
+          step: called after each of them, with what it was.
+
+        Raises:
+          TopologyError, ValueError, SimulationError: of the first simulation that failed, but
+            for failures drawn by chance that cut ranks off: those seeds are left out, and told.
+        """
+        jobs = jobs or os.cpu_count() or 1
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting: deque[_Group] = deque()  # in the order of the table
+            try:
+                for (_, spec), cases in self.groups.items():
+                    try:
+                        pack(spec)
+                    except ValueError as error:
+                        self.refused.append(Refusal(cases[0].topology, spec, str(error)))
+                        continue
+                    waiting.append(self._start(pool, cases))
+                    # Enough for all cores while the next schedule is packed, but none whose packed
+                    # form is forgotten before it has run.
+                    while (
+                        sum(group.left for group in waiting) > 2 * jobs
+                        or len(waiting) == KEPT_SCHEDULES
+                    ):
+                        yield from self._finish(waiting.popleft(), step)
+                while waiting:
+                    yield from self._finish(waiting.popleft(), step)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _start(self, pool: ThreadPoolExecutor, cases: list[Case]) -> _Group:
+        return _Group(
+            [
+                (case, [pool.submit(self.run_one, case, seed) for seed in self._seeds(case)])
+                for case in cases
+            ]
+        )
+
+    def _finish(self, group: _Group, step: Callable[[str], None]) -> Iterator[Outcome]:
+        for case, futures in group.runs:
+            timelines, cut = [], []
+            for future in futures:
+                try:
+                    timelines.append(future.result())
+                except CutError as error:
+                    if not case.fail:
+                        raise
+                    cut.append(str(error))
+                step(f"{case.spec.algorithm} {case.spec.collective} on {case.topology.name}")
+            if timelines:
+                yield Outcome(case, tuple(timelines), tuple(cut))
+            else:
+                reason = f"{case.fail} links down cut it with every seed; first: {cut[0]}"
+                self.refused.append(Refusal(case.topology, case.spec, reason))
+
+    def run_one(self, case: Case, seed: int, record: bool = False) -> Timeline:
+        """One simulation of a case."""
+        setting, topology = self.setting, case.topology
+        ranks = case.spec.world_size
+        stragglers = Stragglers.draw(
+            ranks,
+            seed=seed,
+            slowdown=setting.spread,
+            start_s=setting.late_s,
+            distribution=setting.distribution,
+            jitter=setting.jitter,
+        )
+        if setting.slowdown:
+            factors = list(stragglers.slowdown or (1.0,) * ranks)
+            for rank, factor in setting.slowdown:
+                if not 0 <= rank < ranks:
+                    raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
+                factors[rank] *= factor
+            stragglers = replace(stragglers, slowdown=tuple(factors))
+        down = topology.draw_failures(case.fail, seed) if case.fail else []
+        changes = list(setting.changes)
+        if setting.fail_at_s is not None:
+            changes += [Change(setting.fail_at_s, component) for component in down]
+            down = []
+        return run(
+            case.spec,
+            topology,
+            case.nbytes,
+            model=setting.model,
+            placement=setting.placement,
+            routing=case.routing,
+            seed=seed,
+            failures=[*setting.failed, *down],
+            changes=changes,
+            stragglers=stragglers,
+            background=_background(topology, setting.background, seed),
+            itemsize=setting.itemsize,
+            record=record,
+            bounds=setting.bounds,
+        )
+
+
+def _background(topology: Topology, share: float, seed: int) -> list[Traffic]:
+    """Every endpoint sends to another one, and is sent to by one, without end."""
+    if share <= 0:
+        return []
+    import random
+
+    hosts = topology.hosts
+    order = random.Random(seed).sample(hosts, len(hosts))
+    port_Bps = dict.fromkeys(hosts, 0.0)
+    for link in topology.links:
+        if link.source in port_Bps:
+            port_Bps[link.source] += link.bandwidth_Bps
+    return [
+        Traffic(a, b, share * port_Bps[a])
+        for a, b in zip(order, [*order[1:], order[0]], strict=True)
+        if a != b
+    ]

@@ -1,0 +1,130 @@
+"""What the engine makes of a schedule between processes, as a schedule that the simulator runs.
+
+A call between processes is cut into segments, slices of every chunk, and a few of them are under
+way at once, each running the whole schedule (ffi/executor/segment_plan.h). So a tree is as good a
+pipeline as a ring, and what a message costs is paid per segment. How a call is cut is the engine's
+own word; this module only writes the cuts down as ops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from jaxcoll import schedule as _schedule
+from jaxcoll._native import native
+from jaxcoll.schedule import Schedule, ScheduleSpec
+from jaxcoll.schedule.ir import Operand, Program
+from jaxcoll.sim.network import Topology
+from jaxcoll.sim.simulate import run
+from jaxcoll.sim.timeline import Model
+
+ITEM_BYTES = 4  # float32, as is measured
+# From here on every further segment takes as long as the last ones did.
+_STEADY_SEGMENTS = 16
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the engine cuts a call: segments, how many run at once, bytes of the largest message."""
+
+    segments: int
+    in_flight: int
+    message_bytes: int
+
+
+def cut(spec: ScheduleSpec, nbytes: int) -> Cut:
+    """How the engine would cut a float32 call of `nbytes` if each rank were a process.
+
+    Raises: ValueError if the algorithm cannot be run by it.
+    """
+    elements = _schedule.block_elements(spec.collective, spec.world_size, nbytes, ITEM_BYTES)
+    return Cut(
+        *native.engine_segments(
+            spec.collective,
+            spec.algorithm,
+            spec.world_size,
+            list(spec.dims),
+            "",
+            "float32",
+            elements,
+        )
+    )
+
+
+def _slice(operand: Operand, segments: int, segment: int) -> Operand:
+    """Of each chunk, which is cut into `segments`, one piece."""
+    chunks = [
+        ((begin + i) * segments + segment, 1)
+        for begin, count in operand.chunks
+        for i in range(count)
+    ]
+    return Operand(operand.buffer, tuple(chunks))
+
+
+def _unroll(program: Program, segments: int, in_flight: int) -> Program:
+    """The ops of all segments; one starts when the one `in_flight` before it has ended."""
+    depended_on = {index for op in program.ops for index in op.depends_on}
+    last = [index for index in range(len(program.ops)) if index not in depended_on]
+    channels = 1 + max((op.channel for op in program.ops), default=0)
+    ops = []
+    for segment in range(segments):
+        base = segment * len(program.ops)
+        before = base - in_flight * len(program.ops)
+        # A channel's ops start in order, so it is enough to hold back its first.
+        held: set[int] = set()
+        for op in program.ops:
+            waits = [base + index for index in op.depends_on]
+            if before >= 0 and op.channel not in held:
+                held.add(op.channel)
+                waits = [before + index for index in last] + waits
+            ops.append(
+                replace(
+                    op,
+                    channel=segment * channels + op.channel,
+                    sources=tuple(_slice(source, segments, segment) for source in op.sources),
+                    destination=_slice(op.destination, segments, segment),
+                    depends_on=tuple(waits),
+                )
+            )
+    chunks = program.chunks_per_block * segments
+    return replace(program, chunks_per_block=chunks, ops=tuple(ops))
+
+
+@lru_cache(maxsize=32)
+def as_run(spec: ScheduleSpec, segments: int, in_flight: int) -> Schedule:
+    """The schedule that the engine runs for a call of so many segments."""
+    built = _schedule.build(spec)
+    if segments == 1:
+        return built
+    programs = tuple(_unroll(program, segments, in_flight) for program in built.programs)
+    return replace(built, programs=programs)
+
+
+def predict_s(
+    spec: ScheduleSpec, nbytes: int, topology: Topology, model: Model, **options: Any
+) -> float:
+    """Simulated seconds of a float32 call of `nbytes` by the engine, each rank a process.
+
+    Args:
+      spec: what runs.
+      nbytes: size, as `jaxcoll.simulate.run` counts it.
+      topology: the network between the processes.
+      model: what messages and computing cost.
+      options: others of `jaxcoll.simulate.run`.
+
+    Raises: ValueError for what cannot be run.
+    """
+    made = cut(spec, nbytes)
+
+    def simulated_s(segments: int) -> float:
+        part = max(1, nbytes * segments // made.segments)
+        schedule = as_run(spec, segments, made.in_flight)
+        return run(schedule, topology, part, model=model, bounds="none", **options).time_s
+
+    if made.segments <= 2 * _STEADY_SEGMENTS:
+        return simulated_s(made.segments)
+    most, half = simulated_s(_STEADY_SEGMENTS), simulated_s(_STEADY_SEGMENTS // 2)
+    each_s = (most - half) / (_STEADY_SEGMENTS - _STEADY_SEGMENTS // 2)
+    return most + each_s * (made.segments - _STEADY_SEGMENTS)
