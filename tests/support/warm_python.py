@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 NURSERIES = 2
+_START_S = 120.0  # for a nursery to import JAX beside compilers
 _LONGEST_REQUEST_BYTES = 100_000  # of one message; sockets take twice as much
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ class Process:
             outputs = [stdout, stderr if own_stderr else stdout]
             socket.send_fds(nursery, message, [stdin, *outputs, status.fileno()])
             status.close()  # so that the nursery's end is seen
-            pid = self._read_number(None)
+            pid = self._read_number(_START_S)
             if pid is None:
                 raise OSError("the nursery has ended")
         except OSError:
@@ -187,7 +188,12 @@ def start(
     while len(_nurseries) < NURSERIES:
         _nurseries.append(_Nursery())
     nursery = _nurseries[place % NURSERIES]
-    return nursery.start(request, own_stderr) if nursery.serves(environment) else None
+    if not nursery.serves(environment):
+        return None
+    try:
+        return nursery.start(request, own_stderr)
+    except OSError:  # it has said why on stderr; test_warm_python.py fails, the others take longer
+        return None
 
 
 def run(
@@ -268,7 +274,8 @@ def serve(control_number: int) -> None:
     In a child it runs the script. What the script raises passes through to the interpreter, which
     does with it what it does in `python -c`.
     """
-    paths = [path for path in sys.path[2:] if path not in _python_path(os.environ)]
+    added_paths = _python_path(os.environ)
+    paths = [path for path in sys.path[2:] if path not in added_paths]
     before = dict(os.environ)
     importlib.import_module("jax")
     added = {k: v for k, v in os.environ.items() if before.get(k) != v}
@@ -294,7 +301,8 @@ def serve(control_number: int) -> None:
 
 
 def _python_path(environment: Mapping[str, str]) -> list[str]:
-    return [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return [*dict.fromkeys(os.path.abspath(path) for path in paths if path)]
 
 
 def _modules_of_a_program(paths: list[str]) -> list[str]:
