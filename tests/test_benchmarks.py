@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, gpu, measure, processes, run, transport
+from benchmarks import compare, gpu, measure, processes, run, scale, transport
 from benchmarks.collectives import COLLECTIVES, DTYPES, count_wrong, exact_input, group_rows, place
 from jaxcoll._native import native
 
@@ -349,3 +349,41 @@ def test_what_the_gpu_kernels_should_reach_is_judged_by_the_rows() -> None:
     }
     # There is a case for every aim.
     assert all(aim.outcome != "MISSING" for aim in gpu.aims(everything))
+
+
+@pytest.mark.parametrize(("collective", "algorithm"), scale.CALLS)
+def test_a_call_builds_its_own_ops_at_every_size(collective: str, algorithm: str) -> None:
+    """Ops of one rank and of the root: at most linear, where all ranks' would be quadratic."""
+    rows = []
+    for ranks in scale.SIZES:
+        _, ops = native.engine_instantiate(
+            collective,
+            algorithm,
+            ranks,
+            scale.Call(collective, algorithm, ranks).dims,
+            ranks // 2 + 1,
+            "float32",
+            64,
+        )
+        rows.append({"ranks": ranks, "ops": ops})
+        assert 0 < ops <= 8 * ranks
+    assert scale.growth(rows, "ops") < 1.1
+
+
+def test_the_benchmark_of_scale_prints_rows_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "CALLS", (("all_reduce", "ring"),))
+    monkeypatch.setattr(scale, "BOUND_S", 60)  # of a machine that is shared with others
+    path = tmp_path / "new" / "scale.json"
+    assert scale.main(["--quick", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "all_reduce ring" in printed
+    written = json.loads(path.read_text())
+    assert {"commit", "machine", "date", "bound_s", "bound_bytes"} <= set(written)
+    assert [row["ranks"] for row in written["rows"]] == [64, 4096]
+    assert [row["verdict"] for row in written["rows"]] == ["PASS", "PASS"]
+    assert written["rows"][1]["ops"] == 2 * 4 * 4095  # of the rank and of the root
+    assert written["series"][0]["exponent_ops"] == pytest.approx(1, abs=0.02)
+    above = {"cpu_s": 1e-3, "peak_bytes": 20_000_001}
+    assert scale.verdict(above) == "ABOVE"

@@ -139,6 +139,69 @@ def test_every_cpp_folder_is_a_layer() -> None:
     assert {path.name for path in (ROOT / "ffi").iterdir() if path.is_dir()} == set(CPP_LAYERS)
 
 
+# What identifies a message within a schedule is written together in these files only; beside
+# world.cc, which matches, they number messages, print them or send them over a wire.
+NAMES_MESSAGES = {
+    "schedule/program_builder.cc",
+    "schedule/world.cc",
+    "schedule/world.h",
+    "bindings/schedule.cc",
+    "cuda/cause.cc",
+    "cuda/device_program.cc",
+    "comm/notice.h",
+}
+
+
+def cpp_statements(text: str) -> list[str]:
+    """Text between semicolons, without comments and literals."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+    return re.sub(r'"(\\.|[^"\\\n])*"', '""', text).split(";")
+
+
+def keys_messages(text: str) -> bool:
+    """Whether a statement takes an op's channel and sequence, as the key of a message must."""
+    return any(
+        re.search(r"\bchannel\b", statement) and re.search(r"\bsequence\b", statement)
+        for statement in cpp_statements(text)
+    )
+
+
+def test_a_schedule_is_matched_in_one_place() -> None:
+    """schedule/world.cc: engines and the simulator ask it, and key no message themselves."""
+    sources = {
+        str(path.relative_to(ROOT / "ffi")): path.read_text()
+        for pattern in ("*.cc", "*.h", "*.inc", "*.cu", "*.cuh")
+        for path in files(pattern, "ffi")
+    }
+    keying = {name for name, text in sources.items() if keys_messages(text)}
+    assert keying == NAMES_MESSAGES, "schedule/world.h matches sends and receives; take a World"
+    named = re.compile(r"\b(?:struct|class|using|enum)\s+MessageKey\b|\bMessageKey\s*\(")
+    declaring = {name for name, text in sources.items() if named.search(text)}
+    assert declaring == {"schedule/world.h"}
+    calling = {name for name, text in sources.items() if re.search(r"\bMatchMessages\(", text)}
+    assert calling == {"schedule/world.h", "schedule/world.cc", "sim/graph.cc"}
+    where = re.compile(r"std::string Where\(")
+    assert [name for name, text in sources.items() if where.search(text)] == [
+        "schedule/world.cc",
+        "schedule/world.h",
+    ]
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        "sends.emplace(MessageKey{program.rank, op.peer, op.channel, op.sequence}, id).second",
+        "if (sends.find({op.peer, op.rank, op.channel,\n op.sequence}) == sends.end()) return;",
+        "for (;;) out.push_back({Pack(op.peer, op.channel, op.sequence), i});",
+        "uint64_t key = uint64_t(peer) << 44 | uint64_t(channel) << 32 | uint32_t(sequence);",
+        "std::tie(a.peer, a.channel, a.sequence) < std::tie(b.peer, b.channel, b.sequence)",
+    ],
+)
+def test_a_second_matcher_would_be_seen(matcher: str) -> None:
+    assert keys_messages(f"int x = 1; {matcher} int y = 2;")
+    assert not keys_messages("int a = op.channel; // its sequence\n int b = op.sequence;")
+
+
 # --- Python -------------------------------------------------------------------------------------
 
 

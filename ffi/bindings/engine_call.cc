@@ -8,6 +8,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -21,7 +22,9 @@
 #include "bindings/program_tuple.h"
 #include "executor/call_site.h"
 #include "executor/local_plan.h"
+#include "executor/process_per_rank.h"
 #include "executor/segment_plan.h"
+#include "schedule/program_builder.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -172,15 +175,10 @@ std::tuple<int32_t, int32_t, int64_t> SegmentsOf(std::string collective, std::st
   const CallSpec spec = SpecOf(std::move(collective), std::move(algorithm), world_size,
                                std::move(dims), std::move(schedule));
   const auto plan = ValueOrThrow([&]() -> StatusOr<std::shared_ptr<const SegmentPlan>> {
-    const StatusOr<int32_t> largest = LargestMessage(spec);
-    if (!largest.ok()) return largest.status();
-    StatusOr<std::vector<Program>> programs = ProgramsOf(spec, {0});
-    if (!programs.ok()) return programs.status();
-    StatusOr<SegmentProgram> program =
-        CompileSegments(*programs, static_cast<int32_t>(world_size), *largest);
+    StatusOr<std::shared_ptr<const SegmentProgram>> program = SegmentsFor(spec, {0});
     if (!program.ok()) return program.status();
-    return SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                               {block_elements}, DTypeOrThrow(dtype), ReduceOp::kSum, kSlotBytes);
+    return SegmentPlan::Create(std::move(*program), {block_elements}, DTypeOrThrow(dtype),
+                               ReduceOp::kSum, kSlotBytes);
   }());
   size_t largest_bytes = 0;
   for (const SegmentOp& op : plan->program().ops) {
@@ -203,6 +201,31 @@ std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algori
   return {plan.LevelCount(), static_cast<int64_t>(plan.moved_bytes())};
 }
 
+// Sets a call up as in a job whose ranks are all processes of their own. CPU seconds, and how many
+// ops it built.
+std::tuple<double, int64_t> Instantiate(std::string collective, std::string algorithm,
+                                        int64_t world_size, std::vector<int64_t> dims, int rank,
+                                        std::string dtype, int64_t block_elements) {
+  CallSpec spec =
+      SpecOf(std::move(collective), std::move(algorithm), world_size, std::move(dims), "");
+  spec.device_ids = spec.groups;
+  spec.label = std::to_string(world_size) + " ranks";
+  const DType type = DTypeOrThrow(dtype);
+  const Collective kind = CollectiveOrThrow(spec.collective);
+  const auto size = static_cast<int32_t>(world_size);
+  const CallShape shape{{{type, {InputBlocks(kind, size) * block_elements}}},
+                        {{type, {OutputBlocks(kind, size) * block_elements}}}};
+  nb::gil_scoped_release release;
+  ProcessPerRank job(size, rank);
+  const int64_t ops = OpsBuilt();
+  const std::clock_t begin = std::clock();
+  const std::unique_ptr<CallSite> site = ValueOrThrow(CallSite::Create(std::move(spec), &job));
+  if (Status status = site->Prepare(shape); !status.ok()) {
+    throw std::invalid_argument(status.message());
+  }
+  return {static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, OpsBuilt() - ops};
+}
+
 }  // namespace
 
 void BindEngineCall(nb::module_& m) {
@@ -220,6 +243,9 @@ void BindEngineCall(nb::module_& m) {
   m.def("engine_memory", &MemoryOf, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
         "dtype"_a, "block_elements"_a,
         "A call within one process: levels that follow each other, bytes read and written.");
+  m.def("engine_instantiate", &Instantiate, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
+        "rank"_a, "dtype"_a, "block_elements"_a,
+        "Sets up a call of one rank, each of which is a process: CPU seconds, ops built.");
 }
 
 }  // namespace jaxcoll

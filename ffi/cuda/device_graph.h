@@ -3,11 +3,10 @@
 
 #include <cstdint>
 #include <map>
-#include <string>
 #include <vector>
 
 #include "base/status.h"
-#include "schedule/schedule.h"
+#include "schedule/world.h"
 
 namespace jaxcoll::cuda {
 
@@ -37,13 +36,7 @@ struct DeviceGraph {
   std::vector<std::vector<int32_t>> level;
 };
 
-// Checks all that Pack() relies on; see there.
-StatusOr<DeviceGraph> BuildGraph(const std::vector<Program>& programs, int32_t max_workers);
-
-inline bool IsSend(const Op& op) { return op.kind == OpKind::kSend; }
-inline bool IsReceive(const Op& op) {
-  return op.kind == OpKind::kRecv || op.kind == OpKind::kRecvReduce;
-}
-std::vector<int32_t> ListChunks(const Operand& operand);
+// Of all ranks. Fails on more ranks or sources than a table can hold, and on a deadlock.
+StatusOr<DeviceGraph> BuildGraph(const World& world, int32_t max_workers);
 
 }  // namespace jaxcoll::cuda

@@ -41,11 +41,12 @@ struct WorkerOp {
 
 class Packer {
  public:
-  Packer(const std::vector<Program>& programs, DeviceGraph graph, Reach reach)
-      : programs_(programs),
+  Packer(const World& world, DeviceGraph graph, Reach reach)
+      : world_(world),
+        programs_(world.programs()),
         graph_(std::move(graph)),
         messages_(graph_.messages),
-        scratch_(programs.size()) {
+        scratch_(programs_.size()) {
     if (reach == Reach::kOperands) ChooseWays(programs_, graph_);
     for (const Program& program : programs_) {
       std::set<int32_t>& awaited = awaited_elsewhere_.emplace_back();
@@ -55,8 +56,9 @@ class Packer {
         }
       }
     }
+    const ScratchUse use(world_);
     for (int32_t rank = 0; rank < ranks(); ++rank) {
-      StayInPlace(rank);
+      StayInPlace(rank, use);
       CompactScratch(rank);
     }
     AssignSlots();
@@ -81,17 +83,13 @@ class Packer {
     return int64_t{blocks} * p.chunks_per_block;
   }
 
-  // A message that lands in scratch which nothing else writes, and which only its own worker
-  // reads, later, stays in its slot.
-  void StayInPlace(int32_t rank) {
+  // A message that may stay where it landed does so, in its slot, if only its own worker reads it,
+  // later.
+  void StayInPlace(int32_t rank, const ScratchUse& use) {
     const Program& program = programs_[rank];
-    std::map<int32_t, int32_t> writes;                // scratch chunk -> how often
     std::map<int32_t, std::vector<int32_t>> readers;  // scratch chunk -> ops
     for (size_t i = 0; i < program.ops.size(); ++i) {
       const Op& op = program.ops[i];
-      if (!IsSend(op) && op.destination.buffer == BufferKind::kScratch) {
-        for (const int32_t chunk : ListChunks(op.destination)) ++writes[chunk];
-      }
       for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
         if (op.sources[s].buffer != BufferKind::kScratch) continue;
         for (const int32_t chunk : ListChunks(op.sources[s])) {
@@ -105,11 +103,10 @@ class Packer {
       if (!IsReceive(op)) continue;
       Message& message = MessageOf(rank, i);
       message.last_reader = static_cast<int32_t>(i);
-      if (op.kind != OpKind::kRecv || op.destination.buffer != BufferKind::kScratch) continue;
+      if (!use.StaysInPlace(world_.Id(rank, i))) continue;
       bool stays = true;
       int32_t last = static_cast<int32_t>(i);
       for (const int32_t chunk : ListChunks(op.destination)) {
-        stays = stays && writes[chunk] == 1;
         for (const int32_t reader : readers[chunk]) {
           stays = stays && WorkerOf(program.ops[reader]) == WorkerOf(op) && at[reader] > at[i];
           if (stays && at[reader] > at[last]) last = reader;
@@ -205,6 +202,7 @@ class Packer {
   WorkerOp Translate(int32_t rank, int32_t index, const std::map<int32_t, ChunkRef>& landed) const;
   WorkerOp Clear(int32_t rank) const;
 
+  const World& world_;
   const std::vector<Program>& programs_;
   DeviceGraph graph_;
   std::vector<Message>& messages_;                    // the graph's
@@ -606,17 +604,16 @@ DeviceProgram Packer::Table(int32_t rank) const {
 
 }  // namespace
 
-StatusOr<std::vector<DeviceProgram>> Pack(const std::vector<Program>& programs,
-                                          const std::vector<int32_t>& ranks, int32_t max_workers,
-                                          Reach reach) {
-  StatusOr<DeviceGraph> graph = BuildGraph(programs, max_workers);
+StatusOr<std::vector<DeviceProgram>> Pack(const World& world, const std::vector<int32_t>& ranks,
+                                          int32_t max_workers, Reach reach) {
+  StatusOr<DeviceGraph> graph = BuildGraph(world, max_workers);
   if (!graph.ok()) return graph.status();
-  JAXCOLL_CHECK(reach == Reach::kRegions || programs.size() <= kMaxMeeting,
+  JAXCOLL_CHECK(reach == Reach::kRegions || world.world_size() <= kMaxMeeting,
                 "so many ranks do not reach each other's operands");
-  const Packer packer(programs, std::move(*graph), reach);
+  const Packer packer(world, std::move(*graph), reach);
   std::vector<DeviceProgram> tables;
   for (const int32_t rank : ranks) {
-    if (rank < 0 || rank >= static_cast<int32_t>(programs.size())) {
+    if (rank < 0 || rank >= world.world_size()) {
       return InvalidArgument("rank " + std::to_string(rank) + " has no program");
     }
     tables.push_back(packer.Table(rank));

@@ -58,7 +58,7 @@
 #include "cuda/host_device.h"
 
 namespace jaxcoll {
-struct Program;  // schedule/schedule.h, of which kernels know nothing
+class World;  // schedule/world.h, of which kernels know nothing
 }
 
 namespace jaxcoll::cuda {
@@ -304,13 +304,11 @@ struct DeviceProgram {
   size_t bytes() const { return words.size() * sizeof(uint64_t); }
 };
 
-// `programs`: those of all ranks, in rank order. `ranks`: those to return tables for.
-// `reach`: kOperands only where there are kMaxMeeting ranks at most. Fails, naming rank and op, on
-// programs that do not fit together: unmatched messages, operands that differ, chunks out of range,
-// a deadlock.
-StatusOr<std::vector<DeviceProgram>> Pack(const std::vector<Program>& programs,
-                                          const std::vector<int32_t>& ranks, int32_t max_workers,
-                                          Reach reach = Reach::kRegions);
+// `world`: all ranks. `ranks`: those to return tables for. `reach`: kOperands only where there are
+// kMaxMeeting ranks at most. Fails, naming rank and op, on what the tables cannot hold and on a
+// deadlock.
+StatusOr<std::vector<DeviceProgram>> Pack(const World& world, const std::vector<int32_t>& ranks,
+                                          int32_t max_workers, Reach reach = Reach::kRegions);
 
 // How a region is divided, and how much of a launch may be in flight.
 struct RegionSize {

@@ -50,7 +50,10 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
     }
     plan.elements_.push_back(block);
   }
-  StatusOr<std::vector<DeviceProgram>> tables = Pack(*programs, ranks, plan.max_blocks_, reach);
+  const StatusOr<World> world =
+      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
+  if (!world.ok()) return world.status();
+  StatusOr<std::vector<DeviceProgram>> tables = Pack(*world, ranks, plan.max_blocks_, reach);
   if (!tables.ok()) return tables.status();
   plan.tables_ = std::move(*tables);
   Fingerprint fingerprint;

@@ -62,36 +62,60 @@ int64_t CallShape::Array::elements() const {
   return count;
 }
 
-StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec) {
+StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec, Interprocess* processes) {
   StatusOr<GroupTable> groups = GroupTable::Create(spec);
   if (!groups.ok()) return groups.status();
-  std::shared_ptr<const LocalProgram> program;
-  if (spec.collective != "ragged_all_to_all") {
-    StatusOr<std::shared_ptr<const LocalProgram>> built = ProgramFor(spec);
-    if (!built.ok()) return built.status();
-    program = *built;
-  }
-  std::unique_ptr<CallSite> site(
-      new CallSite(std::move(spec), std::move(*groups), std::move(program)));
+  std::unique_ptr<CallSite> site(new CallSite(std::move(spec), std::move(*groups), processes));
   if (Status status = site->FindMembers(); !status.ok()) return status;
+  if (Status status = site->BuildPrograms(); !status.ok()) return status;
   return site;
 }
 
-CallSite::CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program)
-    : spec_(std::move(spec)), groups_(std::move(groups)), program_(std::move(program)) {
+CallSite::CallSite(CallSpec spec, GroupTable groups, Interprocess* processes)
+    : spec_(std::move(spec)), groups_(std::move(groups)), processes_(processes) {
   Watchdog::Get().Add(this);
+}
+
+Status CallSite::BuildPrograms() {
+  if (ragged()) return Status();
+  const auto take_layout = [this](const auto& program) {
+    input_blocks_ = program.input_blocks;
+    output_blocks_ = program.output_blocks;
+  };
+  bool built = false;
+  for (Members& members : members_) {
+    if (members.ranks.empty()) continue;
+    if (members.here && program_ == nullptr) {
+      StatusOr<std::shared_ptr<const LocalProgram>> program = ProgramFor(spec_);
+      if (!program.ok()) return program.status();
+      program_ = std::move(*program);
+      take_layout(*program_);
+    } else if (!members.here) {
+      StatusOr<std::shared_ptr<const SegmentProgram>> segments = SegmentsFor(spec_, members.ranks);
+      if (!segments.ok()) return segments.status();
+      members.segments = std::move(*segments);
+      take_layout(*members.segments);
+    }
+    built = true;
+  }
+  if (built) return Status();
+  // A device in no group: nothing runs, but what could not run anywhere is refused here, too.
+  const StatusOr<std::vector<Program>> first = ProgramsOf(spec_, {0});
+  if (!first.ok()) return first.status();
+  take_layout(first->front());
+  return Status();
 }
 
 CallSite::~CallSite() {
   Watchdog::Get().Remove(this);
   FailAll(Status(StatusCode::kCancelled, "the executable was destroyed"));
   members_.clear();
-  if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
+  if (slot_) processes_->ReturnSlot(slot_signature_, *slot_);
 }
 
 std::string CallSite::OperandsText() const {
   std::string text = Text(shape_.inputs[0]);
-  if (program_ != nullptr && shape_.inputs.size() > 1) {
+  if (!ragged() && shape_.inputs.size() > 1) {
     text += " and " + std::to_string(shape_.inputs.size() - 1) + " more";
   }
   return text;
@@ -110,7 +134,7 @@ Status CallSite::Prepare(const CallShape& shape) {
   if (prepared()) return Status();
   const int64_t world_size = spec_.group_size;
   shape_ = shape;
-  if (program_ == nullptr) {
+  if (ragged()) {
     if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
       return InvalidArgument("ragged_all_to_all takes six operands and returns one");
     }
@@ -151,10 +175,10 @@ Status CallSite::Prepare(const CallShape& shape) {
     for (size_t v = 0; v < shape.inputs.size(); ++v) {
       const CallShape::Array& input = shape.inputs[v];
       const CallShape::Array& output = shape.outputs[v];
-      const int64_t block = input.elements() / program_->input_blocks;
+      const int64_t block = input.elements() / input_blocks_;
       if (input.dtype != dtype || output.dtype != dtype ||
-          block * program_->input_blocks != input.elements() ||
-          block * program_->output_blocks != output.elements()) {
+          block * input_blocks_ != input.elements() ||
+          block * output_blocks_ != output.elements()) {
         return InvalidArgument(spec_.collective + " over " + std::to_string(world_size) +
                                " ranks cannot turn " + Text(input) + " into " + Text(output));
       }
@@ -168,7 +192,9 @@ Status CallSite::Prepare(const CallShape& shape) {
       for (const int64_t elements : block_elements) shapes += ' ' + std::to_string(elements);
       OpenRemote(group, shapes, std::move(*plan));
     }
-    plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
+    if (program_ != nullptr) {
+      plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
+    }
   }
   Log(LogLevel::kDebug, "%s: prepared", Describe().c_str());
   description_ = std::make_shared<const std::string>(Describe());
@@ -302,7 +328,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     pool.Complete(std::move(completions), std::move(status), cost);
   };
 
-  if (plan_ == nullptr) {
+  if (ragged()) {
     auto call = std::make_shared<RaggedCall>();
     const int64_t world_size = spec_.group_size;
     const RunBuffers& buffers = meeting->buffers;

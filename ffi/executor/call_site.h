@@ -64,16 +64,17 @@ class CallSite {
  public:
   using Clock = std::chrono::steady_clock;
 
-  static StatusOr<std::unique_ptr<CallSite>> Create(CallSpec spec);
+  // Builds the op lists of this process's ranks; of other processes, at most that of one rank.
+  // `processes`: the job's, null if every device is of this process.
+  static StatusOr<std::unique_ptr<CallSite>> Create(CallSpec spec,
+                                                    Interprocess* processes = Interprocess::Get());
   ~CallSite();
   CallSite(const CallSite&) = delete;
   CallSite& operator=(const CallSite&) = delete;
 
   const GroupTable& groups() const { return groups_; }
   // Operands of a call with so many results, without the logical id.
-  size_t vector_operands(size_t results) const {
-    return spec_.collective == "ragged_all_to_all" ? 6 : results;
-  }
+  size_t vector_operands(size_t results) const { return ragged() ? 6 : results; }
 
   // Must have succeeded once, in any thread, before the first Arrive.
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
@@ -112,16 +113,19 @@ class CallSite {
   };
   using LineKey = std::pair<int64_t, int32_t>;  // (run id, group)
 
-  CallSite(CallSpec spec, GroupTable groups, std::shared_ptr<const LocalProgram> program);
+  CallSite(CallSpec spec, GroupTable groups, Interprocess* processes);
   // This process's ranks of a group, and the rest of the group.
   struct Members {
     std::vector<int32_t> ranks;
-    bool here = true;  // all of them
+    bool here = true;                                // all of them
+    std::shared_ptr<const SegmentProgram> segments;  // if it reaches out; null if ragged
     std::unique_ptr<RemoteGroup> remote;
     // Whether some are here and some elsewhere.
     bool reaches_out() const { return !here && !ranks.empty(); }
   };
+  bool ragged() const { return spec_.collective == "ragged_all_to_all"; }
   Status FindMembers();
+  Status BuildPrograms();
   // What the processes of a group do with each other in one call.
   StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
                                                         const std::vector<int64_t>& block_elements,
@@ -145,12 +149,13 @@ class CallSite {
 
   const CallSpec spec_;
   const GroupTable groups_;
-  // Null for ragged_all_to_all, and where no group is all of this process.
-  const std::shared_ptr<const LocalProgram> program_;
+  Interprocess* const processes_;
+  std::shared_ptr<const LocalProgram> program_;  // of groups all of whose ranks are here
+  int32_t input_blocks_ = 1, output_blocks_ = 1;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
   std::atomic<bool> prepared_{false};      // publishes the next three, constant from then on
-  std::shared_ptr<const LocalPlan> plan_;  // null for ragged_all_to_all
+  std::shared_ptr<const LocalPlan> plan_;  // of program_
   CallShape shape_;
   std::shared_ptr<const std::string> description_;  // for the flight recorder
   std::vector<Members> members_;                    // by group

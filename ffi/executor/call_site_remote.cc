@@ -39,17 +39,16 @@ bool CallSite::SharesSlot(int64_t run_id) {
 }
 
 Status CallSite::FindMembers() {
-  Interprocess* const processes = Interprocess::Get();
   members_.resize(groups_.group_count());
   for (int32_t group = 0; group < groups_.group_count(); ++group) {
     Members& members = members_[group];
     for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
-      if (processes != nullptr && groups_.ranks_by_device()) {
+      if (processes_ != nullptr && groups_.ranks_by_device()) {
         const int64_t device = groups_.DeviceId({group, rank});
-        if (!processes->ProcessOfDevice(device)) {
+        if (!processes_->ProcessOfDevice(device)) {
           return InvalidArgument("device " + std::to_string(device) + " is unknown to this job");
         }
-        if (ProcessOfRank({group, rank}) != processes->process()) {
+        if (ProcessOfRank({group, rank}) != processes_->process()) {
           members.here = false;
           continue;
         }
@@ -57,33 +56,25 @@ Status CallSite::FindMembers() {
       members.ranks.push_back(rank);
     }
   }
-  if (processes == nullptr ||
+  if (processes_ == nullptr ||
       std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
   slot_signature_ = SignatureOf(spec_);
-  slot_ = processes->TakeSlot(slot_signature_);
+  slot_ = processes_->TakeSlot(slot_signature_);
   slot_use_ = SlotUse::Of(slot_signature_ + ' ' + std::to_string(slot_->number));
   return Status();
 }
 
 int CallSite::ProcessOfRank(Place place) const {
-  return *Interprocess::Get()->ProcessOfDevice(groups_.DeviceId(place));
+  return *processes_->ProcessOfDevice(groups_.DeviceId(place));
 }
 
 StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(
     const Members& members, const std::vector<int64_t>& block_elements, DType dtype,
     ReduceOp op) const {
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec_, members.ranks);
-  if (!programs.ok()) return programs.status();
-  const StatusOr<int32_t> largest = LargestMessage(spec_);
-  if (!largest.ok()) return largest.status();
-  StatusOr<SegmentProgram> program =
-      CompileSegments(*programs, static_cast<int32_t>(spec_.group_size), *largest);
-  if (!program.ok()) return program.status();
   StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-      SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                          block_elements, dtype, op, kSlotBytes);
+      SegmentPlan::Create(members.segments, block_elements, dtype, op, kSlotBytes);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
@@ -93,8 +84,8 @@ std::shared_ptr<const RunPlan> CallSite::PlanRagged(int32_t group) const {
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     process_of_rank.push_back(ProcessOfRank({group, rank}));
   }
-  return std::make_shared<const RaggedPlan>(ShapeOfRagged(), process_of_rank,
-                                            Interprocess::Get()->process(), kSlotBytes);
+  return std::make_shared<const RaggedPlan>(ShapeOfRagged(), process_of_rank, processes_->process(),
+                                            kSlotBytes);
 }
 
 void CallSite::OpenRemote(int32_t group, const std::string& shapes,
@@ -109,7 +100,7 @@ void CallSite::OpenRemote(int32_t group, const std::string& shapes,
   spec.plan = std::move(plan);
   spec.facts = FactsOf(group);
   spec.build = slot_->build;
-  members_[group].remote = Interprocess::Get()->Open(std::move(spec));
+  members_[group].remote = processes_->Open(std::move(spec));
 }
 
 CallFacts CallSite::FactsOf(int32_t group) const {
@@ -142,9 +133,8 @@ CallFacts CallSite::FactsOf(int32_t group) const {
   facts.operands = OperandsText();
   facts.program = spec_.program;
   facts.instruction = slot_signature_ + "\nslot " + std::to_string(slot_->number);
-  Interprocess* const processes = Interprocess::Get();
   facts.serial = std::count_if(spec_.device_ids.begin(), spec_.device_ids.end(), [&](int64_t id) {
-                   return processes->ProcessOfDevice(id) == processes->process();
+                   return processes_->ProcessOfDevice(id) == processes_->process();
                  }) > 1;
   return facts;
 }

@@ -59,15 +59,7 @@ std::string GroupTable::Describe(int64_t logical_id) const {
 
 namespace {
 
-StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
-  std::vector<int32_t> ranks(spec.group_size);
-  std::iota(ranks.begin(), ranks.end(), 0);
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
-  if (!programs.ok()) return programs.status();
-  return Compile(*programs, *ParseCollective(spec.collective));
-}
-
-// Everything that the memory program depends on.
+// Everything that op lists depend on.
 std::string CacheKey(const CallSpec& spec) {
   std::ostringstream key;
   key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
@@ -97,21 +89,28 @@ std::string SignatureOf(const CallSpec& spec) {
   return text;
 }
 
-StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+namespace {
+
+// All ranks' op lists of a schedule written in Python.
+StatusOr<std::vector<Program>> Written(const CallSpec& spec) {
+  StatusOr<std::vector<Program>> parsed = Parse(spec.schedule);
+  if (parsed.ok() && static_cast<int64_t>(parsed->size()) != spec.group_size) {
+    return InvalidArgument("the schedule is for " + std::to_string(parsed->size()) +
+                           " ranks, the group has " + std::to_string(spec.group_size));
+  }
+  return parsed;
+}
+
+StatusOr<Collective> CollectiveOf(const CallSpec& spec) {
   // A ragged all_to_all's sizes are only known at run time: ragged.cc.
   const std::optional<Collective> collective = ParseCollective(spec.collective);
   if (!collective) return InvalidArgument("unknown collective '" + spec.collective + "'");
-  std::vector<Program> programs;
-  if (!spec.schedule.empty()) {
-    StatusOr<std::vector<Program>> parsed = Parse(spec.schedule);
-    if (!parsed.ok()) return parsed.status();
-    if (static_cast<int64_t>(parsed->size()) != spec.group_size) {
-      return InvalidArgument("the schedule is for " + std::to_string(parsed->size()) +
-                             " ranks, the group has " + std::to_string(spec.group_size));
-    }
-    for (const int32_t rank : ranks) programs.push_back(std::move((*parsed)[rank]));
-    return programs;
-  }
+  return *collective;
+}
+
+StatusOr<ScheduleSpec> ScheduleOf(const CallSpec& spec) {
+  const StatusOr<Collective> collective = CollectiveOf(spec);
+  if (!collective.ok()) return collective.status();
   ScheduleSpec schedule;
   schedule.collective = *collective;
   schedule.algorithm = spec.algorithm;
@@ -125,58 +124,96 @@ StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vecto
   for (size_t i = 0; i < spec.permutation.size(); i += 2) {
     schedule.permutation.emplace_back(spec.permutation[i], spec.permutation[i + 1]);
   }
+  return schedule;
+}
+
+StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
+  std::vector<int32_t> ranks(spec.group_size);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const StatusOr<World> world =
+      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
+  if (!world.ok()) return world.status();
+  return Compile(*world, *ParseCollective(spec.collective));
+}
+
+StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+  const auto size = static_cast<int32_t>(spec.group_size);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const StatusOr<World> mine = World::Create(std::move(*programs), size);
+  if (!mine.ok()) return mine.status();
+  if (spec.schedule.empty()) {
+    const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
+    if (!schedule.ok()) return schedule.status();
+    const StatusOr<int32_t> largest = LargestMessage(*schedule);
+    if (!largest.ok()) return largest.status();
+    return CompileSegments(*mine, *largest);
+  }
+  // Nobody has matched these ranks yet: what would never end is refused.
+  StatusOr<std::vector<Program>> written = Written(spec);
+  if (!written.ok()) return written.status();
+  int32_t largest = 1;
+  for (const Program& program : *written) largest = std::max(largest, LargestMessage(program));
+  const StatusOr<World> all = World::Create(std::move(*written), size);
+  if (!all.ok()) return all.status();
+  if (const auto levels = Levels(*all, Sending::kRendezvous); !levels.ok()) return levels.status();
+  return CompileSegments(*mine, largest);
+}
+
+// One of each key, made by `build` if nobody has it. Weak: call sites own what they run, so it goes
+// with the last executable that uses it.
+template <typename Built, typename Build>
+StatusOr<std::shared_ptr<const Built>> Shared(const std::string& key, Build build) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& known = *new std::map<std::string, std::weak_ptr<const Built>>;
+  {
+    std::lock_guard lock(mutex);
+    const auto it = known.find(key);
+    if (it != known.end()) {
+      if (std::shared_ptr<const Built> found = it->second.lock()) return found;
+    }
+  }
+  StatusOr<Built> built = build();
+  if (!built.ok()) return built.status();
+  auto made = std::make_shared<const Built>(std::move(*built));
+  std::lock_guard lock(mutex);
+  std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
+  known[key] = made;
+  return made;
+}
+
+}  // namespace
+
+StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+  std::vector<Program> programs;
+  if (!spec.schedule.empty()) {
+    if (const auto collective = CollectiveOf(spec); !collective.ok()) return collective.status();
+    StatusOr<std::vector<Program>> written = Written(spec);
+    if (!written.ok()) return written.status();
+    for (const int32_t rank : ranks) programs.push_back(std::move((*written)[rank]));
+    return programs;
+  }
+  const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
+  if (!schedule.ok()) return schedule.status();
   for (const int32_t rank : ranks) {
-    StatusOr<Program> program = BuildSchedule(schedule, rank);
+    StatusOr<Program> program = BuildSchedule(*schedule, rank);
     if (!program.ok()) return program.status();
     programs.push_back(std::move(*program));
   }
   return programs;
 }
 
-StatusOr<int32_t> LargestMessage(const CallSpec& spec) {
-  // One message is never more than a whole buffer. In a group too large to look at every rank that
-  // will do: pieces are smaller than they might be.
-  constexpr int64_t kLookAtRanks = 256;
-  std::vector<int32_t> ranks(std::min(spec.group_size, kLookAtRanks));
-  std::iota(ranks.begin(), ranks.end(), 0);
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
-  if (!programs.ok()) return programs.status();
-  const Program& first = programs->front();
-  if (spec.group_size > kLookAtRanks) {
-    return std::max({first.input_blocks, first.output_blocks, first.scratch_blocks}) *
-           first.chunks_per_block;
-  }
-  int32_t largest = 1;
-  for (const Program& program : *programs) {
-    for (const Op& op : program.ops) {
-      if (op.kind != OpKind::kSend) continue;
-      int32_t chunks = 0;
-      for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
-      largest = std::max(largest, chunks);
-    }
-  }
-  return largest;
+StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
+  return Shared<LocalProgram>(CacheKey(spec), [&] { return BuildProgram(spec); });
 }
 
-StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
-  // Weak: the call sites own the programs, so a program goes with the last executable that uses it.
-  static std::mutex& mutex = *new std::mutex;
-  static auto& programs = *new std::map<std::string, std::weak_ptr<const LocalProgram>>;
-  const std::string key = CacheKey(spec);
-  {
-    std::lock_guard lock(mutex);
-    const auto it = programs.find(key);
-    if (it != programs.end()) {
-      if (std::shared_ptr<const LocalProgram> program = it->second.lock()) return program;
-    }
-  }
-  StatusOr<LocalProgram> built = BuildProgram(spec);
-  if (!built.ok()) return built.status();
-  auto program = std::make_shared<const LocalProgram>(std::move(*built));
-  std::lock_guard lock(mutex);
-  std::erase_if(programs, [](const auto& entry) { return entry.second.expired(); });
-  programs[key] = program;
-  return program;
+StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
+                                                            const std::vector<int32_t>& ranks) {
+  std::string key = CacheKey(spec);
+  for (const int32_t rank : ranks) key += ' ' + std::to_string(rank);
+  return Shared<SegmentProgram>(key, [&] { return BuildSegments(spec, ranks); });
 }
 
 }  // namespace jaxcoll

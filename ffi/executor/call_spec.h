@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "executor/local_program.h"
+#include "executor/segment_program.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll {
@@ -69,10 +70,14 @@ std::string SignatureOf(const CallSpec& spec);
 // The programs of some ranks of a group.
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 
-// Chunks in the largest message that any rank of the group sends: equal on every process.
-StatusOr<int32_t> LargestMessage(const CallSpec& spec);
-
-// The memory program of a spec's groups; shared by all call sites with the same schedule.
+// The memory program of a spec's groups, where all ranks are of this process: made of all ranks' op
+// lists. Shared by all call sites with the same schedule.
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec);
+
+// The segments of `ranks`, which ascend and are those of this process in a group that spans
+// processes: made of their op lists, whatever the size of the group. (A schedule written in Python
+// comes as a whole, and is matched as a whole.) Shared likewise.
+StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
+                                                            const std::vector<int32_t>& ranks);
 
 }  // namespace jaxcoll

@@ -1,7 +1,7 @@
 // The programs of all ranks of one address space, compiled to memory actions.
 //
 // Where every rank's memory can be addressed, a matched send and recv are one copy, and waiting for
-// a peer is an order between two actions. Compile() turns the Programs into actions sorted by
+// a peer is an order between two actions. Compile() turns a world into actions sorted by
 // level: actions of one level are independent of each other, a level starts when the one before has
 // ended. Three passes, none of which changes what is added to what or where a value rounds:
 //
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "schedule/schedule.h"
+#include "schedule/world.h"
 
 namespace jaxcoll {
 
@@ -46,8 +47,7 @@ struct LocalProgram {
   std::vector<std::vector<Action>> levels;
 };
 
-// Fails, naming rank and op, if the programs do not fit together: unmatched or unequal operands,
-// chunks out of range, a cycle. (Races are the verifier's business.)
-StatusOr<LocalProgram> Compile(const std::vector<Program>& programs, Collective collective);
+// Fails on a world that lacks ranks, and on one that deadlocks, naming an op.
+StatusOr<LocalProgram> Compile(const World& world, Collective collective);
 
 }  // namespace jaxcoll

@@ -16,6 +16,7 @@
 
 #include "base/status.h"
 #include "executor/scratch_pool.h"
+#include "schedule/world.h"
 
 namespace jaxcoll {
 
@@ -29,15 +30,7 @@ struct MemberBuffers {
   std::vector<std::byte*> outputs;
 };
 
-// Names a message between two ranks within one segment.
-struct MessageKey {
-  int32_t source = 0;
-  int32_t destination = 0;
-  int32_t channel = 0;
-  int32_t sequence = 0;
-  friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
-};
-
+// Names a message of one segment.
 struct MessageId {
   int32_t segment = 0;
   MessageKey key;

@@ -2,50 +2,30 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
-#include <string>
-#include <tuple>
+#include <utility>
 
 namespace jaxcoll {
 namespace {
 
-std::string WhereIs(int32_t rank, size_t op) {
-  return "rank " + std::to_string(rank) + ", op " + std::to_string(op);
-}
-
 class SegmentCompiler {
  public:
-  SegmentCompiler(const std::vector<Program>& programs, int32_t world_size, int32_t largest_message)
-      : programs_(programs), world_size_(world_size) {
+  SegmentCompiler(const World& world, int32_t largest_message) : world_(world) {
     result_.largest_message = largest_message;
   }
 
   StatusOr<SegmentProgram> Run() {
-    if (programs_.empty()) return InvalidArgument("a process without ranks takes no part");
-    const Program& first = programs_[0];
-    result_.world_size = world_size_;
-    result_.chunks_per_block = first.chunks_per_block;
-    result_.input_blocks = first.input_blocks;
-    result_.output_blocks = first.output_blocks;
-    for (const Program& program : programs_) {
-      if (program.chunks_per_block != first.chunks_per_block ||
-          program.input_blocks != first.input_blocks ||
-          program.output_blocks != first.output_blocks) {
-        return InvalidArgument("the ranks of a schedule disagree on chunks");
-      }
-      result_.scratch_blocks = std::max(result_.scratch_blocks, program.scratch_blocks);
-      member_of_rank_[program.rank] = static_cast<int32_t>(result_.members.size());
-      result_.members.push_back(program.rank);
-      op_base_.push_back(static_cast<int32_t>(result_.ops.size()));
-      result_.ops.resize(result_.ops.size() + program.ops.size());
-    }
-    for (size_t member = 0; member < programs_.size(); ++member) {
-      if (Status status = AddOps(static_cast<int32_t>(member)); !status.ok()) return status;
-    }
-    if (Status status = PairMessages(); !status.ok()) return status;
-    CountWrites();
+    if (world_.member_count() == 0) return InvalidArgument("a process without ranks takes no part");
+    const Program& layout = world_.layout();
+    result_.world_size = world_.world_size();
+    result_.chunks_per_block = layout.chunks_per_block;
+    result_.input_blocks = layout.input_blocks;
+    result_.output_blocks = layout.output_blocks;
+    result_.scratch_blocks = layout.scratch_blocks;
+    result_.members = world_.ranks();
+    result_.ops.resize(world_.op_count());
+    for (int32_t member = 0; member < world_.member_count(); ++member) AddOps(member);
+    JoinMessages();
     Forward();
-    StayInPlace();
     FindZeros();
     FindReadAgain();
     ListMessages();
@@ -53,13 +33,9 @@ class SegmentCompiler {
   }
 
  private:
-  using Key = std::tuple<int32_t, int32_t, int32_t>;  // member, buffer, chunk
-  static Key KeyOf(const LocalChunk& c) {
-    return {c.member, static_cast<int32_t>(c.buffer), c.chunk};
-  }
-
   static std::vector<LocalChunk> Chunks(int32_t member, const Operand& operand) {
     std::vector<LocalChunk> chunks;
+    chunks.reserve(CountChunks(operand));
     for (const Interval& interval : operand.chunks) {
       for (int32_t i = 0; i < interval.count; ++i) {
         chunks.push_back({member, operand.buffer, interval.begin + i});
@@ -68,152 +44,108 @@ class SegmentCompiler {
     return chunks;
   }
 
-  Status AddOps(int32_t member) {
-    const Program& program = programs_[member];
+  void AddOps(int32_t member) {
+    const Program& program = world_.programs()[member];
     std::map<int32_t, int32_t> last_of_channel;
     for (size_t i = 0; i < program.ops.size(); ++i) {
       const Op& op = program.ops[i];
-      const int32_t id = op_base_[member] + static_cast<int32_t>(i);
+      const int32_t id = world_.Id(member, i);
       SegmentOp& out = result_.ops[id];
       out.member = member;
-      out.rank = program.rank;
       out.peer = op.peer;
-      out.channel = op.channel;
-      out.sequence = op.sequence;
-      switch (op.kind) {
-        case OpKind::kSend:
-          out.kind = SegmentOp::Kind::kSend;
-          out.sources = {Chunks(member, op.sources[0])};
-          out.chunk_count = static_cast<int32_t>(out.sources[0].size());
-          break;
-        case OpKind::kRecv:
-        case OpKind::kRecvReduce:
-          out.kind = SegmentOp::Kind::kReceive;
-          if (op.kind == OpKind::kRecvReduce) out.sources = {Chunks(member, op.sources[1])};
-          out.destination = Chunks(member, op.destination);
-          out.chunk_count = static_cast<int32_t>(out.destination.size());
-          break;
-        case OpKind::kCopy:
-        case OpKind::kReduce:
-          out.kind = SegmentOp::Kind::kMove;
-          for (const Operand& source : op.sources) out.sources.push_back(Chunks(member, source));
-          out.destination = Chunks(member, op.destination);
-          out.chunk_count = static_cast<int32_t>(out.destination.size());
-          break;
+      if (IsTransfer(op)) out.key = KeyOf(program.rank, op);
+      out.chunk_count = CountChunks(op.destination);
+      out.kind = IsSend(op)      ? SegmentOp::Kind::kSend
+                 : IsReceive(op) ? SegmentOp::Kind::kReceive
+                                 : SegmentOp::Kind::kMove;
+      for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
+        out.sources.push_back(Chunks(member, op.sources[s]));
       }
-      for (const std::vector<LocalChunk>& source : out.sources) {
-        if (static_cast<int32_t>(source.size()) != out.chunk_count) {
-          return InvalidArgument(WhereIs(program.rank, i) + ": operands differ in size");
-        }
-      }
+      if (!IsSend(op)) out.destination = Chunks(member, op.destination);
       if (const auto last = last_of_channel.find(op.channel); last != last_of_channel.end()) {
         result_.ops[last->second].after_start.push_back(id);
         ++out.waits;
       }
       last_of_channel[op.channel] = id;
       for (const int32_t before : op.depends_on) {
-        result_.ops[op_base_[member] + before].after_completion.push_back(id);
+        result_.ops[world_.Id(member, before)].after_completion.push_back(id);
         ++out.waits;
       }
     }
-    return Status();
   }
 
-  // A send and its receive, both in this process.
-  Status PairMessages() {
-    std::map<std::tuple<int32_t, int32_t, int32_t, int32_t>, int32_t> sends;
-    for (size_t id = 0; id < result_.ops.size(); ++id) {
-      const SegmentOp& op = result_.ops[id];
-      if (op.kind == SegmentOp::Kind::kSend && member_of_rank_.count(op.peer) != 0) {
-        sends[{op.rank, op.peer, op.channel, op.sequence}] = static_cast<int32_t>(id);
-      }
-    }
-    for (size_t id = 0; id < result_.ops.size(); ++id) {
+  // A send and its receive, both in this process, are one move.
+  void JoinMessages() {
+    for (int32_t id = 0; id < world_.op_count(); ++id) {
       SegmentOp& op = result_.ops[id];
-      if (op.kind != SegmentOp::Kind::kReceive || member_of_rank_.count(op.peer) == 0) continue;
-      const auto it = sends.find({op.peer, op.rank, op.channel, op.sequence});
-      if (it == sends.end() || result_.ops[it->second].chunk_count != op.chunk_count) {
-        return InvalidArgument("rank " + std::to_string(op.rank) + " receives from rank " +
-                               std::to_string(op.peer) + " what that does not send");
-      }
-      SegmentOp& send = result_.ops[it->second];
-      op.sources.insert(op.sources.begin(), send.sources[0]);
+      if (op.kind != SegmentOp::Kind::kReceive || world_.mate(id) == World::kNone) continue;
+      SegmentOp& send = result_.ops[world_.mate(id)];
+      op.sources.insert(op.sources.begin(), std::move(send.sources[0]));
       op.kind = SegmentOp::Kind::kMove;
-      op.partner = it->second;
+      op.partner = world_.mate(id);
       send.kind = SegmentOp::Kind::kNothing;
-      send.partner = static_cast<int32_t>(id);
+      send.partner = id;
       send.sources.clear();
-      sends.erase(it);
-    }
-    if (!sends.empty()) return InvalidArgument("a rank sends what its peer does not receive");
-    return Status();
-  }
-
-  void CountWrites() {
-    for (const SegmentOp& op : result_.ops) {
-      for (const LocalChunk& chunk : op.destination) ++writes_[KeyOf(chunk)];
     }
   }
 
-  bool WrittenOnceInScratch(const SegmentOp& op) const {
-    return std::all_of(op.destination.begin(), op.destination.end(), [&](const LocalChunk& c) {
-      return c.buffer == BufferKind::kScratch && writes_.at(KeyOf(c)) == 1;
-    });
-  }
-
-  // Inputs do not change during a call, so a copy of one in scratch is as good as the input.
+  // What ScratchUse says need not be copied is read where it is.
   void Forward() {
-    std::map<Key, LocalChunk> origin;
-    for (SegmentOp& op : result_.ops) {
-      if (op.kind != SegmentOp::Kind::kMove || op.sources.size() != 1 || !WrittenOnceInScratch(op))
-        continue;
-      const auto& from = op.sources[0];
-      if (!std::all_of(from.begin(), from.end(),
-                       [](const LocalChunk& c) { return c.buffer == BufferKind::kInput; })) {
-        continue;
+    const ScratchUse use(world_);
+    for (int32_t id = 0; id < world_.op_count(); ++id) {
+      SegmentOp& op = result_.ops[id];
+      if (op.kind == SegmentOp::Kind::kMove && use.Forwarded(id)) {
+        op.kind = SegmentOp::Kind::kNothing;
+        op.sources.clear();
+        op.destination.clear();
+      } else if (op.kind == SegmentOp::Kind::kReceive && use.StaysInPlace(id)) {
+        op.kind = SegmentOp::Kind::kInPlace;
       }
-      for (int32_t i = 0; i < op.chunk_count; ++i) origin[KeyOf(op.destination[i])] = from[i];
-      op.kind = SegmentOp::Kind::kNothing;
-      op.sources.clear();
-      op.destination.clear();
-    }
-    for (SegmentOp& op : result_.ops) {
       for (std::vector<LocalChunk>& source : op.sources) {
         for (LocalChunk& chunk : source) {
-          if (const auto it = origin.find(KeyOf(chunk)); it != origin.end()) chunk = it->second;
+          if (chunk.buffer != BufferKind::kScratch) continue;
+          const ScratchUse::Origin origin = use.OriginOf(chunk.member, chunk.chunk);
+          if (origin.member == World::kNone) continue;
+          chunk = {origin.member, BufferKind::kInput, origin.chunk};
         }
       }
     }
   }
 
-  void StayInPlace() {
-    for (SegmentOp& op : result_.ops) {
-      if (op.kind == SegmentOp::Kind::kReceive && op.sources.empty() && WrittenOnceInScratch(op)) {
-        op.kind = SegmentOp::Kind::kInPlace;
+  // By member: whether each chunk of its output is among those that `mark` is called with.
+  template <typename Visit>
+  std::vector<std::vector<bool>> OutputChunks(Visit visit) const {
+    const int32_t chunks = result_.output_blocks * result_.chunks_per_block;
+    std::vector<std::vector<bool>> marked(result_.members.size(), std::vector<bool>(chunks, false));
+    const auto mark = [&](const std::vector<LocalChunk>& list) {
+      for (const LocalChunk& c : list) {
+        if (c.buffer == BufferKind::kOutput) marked[c.member][c.chunk] = true;
       }
-    }
+    };
+    for (const SegmentOp& op : result_.ops) visit(op, mark);
+    return marked;
   }
 
   void FindZeros() {
-    const int32_t chunks = result_.output_blocks * result_.chunks_per_block;
-    for (size_t member = 0; member < result_.members.size(); ++member) {
-      for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-        const LocalChunk c{static_cast<int32_t>(member), BufferKind::kOutput, chunk};
-        if (writes_.count(KeyOf(c)) == 0) result_.zeros.push_back(c);
+    const auto written = OutputChunks([](const SegmentOp& op, auto mark) { mark(op.destination); });
+    for (size_t member = 0; member < written.size(); ++member) {
+      for (size_t chunk = 0; chunk < written[member].size(); ++chunk) {
+        if (written[member][chunk]) continue;
+        result_.zeros.push_back(
+            {static_cast<int32_t>(member), BufferKind::kOutput, static_cast<int32_t>(chunk)});
       }
     }
   }
 
   void FindReadAgain() {
-    std::set<Key> read;
-    for (const SegmentOp& op : result_.ops) {
-      for (const std::vector<LocalChunk>& source : op.sources) {
-        for (const LocalChunk& chunk : source) read.insert(KeyOf(chunk));
-      }
-    }
+    const auto read = OutputChunks([](const SegmentOp& op, auto mark) {
+      for (const std::vector<LocalChunk>& source : op.sources) mark(source);
+    });
     for (SegmentOp& op : result_.ops) {
-      op.read_again = std::any_of(op.destination.begin(), op.destination.end(),
-                                  [&](const LocalChunk& c) { return read.count(KeyOf(c)) != 0; });
+      op.read_again =
+          std::any_of(op.destination.begin(), op.destination.end(), [&](const LocalChunk& c) {
+            return c.buffer != BufferKind::kOutput || read[c.member][c.chunk];
+          });
     }
   }
 
@@ -221,28 +153,18 @@ class SegmentCompiler {
     for (size_t id = 0; id < result_.ops.size(); ++id) {
       const SegmentOp& op = result_.ops[id];
       if (op.kind == SegmentOp::Kind::kNothing || op.kind == SegmentOp::Kind::kMove) continue;
-      result_.messages[jaxcoll::KeyOf(op)] = static_cast<int32_t>(id);
+      result_.messages[op.key] = static_cast<int32_t>(id);
     }
   }
 
-  const std::vector<Program>& programs_;
-  const int32_t world_size_;
+  const World& world_;
   SegmentProgram result_;
-  std::map<int32_t, int32_t> member_of_rank_;
-  std::vector<int32_t> op_base_;
-  std::map<Key, int32_t> writes_;
 };
 
 }  // namespace
 
-MessageKey KeyOf(const SegmentOp& op) {
-  const bool sends = op.kind == SegmentOp::Kind::kSend;
-  return {sends ? op.rank : op.peer, sends ? op.peer : op.rank, op.channel, op.sequence};
-}
-
-StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs, int32_t world_size,
-                                         int32_t largest_message) {
-  return SegmentCompiler(programs, world_size, largest_message).Run();
+StatusOr<SegmentProgram> CompileSegments(const World& world, int32_t largest_message) {
+  return SegmentCompiler(world, largest_message).Run();
 }
 
 }  // namespace jaxcoll

@@ -6,7 +6,7 @@
 // whole schedule, and a few of them run at once. That is what pipelines a ring and what bounds the
 // memory: scratch exists for the segments in flight only.
 //
-// Compile() also
+// CompileSegments() also
 //   - turns a message between two ranks of this process into one move, and drops the move where it
 //     only brings somebody's input to scratch: its readers read that input
 //   - lets a message from another process that lands in scratch stay in its slot (kInPlace)
@@ -20,6 +20,7 @@
 #include "base/dtype.h"
 #include "executor/run.h"
 #include "schedule/schedule.h"
+#include "schedule/world.h"
 
 namespace jaxcoll {
 
@@ -40,10 +41,8 @@ struct SegmentOp {
   };
   Kind kind = Kind::kNothing;
   int32_t member = 0;
-  int32_t rank = 0;  // in the group
   int32_t peer = 0;  // rank in the group
-  int32_t channel = 0;
-  int32_t sequence = 0;
+  MessageKey key;    // of the message that it sends or receives
   int32_t chunk_count = 0;
   std::vector<std::vector<LocalChunk>> sources;  // [operand][chunk]
   std::vector<LocalChunk> destination;           // [chunk]
@@ -51,7 +50,7 @@ struct SegmentOp {
   int32_t waits = 0;
   std::vector<int32_t> after_start;       // ops that wait for this one to start
   std::vector<int32_t> after_completion;  // ops that wait for this one to complete
-  bool read_again = true;                 // whether some op reads the destination
+  bool read_again = true;                 // whether some op reads the destination, if output
   int32_t partner = -1;  // the other side of a message within the process; the receiver moves
 };
 
@@ -68,12 +67,8 @@ struct SegmentProgram {
   int32_t largest_message = 0;             // chunks; equal on every process, as the cuts must be
 };
 
-// The key of a message to or from another process.
-MessageKey KeyOf(const SegmentOp& op);
-
-// `programs`: those of this process's ranks. `largest_message`: chunks in the largest message of
-// any rank. Fails on what does not fit together.
-StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs, int32_t world_size,
-                                         int32_t largest_message);
+// `world`: this process's ranks. `largest_message`: chunks in the largest message of any rank.
+// Fails for a world of no ranks.
+StatusOr<SegmentProgram> CompileSegments(const World& world, int32_t largest_message);
 
 }  // namespace jaxcoll

@@ -141,7 +141,7 @@ void SegmentRun::Start(Instance& instance, int32_t index) {
       return;
     }
     case SegmentOp::Kind::kSend: {
-      const auto ready = early_ready_.find({instance.segment, KeyOf(op)});
+      const auto ready = early_ready_.find({instance.segment, op.key});
       if (ready != early_ready_.end()) {
         early_ready_.erase(ready);
         instance.state[index] |= kReady;
@@ -151,7 +151,7 @@ void SegmentRun::Start(Instance& instance, int32_t index) {
     }
     case SegmentOp::Kind::kReceive:
     case SegmentOp::Kind::kInPlace: {
-      const MessageId id{instance.segment, KeyOf(op)};
+      const MessageId id{instance.segment, op.key};
       if (!Eager(instance.segment, op)) {
         wire_.SendReady(*this, op.peer, id);
         return;

@@ -39,7 +39,7 @@ class SegmentRun final : public Run {
   void OnSent(int32_t segment, int32_t op) override;
   bool Hold(int32_t segment, int32_t op) override;
 
-  MessageKey Key(int32_t op) const override { return KeyOf(plan_->program().ops[op]); }
+  MessageKey Key(int32_t op) const override { return plan_->program().ops[op].key; }
   size_t MessageBytes(int32_t segment, int32_t op) const override {
     return plan_->MessageBytes(segment, plan_->program().ops[op]);
   }

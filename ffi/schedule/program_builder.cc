@@ -1,9 +1,13 @@
 #include "schedule/program_builder.h"
 
+#include <atomic>
+
 #include "schedule/dependencies.h"
 
 namespace jaxcoll {
 namespace {
+
+std::atomic<int64_t> ops_built{0};  // publishes nothing but itself
 
 void Append(Operand& operand, int32_t begin, int32_t count) {
   if (!operand.chunks.empty()) {
@@ -17,6 +21,8 @@ void Append(Operand& operand, int32_t begin, int32_t count) {
 }
 
 }  // namespace
+
+int64_t OpsBuilt() { return ops_built.load(std::memory_order_relaxed); }
 
 int32_t InputBlocks(Collective collective, int32_t world_size) {
   return collective == Collective::kReduceScatter || collective == Collective::kAllToAll
@@ -114,6 +120,7 @@ void ProgramBuilder::SetChannel(int32_t channel) {
 
 Program ProgramBuilder::Finish() && {
   InferDependencies(program_);
+  ops_built.fetch_add(static_cast<int64_t>(program_.ops.size()), std::memory_order_relaxed);
   return std::move(program_);
 }
 

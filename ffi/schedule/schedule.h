@@ -116,6 +116,10 @@ enum class DimsKind : uint8_t {
 // with the sizes it takes for a world size that the algorithm cannot serve.
 StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
 
+// Ops that BuildSchedule has made in this process so far: tests and benchmarks of what a call costs
+// count them. Nothing else reads it.
+int64_t OpsBuilt();
+
 // Of an algorithm that the collective has.
 DimsKind DimsKindOf(Collective collective, std::string_view algorithm);
 

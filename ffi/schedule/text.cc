@@ -23,6 +23,7 @@
 #include <string>
 
 #include "schedule/schedule.h"
+#include "schedule/world.h"
 
 namespace jaxcoll {
 namespace {
@@ -38,8 +39,6 @@ constexpr int32_t kAny = std::numeric_limits<int32_t>::max();
 constexpr std::array<std::string_view, 5> kKindNames = {"send", "recv", "recv_reduce", "copy",
                                                         "reduce"};  // by OpKind
 constexpr std::string_view kBufferLetters = "ios";                  // by BufferKind
-
-bool IsTransfer(OpKind kind) { return kind != OpKind::kCopy && kind != OpKind::kReduce; }
 
 void AppendNumber(std::string& text, int32_t value) { text += std::to_string(value); }
 
@@ -63,7 +62,7 @@ void AppendOp(std::string& text, const Op& op) {
     text += ' ';
     AppendNumber(text, field);
   }
-  if (IsTransfer(op.kind)) {
+  if (IsTransfer(op)) {
     for (int32_t field : {op.peer, op.sequence}) {
       text += ' ';
       AppendNumber(text, field);
@@ -205,7 +204,7 @@ class Parser {
     if (!Field(0, kMaxChannelsOfText - 1, op.channel) || !Field(0, kAny, op.step)) {
       return Error("expected '<channel> <step>' after " + std::string(word));
     }
-    if (IsTransfer(op.kind)) {
+    if (IsTransfer(op)) {
       if (!Field(0, ranks - 1, op.peer) || !Field(0, kAny, op.sequence)) {
         return Error("expected '<peer> <sequence>' after channel and step, with a peer below " +
                      std::to_string(ranks));
@@ -275,23 +274,6 @@ class Parser {
       }
     }
     return {};
-  }
-
-  // Walks both interval lists at once: equally many chunks, at equal positions of their blocks.
-  static bool Correspond(const Operand& a, const Operand& b, int32_t chunks_per_block) {
-    size_t i = 0, j = 0;
-    int32_t done_a = 0, done_b = 0;
-    while (i < a.chunks.size() && j < b.chunks.size()) {
-      const Interval& x = a.chunks[i];
-      const Interval& y = b.chunks[j];
-      if ((x.begin + done_a - y.begin - done_b) % chunks_per_block != 0) return false;
-      const int32_t run = std::min(x.count - done_a, y.count - done_b);
-      done_a += run;
-      done_b += run;
-      if (done_a == x.count) ++i, done_a = 0;
-      if (done_b == y.count) ++j, done_b = 0;
-    }
-    return i == a.chunks.size() && j == b.chunks.size();
   }
 
   Cursor cursor_;

@@ -9,17 +9,11 @@
 #include <thread>
 #include <utility>
 
+#include "schedule/world.h"
 #include "sim/network.h"
 
 namespace jaxcoll::sim {
 namespace {
-
-bool IsTransfer(OpKind kind) { return kind != OpKind::kCopy && kind != OpKind::kReduce; }
-
-// A message's name at either end, among those of one rank: 20 bits of peer, 12 of channel.
-uint64_t MessageKey(int32_t peer, int32_t channel, int32_t sequence) {
-  return uint64_t(peer) << 44 | uint64_t(channel) << 32 | uint32_t(sequence);
-}
 
 constexpr int32_t kMaxWorldSize = 1 << 20;
 constexpr int32_t kMaxChannels = 1 << 12;
@@ -30,22 +24,17 @@ constexpr int32_t kMaxStep = (1 << 29) - 1;
 // Packs ranks one by one, in any order and in parallel, and then joins them.
 class GraphBuilder {
  public:
-  explicit GraphBuilder(int32_t world_size) : ranks_(world_size) {}
+  explicit GraphBuilder(int32_t world_size) : ranks_(world_size), ends_(world_size) {}
 
   Status Pack(int32_t rank, const Program& program);
   StatusOr<Graph> Join();
 
  private:
-  struct Receipt {
-    uint64_t key;
-    uint32_t op;  // of this rank
-  };
   struct Rank {
     std::vector<Graph::Node> nodes;  // chains, dependents and extents numbered within the rank
     std::vector<uint32_t> edges;
     std::vector<Graph::Chain> chains;
     ExtentTable extents;
-    std::vector<Receipt> sends, receipts;  // receipts by key
     int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0;
   };
 
@@ -55,6 +44,7 @@ class GraphBuilder {
   Status Match(Graph& graph, const std::vector<uint32_t>& first_op);
 
   std::vector<Rank> ranks_;
+  std::vector<MessageEnds> ends_;  // by rank; their numbers are the rank's nodes
 };
 
 void GraphBuilder::Canonical(std::span<const Interval> chunks, int32_t per_block,
@@ -114,23 +104,19 @@ Status GraphBuilder::Pack(int32_t rank, const Program& program) {
     }
     out.chains.back().end = i + 1;
     node.chain = static_cast<uint32_t>(out.chains.size() - 1);
-    if (IsTransfer(op.kind)) {
+    if (IsTransfer(op)) {
       if (op.peer < 0 || op.peer >= static_cast<int32_t>(ranks_.size()) || op.peer == rank) {
         return InvalidArgument("rank " + std::to_string(rank) + " exchanges a message with rank " +
                                std::to_string(op.peer));
       }
-      (op.kind == OpKind::kSend ? out.sends : out.receipts)
-          .push_back({MessageKey(op.peer, op.channel, op.sequence), i});
+      ends_[rank].Add(op, i);
     }
 
     Canonical(op.destination.chunks, program.chunks_per_block, chunks);
     node.extent = out.extents.Intern(
         op.kind == OpKind::kReduce ? static_cast<int32_t>(op.sources.size()) : 1, chunks);
   }
-  const auto by_key = [](const Receipt& a, const Receipt& b) { return a.key < b.key; };
-  if (!std::is_sorted(out.receipts.begin(), out.receipts.end(), by_key)) {
-    std::sort(out.receipts.begin(), out.receipts.end(), by_key);
-  }
+  ends_[rank].Sort();
 
   // Dependencies the other way round.
   std::vector<uint32_t> degree(count + 1, 0);
@@ -214,39 +200,41 @@ StatusOr<Graph> GraphBuilder::Join() {
 }
 
 Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) {
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    for (const Receipt& send : ranks_[r].sends) {
-      const size_t peer = send.key >> 44;
-      const uint64_t key = (send.key & ((uint64_t{1} << 44) - 1)) | uint64_t(r) << 44;
-      const std::vector<Receipt>& receipts = ranks_[peer].receipts;
-      auto receipt =
-          std::lower_bound(receipts.begin(), receipts.end(), key,
-                           [](const Receipt& a, uint64_t wanted) { return a.key < wanted; });
-      const uint32_t op = first_op[r] + send.op;
-      if (receipt == receipts.end() || receipt->key != key) {
-        return InvalidArgument("a message from rank " + std::to_string(r) + " to rank " +
-                               std::to_string(peer) + " (step " +
-                               std::to_string(graph.nodes_[op].step) + ") is never received");
-      }
-      const uint32_t mate = first_op[peer] + receipt->op;
-      graph.nodes_[op].mate = mate;
-      graph.nodes_[mate].mate = op;
-      if (graph.nodes_[op].extent != graph.nodes_[mate].extent) {
-        return InvalidArgument("a message from rank " + std::to_string(r) + " to rank " +
-                               std::to_string(peer) + " (step " +
-                               std::to_string(graph.nodes_[op].step) +
-                               ") names other chunks at its two ends");
-      }
+  std::vector<int32_t> ranks(ranks_.size());
+  std::iota(ranks.begin(), ranks.end(), 0);
+  constexpr uint32_t kNone = Graph::kNone;
+  uint32_t differing = kNone;  // a send whose message has other chunks at its other end
+  const auto unmatched =
+      MatchMessages(ranks, ends_, [&](size_t source, uint32_t s, size_t destination, uint32_t r) {
+        const uint32_t send = first_op[source] + s, receipt = first_op[destination] + r;
+        graph.nodes_[send].mate = receipt;
+        graph.nodes_[receipt].mate = send;
+        if (graph.nodes_[send].extent != graph.nodes_[receipt].extent) {
+          differing = std::min(differing, send);
+        }
+      });
+  const auto message = [&](int32_t source, int32_t destination, uint32_t op) {
+    return "a message from rank " + std::to_string(source) + " to rank " +
+           std::to_string(destination) + " (step " + std::to_string(graph.nodes_[op].step) + ")";
+  };
+  if (unmatched) {
+    const auto [source, destination] = std::pair(unmatched->key.source, unmatched->key.destination);
+    const uint32_t op = first_op[unmatched->rank()] + unmatched->number;
+    const std::string what = message(source, destination, op);
+    switch (unmatched->why) {
+      case Unmatched::Why::kSentTwice:
+        return InvalidArgument(what + " is sent twice");
+      case Unmatched::Why::kNeverSent:
+        return InvalidArgument("rank " + std::to_string(destination) + " waits for " + what +
+                               " that is never sent");
+      case Unmatched::Why::kNeverReceived:
+        return InvalidArgument(what + " is never received");
     }
   }
-  for (uint32_t op = 0; op < graph.op_count(); ++op) {
-    if (IsTransfer(graph.kind(op)) && graph.nodes_[op].mate == Graph::kNone) {
-      return InvalidArgument("rank " + std::to_string(graph.chain_of(op).rank) +
-                             " waits for a message (step " + std::to_string(graph.nodes_[op].step) +
-                             ") that is never sent");
-    }
-  }
-  return {};
+  if (differing == kNone) return {};
+  return InvalidArgument(message(graph.chain_of(differing).rank,
+                                 graph.chain_of(graph.nodes_[differing].mate).rank, differing) +
+                         " names other chunks at its two ends");
 }
 
 StatusOr<Graph> Graph::Build(int32_t world_size,

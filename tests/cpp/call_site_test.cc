@@ -5,12 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <bit>
+#include <functional>
 #include <latch>
 #include <numeric>
 #include <random>
 #include <thread>
 
 #include "base/environment.h"
+#include "executor/process_per_rank.h"
 #include "executor/watchdog.h"
 
 namespace jaxcoll {
@@ -254,6 +257,98 @@ TEST(CallSite, RefusesBadSpecs) {
   spec = AllReduceSpec(4);
   spec.schedule = "garbage";
   EXPECT_FALSE(CallSite::Create(spec).ok());
+}
+
+// An instruction of a job costs a process the op lists of its own rank, and of the root for the
+// largest message; what is built for others would grow with the square of the job.
+TEST(CallSite, BuildsItsOwnRanksOpsOnly) {
+  struct Case {
+    const char* collective;
+    const char* algorithm;
+    std::function<int64_t(int64_t)> own_ops;  // of so many ranks
+  };
+  const Case cases[] = {
+      {"all_reduce", "ring", [](int64_t p) { return 4 * (p - 1); }},
+      {"all_reduce", "direct", [](int64_t p) { return 2 * (p - 1) + 1; }},
+      {"all_to_all", "direct", [](int64_t p) { return 2 * (p - 1) + 1; }},
+      {"all_reduce", "halving_doubling",
+       [](int64_t p) { return 4 * std::countr_zero(static_cast<uint64_t>(p)); }},
+      {"reduce_scatter", "recursive_halving",
+       [](int64_t p) { return 2 * std::countr_zero(static_cast<uint64_t>(p)); }},
+      // Nodes of 8 ranks.
+      {"all_reduce", "hierarchical", [](int64_t p) { return 4 * (8 - 1) + 4 * (p / 8 - 1); }},
+  };
+  for (const Case& c : cases) {
+    for (int64_t ranks = 64; ranks <= 4096; ranks *= 8) {
+      CallSpec spec = AllReduceSpec(ranks, c.algorithm);
+      spec.collective = c.collective;
+      if (spec.algorithm == "hierarchical") spec.dims = {ranks / 8, 8};
+      if (spec.collective == "all_to_all") spec.reduce_op = "";
+      const int64_t in = spec.collective == "all_reduce" ? 1 : ranks;
+      const int64_t out = spec.collective == "all_to_all" ? ranks : 1;
+      ProcessPerRank job(static_cast<int>(ranks), static_cast<int>(ranks / 2 + 1));
+      const int64_t before = OpsBuilt();
+      const auto site = CallSite::Create(spec, &job);
+      ASSERT_TRUE(site.ok()) << c.algorithm << ": " << site.status().message();
+      const Status prepared =
+          (*site)->Prepare({{{DType::kFloat32, {in * 1024}}}, {{DType::kFloat32, {out * 1024}}}});
+      EXPECT_TRUE(prepared.ok()) << c.algorithm << ": " << prepared.message();
+      EXPECT_LE(OpsBuilt() - before, 2 * c.own_ops(ranks)) << c.algorithm << ", " << ranks;
+      EXPECT_GE(OpsBuilt() - before, c.own_ops(ranks)) << c.algorithm << ", " << ranks;
+      // Another instruction with the same schedule builds nothing.
+      const int64_t built = OpsBuilt();
+      EXPECT_TRUE(CallSite::Create(spec, &job).ok());
+      EXPECT_EQ(OpsBuilt(), built);
+    }
+  }
+}
+
+// Groups that are all of this process run here; of the others it takes its own ranks' part.
+TEST(CallSite, GroupsHereAndGroupsThatReachOutAreBuiltApart) {
+  class TwoProcesses final : public Interprocess {
+   public:
+    int process() const override { return 0; }
+    std::optional<int> ProcessOfDevice(int64_t id) const override { return id < 3 ? 0 : 1; }
+    Slot TakeSlot(const std::string&) override { return {}; }
+    void ReturnSlot(const std::string&, const Slot&) override {}
+    std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override {
+      opened.push_back(spec.device_ids);
+      return nullptr;
+    }
+    void FailBegunBefore(std::chrono::steady_clock::time_point, bool, const std::string&) override {
+    }
+    void Invite(Guest*) override {}
+    std::vector<std::vector<int64_t>> opened;
+  } job;
+  CallSpec spec = AllReduceSpec(6, "ring");  // groups {0, 1} here, {2, 3} apart, {4, 5} elsewhere
+  spec.group_size = 2;
+  const auto site = CallSite::Create(spec, &job);
+  ASSERT_TRUE(site.ok()) << site.status().message();
+  ASSERT_TRUE((*site)->Prepare({{{DType::kFloat32, {8}}}, {{DType::kFloat32, {8}}}}).ok());
+  EXPECT_EQ(job.opened, (std::vector<std::vector<int64_t>>{{2, 3}}));
+  float in[2][8], out[2][8];
+  std::fill_n(&in[0][0], 16, 1.5f);
+  const auto first = Arrive(**site, 1, 0, in[0], out[0]);
+  const auto second = Arrive(**site, 1, 1, in[1], out[1]);
+  EXPECT_TRUE(first->Wait().ok());
+  EXPECT_TRUE(second->Wait().ok());
+  EXPECT_EQ(out[0][7], 3.0f);
+  EXPECT_EQ(out[1][0], 3.0f);
+}
+
+// A schedule written in Python comes with all ranks' ops: what would never end is refused at once.
+TEST(CallSite, RefusesWrittenSchedulesThatDoNotFitTogetherInAJob) {
+  const auto refusal = [](const std::string& ops_of_0, const std::string& ops_of_1) {
+    CallSpec spec = AllReduceSpec(2, "mine");
+    spec.schedule =
+        "jaxcoll-schedule 1 2\nrank 0 1 1 1 0 1\n" + ops_of_0 + "rank 1 1 1 1 0 1\n" + ops_of_1;
+    ProcessPerRank job(2, 0);
+    const auto site = CallSite::Create(spec, &job);
+    return site.ok() ? std::string() : site.status().message();
+  };
+  EXPECT_EQ(refusal("send 0 0 1 0 i0>o0\n", "recv 0 0 0 0 i0>o0\n"), "");
+  EXPECT_EQ(refusal("copy 0 0 i0>o0\n", "recv 0 0 0 0 i0>o0\n"),
+            "rank 1, op 0: nobody sends what it receives");
 }
 
 // A completion that blocks, as XLA's own collectives do, until another one of the same call runs.

@@ -16,6 +16,7 @@
 
 #include "device_world.h"
 #include "executor/local_plan.h"
+#include "op_lists.h"
 
 namespace jaxcoll::cuda {
 
@@ -117,11 +118,11 @@ inline std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collecti
 
 // Runs the cases one after the other in one region.
 inline void ExpectRight(const std::vector<std::unique_ptr<Case>>& cases,
-                        World::Options options = {}, const RegionSize& region = kRegion) {
+                        DeviceWorld::Options options = {}, const RegionSize& region = kRegion) {
   std::vector<Launches*> launches;
   for (const auto& one : cases) launches.push_back(&one->launch);
   const int ranks = static_cast<int>(cases[0]->launch.calls.size());
-  World world(ranks, region);
+  DeviceWorld world(ranks, region);
   const std::vector<bool> ok = world.Run(launches, options);
   for (int rank = 0; rank < ranks; ++rank) {
     EXPECT_TRUE(ok[rank]) << cases[0]->name << ": " << Tell(world.cause(rank));

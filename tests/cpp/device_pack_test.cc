@@ -7,6 +7,7 @@
 
 #include "cuda/device_program.h"
 #include "device_world.h"
+#include "op_lists.h"
 
 namespace jaxcoll::cuda {
 namespace {

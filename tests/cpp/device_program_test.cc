@@ -199,7 +199,7 @@ TEST(Interpreter, GivesTheSameBitsInEveryInterleaving) {
       ASSERT_NE(cases.back(), nullptr);
       cases.back()->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
     }
-    World::Options options;
+    DeviceWorld::Options options;
     options.threads_per_block = 1 + static_cast<int>(random() % 2);
     options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
     ExpectRight(cases, options, region);
@@ -212,7 +212,7 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
   const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {50}});
   ASSERT_NE(one, nullptr);
-  World world(4, kRegion);
+  DeviceWorld world(4, kRegion);
   const auto ok = world.Run({&one->launch}, {.absent_rank = 2});
   for (const int rank : {0, 1, 3}) {
     EXPECT_FALSE(ok[rank]);
@@ -240,7 +240,7 @@ TEST(InterpreterFailure, ARankThatNeverComesToMeetIsNamed) {
   const auto one =
       Make(programs, Collective::kAllReduce, {.block_elements = {50}, .reach = Reach::kOperands});
   ASSERT_NE(one, nullptr);
-  World world(4, kRegion);
+  DeviceWorld world(4, kRegion);
   const auto ok = world.Run({&one->launch}, {.absent_rank = 2});
   for (const int rank : {0, 1, 3}) {
     EXPECT_FALSE(ok[rank]);
@@ -262,7 +262,7 @@ TEST(InterpreterFailure, ARankAtAnotherLaunchIsFound) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
   const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
   ASSERT_NE(one, nullptr);
-  World world(3, kRegion);
+  DeviceWorld world(3, kRegion);
   for (const bool ok : world.Run({&one->launch}, {})) ASSERT_TRUE(ok);
   EXPECT_EQ(world.header(1).epoch, 1u);
   world.Clear(1);
@@ -287,7 +287,7 @@ TEST(Interpreter, EpochsWrap) {
                            /*max_workers=*/2));
       ASSERT_NE(cases.back(), nullptr);
     }
-    World world(3, kRegion);
+    DeviceWorld world(3, kRegion);
     constexpr uint64_t kEpoch = 0xfffffffd;
     for (int rank = 0; rank < 3; ++rank) {
       world.header(rank).epoch = kEpoch;
@@ -309,7 +309,7 @@ TEST(InterpreterFailure, ARankThatIsAheadWritesNothing) {
   const auto programs = BuildAll(Spec(Collective::kAllGather, "direct", 2));
   const auto one = Make(programs, Collective::kAllGather, {.block_elements = {50}});
   ASSERT_NE(one, nullptr);
-  World world(2, kRegion);
+  DeviceWorld world(2, kRegion);
   world.header(0).epoch = 2;
   const auto ok = world.Run({&one->launch}, {});
   EXPECT_FALSE(ok[0] || ok[1]);
@@ -323,8 +323,8 @@ TEST(InterpreterFailure, ARankAtAnotherCallIsFound) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "recursive_doubling", 4));
   const auto one = Make(programs, Collective::kAllReduce, {.block_elements = {100}});
   ASSERT_NE(one, nullptr);
-  World world(4, kRegion);
-  World::Options options;
+  DeviceWorld world(4, kRegion);
+  DeviceWorld::Options options;
   options.fingerprints = {7, 7, 7, 8};
   const auto ok = world.Run({&one->launch}, options);
   for (int rank = 0; rank < 4; ++rank) EXPECT_FALSE(ok[rank]);
@@ -352,10 +352,10 @@ TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
              {.block_elements = {1500}, .seed = seed, .reach = kReaches[random() % 2]});
     ASSERT_NE(one, nullptr);
     one->name = "seed " + std::to_string(seed) + ", " + draw.algorithm;
-    World world(ranks, kRegion);
+    DeviceWorld world(ranks, kRegion);
     const int victim = static_cast<int>(random() % ranks);
     const int after = static_cast<int>(random() % 30);
-    World::Options options;
+    DeviceWorld::Options options;
     options.disturb = [&](int rank, int) {
       return Disturbance{.seed = seed, .die_after = rank == victim ? after : -1};
     };

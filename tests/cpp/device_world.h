@@ -1,9 +1,9 @@
 // GPUs made of threads: every thread of every block of every rank runs the interpreter kernel, or
 // that of ragged exchanges.
 //
-// A World has ranks with a region each. Run() puts launches one after the other on every rank, as
-// a stream does: a rank's next launch begins when all its blocks have ended the last one, whatever
-// the other ranks do. Several worlds may run at the same time.
+// A DeviceWorld has ranks with a region each. Run() puts launches one after the other on every rank,
+// as a stream does: a rank's next launch begins when all its blocks have ended the last one,
+// whatever the other ranks do. Several worlds may run at the same time.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -297,15 +297,15 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<DeviceCall>>& 
   return ok;
 }
 
-// One call of a schedule on all ranks; the calls' pointers are set by World::Run.
+// One call of a schedule on all ranks; the calls' pointers are set by DeviceWorld::Run.
 struct Launches {
   std::vector<DeviceProgram> programs;  // by rank
   std::vector<ProgramCall> calls;       // by rank, with input and output
 };
 
-class World {
+class DeviceWorld {
  public:
-  World(int ranks, const RegionSize& size) : causes_(ranks), failing_(ranks) {
+  DeviceWorld(int ranks, const RegionSize& size) : causes_(ranks), failing_(ranks) {
     for (int rank = 0; rank < ranks; ++rank) {
       regions_.push_back(std::make_unique<DeviceMemory>(size.bytes));
       addresses_.push_back(regions_.back()->data());

@@ -22,9 +22,9 @@ struct Flow {
   int32_t id = 0;
 };
 
-class World {
+class FlowWorld {
  public:
-  explicit World(uint32_t seed) : random_(seed), equal_pulls_(seed % 2 == 0) {
+  explicit FlowWorld(uint32_t seed) : random_(seed), equal_pulls_(seed % 2 == 0) {
     network_.node_names = {"a", "b"};
     network_.forwards = {true, true};
     const uint32_t links = 5 + random_() % 30;
@@ -92,7 +92,7 @@ class World {
 TEST(FairShare, RatesKeptUpToDateEqualThoseComputedAnew) {
   for (uint32_t seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    World world(seed);
+    FlowWorld world(seed);
     for (uint32_t step = 0; step < 200; ++step) {
       for (uint32_t change = 0; change <= step % 3; ++change) world.Change();
       world.Compare();

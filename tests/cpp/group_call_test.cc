@@ -8,6 +8,7 @@
 #include "cuda/gpu_call_site.h"
 #include "executor/local_plan.h"
 #include "host_job.h"
+#include "op_lists.h"
 
 namespace jaxcoll::cuda {
 namespace {

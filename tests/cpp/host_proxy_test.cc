@@ -53,7 +53,7 @@ std::vector<std::unique_ptr<Case>> MakeAll(const std::vector<Program>& programs,
 }
 
 void ExpectRight(HostedWorld& world, const std::vector<std::unique_ptr<Case>>& cases,
-                 const World::Options& options = {}, int rounds = 2) {
+                 const DeviceWorld::Options& options = {}, int rounds = 2) {
   const std::vector<bool> ok = world.Run(options, rounds);
   for (int rank = 0; rank < world.ranks(); ++rank) {
     EXPECT_TRUE(ok[rank]) << cases[0]->name << ": " << Tell(world.world().cause(rank));
@@ -119,7 +119,7 @@ TEST(HostProxy, GivesTheSameBitsInEveryInterleaving) {
     ASSERT_FALSE(cases.empty());
     Hosts hosts(placement.host_of_process, Net::kFake, seed);
     HostedWorld world(hosts, {placement.process_of_rank, 1, region}, cases);
-    World::Options options;
+    DeviceWorld::Options options;
     options.threads_per_block = 1 + static_cast<int>(random() % 2);
     options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
     ExpectRight(world, cases, options, 3);
@@ -258,7 +258,7 @@ TEST(HostProxyLending, GivesTheSameBitsWhicheverLinksTakeIt) {
     HostedWorld world(
         hosts, {.process_of_rank = placement.process_of_rank, .region = region, .lends = true},
         cases);
-    World::Options options;
+    DeviceWorld::Options options;
     options.threads_per_block = 1 + static_cast<int>(random() % 2);
     options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
     ExpectRight(world, cases, options, 3);
@@ -429,7 +429,7 @@ TEST(HostProxyFailure, AStoppedProcessThatGoesOnTooLateFindsItsGroupFailed) {
 // Fingerprints go with the messages.
 TEST(HostProxyFailure, HostsAtDifferentCallsFindItOut) {
   Pair pair;
-  World::Options options;
+  DeviceWorld::Options options;
   options.fingerprints = {7, 7, 8, 8};
   const auto ok = pair.world.Run(options, 1);
   for (int rank = 0; rank < 4; ++rank) EXPECT_FALSE(ok[rank]);

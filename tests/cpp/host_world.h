@@ -85,7 +85,7 @@ class HostedWorld {
   HostedWorld& operator=(const HostedWorld&) = delete;
 
   int ranks() const { return static_cast<int>(layout_.process_of_rank.size()); }
-  World& world() { return world_; }
+  DeviceWorld& world() { return world_; }
   const HostRoutes& routes() const { return *routes_; }
   static std::string NameOf(int rank) { return "rank " + std::to_string(rank); }
   // Why process `p` says that the group has failed; empty if it has not.
@@ -97,7 +97,7 @@ class HostedWorld {
   }
 
   // `rounds` times all cases.
-  std::vector<bool> Run(World::Options options, int rounds = 1) {
+  std::vector<bool> Run(DeviceWorld::Options options, int rounds = 1) {
     std::vector<Launches*> launches;
     for (int round = 0; round < rounds; ++round) {
       launches.insert(launches.end(), launches_.begin(), launches_.end());
@@ -189,7 +189,7 @@ class HostedWorld {
 
   Hosts& hosts_;
   const Layout layout_;
-  World world_;
+  DeviceWorld world_;
   std::vector<uint32_t> aborts_;                                      // by process
   std::vector<uint64_t> doorbells_;                                   // by rank
   std::vector<std::unique_ptr<DeviceMemory>> inboxes_;                // by rank

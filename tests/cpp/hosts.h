@@ -112,7 +112,7 @@ class Hosts {
   }
 
   bool real() const { return kind_ != Net::kFake; }
-  // For World::Options.
+  // For DeviceWorld::Options.
   std::function<void(StuckClock&, const std::atomic<int>&)> Carrier() {
     if (real()) return {};
     return [this](StuckClock& clock, const std::atomic<int>& running) {

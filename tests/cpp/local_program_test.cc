@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include "op_lists.h"
+
 namespace jaxcoll {
 namespace {
 

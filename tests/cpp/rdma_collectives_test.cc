@@ -17,6 +17,7 @@
 #include "executor/ragged_run.h"
 #include "executor/segment_plan.h"
 #include "link_pair.h"
+#include "op_lists.h"
 #include "schedule/schedule.h"
 #include "transport/rdma.h"
 

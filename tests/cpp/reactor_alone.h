@@ -14,6 +14,7 @@
 #include "comm/reactor.h"
 #include "executor/segment_plan.h"
 #include "fake_link.h"
+#include "op_lists.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll {

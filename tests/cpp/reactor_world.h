@@ -79,10 +79,10 @@ struct Site {
 };
 
 // Some processes, their sites and calls, the network between them and what goes wrong.
-class World {
+class ReactorWorld {
  public:
-  World(uint64_t seed, Fault fault);
-  ~World();
+  ReactorWorld(uint64_t seed, Fault fault);
+  ~ReactorWorld();
 
   // Makes every call, and checks every result and what the reactors hold afterwards.
   void Run();

@@ -7,6 +7,7 @@
 
 #include "executor/local_plan.h"
 #include "executor/local_program.h"
+#include "op_lists.h"
 #include "reactor_world.h"
 
 namespace jaxcoll {
@@ -44,13 +45,13 @@ float LoadElement(DType dtype, const std::byte* from) {
 
 }  // namespace
 
-World::World(uint64_t seed, Fault fault)
+ReactorWorld::ReactorWorld(uint64_t seed, Fault fault)
     : seed_(seed),
       random_(seed),
       net_(random_, static_cast<int>(Draw(random_, 0, 3) * Draw(random_, 0, 700))),
       fault_(fault) {}
 
-void World::Build() {
+void ReactorWorld::Build() {
   const auto process_count = static_cast<int>(Draw(random_, 2, 5));
   std::vector<int> owners;
   for (int p = 0; p < process_count; ++p) {
@@ -126,7 +127,7 @@ void World::Build() {
   }
 }
 
-bool World::DrawSite(Site& site) {
+bool ReactorWorld::DrawSite(Site& site) {
   for (const auto& [device, process] : process_of_device_) site.devices.push_back(device);
   std::sort(site.devices.begin(), site.devices.end());
   if (!sites_.empty() && Chance(random_, 50)) {
@@ -143,7 +144,7 @@ bool World::DrawSite(Site& site) {
   return true;
 }
 
-bool World::DrawSchedule(Site& site) {
+bool ReactorWorld::DrawSchedule(Site& site) {
   const auto ranks = static_cast<int32_t>(site.devices.size());
   site.collective = kCollectives[Draw(random_, 0, std::size(kCollectives) - 1)];
   const std::vector<std::string> algorithms = Algorithms(site.collective);
@@ -221,7 +222,7 @@ bool World::DrawSchedule(Site& site) {
   return true;
 }
 
-void World::Extend(Site& site) {
+void ReactorWorld::Extend(Site& site) {
   const auto ranks = static_cast<int32_t>(site.devices.size());
   const size_t vectors = site.block_elements.size();
   const size_t item = ItemBytes(site.dtype);
@@ -250,8 +251,8 @@ void World::Extend(Site& site) {
   AddCall(site, inputs, output_bytes);
 }
 
-void World::AddCall(Site& site, const std::vector<std::vector<std::byte>>& inputs,
-                    const std::vector<size_t>& output_bytes) {
+void ReactorWorld::AddCall(Site& site, const std::vector<std::vector<std::byte>>& inputs,
+                           const std::vector<size_t>& output_bytes) {
   const size_t ranks = site.devices.size();
   for (const int process : site.processes) {
     const std::vector<int32_t> members = site.Members(process);
@@ -268,7 +269,7 @@ void World::AddCall(Site& site, const std::vector<std::vector<std::byte>>& input
   }
 }
 
-void World::DrawRagged(Site& site) {
+void ReactorWorld::DrawRagged(Site& site) {
   RaggedShape shape;
   const auto ranks = static_cast<int64_t>(site.devices.size());
   shape.updates_per_peer = Chance(random_, 30) ? Draw(random_, 2, 4) : 1;
@@ -292,7 +293,7 @@ void World::DrawRagged(Site& site) {
 }
 
 // Any blocks, be it that they overlap: as long as those of one receiver fit its output.
-void World::ExtendRagged(Site& site, bool may_be_refused) {
+void ReactorWorld::ExtendRagged(Site& site, bool may_be_refused) {
   const RaggedShape& shape = *site.ragged;
   const size_t ranks = site.devices.size();
   const int64_t updates = shape.updates_per_peer;
@@ -364,7 +365,7 @@ void World::ExtendRagged(Site& site, bool may_be_refused) {
   AddCall(site, inputs, {shape.output_rows * shape.row_bytes});
 }
 
-std::vector<std::vector<std::byte>> World::Exactly(
+std::vector<std::vector<std::byte>> ReactorWorld::Exactly(
     const Site& site, const std::vector<std::vector<std::byte>>& inputs) {
   const auto ranks = static_cast<int32_t>(site.devices.size());
   const size_t item = ItemBytes(site.dtype);
@@ -426,7 +427,7 @@ std::vector<std::vector<std::byte>> World::Exactly(
   return outputs;
 }
 
-std::vector<std::vector<std::byte>> World::InOneProcess(
+std::vector<std::vector<std::byte>> ReactorWorld::InOneProcess(
     const Site& site, const std::vector<std::vector<std::byte>>& inputs) {
   StatusOr<LocalProgram> program = Compile(site.programs, site.collective);
   EXPECT_TRUE(program.ok()) << program.status().message();

@@ -19,9 +19,9 @@ bool Equal(const std::vector<std::byte>& a, const std::vector<std::byte>& b) {
 
 }  // namespace
 
-class World::SimCompletion final : public Completion {
+class ReactorWorld::SimCompletion final : public Completion {
  public:
-  SimCompletion(World* world, int process, int site, ProcessCall* call, size_t member)
+  SimCompletion(ReactorWorld* world, int process, int site, ProcessCall* call, size_t member)
       : world_(world), process_(process), site_(site), call_(call), member_(member) {}
   void Done(const Status& status) override {
     Outcome& outcome = call_->outcomes[member_];
@@ -34,14 +34,14 @@ class World::SimCompletion final : public Completion {
   }
 
  private:
-  World* const world_;
+  ReactorWorld* const world_;
   const int process_;
   [[maybe_unused]] const int site_;
   ProcessCall* const call_;
   const size_t member_;
 };
 
-void World::Run() {
+void ReactorWorld::Run() {
   Build();
   ScheduleFault();
   MakeProcesses();
@@ -76,7 +76,7 @@ void World::Run() {
   CheckAccounts();
 }
 
-World::~World() {
+ReactorWorld::~ReactorWorld() {
   // Groups before their reactors.
   for (Site& site : sites_) site.groups.clear();
   for (Process& process : processes_) process.reactor.reset();
@@ -84,32 +84,32 @@ World::~World() {
 
 // ---- What goes wrong ---------------------------------------------------------------------------
 
-void World::ScheduleFault() {
+void ReactorWorld::ScheduleFault() {
   const auto count = static_cast<int64_t>(processes_.size());
   culprit_ = static_cast<int>(Draw(random_, 0, count - 1));
   victim_ = static_cast<int>((culprit_ + Draw(random_, 1, count - 1)) % count);
   fault_at_step_ = Draw(random_, 0, Chance(random_, 20) ? 20 : 400);
 }
 
-bool World::IsLinkFault() const {
+bool ReactorWorld::IsLinkFault() const {
   return fault_ == Fault::kCutBoth || fault_ == Fault::kCutOne || fault_ == Fault::kBlackHole ||
          fault_ == Fault::kNeverUp || fault_ == Fault::kFailed;
 }
 
-bool World::Exposed(const Site& site) const {
+bool ReactorWorld::Exposed(const Site& site) const {
   if (fault_ == Fault::kNone) return false;
   if (site.processes.count(culprit_) == 0) return false;
   if (fault_ == Fault::kPoison) return site.devices == sites_[poisoned_site_].devices;
   return !IsLinkFault() || site.processes.count(victim_) != 0;
 }
 
-std::shared_ptr<FakePipe> World::PipeOf(int from, int to) {
+std::shared_ptr<FakePipe> ReactorWorld::PipeOf(int from, int to) {
   std::shared_ptr<FakePipe>& pipe = pipes_[{from, to}];
   if (pipe == nullptr) pipe = std::make_shared<FakePipe>();
   return pipe;
 }
 
-void World::StrikeIfDue() {
+void ReactorWorld::StrikeIfDue() {
   if (fault_ == Fault::kHostile && step_ >= fault_at_step_) {
     if (Chance(random_, 10)) SendGarbage();
     return;
@@ -150,7 +150,7 @@ void World::StrikeIfDue() {
   }
 }
 
-void World::SendGarbage() {
+void ReactorWorld::SendGarbage() {
   const std::shared_ptr<FakePipe> pipe = PipeOf(culprit_, victim_);
   if (pipe->reader_gone) return;
   if (Chance(random_, 15)) {
@@ -185,7 +185,7 @@ void World::SendGarbage() {
 
 // ---- Running -----------------------------------------------------------------------------------
 
-void World::MakeProcesses() {
+void ReactorWorld::MakeProcesses() {
   poisoned_site_ = 0;
   for (Process& process : processes_) {
     Reactor::Seams seams;
@@ -222,7 +222,7 @@ void World::MakeProcesses() {
   }
 }
 
-void World::OpenNext(Process& process) {
+void ReactorWorld::OpenNext(Process& process) {
   const int s = process.sites_to_open.front();
   process.sites_to_open.erase(process.sites_to_open.begin());
   Site& site = sites_[s];
@@ -230,7 +230,7 @@ void World::OpenNext(Process& process) {
       {site.devices, site.operation, site.description, site.plans.at(process.index)});
 }
 
-void World::Connect(int from, int to) {
+void ReactorWorld::Connect(int from, int to) {
   if (!connected_.insert({from, to}).second) return;
   const bool struck = (from == culprit_ && to == victim_) || (from == victim_ && to == culprit_);
   if (struck && fault_ == Fault::kNeverUp) return;
@@ -242,7 +242,7 @@ void World::Connect(int from, int to) {
       to, std::make_unique<FakeLink>(net_, to, PipeOf(from, to), PipeOf(to, from), copying_));
 }
 
-void World::SubmitNext(Process& process) {
+void ReactorWorld::SubmitNext(Process& process) {
   if (process.next == process.order.size() || !process.sites_to_open.empty()) return;
   const int s = process.order[process.next++];
   Site& site = sites_[s];
@@ -258,7 +258,7 @@ void World::SubmitNext(Process& process) {
       ->Start(0, std::move(buffers), std::move(completions), std::make_shared<ContinuationCost>());
 }
 
-bool World::Act() {
+bool ReactorWorld::Act() {
   Process& process = processes_[Draw(random_, 0, static_cast<int64_t>(processes_.size()) - 1)];
   if (!process.running) return false;
   const int64_t what = Draw(random_, 0, 9);
@@ -288,7 +288,7 @@ bool World::Act() {
   return process.reactor->Step();
 }
 
-bool World::SomethingLeft() const {
+bool ReactorWorld::SomethingLeft() const {
   if (!wanted_.empty()) return true;
   for (const Process& process : processes_) {
     if (!process.running) continue;
@@ -300,7 +300,7 @@ bool World::SomethingLeft() const {
   return false;
 }
 
-void World::RunUntilQuiet() {
+void ReactorWorld::RunUntilQuiet() {
   auto last_active = net_.now();
   const auto limit = step_ + 2000000;
   int idle = 0;
@@ -322,7 +322,7 @@ void World::RunUntilQuiet() {
   }
 }
 
-bool World::AllAtRest() {
+bool ReactorWorld::AllAtRest() {
   for (Process& process : processes_) {
     if (!process.running && process.alive) return false;
     if (process.alive && process.reactor->Account().calls != 0) return false;
@@ -334,7 +334,7 @@ bool World::AllAtRest() {
   return struck_ || fault_ == Fault::kNone || fault_ == Fault::kHostile;
 }
 
-void World::Sniff() {
+void ReactorWorld::Sniff() {
   for (const auto& [ends, pipe] : pipes_) {
     if (ends.first != culprit_ && ends.second != culprit_) continue;
     for (const FakePipe::Put& put : pipe->puts) {
@@ -343,13 +343,13 @@ void World::Sniff() {
   }
 }
 
-void World::ResumeAll() {
+void ReactorWorld::ResumeAll() {
   for (Process& process : processes_) process.running = process.alive;
 }
 
 // ---- Checking ----------------------------------------------------------------------------------
 
-void World::CheckFirstRound() {
+void ReactorWorld::CheckFirstRound() {
   for (const Site& site : sites_) {
     for (const auto& [process, calls] : site.calls) {
       if (!processes_[process].alive) continue;
@@ -362,7 +362,7 @@ void World::CheckFirstRound() {
   }
 }
 
-void World::CheckEverything() {
+void ReactorWorld::CheckEverything() {
   for (const Site& site : sites_) {
     bool any_failed = false;
     for (const auto& [process, calls] : site.calls) {
@@ -393,8 +393,8 @@ void World::CheckEverything() {
   }
 }
 
-void World::CheckCall(const Site& site, int process, const std::vector<int32_t>& members, size_t c,
-                      const ProcessCall& call) {
+void ReactorWorld::CheckCall(const Site& site, int process, const std::vector<int32_t>& members,
+                             size_t c, const ProcessCall& call) {
   const std::string where =
       site.description + ", call " + std::to_string(c) + ", process " + std::to_string(process);
   for (const Outcome& outcome : call.outcomes) {
@@ -437,7 +437,7 @@ void World::CheckCall(const Site& site, int process, const std::vector<int32_t>&
   }
 }
 
-void World::CheckAccounts() {
+void ReactorWorld::CheckAccounts() {
   for (Process& process : processes_) {
     if (!process.alive) continue;
     Reactor::Accounts accounts = process.reactor->Account();

@@ -32,7 +32,7 @@ void RunSeeds(Fault fault, int share) {
   const int64_t first = only >= 0 ? only : 0;
   const int64_t count = only >= 0 ? 1 : std::max<int64_t>(1, all * share / 100);
   for (int64_t seed = first; seed < first + count; ++seed) {
-    World(static_cast<uint64_t>(seed), fault).Run();
+    ReactorWorld(static_cast<uint64_t>(seed), fault).Run();
     if (::testing::Test::HasFailure()) {
       ADD_FAILURE() << "seed " << seed << ": run it alone with JAXCOLL_TEST_SEED=" << seed
                     << " --gtest_filter="

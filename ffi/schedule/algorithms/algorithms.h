@@ -1,7 +1,8 @@
 // Every algorithm: the layout it needs, and the ops of one rank on one channel's share of the
 // chunks. The table in schedule.cc gives them their names.
 //
-// They are called for two ranks or more; alone, a rank copies.
+// They are called for two ranks or more; alone, a rank copies. Rank `root`, 0 where there is none,
+// must have an end of a message as large as any: see LargestMessage in schedule/world.h.
 #pragma once
 
 #include "schedule/program_builder.h"
