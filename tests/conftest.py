@@ -50,5 +50,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """No process outlives the tests."""
+    """No process outlives the tests, and what was frozen is collected when the interpreter ends."""
     warm_python.close()
+    gc.unfreeze()
