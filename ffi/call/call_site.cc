@@ -323,7 +323,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
       if (completion != nullptr) completions.push_back(std::move(completion));
     }
     const std::shared_ptr<ContinuationCost> cost = cost_;
-    FlightRecorder::Get().Add(description_, done->first_arrival, status);
+    FlightRecorder::Get().Add({description_, done->first_arrival, Clock::now(), status});
     Recycle(std::move(done));
     pool.Complete(std::move(completions), std::move(status), cost);
   };
@@ -396,7 +396,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
 void CallSite::Fail(Meeting& meeting, Status status) {
   meeting.failure = std::make_shared<const Status>(std::move(status));
   meeting.failed_at = Clock::now();
-  FlightRecorder::Get().Add(description_, meeting.first_arrival, meeting.failure);
+  FlightRecorder::Get().Add({description_, meeting.first_arrival, Clock::now(), meeting.failure});
   std::vector<std::unique_ptr<Completion>> completions;
   for (std::unique_ptr<Completion>& completion : meeting.completions) {
     if (completion != nullptr) completions.push_back(std::move(completion));
@@ -586,7 +586,7 @@ std::string DumpEngine() {
       "jaxcoll, within this process: " + std::to_string(FlightRecorder::Get().count()) +
       " calls have ended, " + std::to_string(pending.size()) + " wait for devices\n";
   for (const std::string& line : pending) text += "  pending: " + line + '\n';
-  return text + FlightRecorder::Get().Lines();
+  return text + FlightRecorder::Get().Lines(FlightRecorder::Clock::now());
 }
 
 EngineInfo GetEngineInfo() {

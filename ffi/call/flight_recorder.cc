@@ -15,21 +15,19 @@ FlightRecorder& FlightRecorder::Get() {
   return *recorder;
 }
 
-void FlightRecorder::Add(std::shared_ptr<const std::string> description, Clock::time_point begun,
-                         std::shared_ptr<const Status> status) {
-  Record record{std::move(description), begun, Clock::now(), std::move(status)};
+void FlightRecorder::Add(Record record) {
   std::lock_guard lock(mutex_);
   std::swap(records_[count_++ % records_.size()], record);  // the old one dies without the lock
 }
 
-std::string FlightRecorder::Lines() {
+std::string FlightRecorder::Lines(Clock::time_point now) {
   std::lock_guard lock(mutex_);
-  const Clock::time_point now = Clock::now();
   std::string text;
   for (uint64_t i = 0; i < std::min<uint64_t>(count_, records_.size()); ++i) {
     const Record& record = records_[(count_ - 1 - i) % records_.size()];
     text += "  " + Seconds(duration<double>(now - record.ended).count()) +
-            " ago: " + *record.description + ", took " +
+            " ago: " + *record.description +
+            (record.number ? ", call " + std::to_string(*record.number) : "") + ", took " +
             Seconds(duration<double>(record.ended - record.begun).count());
     if (!record.status->ok()) text += ", FAILED: " + record.status->message();
     text += '\n';
@@ -40,6 +38,12 @@ std::string FlightRecorder::Lines() {
 uint64_t FlightRecorder::count() {
   std::lock_guard lock(mutex_);
   return count_;
+}
+
+std::optional<FlightRecorder::Record> FlightRecorder::last() {
+  std::lock_guard lock(mutex_);
+  if (count_ == 0) return std::nullopt;
+  return records_[(count_ - 1) % records_.size()];
 }
 
 }  // namespace jaxcoll

@@ -491,7 +491,7 @@ void Reactor::Stop() {
     std::lock_guard lock(mutex_);
     if (guest_ != nullptr) {
       guest_->OnStop();
-      guest_->Step(*this);
+      guest_->Step(guest_carrier_);
     }
     stopping_.store(true, std::memory_order_release);
     // Who waits for this process need not wait for its end.
@@ -518,7 +518,7 @@ void Reactor::Stop() {
 std::string Reactor::Dump() {
   std::lock_guard lock(mutex_);
   std::string text = "jaxcoll, process " + std::to_string(process_) + ": " +
-                     std::to_string(finished_calls_) + " calls between processes have ended, " +
+                     std::to_string(recorder_.count()) + " calls between processes have ended, " +
                      std::to_string(calls_.size()) + " are pending, " +
                      std::to_string(communicators_.size()) + " communicators are open\n";
   for (const auto& [process, peer] : peers_) {
@@ -542,12 +542,7 @@ std::string Reactor::Dump() {
   }
   for (const auto& [id, call] : calls_) text += "  pending: " + DeadlineMessage(*call) + '\n';
   if (guest_ != nullptr) text += guest_->Dump();
-  for (auto it = records_.rbegin(); it != records_.rend(); ++it) {
-    text += "  " + Seconds(SecondsSince(it->ended)) + " ago: " + *it->description + ", call " +
-            std::to_string(it->id.number) + ", took " +
-            Seconds(duration<double>(it->ended - it->begun).count()) +
-            (it->failure.empty() ? "" : ", FAILED: " + it->failure) + '\n';
-  }
+  text += recorder_.Lines(seams_.now());
   return text;
 }
 

@@ -39,6 +39,7 @@
 #include <vector>
 
 #include "base/stopped_time.h"
+#include "call/flight_recorder.h"
 #include "call/guest.h"
 #include "call/interprocess.h"
 #include "comm/difference.h"
@@ -50,11 +51,7 @@
 
 namespace jaxcoll {
 
-class Reactor final : public Interprocess,
-                      private LinkSink,
-                      private Wire,
-                      private Carrier,
-                      private CarrierAccess {
+class Reactor final : public Interprocess, private LinkSink {
  public:
   using Clock = std::chrono::steady_clock;
 
@@ -136,7 +133,46 @@ class Reactor final : public Interprocess,
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<const Status> status;
   };
+  // How the run of one call reaches other processes (reactor_wire.cc). mutex_ held.
+  struct Call;
+  class CallWire final : public Wire {
+   public:
+    CallWire(Reactor& reactor, const Call& call) : reactor_(reactor), call_(call) {}
+    void SendReady(Run& run, int32_t rank, const MessageId& id) override;
+    void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
+    bool MayKeep(int32_t rank) override;
+    void Release(int32_t rank, uint64_t handle) override;
+    ScratchPool& scratch() override { return reactor_.scratch_; }
+
+   private:
+    Peer& PeerOf(int32_t rank);
+    Reactor& reactor_;
+    const Call& call_;
+  };
+  // How the guest reaches them (reactor_guest.cc). mutex_ held, which Use takes.
+  class GuestCarrier final : public Carrier, public CarrierAccess {
+   public:
+    explicit GuestCarrier(Reactor& reactor) : reactor_(reactor) {}
+    std::string Want(int process) override;
+    void Send(int process, const ParcelLabel& label) override;
+    bool Send(int process, const ParcelLabel& label, size_t bytes,
+              const std::function<void(std::byte*)>& write) override;
+    void Tell(int process, std::string_view message) override;
+    std::optional<bool> TakesDmabuf(int process) override;
+    StatusOr<std::unique_ptr<Link::Loan>> Lend(int process, int fd,
+                                               std::span<const std::byte> memory) override;
+    bool Send(int process, const ParcelLabel& label, Link::Loan& loan,
+              std::span<const std::byte> bytes) override;
+    void Use(const std::function<void(Carrier&)>& use) override;
+
+   private:
+    // The notice of a parcel that has a slot now; nothing if there is none for it.
+    static std::optional<NoticeFields> SlotFor(Peer& peer, const ParcelLabel& label, size_t bytes);
+    Reactor& reactor_;
+  };
   struct Call {
+    explicit Call(Reactor& reactor) : wire(reactor, *this) {}
+    CallWire wire;
     std::shared_ptr<Group> group;
     CallId id;
     Lender* lender = nullptr;  // while a handler works at it
@@ -144,6 +180,7 @@ class Reactor final : public Interprocess,
     // By process and array; null: that link does not take it.
     std::map<std::pair<int, const std::byte*>, std::unique_ptr<Link::Loan>> loans;
     std::unique_ptr<Run> run;
+    bool in_run = false;  // a function of the run is being called; its caller ends the call
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<ContinuationCost> cost;
     Clock::time_point begun;
@@ -167,13 +204,6 @@ class Reactor final : public Interprocess,
     NoticeFields fields;
     std::vector<std::byte> message;
     size_t bytes() const { return sizeof(Early) + message.size(); }
-  };
-  // One line of the flight recorder.
-  struct Record {
-    std::shared_ptr<const std::string> description;
-    CallId id;
-    Clock::time_point begun, ended;
-    std::string failure;
   };
   struct Communicator {
     int groups = 0;  // open ones; without any it is forgotten, unless it is poisoned
@@ -251,26 +281,8 @@ class Reactor final : public Interprocess,
   void OnNotice(int peer, const Notice& notice) override;
   void OnTold(int peer, std::string_view message) override;
   void OnSent(int peer, uint64_t token) override;
-  void SendReady(Run& run, int32_t rank, const MessageId& id) override;
-  void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
-  bool MayKeep(int32_t rank) override;
-  void Release(int32_t rank, uint64_t handle) override;
-  ScratchPool& scratch() override { return scratch_; }
 
-  // For the guest.
-  std::string Want(int process) override;
-  void Send(int process, const ParcelLabel& label) override;
-  bool Send(int process, const ParcelLabel& label, size_t bytes,
-            const std::function<void(std::byte*)>& write) override;
-  void Tell(int process, std::string_view message) override;
-  std::optional<bool> TakesDmabuf(int process) override;
-  StatusOr<std::unique_ptr<Link::Loan>> Lend(int process, int fd,
-                                             std::span<const std::byte> memory) override;
-  bool Send(int process, const ParcelLabel& label, Link::Loan& loan,
-            std::span<const std::byte> bytes) override;
-  void Use(const std::function<void(Carrier&)>& use) override;  // takes mutex_
-  // The notice of a parcel that has a slot now; nothing if there is none for it.
-  static std::optional<NoticeFields> SlotFor(Peer& peer, const ParcelLabel& label, size_t bytes);
+  // The guest.
   bool StepGuest();
   void AskForLink(Peer& peer);
   bool GuestBusy();  // takes mutex_
@@ -304,16 +316,15 @@ class Reactor final : public Interprocess,
   std::map<int, size_t> early_bytes_;           // of early_, by process
   std::map<uint64_t, Communicator> communicators_;
   std::deque<EarlyPoison> early_poisons_;
-  std::deque<Record> records_;
+  FlightRecorder recorder_;
   uint64_t next_token_ = 1;
-  bool armed_ = false;       // links may wake the thread
-  Call* current_ = nullptr;  // whose run is being called: it tells the Wire's functions
+  bool armed_ = false;  // links may wake the thread
   std::vector<std::string> violations_;
   Clock::time_point checked_at_;
   StoppedTime stopped_time_;
-  uint64_t finished_calls_ = 0;
   bool some_left_ = false;  // some peer has left in good order
   Guest* guest_ = nullptr;
+  GuestCarrier guest_carrier_{*this};
 };
 
 }  // namespace jaxcoll

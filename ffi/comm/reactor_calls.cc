@@ -15,7 +15,6 @@ using std::chrono::microseconds;
 constexpr microseconds kLendIdle{30};
 constexpr microseconds kLendMost{400};
 constexpr int kLendBackoffMost = 63;
-constexpr size_t kRecords = 256;
 
 }  // namespace
 
@@ -142,7 +141,7 @@ CallId Reactor::Begin(Submission submission) {
   Group& group = *submission.group;
   const CallId id{group.key,
                   next_number_.try_emplace(group.key, seams_.first_call).first->second++};
-  auto call = std::make_unique<Call>();
+  auto call = std::make_unique<Call>(*this);
   call->group = submission.group;
   call->id = id;
   call->completions = std::move(submission.completions);
@@ -180,11 +179,10 @@ CallId Reactor::Begin(Submission submission) {
     return id;
   }
   Call& begun = *it->second;
-  Wire& wire = *this;
-  begun.run = group.plan->MakeRun(std::move(submission.buffers), wire);
-  current_ = &begun;
+  begun.run = group.plan->MakeRun(std::move(submission.buffers), begun.wire);
+  begun.in_run = true;
   begun.run->Begin();
-  current_ = nullptr;
+  begun.in_run = false;
   if (TakeEarly(begun)) FinishIfDone(id);
   return id;
 }
@@ -194,14 +192,14 @@ bool Reactor::TakeEarly(Call& call) {
   for (const Early& e : EraseEarly(call.id)) {
     const char* wrong = SpeaksForOther(call, e.process, e.fields);
     if (wrong == nullptr) {
-      current_ = &call;
+      call.in_run = true;
       const bool known =
           e.fields.kind == NoticeKind::kReady ? call.run->OnReady(e.fields.message())
           : e.fields.kind == NoticeKind::kRequest
               ? call.run->OnRequest(e.fields.message())
               : call.run->OnData(e.fields.message(), e.message.data(), e.message.size(),
                                  std::nullopt) != Run::Taken::kUnknown;
-      current_ = nullptr;
+      call.in_run = false;
       if (!known) wrong = kUnknownMessage;
       ++call.moves;
     }
@@ -253,15 +251,14 @@ void Reactor::Finish(std::map<CallId, std::unique_ptr<Call>>::iterator it, const
   calls_.erase(it);
   Detach(*call);
   call->loans.clear();  // whatever came of it, nobody reads its buffers from here on
-  Call* const outer = std::exchange(current_, call.get());
-  call->run.reset();  // returns the slots it kept
-  current_ = outer;
-  ++finished_calls_;
-  records_.push_back({call->group->description, call->id, call->begun, seams_.now(),
-                      status.ok() ? "" : status.message()});
-  if (records_.size() > kRecords) records_.pop_front();
+  call->run.reset();    // returns the slots it kept
   static const auto& ok = *new std::shared_ptr<const Status>(std::make_shared<const Status>());
   std::shared_ptr<const Status> shared = status.ok() ? ok : std::make_shared<const Status>(status);
+  recorder_.Add({.description = call->group->description,
+                 .begun = call->begun,
+                 .ended = seams_.now(),
+                 .status = shared,
+                 .number = call->id.number});
   if (call->lender != nullptr) {
     *call->lender = {true, std::move(call->completions), std::move(shared)};
     return;

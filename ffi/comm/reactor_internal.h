@@ -30,6 +30,8 @@ class Reactor::Group {
 };
 
 inline constexpr std::chrono::milliseconds kTick{20};
+inline constexpr size_t kMaxTextBytes = 8 << 10;         // of a peer's words
+inline constexpr std::string_view kForGuest = "guest ";  // before words that are the guest's
 inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
 // A peer's words go into exceptions and logs, so they are taken as text, whatever they are.

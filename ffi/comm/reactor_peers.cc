@@ -1,5 +1,5 @@
-// The reactor's dealings with peers: a run's messages, what comes in, and what happens when a peer
-// is late, lost or lying.
+// The reactor's dealings with peers: what comes in, and what happens when a peer is late, lost or
+// lying.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -17,13 +17,11 @@ using std::chrono::milliseconds;
 
 // Of what others say of communicators that are not open here, the newest are remembered.
 constexpr size_t kEarlyPoisons = 1024;
-constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
 constexpr milliseconds kAnswerEvery{100};
 // What one peer may send for calls that this process has not made. Honest ones stop at a quarter of
 // it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr std::string_view kEnd = "end ";
-constexpr std::string_view kForGuest = "guest ";
 constexpr double kProbeEveryS = 5;
 // A call that waits this long looks whether the peers that it waits for wait in another one.
 constexpr double kCompareAfterS = 0.3;
@@ -49,114 +47,6 @@ std::string Printable(std::string_view text) {
     if (c < ' ' || c > '~') c = c == '\n' ? ' ' : '?';
   }
   return result;
-}
-
-// ---- The wire of a run -------------------------------------------------------------------------
-
-void Reactor::SendReady(Run&, int32_t rank, const MessageId& id) {
-  PeerOf(current_->group->process_of_rank[rank]).Send(About(NoticeKind::kReady, current_->id, id));
-}
-
-void Reactor::SendData(Run& run, int32_t rank, int32_t segment, int32_t op) {
-  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
-  const bool small = run.MessageBytes(segment, op) <= kEagerBytes;
-  peer.waiting(small).push_back({current_->id, segment, op});
-  Pump(peer, small);
-}
-
-void Reactor::Pump(Peer& peer, bool small) {
-  auto& waiting = peer.waiting(small);
-  while (peer.link() != nullptr && !waiting.empty() && peer.HasSlot(small)) {
-    const Peer::Waiting next = waiting.front();
-    waiting.pop_front();
-    const auto it = calls_.find(next.call);
-    if (it == calls_.end()) continue;  // it has failed
-    Run& run = *it->second->run;
-    if (small && peer.ahead_bytes > seams_.ahead_bytes && run.Hold(next.segment, next.op)) {
-      peer.Send(About(NoticeKind::kRequest, next.call, {next.segment, run.Key(next.op)}));
-      continue;
-    }
-    const size_t bytes = run.MessageBytes(next.segment, next.op);
-    const uint32_t offset = peer.TakeSlot(small);
-    std::byte* const remote = peer.link()->remote_window();
-    const std::byte* message = remote == nullptr ? run.Contiguous(next.segment, next.op) : nullptr;
-    const uint64_t token = message != nullptr ? next_token_++ : 0;
-    if (message == nullptr) {
-      std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + offset;
-      run.Write(next.segment, next.op, slot);
-      message = slot;
-    }
-    NoticeFields fields = About(NoticeKind::kData, next.call, {next.segment, run.Key(next.op)});
-    fields.offset = offset;
-    fields.bytes = static_cast<uint32_t>(bytes);
-    Link::Loan* const loan =
-        token == 0 ? nullptr : LoanFor(*it->second, peer, run.ArrayOf(next.segment, next.op));
-    const std::span<const std::byte> source(message, bytes);
-    const bool sent = loan == nullptr
-                          ? peer.link()->Put(source, offset, Encode(fields), token)
-                          : peer.link()->PutFrom(*loan, source, offset, Encode(fields), token);
-    // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
-    if (sent || token == 0) {
-      Sent(it, next.segment, next.op);
-    } else {
-      peer.in_transit.emplace(token, next);
-      ++it->second->unsent;
-    }
-  }
-}
-
-void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment,
-                   int32_t op) {
-  Call* const call = it->second.get();
-  ++call->moves;
-  Call* const outer = std::exchange(current_, call);
-  call->run->OnSent(segment, op);
-  current_ = outer;
-  if (outer != call) FinishIfDone(it->first);
-}
-
-void Reactor::OnSent(int process, uint64_t token) {
-  const auto sent = PeerOf(process).in_transit.extract(token);
-  if (sent.empty()) return;
-  const auto it = calls_.find(sent.mapped().call);
-  JAXCOLL_CHECK(it != calls_.end(), "a call has ended before its puts");
-  --it->second->unsent;
-  Sent(it, sent.mapped().segment, sent.mapped().op);
-}
-
-Link::Loan* Reactor::LoanFor(Call& call, Peer& peer, std::span<const std::byte> array) {
-  if (array.empty()) return nullptr;
-  const auto [it, fresh] = call.loans.try_emplace({peer.process(), array.data()});
-  if (fresh) it->second = peer.link()->Borrow(array);
-  return it->second.get();
-}
-
-// The buffers of a call that has failed go back to XLA: no link may read them any more.
-void Reactor::Detach(Call& call) {
-  if (call.unsent == 0) return;
-  for (const auto& [process, peer] : peers_) {
-    std::erase_if(peer->in_transit, [&](const auto& put) {
-      if (put.second.call != call.id) return false;
-      if (peer->link() != nullptr) peer->link()->Detach(put.first);
-      return true;
-    });
-  }
-}
-
-bool Reactor::MayKeep(int32_t rank) {
-  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
-  if (!peer.MayKeep()) return false;
-  peer.Kept();
-  return true;
-}
-
-void Reactor::Release(int32_t rank, uint64_t handle) {
-  Peer& peer = PeerOf(current_->group->process_of_rank[rank]);
-  peer.Unkept();
-  NoticeFields fields;
-  fields.kind = NoticeKind::kCredit;
-  fields.offset = static_cast<uint32_t>(handle);
-  peer.Send(fields);
 }
 
 // ---- What peers say ----------------------------------------------------------------------------
@@ -231,7 +121,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   }
   Call& call = *it->second;
   if (const char* wrong = SpeaksForOther(call, process, fields)) return violation(wrong);
-  current_ = &call;
+  call.in_run = true;
   bool known = true;
   if (data) {
     const Run::Taken taken =
@@ -243,7 +133,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   } else {
     known = call.run->OnReady(fields.message());
   }
-  current_ = nullptr;
+  call.in_run = false;
   if (!known) return violation(kUnknownMessage);
   ++call.moves;
   FinishIfDone(id);
@@ -370,90 +260,6 @@ void Reactor::PeerLeft(Peer& peer) {
   if (guest_ != nullptr) guest_->OnLeft(peer.process(), peer.down_reason());
 }
 
-// ---- The guest ---------------------------------------------------------------------------------
-
-void Reactor::Invite(Guest* guest) {
-  {
-    std::lock_guard lock(mutex_);
-    JAXCOLL_CHECK(guest_ == nullptr, "there is a guest already");
-    guest_ = guest;
-  }
-  guest->OnInvited(this);
-  Ring();  // the thread may have gone to sleep for longer than the guest wants
-}
-
-void Reactor::Use(const std::function<void(Carrier&)>& use) {
-  std::lock_guard lock(mutex_);
-  use(*this);
-}
-
-bool Reactor::StepGuest() { return guest_ != nullptr && guest_->Step(*this); }
-
-bool Reactor::GuestBusy() {
-  std::lock_guard lock(mutex_);
-  return guest_ != nullptr && !stopping_.load(std::memory_order_relaxed) && guest_->Busy();
-}
-
-std::string Reactor::Want(int process) {
-  Peer& peer = PeerOf(process);
-  if (peer.state() == Peer::State::kUnknown) AskForLink(peer);
-  return peer.state() == Peer::State::kDown ? peer.down_reason() : "";
-}
-
-void Reactor::Send(int process, const ParcelLabel& label) { PeerOf(process).Send(Labelled(label)); }
-
-// The calls' own messages go first: theirs has been waiting if there is no slot.
-bool Reactor::Send(int process, const ParcelLabel& label, size_t bytes,
-                   const std::function<void(std::byte*)>& write) {
-  Peer& peer = PeerOf(process);
-  const std::optional<NoticeFields> fields = SlotFor(peer, label, bytes);
-  if (!fields) return false;
-  std::byte* const remote = peer.link()->remote_window();
-  std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + fields->offset;
-  write(slot);
-  // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
-  peer.link()->Put({slot, bytes}, fields->offset, Encode(*fields), 0);
-  return true;
-}
-
-bool Reactor::Send(int process, const ParcelLabel& label, Link::Loan& loan,
-                   std::span<const std::byte> bytes) {
-  Peer& peer = PeerOf(process);
-  const std::optional<NoticeFields> fields = SlotFor(peer, label, bytes.size());
-  if (!fields) return false;
-  // The guest hears from its peer when the bytes may change; no token is 0.
-  peer.link()->PutFrom(loan, bytes, fields->offset, Encode(*fields), 0);
-  return true;
-}
-
-std::optional<NoticeFields> Reactor::SlotFor(Peer& peer, const ParcelLabel& label, size_t bytes) {
-  const bool small = bytes <= kEagerBytes;
-  if (peer.link() == nullptr || !peer.waiting(small).empty() || !peer.HasSlot(small)) {
-    return std::nullopt;
-  }
-  NoticeFields fields = Labelled(label);
-  fields.offset = peer.TakeSlot(small);
-  fields.bytes = static_cast<uint32_t>(bytes);
-  return fields;
-}
-
-std::optional<bool> Reactor::TakesDmabuf(int process) {
-  Peer& peer = PeerOf(process);
-  if (peer.link() != nullptr) return peer.link()->TakesDmabuf();
-  return peer.state() == Peer::State::kDown ? std::optional(false) : std::nullopt;
-}
-
-StatusOr<std::unique_ptr<Link::Loan>> Reactor::Lend(int process, int fd,
-                                                    std::span<const std::byte> memory) {
-  Peer& peer = PeerOf(process);
-  if (peer.link() == nullptr) return Status(StatusCode::kUnavailable, peer.down_reason());
-  return peer.link()->BorrowDmabuf(fd, 0, memory);
-}
-
-void Reactor::Tell(int process, std::string_view message) {
-  PeerOf(process).Tell((std::string(kForGuest) + std::string(message)).substr(0, kMaxTextBytes));
-}
-
 std::string Reactor::RanksOf(const Communicator& communicator, int process) const {
   std::string ranks;
   for (size_t rank = 0; rank < communicator.process_of_rank.size(); ++rank) {
@@ -474,9 +280,9 @@ std::string Reactor::State() {
   if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
   if (text.empty()) {
     text = "is in no collective";
-    if (!records_.empty()) {
-      text += "; its last one, " + *records_.back().description + ", ended " +
-              Seconds(SecondsSince(records_.back().ended)) + " ago";
+    if (const std::optional<FlightRecorder::Record> last = recorder_.last()) {
+      text += "; its last one, " + *last->description + ", ended " +
+              Seconds(SecondsSince(last->ended)) + " ago";
     }
   }
   return text;
