@@ -131,7 +131,7 @@ def _target(path: Path) -> Path:
 
 
 def read_bytes(path: Path, most_bytes: int, *, regular: bool = False) -> bytes:
-    """What a file holds.
+    """Reads a file's contents.
 
     Args:
       path: the file; for a command's argument a pipe will do.

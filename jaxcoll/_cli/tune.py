@@ -125,7 +125,7 @@ CHECK_HEAD = (
 
 
 def about(transports: Sequence[Transport], checks: Sequence[Check]) -> dict[str, Any]:
-    """What goes into the file beside the picks."""
+    """The fields that go into the file beside the picks."""
     return {
         "jaxcoll": jaxcoll.__version__,
         "jax": metadata.version("jax"),

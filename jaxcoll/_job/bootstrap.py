@@ -17,7 +17,7 @@ and knows within a second that it has died (the connection breaks, and nobody li
 after a while that it is stopped or cut off (no beats).
 
 A process that can take no part any more, or never could, says why in the store, under "end/": it
-may be all that it can do. Whoever waits for a link looks there twice a second.
+may be all that it can do. A process that waits for a link looks there twice a second.
 
 A failure is final: whoever wants a link to that peer later is told the same reason again.
 """
@@ -62,7 +62,7 @@ _LOOK_S = 0.5  # between two looks at why others have ended
 _ASK_AFTER_S = 0.05  # normally both sides want the link, and the lower one connects by itself
 _ANSWER_S = 0.02  # for telling those who wait that this process ends
 _LAST_WORDS_S = 1.0  # for telling the store
-# What handshakes over Unix sockets are made with in a job that was given no secret. The kernel
+# The secret of handshakes over Unix sockets in a job that was given no secret. The kernel
 # tells both ends the other's user, so nothing needs to be secret there.
 _NO_SECRET = bytes(32)
 
@@ -199,7 +199,8 @@ class Bootstrap(LoopThread):
     def start(self) -> None:
         """Opens the listeners and publishes this process, so that others can link to it.
 
-        Raises: LinkError if there can be no thread. What fails later is said when a link is wanted.
+        Raises: LinkError if there can be no thread. A later failure is raised when a link is
+        wanted.
         """
         self._call_soon(self._start_publishing)
 
@@ -275,7 +276,7 @@ class Bootstrap(LoopThread):
         self._ready.set()
 
     async def _last_words(self, words: str) -> None:
-        """Whoever waits for this process, or will, is told that it ends. Links stay."""
+        """Tells the processes that wait for this one, now or later, that it ends. Links stay."""
         self._engine_started = False
         ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
         # A peer may read this end before the one that caused it.

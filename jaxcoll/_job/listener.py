@@ -88,7 +88,7 @@ class _Crowd:
 
     When there are too many, the source that has most of them loses the one that has been there
     longest: whoever sends many connections competes with itself alone, and among those of one
-    source a peer, which speaks at once, is through before its turn comes.
+    source a peer, which speaks at once, has proved itself before its turn comes.
     """
 
     def __init__(self, most: int) -> None:
@@ -331,7 +331,8 @@ class Door:
 
 
 def _source(address: str) -> str:
-    """What counts as one: of IPv6, the /64 that one machine may have to itself."""
+    """The address that counts as one source: of IPv6, the /64 that one machine may have to
+    itself."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
@@ -351,11 +352,11 @@ class Arrival:
 
     @property
     def transcript(self) -> bytes:
-        """Of socket 0, which the answer goes to."""
+        """The transcript of socket 0, which the answer goes to."""
         return self.transcripts[0]
 
     def link_key(self, secret: bytes) -> LinkKey:
-        """Of the complete link."""
+        """The key of the complete link."""
         ordered = [self.transcripts[i] for i in range(self.hello.socket_count)]
         return link_key(secret, ordered)
 

@@ -19,7 +19,7 @@ _log = logging.getLogger("jaxcoll.bootstrap")
 
 
 class LoopThread:
-    """Starts with the first thing that there is to do. What goes wrong is told to the subclass.
+    """Starts with the first thing that there is to do. Failures are reported to the subclass.
 
     Thread rule: `close` and `_call_soon` may be called by any thread; all else is the loop's.
     """

@@ -34,7 +34,7 @@ _failure = ""  # why the engine cannot be started; guarded by _starting
 def announce() -> None:
     """Lets the other processes know of this one, if there are any. Starts no back end.
 
-    What goes wrong is raised when a collective first needs other processes; they are told now.
+    An error is raised when a collective first needs other processes, which are told of it now.
     """
     job = compat.distributed_store()
     if job is None or job[2] == 1:

@@ -3,9 +3,9 @@
 A job of one host uses shared memory and nothing else, and nothing else should be open. But a
 process learns where another one is only when it reads its record. So records name no address. Each
 process compares itself with the first of the job. One that takes tcp or rdma to it listens, and
-asks the first to listen, which asks all others. Whoever wants a link later asks its peer, should
-it not listen yet. Each process has a request at the coordinator that is answered when it is asked;
-it then publishes under a second key where it listens.
+asks the first to listen, which asks all others. A process that wants a link later asks its peer, if
+that does not listen yet. Each process has a request at the coordinator that is answered when it is
+asked; it then publishes under a second key where it listens.
 
 There are two ways in: "near", loopback where JAXCOLL_IFNAME allows it, for processes of this
 machine, and "far", the network interfaces. A process that listens far needs no more for near ones.
@@ -82,7 +82,7 @@ class TcpReach:
     # --- this process ---------------------------------------------------------------------------
 
     async def secret(self) -> bytes:
-        """What handshakes over tcp are made with. Raises: LinkError."""
+        """The secret of handshakes over tcp. Raises: LinkError."""
         if self._secret is None:
             self._secret = asyncio.get_running_loop().create_task(self._find_secret())
         return await asyncio.shield(self._secret)

@@ -32,7 +32,7 @@ LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 _FILE_BYTES_MOST: Final = 4 << 20  # of a table; `jaxcoll tune` writes less than one MiB
 _DEPTH_MOST: Final = 16
 _NUMBER_MOST: Final = 2**62  # of ranks and bytes
-# What stands in the HLO where no table was asked.
+# The digest in the HLO where no table was asked.
 SHIPPED: Final = "shipped"
 OFF: Final = "off"
 
@@ -57,7 +57,7 @@ class Picks:
     steps: tuple[tuple[int | None, str], ...]
 
     def algorithm(self, nbytes: int) -> str:
-        """What is picked for so many bytes."""
+        """The algorithm picked for so many bytes."""
         for most, name in self.steps:
             if most is None or nbytes <= most:
                 return name
@@ -66,7 +66,7 @@ class Picks:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a file says.
+    """The contents of a file.
 
     Attributes:
       picks: for "auto".
@@ -80,7 +80,7 @@ class Table:
 
     @cached_property
     def digest(self) -> str:
-        """Of the picks; equal on processes that pick alike."""
+        """The digest of the picks; equal on processes that pick alike."""
         rows = sorted(json.dumps(_row(picks), sort_keys=True) for picks in self.picks)
         return hashlib.sha256(f"{FORMAT} {rows}".encode()).hexdigest()[:16]
 
@@ -209,7 +209,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of an object. JSON leaves open which of two values counts, so that readers may differ."""
+    """Makes the dict of a JSON object whose names are distinct. JSON leaves open which of two
+    values counts, so that readers may differ."""
     if len(content := dict(pairs)) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"an object has {_brief(twice)} twice")
@@ -325,7 +326,7 @@ def active() -> Table | None:
 
 
 def digest() -> str:
-    """What the HLO says of the table by which "auto" was resolved."""
+    """The HLO's digest of the table by which "auto" was resolved."""
     table = active()
     return SHIPPED if table is None else table.digest
 

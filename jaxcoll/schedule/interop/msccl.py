@@ -352,7 +352,7 @@ class _Importer:
 
 @dataclass
 class _Log:
-    """Who has used a chunk: its last writer, if any, and its readers since."""
+    """The steps that have used a chunk: its last writer, if any, and its readers since."""
 
     writer: list[Step] = field(default_factory=list)
     readers: list[Step] = field(default_factory=list)
