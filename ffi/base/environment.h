@@ -26,7 +26,7 @@ struct Settings {
   uint64_t rdma_register_bytes = 0;   // JAXCOLL_IB_REGISTER_BYTES; 0: never
 };
 
-// Replaces all settings. What has begun keeps those it began with.
+// Replaces all settings. Calls that have begun keep the settings they began with.
 // Thread rule: any thread, as the functions below; what was returned before stays valid.
 void Configure(Settings settings);
 

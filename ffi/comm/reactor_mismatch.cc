@@ -68,8 +68,8 @@ void Reactor::TakeWaitingCalls(Peer& peer, std::string_view lines) {
   }
 }
 
-// What `peer` waits in with this process, instead of `call`; null if it waits in that, too, or not
-// long enough, or if this process has made the peer's call.
+// The call in which `peer` waits for this process, instead of `call`; null if it waits in that,
+// too, or not long enough, or if this process has made the peer's call.
 const WaitingCall* Reactor::OtherCall(const Call& call, const Peer& peer) {
   if (peer.state() != Peer::State::kUp) return nullptr;
   const duration<double> settled(std::min(seams_.timeout_s / 4, kSettledS));

@@ -15,12 +15,12 @@ namespace {
 using std::chrono::duration;
 using std::chrono::milliseconds;
 
-// Of what others say of communicators that are not open here, the newest are remembered.
+// The newest failures that others report of communicators not open here are remembered.
 constexpr size_t kEarlyPoisons = 1024;
 constexpr size_t kMaxTextBytes = 8 << 10;  // of a peer's words
 constexpr milliseconds kAnswerEvery{100};
-// What one peer may send for calls that this process has not made. Honest ones stop at a quarter of
-// it, see Reactor::kAheadBytes.
+// The bytes that one peer may send for calls that this process has not made. Honest ones stop at a
+// quarter of it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr std::string_view kEnd = "end ";
 constexpr std::string_view kForGuest = "guest ";
@@ -508,7 +508,7 @@ std::string Reactor::DeadlineMessage(const Call& call) {
       continue;
     text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
             std::to_string(process);
-    // Where it is has been said of those that are missed; the one at fault may be another one.
+    // The late peers have been described already; the one at fault may be another one.
     if (processes.count(process) == 0 && !peer.description().empty()) {
       text += ", " + peer.description();
     }

@@ -61,7 +61,7 @@ struct LaneGrant {
   uint64_t area_bytes = 0;  // all zero when it is granted
 };
 
-// What a call site needs. Equal on all ranks.
+// The resources that a call site needs. Equal on all ranks.
 struct LaneRequest {
   // Where other processes take part: the call site, by the same name in all of them.
   std::string key;

@@ -26,13 +26,14 @@
 // ranks meet: a launch begins by telling all others where its operands are (`begun`), and does not
 // end before the others have (`done`).
 //
-// Hosts. What a rank of another host writes for this one comes by host_proxy.h: into host memory
-// that is laid out like the region, an inbox. What is written for it goes to another such piece of
-// host memory, an outbox, whose flags tell the proxy what to send; its slots may lie in the rank's
-// own device. So a rank finds a peer's slots and flags in `inboxes`, by peer, and writes itself to
-// flags in `regions` and to slots in `slots`.
+// Hosts. Messages that a rank of another host writes for this one come by host_proxy.h: into host
+// memory that is laid out like the region, an inbox. Messages that are written for it go to another
+// such piece of host memory, an outbox, whose flags tell the proxy what to send; its slots may lie
+// in the rank's own device. So a rank finds a peer's slots and flags in `inboxes`, by peer, and
+// writes itself to flags in `regions` and to slots in `slots`.
 //
-// Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
+// Region. The region that one call uses of a rank's symmetric workspace, at the same offset on
+// every rank:
 //
 //     RegionHeader | Flag done[ranks] | Flag begun[ranks] | Flag[flag capacity]
 //                  | ProgramOperands[ranks][vectors], if they meet | slots | scratch
@@ -69,7 +70,7 @@ inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
 inline constexpr int kMaxMeeting = 16;   // ranks that reach each other's operands
 
-// What a rank reaches of the others.
+// The memory of other ranks that a rank reaches.
 enum class Reach { kRegions, kOperands };
 
 // ---- The table ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ JAXCOLL_HD To BitCast(From from) {
 
 // ---- Floats as codes ---------------------------------------------------------------------------
 
-// What the codes past the largest finite number mean.
+// The meaning of the codes past the largest finite number.
 enum class Specials {
   kIeee,      // all-ones exponent: infinity, then NaNs
   kFinite,    // "fn": no infinity; all ones is NaN

@@ -22,7 +22,7 @@ constexpr microseconds kLookSoon{100};
 constexpr microseconds kLookLate{1000};
 constexpr milliseconds kSoon{100};
 constexpr milliseconds kLookForGroups{20};
-// Of what others say of regions and groups that are not open here, so much is remembered.
+// The most messages of others that are remembered for regions and groups not open here.
 constexpr size_t kEarlyOpens = 1 << 16;
 constexpr size_t kEarlyFailures = 1024;
 constexpr int64_t kUntold = -1;  // how often a slot is used
@@ -44,7 +44,7 @@ void RaiseTo(unsigned char* at, uint64_t tag) {
 
 }  // namespace
 
-// What a parcel says.
+// The meaning of a parcel.
 struct HostProxy::Label {
   Kind kind;
   uint64_t region;
@@ -250,7 +250,7 @@ bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, C
   return true;
 }
 
-// What the message's first flag of this launch says, in the outbox of its destination, or in the
+// The value of the message's first flag of this launch, in the outbox of its destination, or in the
 // inbox if that is a rank here.
 int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& message,
                             const SlotUse& use, uint32_t epoch) {
@@ -603,7 +603,7 @@ void HostProxy::OnStop() {
     }
     if (group.cause) continue;
     Fail(group, RanksOf(group, process_) + " is shutting down");
-    // Who does not wait for this process need not fail with it.
+    // Peers that do not wait for this process need not fail with it.
     if (!under_way) group.untold.clear();
   }
 }

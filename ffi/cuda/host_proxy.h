@@ -9,7 +9,7 @@
 // Device memory. Where the link to a process can send from it (Lend), the slots of outboxes for
 // that process's ranks lie in the sending rank's device instead, one piece for each of its peers,
 // with the layout of an outbox; flags stay where they were. A NIC reads the slots, and no processor
-// does. What comes still lands in a window in host memory and is copied to the inbox.
+// does. Incoming messages still land in a window in host memory and are copied to the inbox.
 //
 //     kernel of rank a             proxy              proxy               kernel of rank b
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
@@ -22,15 +22,15 @@
 // flag of each message says how often its slot is used in this launch and how much the last use
 // holds, and the parcels say it to the other side: a cursor passes over uses that there are not.
 //
-// Who may overwrite what, and when:
+// The rules of overwriting:
 //   outbox slot    by the kernel, when the receiver's `freed`, or `done` of the launch before, has
 //                  come to its inbox. The receiver had the whole message then, so the proxy here,
 //                  or a NIC, had read all of it; and no link repeats what has been delivered. (A
 //                  NIC whose acknowledgement was lost may read the slot again, and send newer bytes
 //                  under old sequence numbers: the receiver's NIC drops them, InfiniBand's C9-105.)
-//   outbox flag    by the kernel, with a later use. Of arrived and freed flags the proxy is never a
-//                  launch behind at one peer: the peer ends a launch only when all that is raised
-//                  for it has come. `done` may be skipped: a later one says more.
+//   outbox flag    by the kernel, with a later use. For arrived and freed flags, the proxy is never
+//                  a launch behind at one peer: the peer ends a launch only when all that is
+//                  raised for it has come. `done` may be skipped: a later one says more.
 //   inbox slot     by the proxy, with a message of this rank's next launch for the sender, which
 //                  was told `done`; or of a segment whose slot it was told is `freed`.
 //   inbox flag     by the proxy. Arrived flags are raised in the order of their segments, when all
@@ -43,19 +43,20 @@
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
 // which reads through the GPU's L2, where the stores are. A NIC is no thread of PTX's memory model,
 // and CUDA's guide to GPUDirect RDMA (synchronization and memory ordering) promises an order by its
-// own calls only, above all for what comes to a running kernel: that is why nothing does here. What
-// goes out in this way is what NCCL relies on, too: fence.acq_rel.sys, a counter in host memory,
-// and a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a GPU.
+// own calls only, above all for what comes to a running kernel: that is why nothing does here.
+// Sending in this way relies on the same as NCCL: fence.acq_rel.sys, a counter in host memory, and
+// a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a GPU.
 //
 // First, each process tells the others of a region's group that it has the region, with the digest
-// of its routes: nothing is sent to who has not. A digest that differs is an error of the group.
+// of its routes: nothing is sent to a process that has not. A digest that differs is an error of
+// the group.
 //
 // Failure is a group's: of all regions of a communicator. The first cause counts, whoever finds it:
 // a link that ends, a process that ended though it is needed, a digest, a kernel's own cause
 // (Fail), a peer's word. It is kept, `abort` is raised for the kernels, which trap, and every other
-// process of the group is told. What comes later is dropped. Fingerprints travel with the messages
-// and are compared by the kernels, as are epochs; so are deadlines: a stopped process that goes on
-// before them does no harm, and after them finds its group failed.
+// process of the group is told. Messages that come later are dropped. Fingerprints travel with the
+// messages and are compared by the kernels, as are epochs; so are deadlines: a stopped process that
+// goes on before them does no harm, and after them finds its group failed.
 //
 // Thread rule: Guest's functions as guest.h says; the others from any thread.
 #pragma once
@@ -169,7 +170,7 @@ class HostProxy final : public Guest {
     std::span<const std::byte> memory;
     std::unique_ptr<Link::Loan> loan;  // touched with the reactor's lock only
   };
-  // What has come of a message's segments on one lane.
+  // The count of a message's segments that have come on one lane.
   struct Landing {
     uint32_t epoch = 0;
     int32_t next = 0;              // the first count that is not raised

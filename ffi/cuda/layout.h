@@ -1,5 +1,5 @@
-// What host and kernels agree on: the workspace that every rank has, and the parameters of a
-// launch.
+// The layout that host and kernels agree on: the workspace that every rank has, and the parameters
+// of a launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
 // It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged,
@@ -95,7 +95,7 @@ struct Ragged {
   int32_t wide_index;  // int64 instead of int32
 };
 
-// What a rank says of an entry of its tables where these are staged: behind the slots of all
+// A rank's record of an entry of its tables where these are staged: behind the slots of all
 // blocks, by entry.
 struct RaggedEntry {
   int64_t input_offset, send_size, output_offset, recv_size;

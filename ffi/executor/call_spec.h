@@ -1,4 +1,4 @@
-// What the HLO says of one custom call. See "The custom call" in ffi/README.md.
+// The HLO's description of one custom call. See "The custom call" in ffi/README.md.
 #pragma once
 
 #include <cstdint>

@@ -5,9 +5,9 @@
 //
 //   1. A header, in pieces of up to kEagerBytes: offset in the output and rows of every block that
 //      one process's ranks have for the other's.
-//   2. Who has all headers, and finds that they fit its own tables, is ready for the blocks and
-//      tells everyone. Who finds that they do not sends everyone the fault: the call fails on every
-//      process, for none has everybody's readiness, and the next call may succeed.
+//   2. A process that holds all headers and finds them consistent with its own tables announces its
+//      readiness to everyone. One that finds them inconsistent sends everyone the fault: the call
+//      fails on every process, for none has everybody's readiness, and the next call may succeed.
 //   3. The blocks, back to back as one stream per pair of processes, cut into messages of a slot;
 //      no stream, no message.
 //
@@ -79,7 +79,7 @@ class RaggedRun final : public Run {
   std::vector<int32_t> WaitingFor() const override;
 
  private:
-  // What a message is; an op is a peer and one of these.
+  // The kind of a message; an op is a peer and one of these.
   enum Part : int32_t { kHeader, kRefusal, kRows, kParts };
 
   // One block of a header, as it travels.
@@ -87,7 +87,7 @@ class RaggedRun final : public Run {
     int64_t output_offset;
     int64_t rows;
   };
-  // What goes to, or comes from, one peer: blocks in the order sender, receiver, update.
+  // The traffic to, or from, one peer: blocks in the order sender, receiver, update.
   struct Stream {
     std::vector<Entry> entries;
     std::vector<size_t> begins;    // of each block in the stream, in bytes; then its end

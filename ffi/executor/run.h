@@ -61,7 +61,8 @@ class Run {
 
   virtual void Begin() = 0;
   virtual bool done() const = 0;
-  // Of a run that is done. An error is the call's alone; every process ends the call with one.
+  // The result of a run that is done. An error is the call's alone; every process ends the call
+  // with one.
   virtual const Status& status() const = 0;
 
   // From the wire. Messages that the call does not have are the peer's error: they return false.

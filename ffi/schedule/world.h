@@ -8,9 +8,9 @@
 //                               so it packs one after the other and gives MatchMessages() the ends
 //
 // A World is made of op lists by Create(), which refuses what does not fit together; an engine that
-// takes one checks nothing again but its own limits. What several engines ask about a world stands
-// here, too: how long its largest message is, which copies need not be made (ScratchUse), and which
-// ops wait for which (Levels).
+// takes one checks nothing again but its own limits. Questions that several engines ask about a
+// world are answered here, too: how long its largest message is, which copies need not be made
+// (ScratchUse), and which ops wait for which (Levels).
 //
 // Thread rule: immutable once created.
 #pragma once
@@ -57,8 +57,9 @@ std::string Where(int32_t rank, size_t op);
 
 // Chunks in the largest message that the rank sends or receives; at least 1.
 int32_t LargestMessage(const Program& program);
-// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any, which every
-// algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a call must be.
+// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any,
+// which every algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a
+// call must be.
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec);
 
 // ---- Matching ----------------------------------------------------------------------------------

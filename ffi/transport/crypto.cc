@@ -19,7 +19,7 @@ constexpr const char* kInstall =
 // Newest first. Where Python or its environment has brought one of these, it is found by its name.
 constexpr const char* kFiles[] = {"libcrypto.so.3", "libcrypto.so.4", "libcrypto.so.1.1"};
 
-// Of openssl/evp.h.
+// Constants of openssl/evp.h.
 constexpr int kCtrlGetTag = 0x10;
 constexpr int kCtrlSetTag = 0x11;
 

@@ -34,7 +34,7 @@
 
 namespace jaxcoll {
 
-// What one side tells the other of a rail, so that they can be connected.
+// The facts that one side tells the other of a rail, so that they can be connected.
 struct RailAddress {
   char device[64];  // for people, and to join like with like
   char fabric[64];

@@ -2,8 +2,8 @@
 //
 // A put is a copy into the peer's window and a notice in its ring. Notices that find no room wait
 // here, in order. The socket carries what is told, and its end is the peer's: the kernel closes it
-// whatever the peer dies of. What the peer had put by then lies in our segment, so the ring is
-// drained before the end is reported.
+// whatever the peer dies of. The bytes that the peer had put by then lie in our segment, so the
+// ring is drained before the end is reported.
 //
 // Draining the own bell is the reactor's duty: it is shared by all links of the process.
 #include <fcntl.h>
@@ -169,7 +169,8 @@ class ShmLink final : public Link {
       if (bytes < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return did_something;
       did_something = true;
       if (bytes < 0 && gone_errno_ == 0) {
-        // The peer closed without having read all. What it told before comes now, then the end.
+        // The peer closed without having read all. Messages that it had sent are delivered now,
+        // then the end.
         gone_errno_ = errno;
         continue;
       }

@@ -9,8 +9,8 @@
 namespace jaxcoll {
 
 struct TreeGroup {
-  // Of what is reduced, half for each tree. With m pieces per tree the pipeline is full in (m - 1)
-  // of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
+  // The pieces of a vector, half for each tree. With m pieces per tree the pipeline is full in
+  // (m - 1) of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
   static constexpr int32_t kPieces = 16;
   // One per tree: a rank that waits in one must not hold up the other.
   static constexpr int32_t kLanes = 2;

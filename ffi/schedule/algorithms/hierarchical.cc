@@ -45,7 +45,7 @@ class Place {
               return b_.Chunks(buffer, piece * parts_, parts_);
             }};
   }
-  // Of the piece that this rank's rail reduces.
+  // The parts of the piece that this rank's rail reduces.
   Operand Parts(BufferKind buffer, int32_t begin, int32_t count) const {
     return b_.Chunks(buffer, (place + 1) % node_size * parts_ + begin, count);
   }

@@ -38,7 +38,7 @@ struct Trees {
   int32_t trees;  // A
   int32_t depth;  // offsets of one tree
 
-  // Of all_gather, in order: the offsets that are reached; all are at one distance.
+  // The offsets that all_gather reaches in each step, in order; all are at one distance.
   std::vector<std::vector<int32_t>> Steps() const {
     std::vector<std::vector<int32_t>> steps;
     for (int32_t distance = span / 2; distance >= depth; distance /= 2) {
