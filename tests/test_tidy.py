@@ -32,7 +32,7 @@ CPP_LAYERS = {
     "third_party": set(),
 }
 # A module imports from its own layer or lower ones. A package's name stands for all of its modules
-# but those that a layer names themselves. What stands here is every module there is.
+# but those that a layer names themselves. Every module there is stands here.
 PYTHON_LAYERS = [
     {"_environment", "_errors", "_files", "_native", "debug"},
     {"schedule", "interop"},
@@ -139,8 +139,8 @@ def test_every_cpp_folder_is_a_layer() -> None:
     assert {path.name for path in (ROOT / "ffi").iterdir() if path.is_dir()} == set(CPP_LAYERS)
 
 
-# What identifies a message within a schedule is written together in these files only; beside
-# world.cc, which matches, they number messages, print them or send them over a wire.
+# The fields that identify a message within a schedule are written together in these files only;
+# beside world.cc, which matches, they number messages, print them or send them over a wire.
 NAMES_MESSAGES = {
     "schedule/program_builder.cc",
     "schedule/world.cc",
@@ -431,7 +431,7 @@ def readme() -> str:
 
 
 def test_top_level_holds_what_it_should_and_nothing_else() -> None:
-    """What git tracks, or would track."""
+    """The files that git tracks, or would track."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "cuda_on_host.h"
-// What stands above is what these are compiled with.
+// The definitions above are what these are compiled with.
 #include "base/kernels.h"
 #include "cuda/call_plan.h"
 #include "cuda/cause.h"
@@ -284,7 +284,8 @@ void Fill(Group& group, const Case& c) {
   }
 }
 
-// What rank `rank` should have, by the rules of schedule.h and the kernels of the CPU engine.
+// The result that rank `rank` should have, by the rules of schedule.h and the kernels of the CPU
+// engine.
 Bytes Expected(Group& group, const Case& c, int rank, int v) {
   const size_t block = c.elements[v] * ItemBytes(c.dtype);
   Bytes result(group.output(rank, v).size(), 0);

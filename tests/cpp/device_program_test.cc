@@ -367,7 +367,7 @@ TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
     }
     EXPECT_EQ(one->Wrong(ok), "");
   }
-  EXPECT_GT(failed, 0) << "nobody died early enough to be missed";
+  EXPECT_GT(failed, 0) << "nobody died early enough to fail a call";
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ class StuckClock {
     Progress();
   }
 
-  // Of one thread, wherever it waits: it must not be counted twice.
+  // The looks of one thread, wherever it waits: it must not be counted twice.
   struct Looks {
     uint64_t progress = ~uint64_t{0};
     uint64_t count = 0;

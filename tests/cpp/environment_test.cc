@@ -1,4 +1,4 @@
-// What Python hands over, and what counts without it.
+// The settings that Python hands over, and the defaults without it.
 
 #include "base/environment.h"
 

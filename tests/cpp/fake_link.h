@@ -118,7 +118,7 @@ class FakeLink final : public Link {
   ~FakeLink() override {
     out_->writer_gone = true;
     in_->reader_gone = true;
-    // What was not copied yet is lost, and of the rest a part.
+    // Bytes that were not copied yet are lost, and a part of the rest.
     const bool lossy = Chance(net_.random(), 50);
     std::erase_if(out_->puts, [&](const FakePipe::Put& put) {
       return put.late != nullptr || (lossy && Chance(net_.random(), 50));

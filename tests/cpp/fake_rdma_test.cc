@@ -230,8 +230,8 @@ TEST_F(FakeRdmaTest, ABufferTakenBackBeforeItIsThroughIsReadNoMoreAndArrivesAllT
   }
 }
 
-// The peer may have a put, and have freed its place, before this side's NIC says that it is
-// through.
+// The peer may have a put, and have freed its place, before this side's NIC says that it has
+// completed.
 TEST_F(FakeRdmaTest, WhatIsTakenBackLateDoesNotSpoilThePutThatHasItsPlace) {
   LinkPair& pair = Link();
   const std::vector<std::byte> buffer(kLargeBytes, std::byte{1});
@@ -447,7 +447,7 @@ TEST_F(FakeRdmaTest, TheOnlyPortMayBeDownForAWhile) {
 
 TEST_F(FakeRdmaTest, ADeviceThatCannotBeUsedIsLeftOutAsLongAsOneCan) {
   Link(2);
-  // Of the first device, window and staging memory with their rings.
+  // The first device registers window and staging memory with their rings.
   Again();
   fake().LimitRegistration(2 * (kWindowBytes + 2 * RdmaRail::kRingBytes));
   testing::internal::CaptureStderr();

@@ -94,7 +94,7 @@ class Site {
     }
   }
 
-  // What the engine for CPUs makes of the same programs.
+  // The results that the engine for CPUs makes of the same programs.
   void Expect(const std::vector<Program>& programs, const CallSpec& spec, const Values& values) {
     auto local = Compile(programs, *ParseCollective(spec.collective));
     ASSERT_TRUE(local.ok()) << local.status().message();
@@ -196,7 +196,7 @@ TEST(GroupCall, RunsEveryAlgorithmBetweenHostsFromDeviceMemory) {
   EXPECT_EQ(hosts.net().lent_buffers, 0);
 }
 
-// What `jaxcoll info` says of the way from process 0 to process 1.
+// The words of `jaxcoll info` on the way from process 0 to process 1.
 std::string WayOf(bool takes, bool refuses,
                   const std::function<void(HostRuntime&, CommunicatorOptions&)>& change) {
   Hosts hosts({0, 1}, Net::kFake, 6);
@@ -275,7 +275,7 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   }
 }
 
-// What a kernel found out here is what the other host says.
+// The error that a kernel raised here is the one that the other host reports.
 TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
   Hosts hosts({0, 1}, Net::kFake, 4);
   HostJob job(2, 2, 1 << 20, &hosts);
@@ -319,7 +319,7 @@ TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
   }
 }
 
-// Of different call sites, in another order on each device.
+// Calls of different call sites, in another order on each device.
 TEST(GroupCall, SharesNothingWithOtherCallSites) {
   HostJob job(4, 2);
   std::vector<std::unique_ptr<Site>> sites;
@@ -472,7 +472,7 @@ TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
   ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
 }
 
-// What the first of two processes is told, which are on one host or on two.
+// The error of the first of two processes, which are on one host or on two.
 Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
   HostExchange exchange;
   Status statuses[2];

@@ -72,7 +72,7 @@ class Hosts {
   HostProxy& proxy(int process) { return processes_[process]->proxy; }
   Reactor& reactor(int process) { return *processes_[process]->reactor; }
 
-  // What goes wrong, over fake links; `now` on the thread that carries.
+  // The faults over fake links; `now` on the thread that carries.
   int passes() const { return pass_; }
   void At(int pass, std::function<void()> happens) { events_.emplace(pass, std::move(happens)); }
   void Cut(int a, int b) {

@@ -70,7 +70,7 @@ struct Victim {
   std::optional<LinkEnd> end;
 };
 
-// What an honest server sends: frames of every kind, each as its own piece of the stream.
+// The stream of an honest server: frames of every kind, each as its own piece of the stream.
 struct Recording {
   struct Frame {
     std::string bytes;
@@ -118,7 +118,7 @@ class LinkTamperTest : public testing::TestWithParam<LinkKind> {
  protected:
   LinkTamperTest() : recording(GetParam()), stream(recording.Stream()) {}
 
-  // What was delivered is a prefix of what was sent, to the last byte; how many frames.
+  // Expects that the delivered frames are a prefix of those sent, to the last byte.
   void ExpectPrefix(const LinkEnd& end) {
     size_t notices = 0, told = 0;
     for (const Recording::Frame& frame : recording.frames) {
@@ -173,7 +173,7 @@ TEST_P(LinkTamperTest, WhatNobodyTouchedIsDelivered) {
             0);
 }
 
-// Sizes, headers, joined payloads and all tags: every byte. Of a large payload the ends of its
+// Sizes, headers, joined payloads and all tags: every byte. In a large payload, the ends of its
 // pieces and some bytes between.
 TEST_P(LinkTamperTest, EveryFlippedBitIsCaught) {
   std::set<size_t> positions;
@@ -404,7 +404,7 @@ INSTANTIATE_TEST_SUITE_P(Protections, LinkTamperTest,
                            return NameOf(info.param);
                          });
 
-// Of four sockets one loses its end: what was told afterwards says that something is missing.
+// One of four sockets loses its end: a later message says that something is missing.
 TEST(LinkCutTest, PutsThatWereCutOffAreMissedThoughTheRestEndsInOrder) {
   Victim sender(LinkKind::kTcp4, false), receiver(LinkKind::kTcp4, true);
   std::array<std::string, 4> streams;

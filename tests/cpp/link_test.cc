@@ -419,7 +419,7 @@ INSTANTIATE_TEST_SUITE_P(Transports, LinkTest,
                                          LinkKind::kTcp4Encrypted, LinkKind::kRdma,
                                          LinkKind::kFakeRdma),
                          NameOfCase);
-// What is fake has one process.
+// The fake transport has one process.
 INSTANTIATE_TEST_SUITE_P(Transports, LinkDeathTest,
                          testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
                                          LinkKind::kTcp4Encrypted, LinkKind::kRdma),

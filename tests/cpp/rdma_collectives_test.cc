@@ -1,5 +1,5 @@
 // Every collective and algorithm between processes whose links are rdma, real or fake: as many
-// reactors, in one thread. What they compute is bit by bit what the engine of one process does.
+// reactors, in one thread. Their results are bit by bit those of the engine of one process.
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -294,7 +294,7 @@ TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   std::printf("%d calls compared\n", checked);
 }
 
-// What a call has lent is nobody's to read once the call has failed, be it that NICs are stuck.
+// No NIC may read a call's buffers once the call has failed, even if NICs are stuck.
 TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
   const int ranks = GetParam().processes;
   Buffers inputs(ranks, std::vector<std::byte>(1'000'000)), outputs = inputs;

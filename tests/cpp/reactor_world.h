@@ -22,7 +22,7 @@
 
 namespace jaxcoll {
 
-// What goes wrong in a world.
+// The faults of a world.
 enum class Fault {
   kNone,
   kCutBoth,    // both sides of a link see it end
@@ -103,7 +103,7 @@ class ReactorWorld {
 
   class SimCompletion;
 
-  // What there is: reactor_world_draw.cc.
+  // The parts of a world: reactor_world_draw.cc.
   void Build();
   bool DrawSite(Site& site);
   bool DrawSchedule(Site& site);
@@ -120,7 +120,7 @@ class ReactorWorld {
   std::vector<std::vector<std::byte>> InOneProcess(
       const Site& site, const std::vector<std::vector<std::byte>>& inputs);
 
-  // What goes wrong.
+  // The faults.
   void ScheduleFault();
   bool IsLinkFault() const;
   // Whether the fault can reach the communicator.

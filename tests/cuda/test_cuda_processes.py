@@ -149,7 +149,7 @@ def test_an_exported_program_between_processes():
 
 
 def test_a_process_that_does_not_call_is_named():
-    """What XLA makes of a trap is printed: run with -s to see it."""
+    """XLA's error for a trap is printed: run with -s to see it."""
     outputs = run(
         """
         from spmd import *

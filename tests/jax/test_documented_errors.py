@@ -27,7 +27,7 @@ NAMES = re.compile(r"\b(?:jax\.errors\.)?([A-Z]\w*Error)\b")
 
 
 def section(name: str) -> str:
-    """What a docstring says behind "Raises:"."""
+    """The text of a docstring behind "Raises:"."""
     _, found, text = (getattr(jaxcoll, name).__doc__ or "").partition("Raises:")
     return text if found else ""
 
@@ -72,7 +72,7 @@ def call(name: str, *arguments: Any, shape: tuple[int, ...] = (8, 8), **options:
     traced.lower(lowering_platforms=lowered_for)
 
 
-# What the functions take beside the operand and the axis.
+# The arguments that the functions take beside the operand and the axis.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "all_to_all": (1, 0),
     "ppermute": ([(0, 1)],),

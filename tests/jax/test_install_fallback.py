@@ -1,7 +1,7 @@
 """Under install() nothing that lax serves fails: what jaxcoll cannot lower is left to lax.
 
-Whatever the reason, nothing of the attempt is left behind, the reason is listed, and what lax
-refuses too is refused in its words. Faults of the job's set-up are raised.
+Nothing of the attempt is left behind whatever the reason, the reason is listed, and a call that lax
+refuses too is refused in lax's words. Faults of the job's set-up are raised.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Programs that work with jax.lax, met in use: each must give the same with jaxcoll.
 
-One case for each kind. What else there is of the kind: test_values_and_types.py,
+One case for each kind. More tests of the kind: test_values_and_types.py,
 test_explicit_axes.py, test_install_fallback.py.
 """
 

@@ -37,7 +37,7 @@ class Static:
 
 
 def types_of(tree: Any) -> list[Any]:
-    """What a function of a tracer may know of each leaf."""
+    """The facts that a function of a tracer may know of each leaf."""
 
     def type_of(leaf: Any) -> Any:
         if isinstance(leaf, (bool, int, float, complex)):
@@ -66,7 +66,8 @@ class Observed:
 
 # --- leaves -------------------------------------------------------------------------------------
 
-# Constants as programs have them. What depends on JAX being initialised is made when it is used.
+# Constants as programs have them. Values that depend on JAX being initialised are made when they
+# are used.
 SCALARS: dict[str, Callable[[], Any]] = {
     "bool": lambda: True,
     "int": lambda: 3,

@@ -1,4 +1,5 @@
-"""Who does not know the job's secret gets a closed connection, and keeps nobody else out."""
+"""A client that does not know the job's secret gets a closed connection, and keeps nobody else
+out."""
 
 from __future__ import annotations
 
@@ -400,7 +401,8 @@ def test_another_user_is_turned_away() -> None:
 
 
 def garbage(random_: random.Random, secretless: bytes) -> bytes:
-    """What a fuzzer sends: noise, and good messages cut, repeated, mixed and made too long."""
+    """The bytes that a fuzzer sends: noise, and good messages cut, repeated, mixed and made too
+    long."""
     choice = random_.randrange(6)
     if choice == 0:
         return random_.randbytes(random_.randrange(300))

@@ -1,4 +1,4 @@
-"""Whatever keeps a process from linking to others is told to those who wait for it.
+"""A process that cannot link to others tells the reason to the processes that wait for it.
 
 Faults are injected into one of several bootstraps in this process; deadlines are those of
 `fake_engine`, far longer than any of this takes.
@@ -41,7 +41,7 @@ def in_thread_of(index: int) -> bool:
     return threading.current_thread().name == f"injected-{index}"
 
 
-# What fails, with what, and what the others read. All of it while process 1 starts.
+# The failing call, its error, and the text that the others read. All of it while process 1 starts.
 STARTING = {
     "no descriptor for the loop": (asyncio, "SelectorEventLoop", no_descriptors, "Too many open"),
     "no first thread": (store_thread.threading.Thread, "start", no_thread, "can't start new"),
@@ -262,7 +262,7 @@ def test_a_listener_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_without_descriptors_gives_up_after_a_while(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it lacks for a moment only does no harm, see test_bootstrap_attacks.py."""
+    """A shortage that lasts only a moment does no harm, see test_bootstrap_attacks.py."""
     with processes(2) as job:
         for index in (0, 1):
             job.start(index)

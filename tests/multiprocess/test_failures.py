@@ -22,7 +22,7 @@ SLACK_S = 25
 def deadlines(how: int) -> tuple[int, int]:
     """JAXCOLL_TIMEOUT_S, and the seconds in which the others know of it, if one gets that signal.
 
-    Who is killed is missed at once, without a deadline.
+    A killed process is detected immediately, without a deadline.
     """
     return (60, SLACK_S) if how == signal.SIGKILL else (TIMEOUT_S, TIMEOUT_S + SLACK_S)
 

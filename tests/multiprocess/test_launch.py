@@ -50,7 +50,8 @@ def started(*arguments: str, lines: int) -> Iterator[subprocess.Popen[str]]:
 def wait_until_gone(pids: list[int]) -> None:
     end = time.monotonic() + 40
     while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
-        # Whoever adopts an orphan reaps it; a container without an init may leave it a zombie.
+        # The process that adopts an orphan reaps it; a container without an init may leave it a
+        # zombie.
         states = [state(pid) for pid in pids]
         if all(s in "ZX" for s in states):
             return

@@ -1,4 +1,4 @@
-"""What happens to a process before its first link is known to those who wait for it.
+"""Processes that wait for another one know what happens to it before its first link.
 
 Deadlines are long, so that whatever a test waits for comes for another reason.
 """

@@ -535,7 +535,7 @@ def test_what_is_accepted_after_any_mutation_still_works(data: st.DataObject) ->
         )
     if not is_accepted(schedule):
         return
-    # What was verified can be sent to an engine, which parses it again.
+    # A verified schedule can be sent to an engine, which parses it again.
     assert Schedule.parse(collective, schedule.serialize()).programs == schedule.programs
     for seed in range(5):
         schedule_interpreter.check(schedule, 2 * schedule.programs[0].chunks_per_block, seed)

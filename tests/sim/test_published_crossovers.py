@@ -101,7 +101,7 @@ def test_rings_overtake_trees_later_up_to_128_nodes() -> None:
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_the_slowest_hop_paces_a_ring(nodes: int) -> None:
-    """Who receives makes room for the next piece when the last one is there: a step at a time."""
+    """A receiver makes room for the next piece when the last one is there: a step at a time."""
     p, n = nodes * GPUS, 64 * MIB
     timeline = run(ScheduleSpec("all_reduce", p, "ring"), one_ring(nodes), n, bounds="none")
     steps = 2 * (p - 1)

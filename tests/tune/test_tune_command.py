@@ -45,7 +45,7 @@ def test_it_measures_writes_and_tells_what_it_has_found(
     for check in checked:
         assert check["bytes"] not in LITTLE.fitted
         assert check["pick"] in check["measured_s"]
-    # What was written is what decides.
+    # The written table is the one that decides.
     for layout, processes in (("process", 1), ("host", 2)):
         for nbytes in (KIB, 1 << 20):
             choice = select.choose(
