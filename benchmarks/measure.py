@@ -1,4 +1,5 @@
-"""What both benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it ran."""
+"""Code that both benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it
+ran."""
 
 from __future__ import annotations
 
