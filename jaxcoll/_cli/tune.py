@@ -284,7 +284,7 @@ def show(as_json: bool) -> int:
 
 
 def _place(command: argparse.ArgumentParser) -> Path:
-    """Where the table goes without --output; ends the command if it cannot be written there."""
+    """The table's path without --output; ends the command if it cannot be written there."""
     named = _environment.values()["JAXCOLL_TUNING"]
     path = Path(named) if named not in (None, tables.OFF) else tables.default_path()
     if path is None:

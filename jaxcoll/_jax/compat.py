@@ -368,7 +368,7 @@ def function_name(jaxpr: Any) -> str:
 
 
 def source_line(eqn: Any) -> str:
-    """Where an equation stands in the user's code, "train.py:12 (step)"; "" if unknown."""
+    """The place of an equation in the user's code, "train.py:12 (step)"; "" if unknown."""
     for frame in _source_info_util.user_frames(eqn.source_info.traceback):
         folder, file = os.path.split(frame.file_name)
         if folder != _OWN_FOLDER:

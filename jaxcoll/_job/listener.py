@@ -19,7 +19,7 @@ from jaxcoll._job.handshake import HELLO_BYTES, Hello, LinkKey, ProtocolError, l
 from jaxcoll._job.host import address_text, family_of
 
 STRANGERS_MAX = 512  # connections that have not sent a hello, and that have not proved it
-TROUBLE_S = 1.0  # without descriptors before others are told
+TROUBLE_S = 1.0  # without descriptors before others learn of it
 
 _BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less
 _ACCEPT_BATCH = 64
@@ -238,7 +238,7 @@ class Door:
     def _accept(self, listener: socket.socket, secret: bytes) -> None:
         try:
             self._accept_some(listener, secret)
-        except Exception as error:  # ours, not of those who connect
+        except Exception as error:  # ours, not the peers'
             self._loop.remove_reader(listener)
             self._on_trouble(error)
 
@@ -326,7 +326,7 @@ class Door:
     async def _served(self, visit: Callable[[], Visit]) -> None:
         try:
             await self._serve(visit())
-        except Exception as error:  # of the one who connected, not ours
+        except Exception as error:  # the peer's, not ours
             _log.debug("a connection was dropped: %s: %s", type(error).__name__, error)
 
 

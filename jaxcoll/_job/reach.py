@@ -1,4 +1,5 @@
-"""Where processes can be reached by tcp: nobody listens for it before a peer has to use it.
+"""The addresses at which processes can be reached by tcp: nobody listens for it before a peer has
+to use it.
 
 A job of one host uses shared memory and nothing else, and nothing else should be open. But a
 process learns where another one is only when it reads its record. So records name no address. Each
@@ -48,7 +49,7 @@ class TcpReach:
     Args:
       folder: of the keys in the store.
       index, count: of this process, and of processes.
-      door: serves those who connect.
+      door: serves incoming connections.
       store, watching: for short calls; for the one that waits, not started yet.
       record_of: reads the record of a process.
     """
@@ -152,7 +153,7 @@ class TcpReach:
 
     async def _serve_requests(self, own: Record) -> None:
         for name in ("any", "far"):
-            with contextlib.suppress(LinkError, OSError):  # whoever waits is told
+            with contextlib.suppress(LinkError, OSError):  # the error reaches the waiting caller
                 names = await self._watching.get(self._key(self._index, name))
                 # At least one of two that do not share memory does not with this process either.
                 ways = [self._way(own, peer) for peer in await self._named(names)]
@@ -193,7 +194,8 @@ class TcpReach:
     # --- others ---------------------------------------------------------------------------------
 
     async def addresses(self, own: Record, peer: Record) -> list[tuple[str, int]]:
-        """Where a peer listens for this process. Waits until it does. Raises: LinkError."""
+        """The address where a peer listens for this process. Waits until it does. Raises:
+        LinkError."""
         key = f"{self._folder}tcp/{peer.index}/{way_to(own, peer)}"
         try:
             async with asyncio.timeout(_ASK_AFTER_S):

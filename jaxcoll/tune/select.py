@@ -71,7 +71,7 @@ def _gpu(
 
 
 def layout(processes: int, hosts: int) -> tables.Layout:
-    """Where the ranks of a group are that reaches into so many processes and hosts."""
+    """The layout of a group that reaches into so many processes and hosts."""
     return "process" if processes <= 1 else "host" if hosts <= 1 else "hosts"
 
 

@@ -26,7 +26,7 @@ from jaxcoll import schedule as _schedule
 from jaxcoll._errors import FileError, TuningError
 
 FORMAT: Final = 1
-# Where the ranks of a group are: devices of one process, processes of one host, several hosts.
+# The layout of a group's ranks: devices of one process, processes of one host, several hosts.
 Layout: TypeAlias = Literal["process", "host", "hosts"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 _FILE_BYTES_MOST: Final = 4 << 20  # of a table; `jaxcoll tune` writes less than one MiB
@@ -251,7 +251,7 @@ def cores() -> int:
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Where `jaxcoll tune` writes its table unless it is told, and "auto" looks for one.
+    """The path where `jaxcoll tune` writes its table by default, and "auto" looks for one.
 
     None where the user has no home: HOME is not set, and the system knows no user of this number.
     """
