@@ -34,7 +34,7 @@ const Settings& CurrentSettings();
 double TimeoutS();
 int WorkerThreads();  // with the number of cores put in
 
-// A call that waits this long is told of in the log, well before its deadline.
+// A call that waits this long is logged, well before its deadline.
 inline constexpr double kWarnAfterS = 10;
 
 // For people: "1.5 s".

@@ -9,7 +9,7 @@
 namespace jaxcoll {
 namespace {
 
-// Longer values are told by their beginning and a hash.
+// Longer values are shown by their beginning and a hash.
 constexpr size_t kMaxValueChars = 160;
 constexpr size_t kMaxParts = 32;
 

@@ -75,7 +75,8 @@ class Peer {
   size_t kept() const { return kept_; }
   size_t slots_taken() const { return taken_.size(); }
 
-  // Where a message is put together that cannot be written to the peer's memory directly.
+  // The memory in which a message is put together that cannot be written to the peer's memory
+  // directly.
   std::byte* mirror();
 
   // The peer's last answer to "what are you doing?".

@@ -134,7 +134,7 @@ Reactor::Seams WithDefaults(Reactor::Seams seams) {
   if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
   if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
   // A peer that does not answer for so long is stopped or cut off; one that answers is only late.
-  // By default that is sooner than JAX's coordination service ends those who have lost somebody.
+  // By default that is sooner than JAX's coordination service ends processes that have lost a peer.
   if (seams.silence_s <= 0) {
     seams.silence_s = std::max(seams.timeout_s / 5, std::min(seams.timeout_s, 10.0));
   }

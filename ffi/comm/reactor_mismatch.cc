@@ -23,7 +23,7 @@ constexpr double kAskListingEveryS = 0.5;
 // launch may start in another order on each process, and wait for what is computed.
 constexpr double kSettledS = 0.3;
 constexpr double kSettledInProgramS = 2;
-constexpr double kCompareWithinS = 1;  // then it is told without the line that differs
+constexpr double kCompareWithinS = 1;  // then the error lacks the line that differs
 constexpr size_t kToldCalls = 8;
 
 constexpr char kLaunchFromOneThread[] =

@@ -249,7 +249,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   FinishIfDone(id);
 }
 
-// Messages: "ask", "state <text>\n<calls that wait for the one who asked>", "poison <communicator>
+// Messages: "ask", "state <text>\n<calls that wait for the asking process>", "poison <communicator>
 // <cause>", "bye", "end <why>", "guest <the guest's>", and the questions and answers of
 // comm/listing.h.
 void Reactor::OnTold(int process, std::string_view message) {
@@ -311,7 +311,7 @@ std::string Reactor::RankName(const Group& group, int32_t rank) {
   return name + ")";
 }
 
-// A process that was told passes it on, for the first one may not reach everybody.
+// A process that learns of it passes it on, for the first one may not reach everybody.
 void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
   const auto it = communicators_.find(id);
   if (it == communicators_.end() || !it->second.cause.empty()) return;

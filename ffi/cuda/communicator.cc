@@ -314,7 +314,7 @@ Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
   const uint64_t rest = best->second - grant.area_bytes;
   gaps_.erase(best);
   if (rest != 0) gaps_[grant.area + grant.area_bytes] = rest;
-  // Where another call has been, its counters are.
+  // An area that another call has used holds that call's counters.
   if (grant.area < areas_used_) {
     for (int rank = 0; rank < world_size(); ++rank) {
       if (!is_local(rank)) continue;

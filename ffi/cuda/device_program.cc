@@ -158,7 +158,7 @@ class Packer {
     slot_chunks_ = most(slots);
   }
 
-  // Where an op of `rank` finds a chunk of its own buffers.
+  // The place where an op of `rank` finds a chunk of its own buffers.
   ChunkRef Local(int32_t rank, BufferKind buffer, int32_t chunk,
                  const std::map<int32_t, ChunkRef>& landed) const {
     if (buffer == BufferKind::kInput) return {Place::kInput, 0, chunk};
@@ -539,7 +539,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
   DropDeadStores(workers);
   for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
 
-  // Where each op went: its worker, and how many ops of that must have ended for it to have.
+  // The place of each op: its worker, and how many ops of that must have ended for it to have.
   std::vector<std::pair<int32_t, int32_t>> ended(program.ops.size());
   for (int32_t worker = 0; worker < graph_.workers; ++worker) {
     for (size_t at = 0; at < workers[worker].size(); ++at) {

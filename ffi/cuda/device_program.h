@@ -15,7 +15,7 @@
 // g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
 //
 // Messages. The sender puts a slice into a slot of the receiver's region and raises the message's
-// `arrived` flag there; who has read the slot raises its `freed` flag at the sender. A slot is
+// `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
 // there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
@@ -128,7 +128,7 @@ struct ProgramWait {
     kWorkerSegment,  // ... all `amount` ops of the segment before
     // Of a launch, in no table.
     kBegun,  // rank `peer` has begun this launch
-    kDone,   // rank `peer` has ended it, or, before operands are told, the one before
+    kDone,   // rank `peer` has ended it, or, before operands are published, the one before
   };
   int32_t kind;
   int32_t peer;
@@ -187,7 +187,7 @@ struct alignas(32) Flag {
 };
 static_assert(sizeof(Flag) == 32);
 
-// Which use of a flag; that of a later launch is above all of an earlier one.
+// The number of a flag's use; that of a later launch is above all of an earlier one.
 JAXCOLL_HD constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
 JAXCOLL_HD constexpr bool TagBefore(uint64_t a, uint64_t b) {
   return static_cast<int64_t>(a - b) < 0;
@@ -201,7 +201,7 @@ struct alignas(32) RegionHeader {
 };
 static_assert(sizeof(RegionHeader) == sizeof(Flag));
 
-// Where a rank's operands are, of one vector.
+// The addresses of a rank's operands, of one vector.
 struct ProgramOperands {
   uint64_t input;
   uint64_t output;
@@ -222,7 +222,7 @@ JAXCOLL_HD constexpr int64_t OperandOffset(int32_t world_size, int64_t flag_capa
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// Where the flag of a worker's block on a lane is in a region.
+// The offset of the flag of a worker's block on a lane in a region.
 JAXCOLL_HD constexpr int64_t FlagOffset(const ProgramHeader& program, int32_t lanes, int32_t lane,
                                         int32_t worker, int32_t flag) {
   const int64_t block = int64_t{worker} * lanes + lane;

@@ -49,7 +49,7 @@ struct HostProxy::Label {
   Kind kind;
   uint64_t region;
   uint64_t word;     // kOpen: the digest; kArrived: the fingerprint
-  uint32_t message;  // kDone: the rank that ended; its `segment` is the one that is told
+  uint32_t message;  // kDone: the rank that ended; its `segment` is the rank that learns of it
   uint32_t epoch;
   uint32_t segment;
   // kArrived: the first of its bytes in the message; sized by flags: how often the slot is used in
@@ -497,7 +497,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
   if (found != groups_.end()) Fail(found->second, cause);
 }
 
-// A process that was told passes it on, for the first one may not reach everybody.
+// A process that learns of it passes it on, for the first one may not reach everybody.
 void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
@@ -547,7 +547,7 @@ void HostProxy::OnLeft(int process, const std::string& why) {
   }
 }
 
-// A launch that has begun here and has not ended at a rank that is gone never will.
+// A launch that has begun here and has not ended at a rank that has died never will.
 std::string HostProxy::WhoMisses(const Group& group, const Region& region, const Sender& sender) {
   const auto epoch = static_cast<uint32_t>(Acquire(sender.doorbell));
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {

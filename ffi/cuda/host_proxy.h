@@ -15,12 +15,12 @@
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
 //     may overwrite it <- inbox of a   <- link <-  outbox of a: `freed`, `done` <-  has read it
 //
-// What to send. Which flags a block raises, and in which order, is known (host_routes.h). For each
+// What to send. The flags that a block raises, and their order, are known (host_routes.h). For each
 // block and peer process the proxy has a cursor: the next flag to come. A launch first writes its
 // epoch to a doorbell; the cursors of a rank whose doorbell is ahead are looked at, one flag each.
 // So flags are the descriptors, and a replayed graph needs no call. Where sizes are data, the first
 // flag of each message says how often its slot is used in this launch and how much the last use
-// holds, and the parcels say it to the other side: a cursor passes over uses that there are not.
+// holds, and the parcels say it to the other side: a cursor passes over uses that do not exist.
 //
 // The rules of overwriting:
 //   outbox slot    by the kernel, when the receiver's `freed`, or `done` of the launch before, has
@@ -54,9 +54,9 @@
 // Failure is a group's: of all regions of a communicator. The first cause counts, whoever finds it:
 // a link that ends, a process that ended though it is needed, a digest, a kernel's own cause
 // (Fail), a peer's word. It is kept, `abort` is raised for the kernels, which trap, and every other
-// process of the group is told. Messages that come later are dropped. Fingerprints travel with the
-// messages and are compared by the kernels, as are epochs; so are deadlines: a stopped process that
-// goes on before them does no harm, and after them finds its group failed.
+// process of the group is notified. Messages that come later are dropped. Fingerprints travel with
+// the messages and are compared by the kernels, as are epochs; so are deadlines: a stopped process
+// that goes on before them does no harm, and after them finds its group failed.
 //
 // Thread rule: Guest's functions as guest.h says; the others from any thread.
 #pragma once
@@ -114,8 +114,8 @@ class HostProxy final : public Guest {
   // Its group is open.
   void OpenRegion(RegionSpec spec);
 
-  // Which of these processes have a link that takes dma-bufs. Waits until each has one, or will
-  // have none, or the group has failed, but no longer than this.
+  // The subset of these processes that have a link that takes dma-bufs. Waits until each has one,
+  // or will have none, or the group has failed, but no longer than this.
   std::set<int> TakersOf(uint64_t group, const std::set<int>& processes, double timeout_s);
   // Lends all of a dma-buf to the link to a process until the group is closed; then no NIC reads
   // it any more. The descriptor may be closed. An error says why it cannot be done.

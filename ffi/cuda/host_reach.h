@@ -42,7 +42,7 @@ class HostReach {
     // whose slots are used and nothing else; null where `memory` has them.
     std::vector<std::vector<unsigned char*>> slots;
 
-    // Where kernels of `rank` put messages for `peer`.
+    // The place where kernels of `rank` put messages for `peer`.
     unsigned char* SlotsOf(int rank, int peer) const {
       unsigned char* const lent = slots[rank].empty() ? nullptr : slots[rank][peer];
       return lent != nullptr ? lent : memory[peer];

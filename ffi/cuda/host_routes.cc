@@ -32,7 +32,7 @@ class Table {
   const ProgramPiece* pieces(const ProgramOp& op) const {
     return At<ProgramPiece>(header.piece_offset) + op.first_piece;
   }
-  // Where a piece's destination `d` lies.
+  // The place of a piece's destination `d`.
   const ProgramRef& destination(const ProgramOp& op, const ProgramPiece& piece, int32_t d) const {
     return At<ProgramRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
   }

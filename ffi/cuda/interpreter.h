@@ -92,12 +92,12 @@ class Interpreter {
   JAXCOLL_HD unsigned char* Region() const { return call_.regions[rank_]; }
   JAXCOLL_HD RegionHeader& Header() const { return *reinterpret_cast<RegionHeader*>(Region()); }
 
-  // Where what `peer` writes for this rank is found.
+  // The memory that `peer` writes for this rank.
   JAXCOLL_HD unsigned char* Inbox(int32_t peer) const {
     return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
-  // Where messages for `peer` are put.
+  // The memory where messages for `peer` are put.
   JAXCOLL_HD unsigned char* Outbox(int32_t peer) const {
     return (call_.slots == nullptr ? call_.regions : call_.slots)[peer];
   }
@@ -127,7 +127,7 @@ class Interpreter {
 
   // ---- Operands of other ranks -----------------------------------------------------------------
 
-  // Where `rank` says, in a region, that its operands are.
+  // The addresses of its operands that `rank` has written into a region.
   JAXCOLL_HD ProgramOperands& Told(unsigned char* region, int32_t rank, int32_t vector) const {
     return reinterpret_cast<ProgramOperands*>(
         region + call_.operand_offset)[int64_t{rank} * kMaxProgramVectors + vector];

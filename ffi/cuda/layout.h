@@ -123,7 +123,7 @@ struct Call {
   uint64_t staging;      // staged: where this lane's staging area begins in every workspace
   int64_t slot_bytes;    // staged: of one slot; kAlignment divides it
   unsigned char* workspaces[kMaxRanks];  // as this rank's device maps them
-  // By rank: what addresses of operands are told from. Null within a process; else where the
+  // By rank: the base of the published addresses of operands. Null within a process; else where the
   // allocation of its operands is mapped.
   unsigned char* bases[kMaxRanks];
   CauseRecord* cause;

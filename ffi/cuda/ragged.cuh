@@ -3,7 +3,7 @@
 // holds where segments overlap.
 //
 //   direct    every rank fetches its segments from the others' operands, whose addresses and tables
-//             it is told.
+//             they publish.
 //   staged    every rank tells the others its tables. For each tile it stages the rows that it has
 //             for each of them, at their place in the tile, and fetches what they have for it.
 //
@@ -32,7 +32,7 @@ class RaggedTables {
  public:
   __device__ explicit RaggedTables(RaggedShared& shared) : shared_(shared), call_(shared.call) {}
 
-  // Called by all threads, before the barrier behind which the others are told.
+  // Called by all threads, before the barrier that publishes them.
   __device__ void Publish() const {
     RaggedEntry* const own = EntriesOf(call_.rank);
     const auto store = [&](int64_t& to, const void* table, int i) {

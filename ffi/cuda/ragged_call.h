@@ -24,7 +24,7 @@ JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ran
 // Parameters of the launch for one rank.
 struct RaggedProgramCall {
   // Its program is a header without ops. vectors[0]: the operand and the result, in bytes of the
-  // latter. Behind scratch_offset the kernel keeps, for each lane, what it was told of the rows
+  // latter. Behind scratch_offset the kernel keeps, for each lane, the sizes and places of the rows
   // that come.
   ProgramCall program;
   Ragged ragged;

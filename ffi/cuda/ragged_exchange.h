@@ -6,7 +6,7 @@
 // A block goes round by round. In round c it writes the c-th use of the slot of each rank for which
 // there is one, raises their flags, waits for the c-th uses of those that send to it, puts what
 // came into the result, and says that the slots are free. A rank's round waits for nothing but
-// sends of the same round and slots freed in earlier ones, so nobody waits in a circle.
+// sends of the same round and slots freed in earlier ones, so no wait cycle can form.
 //
 // Streams begin with the sender's tables. When the last of them has come, every rank compares what
 // others send with its own recv_sizes, and what it sends with theirs: so both find out that they

@@ -32,7 +32,7 @@ struct CallSpec {
   std::string label;
 };
 
-// Where a logical id stands.
+// The place of a logical id.
 struct Place {
   int32_t group = 0;
   int32_t rank = 0;

@@ -71,7 +71,7 @@ class CarrierAccess {
 class Guest {
  public:
   virtual ~Guest() = default;
-  // Without the lock. Null: the reactor, and with it every link, is gone.
+  // Without the lock. Null: the reactor, and with it every link, is destroyed.
   virtual void OnInvited(CarrierAccess* access) = 0;
   // Looks for what there is to send. Whether it did anything.
   virtual bool Step(Carrier& carrier) = 0;

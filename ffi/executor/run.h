@@ -20,8 +20,8 @@
 
 namespace jaxcoll {
 
-// A message of up to this size is sent at once, whether or not its receiver waits for it: who has
-// not begun the call keeps a copy of it. A longer one must have been asked for.
+// A message of up to this size is sent at once, whether or not its receiver waits for it: a process
+// that has not begun the call keeps a copy of it. A longer one must have been asked for.
 inline constexpr size_t kEagerBytes = 16 << 10;
 
 // This process's buffers of one call, [vector * members + member].

@@ -1,4 +1,4 @@
-// Which link carried how many bytes, and the proof that none was lost or made up.
+// The bytes that each link carried, and the proof that none was lost or made up.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which ports of which NICs carry an rdma link, and how they are addressed. Read from sysfs, which
+// The ports of the NICs that carry an rdma link, and how they are addressed. Read from sysfs, which
 // tells more than libibverbs does and needs no open device.
 #pragma once
 

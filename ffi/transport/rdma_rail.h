@@ -91,7 +91,7 @@ class RdmaRail {
     size_t own_bytes;    //
     std::byte* entries;  // this rail's, in `own`
   };
-  // Where the peer keeps the same.
+  // The peer's copies of the same.
   struct RemoteMemory {
     uint64_t window;
     uint64_t ring;

@@ -1,7 +1,7 @@
 // Shared memory between two processes of one host: a segment (shm_segment.h) for each direction.
 //
 // A put is a copy into the peer's window and a notice in its ring. Notices that find no room wait
-// here, in order. The socket carries what is told, and its end is the peer's: the kernel closes it
+// here, in order. The socket carries messages, and its end is the peer's: the kernel closes it
 // whatever the peer dies of. The bytes that the peer had put by then lie in our segment, so the
 // ring is drained before the end is reported.
 //
@@ -211,7 +211,7 @@ class ShmLink final : public Link {
 
   void RingBell() {
     const uint64_t one = 1;
-    // Nothing to do if it fails: a full counter has rung, and a peer without a bell is gone.
+    // Nothing to do if it fails: a full counter has rung, and a peer without a bell has died.
     [[maybe_unused]] const ssize_t written = ::write(peer_bell_.get(), &one, sizeof(one));
   }
 

@@ -179,7 +179,7 @@ class TcpLink final : public Link {
   }
 
   // From here on no source is read any more. If it was this side that found something wrong, the
-  // peer is told, by a socket that is not within a frame.
+  // peer gets the reason, by a socket that is not within a frame.
   Status End(Status status) {
     bool say = status.code() == StatusCode::kInternal;
     for (auto& socket : sockets_) {

@@ -158,7 +158,7 @@ class TcpSocket {
 
   FrameHeader header_{};  // of what is coming in
   std::optional<Incoming> incoming_;
-  std::string message_;                         // the payload, for what is told
+  std::string message_;                         // the payload, for messages
   std::array<std::byte, kBufferBytes> buffer_;  // [begin_, end_): read, not yet looked at
   size_t begin_ = 0;
   size_t end_ = 0;

@@ -19,7 +19,7 @@ struct TreeGroup {
   int32_t index = 0;  // this rank among the members
   std::function<int32_t(int32_t index)> rank_of;
   std::function<Operand(BufferKind, int32_t piece)> piece;
-  // Where the members' contributions are: input, or output (then it is reduced in place).
+  // The buffer of the members' contributions: input, or output (then it is reduced in place).
   BufferKind from = BufferKind::kInput;
   int32_t first_lane = 0;
 };

@@ -20,7 +20,7 @@
 namespace jaxcoll {
 namespace {
 
-// Where a rank is, and its two groups.
+// The place of a rank, and its two groups.
 class Place {
  public:
   // Each of the G pieces has `parts` chunks.

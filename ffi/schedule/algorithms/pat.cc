@@ -53,7 +53,7 @@ struct Trees {
     return steps;
   }
 
-  // Where the sum at an offset lies while it is in progress.
+  // The place of the sum at an offset while it is in progress.
   int32_t Slot(int32_t o) const {
     const int32_t tree = o / depth, t = o % depth;
     return t == 0 ? tree : trees * std::countr_zero(static_cast<uint32_t>(t)) + tree;
