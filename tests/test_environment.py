@@ -225,7 +225,7 @@ def test_an_isa_that_the_cpu_lacks_is_said():
 
 
 def test_importing_says_that_the_cpu_lacks_an_isa():
-    """On a CPU that has no more than what is portable: the extension module is told so."""
+    """On a CPU that has no more than what is portable: the extension module gets that value."""
     program = (
         "import sys, types, importlib.util\n"
         "from importlib.machinery import ExtensionFileLoader\n"

@@ -122,7 +122,7 @@ def as_nobody(program: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def bad_places(tmp_path: Path) -> dict[str, Path]:
-    """Where nothing can be written, even by root."""
+    """Places in which nothing can be written, even by root."""
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     return {

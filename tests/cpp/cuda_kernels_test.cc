@@ -446,7 +446,7 @@ struct RaggedGroup {
         Set(rank, 2, i, sent);
         Set(rank, 3, i, Rows(rank, i / kUpdates, i % kUpdates));
         sent += Rows(rank, i / kUpdates, i % kUpdates);
-        // Where it goes: behind what the ranks before send there.
+        // The offset it goes to: behind what the ranks before send there.
         int64_t place = 0;
         for (int j = 0; j < rank * kUpdates + i % kUpdates; ++j) {
           place += Rows(j / kUpdates, i / kUpdates, j % kUpdates);

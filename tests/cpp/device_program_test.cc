@@ -234,7 +234,7 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   }
 }
 
-// Where ranks reach for each other's operands, before anything is touched.
+// The check where ranks reach for each other's operands, before anything is touched.
 TEST(InterpreterFailure, ARankThatNeverComesToMeetIsNamed) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
   const auto one =

@@ -3,7 +3,7 @@
 //
 // Each direction of a link is a Pipe. A put waits in it with its bytes (or, in a link that copies
 // late, and from what was lent, with a pointer to them, as in a socket that does not take them yet
-// and in a NIC) until its time has come; puts overtake each other, what is told does not.
+// and in a NIC) until its time has come; puts overtake each other, messages do not.
 #pragma once
 
 #include <fcntl.h>

@@ -335,7 +335,7 @@ TEST_F(FakeRdmaTest, ADmabufThatNoNicTakesIsAReason) {
 }
 
 // The peer has said that it has a put: its source is written anew at once, whatever this side's NIC
-// still believes. Rails fail anywhere, and what they owe is repeated.
+// still believes. Rails fail anywhere, and their lost writes are repeated.
 TEST_F(FakeRdmaTest, WhatHasBeenDeliveredIsNeverReadAgain) {
   constexpr size_t kSlot = 1000, kSlots = 8;
   for (int round = 0; round < 30; ++round) {

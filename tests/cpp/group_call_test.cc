@@ -243,7 +243,7 @@ TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
   EXPECT_EQ(log.find(line, first + 1), second) << log;
 }
 
-// The call site is gone and comes back, on one host alone: its region goes on counting.
+// The call site is destroyed and comes back, on one host alone: its region goes on counting.
 TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
   Hosts hosts({0, 1}, Net::kFake, 2);
   HostJob job(4, 2, 1 << 20, &hosts);
@@ -503,7 +503,7 @@ TEST(Communicator, SaysWhichPeerCannotBeMapped) {
              {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
 }
 
-// One is told by its own process, the other by that of rank 0.
+// One gets it from its own process, the other by that of rank 0.
 TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
   HostJob job(64, 2, 64 << 10);
   Site site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
@@ -511,7 +511,7 @@ TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
     ExpectSays(site.status(process),
                {"has no room for this call", "JAXCOLL_CUDA_WORKSPACE_MIB", "in all processes"});
   }
-  // It is for good: the same call site is told the same again.
+  // It is for good: the same call site gets the same answer again.
   Site again(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
   ExpectSays(again.status(0), {"has no room"});
 }

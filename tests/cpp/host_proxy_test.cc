@@ -453,8 +453,8 @@ TEST(HostProxyFailure, AProcessThatHasEndedIsMissedOnlyWhenItIsNeeded) {
   EXPECT_EQ(pair.world.world().cause(0).kind, Cause::kStopped);
 }
 
-// Stop while kernels wait for a rank that does not come: they are stopped, and the other host is
-// told.
+// Stop while kernels wait for a rank that does not come: they are stopped, and the other host
+// learns of it.
 TEST(HostProxyFailure, AProcessThatEndsWithWorkPendingSaysSo) {
   Pair pair(Net::kShm, {500});
   std::thread ends([&] {

@@ -78,7 +78,7 @@ class Hosts {
   void Cut(int a, int b) {
     for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) pipe->broken = true;
   }
-  // Everything on its way to `b` from `a` and back is lost, and nobody is told.
+  // Everything on its way to `b` from `a` and back is lost, unnoticed.
   void Swallow(int a, int b) {
     for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) {
       pipe->puts.clear();

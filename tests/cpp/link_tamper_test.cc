@@ -281,7 +281,7 @@ TEST_P(LinkTamperTest, PiecesThatChangePlacesOrGoMissingAreCaught) {
   ExpectCaught(std::string(stream).insert(first + 100, "x"));
 }
 
-// Good records, but of another socket, direction, link or mode, or of nobody who has the key.
+// Good records, but of another socket, direction, link or mode, or made without the key.
 TEST_P(LinkTamperTest, WhatComesFromElsewhereIsCaught) {
   const FrameHeader hello = FrameRules{kWindowBytes, 0, 1}.Hello();
   const TcpSecurity right = TestSecurity(GetParam(), /*client=*/false);

@@ -27,7 +27,7 @@ enum class Fault {
   kNone,
   kCutBoth,    // both sides of a link see it end
   kCutOne,     // one does, the other when that has closed its end
-  kBlackHole,  // what is sent is lost, and nobody is told
+  kBlackHole,  // what is sent is lost, unnoticed
   kStop,       // a process is not run for a while
   kKill,       // a process is never run again, its links end
   kNeverUp,    // a link never comes

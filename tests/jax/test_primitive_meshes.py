@@ -1,4 +1,4 @@
-"""Which devices take part: groups of logical ids, meshes known late, parts of a machine."""
+"""The devices that take part: groups of logical ids, meshes known late, parts of a machine."""
 
 import jax
 import numpy as np

@@ -47,7 +47,7 @@ class FakeRdmaHalf:
 
 
 class FakeEngine:
-    """Records what it is told. `links[peer]` and `failures[peer]` are lists: one entry each."""
+    """Records the calls it gets. `links[peer]` and `failures[peer]` are lists: one entry each."""
 
     def __init__(self) -> None:
         self.fabrics: list[str] = []  # of its RDMA ports

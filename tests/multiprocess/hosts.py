@@ -74,7 +74,7 @@ class _Host:
         return self._holder.pid
 
     def command(self, *command: str) -> list[str]:
-        """`command` on this host; it is killed when the one who started it ends."""
+        """`command` on this host; it is killed when its parent ends."""
         inside = ["nsenter", "--target", str(self.pid), *self._user, "--net", "--uts", "--mount"]
         # The parent process may have ended before the signal was asked for.
         unless_orphan = ["sh", "-c", '[ "$PPID" != 1 ] && exec "$@"', "sh"]

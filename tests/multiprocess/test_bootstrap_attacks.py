@@ -358,7 +358,8 @@ def test_roles_and_transports_cannot_be_swapped_even_with_the_secret() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 200])
 def test_descriptors_that_nobody_expects_are_closed(count: int) -> None:
-    """With the hello from a stranger, and a wrong number of them from one who knows the secret."""
+    """With the hello from a stranger, and a wrong number of them from a client that knows the
+    secret."""
     with processes(2) as job:
         job.start(0)
         secret = job.secret("shm")

@@ -132,7 +132,7 @@ def test_nobody_but_those_who_want_links_to_it_needs_process_0() -> None:
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_engine_that_cannot_be_started_says_why(broken: int) -> None:
-    """It listens, and others are connected to it already: they are told there."""
+    """It listens, and others are connected to it already: they learn it there."""
     other = 1 - broken
     with processes(2, present=0) as job:
         job.add(broken, engine_started=False)

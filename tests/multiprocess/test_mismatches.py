@@ -1,4 +1,4 @@
-"""Processes that do not make the same calls: all are told how these differ while they still wait.
+"""Processes that do not make the same calls: all learn how these differ while they still wait.
 
 Each job waits in calls that never meet. The words must come from both processes before the deadline
 and stand in the errors that end the calls.

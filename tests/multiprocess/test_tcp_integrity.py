@@ -99,7 +99,7 @@ def test_one_flipped_bit_is_an_error_of_both_processes(victim: int, encrypt: str
         assert f"peer process {1 - rank} (tcp to process {1 - rank} " in text
     check = r"frame \d+ of socket \d \(\S+:\d+ to \S+:\d+\) failed its check"
     assert re.search(check, texts[victim]), texts
-    # The other one is told why, unless all sockets to it were within a frame.
+    # The other one learns why, unless all sockets to it were within a frame.
     other = texts[1 - victim]
     assert re.search("has ended the link: .*" + check, other) or " is gone" in other, texts
 

@@ -1,4 +1,4 @@
-"""Which transport two processes use, where they can be reached, and who listens for what."""
+"""The transport that two processes use, their addresses, and the listeners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where rings overtake trees: NCCL's all_reduce on DGX H100 (8 GPUs and 8 NICs per node).
+"""The sizes at which rings overtake trees: NCCL's all_reduce on DGX H100 (8 GPUs and 8 NICs per
+node).
 
 NCCL 2.30's tuning model first prefers rings at the sizes below, scanned by powers of two. It is a
 table of latencies with factors fitted to machines, not a simulation, so what is compared is the
