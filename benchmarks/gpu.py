@@ -166,7 +166,8 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def interpreter_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """How fast the interpreter runs a schedule that has a kernel, by what the kernel takes: 1 is as
-    fast, more is faster. Where both reach operands directly, and where both stage them."""
+    fast, more is faster. Sizes at which both reach operands directly, and sizes at which both stage
+    them."""
     keys = ("collective", "algorithm", "size", "dtype", "ranks", "blocks_asked", "staged")
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
