@@ -134,7 +134,7 @@ void BindComm(nb::module_& m) {
   m.def(
       "comm_no_crypto",
       [] {
-        const StatusOr<const crypto::Library*> library = crypto::Load();
+        const StatusOr<const crypto::LibCrypto*> library = crypto::Load();
         return library.ok() ? std::string() : library.status().message();
       },
       "Why nothing can be authenticated here, so neither tcp nor rdma can be used; else empty.");

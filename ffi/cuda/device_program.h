@@ -126,7 +126,7 @@ struct ProgramWait {
     kFree,           // the slot at the receiver may be overwritten
     kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
     kWorkerSegment,  // ... all `amount` ops of the segment before
-    // Of a launch, in no table.
+    // Used at launch start and end; never stored in a table.
     kBegun,  // rank `peer` has begun this launch
     kDone,   // rank `peer` has ended it, or, before operands are published, the one before
   };
@@ -180,8 +180,9 @@ inline constexpr uint32_t kProgramMagic = 0x4a435031;  // "JCP1"
 struct alignas(32) Flag {
   uint64_t value;        // TagOf(epoch, count)
   uint64_t fingerprint;  // of the call, written before the first count of an epoch
-  // Of a message whose length is data (ragged_exchange.h), written with the fingerprint: how often
-  // its slot is used in this launch, and how many bytes the last use has; all others are full.
+  // Only for a message whose length is data (ragged_exchange.h), written with the fingerprint: how
+  // often its slot is used in this launch, and how many bytes the last use has; all others are
+  // full.
   uint64_t uses;
   uint64_t last_bytes;
 };

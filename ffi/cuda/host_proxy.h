@@ -147,7 +147,7 @@ class HostProxy final : public Guest {
     std::vector<HostRoutes::Signal> signals;  // of each segment
     std::vector<int32_t> done;                // instead: ranks
     Link::Loan* loan;                         // of the memory that has the slots, if it is lent
-    // Of this launch.
+    // State of this launch.
     int32_t segment = 0;
     size_t next = 0;                 // of signals or done
     std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane

@@ -33,11 +33,11 @@
 namespace jaxcoll {
 
 // The ranks of a group and the processes that they live in.
-class RaggedPlan final : public RunPlan, public std::enable_shared_from_this<RaggedPlan> {
+class RaggedRunPlan final : public RunPlan, public std::enable_shared_from_this<RaggedRunPlan> {
  public:
   // `process` must have some of the ranks, but not all.
-  RaggedPlan(RaggedShape shape, const std::vector<int>& process_of_rank, int process,
-             size_t message_bytes);
+  RaggedRunPlan(RaggedShape shape, const std::vector<int>& process_of_rank, int process,
+                size_t message_bytes);
   std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
 
   const RaggedShape& shape() const { return shape_; }
@@ -58,7 +58,7 @@ class RaggedPlan final : public RunPlan, public std::enable_shared_from_this<Rag
 
 class RaggedRun final : public Run {
  public:
-  RaggedRun(std::shared_ptr<const RaggedPlan> plan, const MemberBuffers& buffers, Wire& wire);
+  RaggedRun(std::shared_ptr<const RaggedRunPlan> plan, const MemberBuffers& buffers, Wire& wire);
 
   void Begin() override;
   bool done() const override;
@@ -126,7 +126,7 @@ class RaggedRun final : public Run {
   template <typename Visit>
   void ForBlocks(const Stream& stream, int32_t piece, const Visit& visit) const;
 
-  const std::shared_ptr<const RaggedPlan> plan_;
+  const std::shared_ptr<const RaggedRunPlan> plan_;
   Wire& wire_;
   std::vector<RaggedRank> ranks_;              // by member
   std::vector<Peer> peers_;                    // as the plan's

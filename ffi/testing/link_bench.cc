@@ -192,7 +192,7 @@ std::unordered_map<std::string, double> CryptoSpeed(size_t bytes, double seconds
     std::memcpy(to.data(), from.data(), bytes);
     asm volatile("" : : "r"(to.data()) : "memory");  // it was needed
   });
-  const StatusOr<const crypto::Library*> library = crypto::Load();
+  const StatusOr<const crypto::LibCrypto*> library = crypto::Load();
   if (!library.ok()) throw nb::value_error(library.status().message().c_str());
   crypto::Gcm gcm(**library, true);
   crypto::Nonce nonce{};

@@ -71,7 +71,8 @@ class RdmaRail {
     Notice notice;
     RdmaLoan* loan = nullptr;           // whose key the NIC was given, if any
     const std::byte* source = nullptr;  // in the loan; null: in the staging memory
-    // What lay there when the buffer was taken back, should the part have to be sent once more.
+    // The bytes that lay there when the buffer was taken back, should the part have to be sent
+    // once more.
     std::shared_ptr<const std::vector<std::byte>> copy{};
 
     // The source goes away. It is not copied into the staging memory: if the part is at the peer,

@@ -56,7 +56,7 @@ class RecordSeal {
   RecordSeal() = default;
   [[nodiscard]] bool NextNonce(crypto::Nonce& nonce);
 
-  const crypto::Library* library_ = nullptr;
+  const crypto::LibCrypto* library_ = nullptr;
   std::optional<crypto::Gcm> gcm_;  // none: plain
   bool encrypts_ = false;
   crypto::Secret chain_{};
