@@ -1,8 +1,8 @@
 // GPUs made of threads: every thread of every block of every rank runs the interpreter kernel, or
 // that of ragged exchanges.
 //
-// A DeviceWorld has ranks with a region each. Run() puts launches one after the other on every rank,
-// as a stream does: a rank's next launch begins when all its blocks have ended the last one,
+// A DeviceWorld has ranks with a region each. Run() puts launches one after the other on every
+// rank, as a stream does: a rank's next launch begins when all its blocks have ended the last one,
 // whatever the other ranks do. Several worlds may run at the same time.
 #pragma once
 

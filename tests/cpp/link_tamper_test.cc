@@ -456,7 +456,7 @@ TEST(CryptoTest, ALibraryThatIsMissingOrAnotherOneIsAReasonAndNoCrash) {
 }
 
 TEST(CryptoTest, WithoutALibraryNoLinkIsMadeAndTheReasonSaysWhatToInstall) {
-  const StatusOr<crypto::Library> none(
+  const StatusOr<crypto::LibCrypto> none(
       Status(StatusCode::kUnavailable, "libcrypto cannot be loaded (x); install it"));
   crypto::UseForTests(&none);
   auto [socket, other] = SocketPair(SOCK_STREAM);
@@ -482,7 +482,7 @@ TEST(CryptoTest, AKeyOfAnotherSizeIsRefused) {
 // A library that fails later, as where a system's policy forbids what it is asked for.
 TEST(CryptoTest, ALibraryThatFailsEndsTheLink) {
   static bool fails = false;
-  StatusOr<crypto::Library> failing = **crypto::Load();
+  StatusOr<crypto::LibCrypto> failing = **crypto::Load();
   static auto* const real = failing->encrypt_final;
   failing->encrypt_final = [](crypto::CipherContext* context, unsigned char* out, int* bytes) {
     return fails ? 0 : real(context, out, bytes);

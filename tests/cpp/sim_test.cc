@@ -47,7 +47,7 @@ std::vector<double> NaiveShares(const Network& network, const std::vector<const 
                                 const std::vector<double>& limits,
                                 const std::vector<double>& pulls) {
   std::vector<double> rates(routes.size(), 0), left;
-  for (const Link& link : network.links) left.push_back(link.bytes_per_ps);
+  for (const NetworkLink& link : network.links) left.push_back(link.bytes_per_ps);
   std::vector<bool> fixed(routes.size(), false);
   while (std::find(fixed.begin(), fixed.end(), false) != fixed.end()) {
     std::vector<double> weight(network.links.size(), 0);
