@@ -1,9 +1,9 @@
 // The world of a schedule: all ranks' op lists, or those that one process needs, with sends and
 // receives matched and everything checked, once, for all who run or simulate it.
 //
-//   executor/local_program.h    all ranks, compiled to memory actions
-//   executor/segment_program.h  this process's ranks, of a group that spans processes
-//   cuda/device_graph.h         all ranks, packed for the interpreter
+//   engine/memory/local_program.h    all ranks, compiled to memory actions
+//   engine/segments/segment_program.h  this process's ranks, of a group that spans processes
+//   gpu/host/device_graph.h         all ranks, packed for the interpreter
 //   sim/graph.h                 thousands of ranks: their op lists do not fit into memory together,
 //                               so it packs one after the other and gives MatchMessages() the ends
 //
