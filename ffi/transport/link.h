@@ -124,7 +124,7 @@ StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segmen
 StatusOr<int> MakeShmSegment(size_t window_bytes);
 
 // How the frames of a tcp link, or of the socket of an rdma link, are protected on their way
-// (tcp_seal.h). An attacker on the way may cut the link, which both sides detect, and no more.
+// (tcp/seal.h). An attacker on the way may cut the link, which both sides detect, and no more.
 struct TcpSecurity {
   std::string link_key;  // 32 bytes; empty: nothing is protected, as only tests and benchmarks may
   bool client = false;   // this side has connected

@@ -5,7 +5,8 @@
 // meshes that have the group share it.
 //
 // Hosts. Processes count as being on one host as they do for CPUs (JAXCOLL_HOST_ID). Ranks of other
-// hosts are reached by kernels of messages alone, through host memory and a proxy: host_reach.h.
+// hosts are reached by kernels of messages alone, through host memory and a proxy:
+// gpu/proxy/reach.h.
 //
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
 // each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be

@@ -15,7 +15,7 @@
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
 //     may overwrite it <- inbox of a   <- link <-  outbox of a: `freed`, `done` <-  has read it
 //
-// What to send. The flags that a block raises, and their order, are known (host_routes.h). For each
+// What to send. The flags that a block raises, and their order, are known (routes.h). For each
 // block and peer process the proxy has a cursor: the next flag to come. A launch first writes its
 // epoch to a doorbell; the cursors of a rank whose doorbell is ahead are looked at, one flag each.
 // So flags are the descriptors, and a replayed graph needs no call. Where sizes are data, the first

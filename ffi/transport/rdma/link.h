@@ -1,5 +1,5 @@
-// The link of rdma.h. Its rails and what goes over them: rdma_link.cc; what calls lend:
-// rdma_link_loans.cc; the socket, and rails that fail: rdma_link_failures.cc.
+// The link of rdma.h. Its rails and what goes over them: link.cc; what calls lend:
+// link_loans.cc; the socket, and rails that fail: link_failures.cc.
 #pragma once
 
 #include <sys/types.h>

@@ -1,11 +1,11 @@
-// RDMA between two processes: InfiniBand or RoCE, one or several rails (rdma_rail.h), and a tcp
+// RDMA between two processes: InfiniBand or RoCE, one or several rails (rail.h), and a tcp
 // socket for messages and for telling what has become of a rail.
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
 // peer may write, staging memory and entries that the NIC may read. So no key can outlive the
 // memory that it names. A put's bytes lie in the staging memory at its offset in the window:
 // whoever puts a message together there saves Put's copy. Beside that, NICs may read what calls
-// lend (rdma_loan.h) until they take it back.
+// lend (loan.h) until they take it back.
 //
 // Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
 // and its notice is delivered when all have come. So no order between rails is needed. When one

@@ -1,4 +1,4 @@
-// Shared memory between two processes of one host: a segment (shm_segment.h) for each direction.
+// Shared memory between two processes of one host: a segment (segment.h) for each direction.
 //
 // A put is a copy into the peer's window and a notice in its ring. Notices that find no room wait
 // here, in order. The socket carries messages, and its end is the peer's: the kernel closes it

@@ -3,7 +3,7 @@
 // The first frame of every socket is a hello, which must agree with our own: the same window size,
 // the same number of sockets, listed in the same order.
 //
-// On the way a frame is cut into records, each with a tag (tcp_seal.h) unless the link is plain:
+// On the way a frame is cut into records, each with a tag (seal.h) unless the link is plain:
 //
 //   head    size of what follows up to the tag, never encrypted | header | payload if it has
 //           kJoinedBytes at most | tag

@@ -1,10 +1,10 @@
 // Stream sockets to a process of another host.
 //
-// A put is one frame (tcp_frame.h) on the socket with the least to send, so that several sockets
+// A put is one frame (frame.h) on the socket with the least to send, so that several sockets
 // share large ones; its notice follows its bytes on the same socket. Both windows have one size,
 // which the hello of every socket checks.
 //
-// All frames are authenticated, and encrypted on request (tcp_seal.h). An attacker on the way can
+// All frames are authenticated, and encrypted on request (seal.h). An attacker on the way can
 // alter nothing undetected: a link that finds something altered ends, and says why to the peer in a
 // last frame. A peer's message says how many puts it had sent before, so that a connection that was
 // cut is told from one that ended in order.

@@ -1,5 +1,5 @@
 // How what goes over one socket in one direction is protected on the way: by a tag after every
-// record (tcp_frame.h says what a record is), and on request by encryption.
+// record (frame.h says what a record is), and on request by encryption.
 //
 //   link key    32 bytes, which the handshake derives from the job's secret and all that both sides
 //               said, their nonces included (jaxcoll/_job/handshake.py)

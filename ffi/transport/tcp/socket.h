@@ -1,4 +1,4 @@
-// One stream socket of a tcp link: frames out, frames in (tcp_frame.h).
+// One stream socket of a tcp link: frames out, frames in (frame.h).
 //
 // Out: frames wait in line, their payload where it lies. The next piece for the kernel is a batch:
 // heads of frames, then a piece of a large payload. It is sealed when it is made, in the order in
