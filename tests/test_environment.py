@@ -117,7 +117,7 @@ def test_the_engine_takes_every_setting_that_the_table_hands_over(restored: None
     assert native.kernel_isa() == "portable"
 
 
-def test_what_a_program_changes_later_counts_for_both_languages(
+def test_a_variable_changed_later_counts_for_both_languages(
     monkeypatch: pytest.MonkeyPatch, restored: None
 ):
     monkeypatch.setenv("JAXCOLL_TIMEOUT_S", "1e3")

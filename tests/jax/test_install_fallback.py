@@ -151,7 +151,7 @@ def test_each_reason_is_listed_once_and_not_without_end(monkeypatch, x):
     assert len(fell_back()["psum"]) == install._NOTED_AT_MOST
 
 
-def test_what_jaxcoll_refuses_is_listed_and_not_logged(caplog, x):
+def test_calls_that_jaxcoll_refuses_are_listed_and_not_logged(caplog, x):
     complex_max = jax.jit(per_device(make_mesh((8,)), lambda x: jax.lax.pmax(x, "x")))
     with jaxcoll.installed(), caplog.at_level(logging.WARNING, "jaxcoll"):
         assert TARGET not in complex_max.lower(x.astype(np.complex64)).as_text()

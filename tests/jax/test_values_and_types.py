@@ -368,7 +368,7 @@ def test_functions_linear_in_some_leaves_of_a_tree_are_transposed_as_with_lax(
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_what_is_not_linear_says_so_when_it_is_transposed():
+def test_an_op_that_is_not_linear_says_so_when_it_is_transposed():
     x = jax.ShapeDtypeStruct((8, 2), np.float32)
     for call in (lax.pmax, jaxcoll.pmax):
         function = mapped(lambda v, call=call: call(v, "x"), False)

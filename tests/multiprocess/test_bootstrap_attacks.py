@@ -212,7 +212,7 @@ def test_processes_with_one_secret_leave_none_in_the_store(transport: str) -> No
 
 @pytest.mark.parametrize("forged", ["process/1", "tcp/1/near"])
 @pytest.mark.parametrize("how", ["replaced", "copied from another key", "changed"])
-def test_what_a_stranger_writes_into_the_store_is_refused(forged: str, how: str) -> None:
+def test_records_that_a_stranger_writes_into_the_store_are_refused(forged: str, how: str) -> None:
     secret = GIVEN["a"]
     with processes(3, transports=("tcp",), secret=secret) as job:
         job.bootstraps[1].start()
@@ -246,7 +246,7 @@ def test_one_process_warns_of_a_secret_in_the_store(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("purpose", [Purpose.TCP, Purpose.RDMA, Purpose.ASK])
-def test_who_comes_by_another_transport_than_both_would_choose_is_refused(
+def test_a_client_by_another_transport_than_both_would_choose_is_refused(
     purpose: Purpose,
 ) -> None:
     """By tcp, with the secret, where shared memory joins the two, which looks at the user."""
@@ -487,7 +487,7 @@ def test_slow_strangers_keep_no_good_peer_out(
         assert time.monotonic() - began < 30
 
 
-def test_those_who_were_admitted_are_not_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admitted_clients_are_not_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that ask and wait take nobody's place, and are not dropped when it gets crowded."""
     monkeypatch.setattr(listener, "STRANGERS_MAX", 64)
     count = listener.STRANGERS_MAX + 20

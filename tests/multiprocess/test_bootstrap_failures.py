@@ -71,7 +71,9 @@ def start_broken(job: Job, index: int, patch: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("kind", STARTING)
 @pytest.mark.parametrize("broken", [0, 1, 2])
-def test_a_process_that_cannot_publish_says_why_to_those_who_wait(kind: str, broken: int) -> None:
+def test_a_process_that_cannot_publish_says_why_to_waiting_processes(
+    kind: str, broken: int
+) -> None:
     where, name, what, expected = STARTING[kind]
     with processes(3) as job:
         others = [index for index in range(3) if index != broken]
@@ -122,7 +124,7 @@ def test_a_second_thread_that_cannot_start_leaves_none(monkeypatch: pytest.Monke
             job.bootstraps[1].want(0)
 
 
-def test_nobody_but_those_who_want_links_to_it_needs_process_0() -> None:
+def test_only_processes_that_want_links_to_it_need_process_0() -> None:
     with processes(3) as job:
         start_broken(job, 0, lambda f: f.setattr(asyncio, "SelectorEventLoop", no_descriptors))
         job.bootstraps[1].want(2)
@@ -170,7 +172,7 @@ def test_time_is_up_for_one_that_only_listens() -> None:
 
 @pytest.mark.parametrize("ended", [0, 1])
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_a_process_that_ends_in_order_tells_those_who_wait(transport: str, ended: int) -> None:
+def test_a_process_that_ends_in_order_tells_waiting_processes(transport: str, ended: int) -> None:
     with processes(2, present=0, transports=(transport,)) as job:
         job.add(ended, engine_started=False)
         job.start(ended)
@@ -300,7 +302,7 @@ def test_an_engine_that_cannot_make_the_link_fails_it_on_both_sides(
         assert "no memory for this" in job.engines[broken].failure(1 - broken)
 
 
-def test_what_stands_in_the_store_is_taken_as_text() -> None:
+def test_values_of_the_store_are_taken_as_text() -> None:
     found = {"e/1": b"a\x00\x1b[31m\nb\xff", "e/x": b"", "e/2": b"x" * 10_000, "e/-1": b""}
     ends = peer.read_ends(found, "e/")
     assert ends[1] == "a  [31m b\ufffd"

@@ -218,7 +218,7 @@ def test_a_process_that_a_signal_ended_gives_128_and_its_number() -> None:
     assert "was ended by SIGSEGV" in done.stderr
 
 
-def test_whoever_ignores_sigterm_is_killed_after_the_grace() -> None:
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace() -> None:
     program = (
         f"import os, sys, time\nif os.environ['SLURM_PROCID'] == '0':\n"
         f"  time.sleep(2); sys.exit(1)\n{STUBBORN}"

@@ -116,7 +116,7 @@ def test_ranks_do_without_jax():
     assert "jaxlib" not in loaded
 
 
-def test_what_ranks_compute_is_checked():
+def test_results_of_ranks_are_checked():
     with Ranks(2, 2) as ranks:
         for collective in tuner.COLLECTIVES:
             times = ranks.time(collective, "direct", 1000, rounds=2)

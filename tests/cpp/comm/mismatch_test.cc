@@ -114,7 +114,7 @@ TEST(Mismatch, TheFirstLineInWhichProgramsDifferIsTold) {
       << logged;
 }
 
-TEST(Mismatch, NobodyIsAccusedWhoWaitsInTheSameCall) {
+TEST(Mismatch, AProcessThatWaitsInTheSameCallIsNotAccused) {
   Alone process(2, 20);
   FakeLink& peer = process.Connect(1);
   const auto group = process.Open(2, "all_reduce");

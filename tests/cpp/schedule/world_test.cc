@@ -112,7 +112,7 @@ TEST(World, EverySendHasOneReceiver) {
   });
 }
 
-TEST(World, OfAFewRanksHasTheMessagesBetweenThem) {
+TEST(World, AFewRanksHaveTheMessagesBetweenThem) {
   const std::vector<Program> all = BuildAll(Spec(Collective::kAllReduce, "direct", 6));
   const StatusOr<World> world = World::Create({all[1], all[4]}, 6);
   ASSERT_TRUE(world.ok()) << world.status().message();

@@ -160,7 +160,7 @@ class LinkTamperTest : public testing::TestWithParam<LinkKind> {
   std::mt19937_64 random{1};
 };
 
-TEST_P(LinkTamperTest, WhatNobodyTouchedIsDelivered) {
+TEST_P(LinkTamperTest, AnUntouchedStreamIsDelivered) {
   Victim victim(GetParam(), true);
   victim.Feed(stream);
   EXPECT_TRUE(victim.end->end.ok()) << victim.end->end.message();
@@ -282,7 +282,7 @@ TEST_P(LinkTamperTest, PiecesThatChangePlacesOrGoMissingAreCaught) {
 }
 
 // Good records, but of another socket, direction, link or mode, or made without the key.
-TEST_P(LinkTamperTest, WhatComesFromElsewhereIsCaught) {
+TEST_P(LinkTamperTest, RecordsFromElsewhereAreCaught) {
   const FrameHeader hello = FrameRules{kWindowBytes, 0, 1}.Hello();
   const TcpSecurity right = TestSecurity(GetParam(), /*client=*/false);
   TcpSecurity reflected = right, other_link = right, other_mode = right;

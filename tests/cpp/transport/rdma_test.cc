@@ -69,7 +69,7 @@ TEST_P(RdmaTest, AllActivePortsAreRailsOfALinkAndItNamesThem) {
   }
 }
 
-TEST_P(RdmaTest, WhatLiesInTheStagingMemoryIsSentFromThere) {
+TEST_P(RdmaTest, BytesInTheStagingMemoryAreSentFromThere) {
   LinkPair pair(GetParam(), kWindowBytes);
   std::byte* const staging = pair.a.link->staging();
   std::fill(staging + 5000, staging + 305'000, std::byte{0x5C});
