@@ -198,7 +198,7 @@ def measure_nothing(mesh: Mesh, budget_s: float) -> float:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """What the last column says."""
+    """The text of the last column."""
     if not result["right"]:
         return "WRONG"
     if result["floor"] is None:

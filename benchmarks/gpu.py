@@ -40,7 +40,7 @@ _NCCL_CTAS = {2: (8, 16, 32), 8: (4, 8, 16)}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one row measures. `size` as nccl-tests counts: see benchmarks/run.py."""
+    """The subject of one row's measurement. `size` as nccl-tests counts: see benchmarks/run.py."""
 
     collective: str
     algorithm: str
@@ -57,7 +57,7 @@ class Case:
         return "interp" if self.interpret else "staged" if self.staged else "direct"
 
     def shapes(self) -> tuple[list[int], list[int]]:
-        """Of one rank's input and output."""
+        """The shapes of one rank's input and output."""
         count = self.size // _ITEM_BYTES[self.dtype]
         per_rank = count // self.ranks
         if self.collective == "all_gather":
@@ -166,7 +166,8 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def interpreter_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """How fast the interpreter runs a schedule that has a kernel, by what the kernel takes: 1 is as
-    fast, more is faster. Where both reach operands directly, and where both stage them."""
+    fast, more is faster. Sizes at which both reach operands directly, and sizes at which both stage
+    them."""
     keys = ("collective", "algorithm", "size", "dtype", "ranks", "blocks_asked", "staged")
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -254,7 +255,8 @@ class Aim:
 
 
 def aims(report: dict[str, Any]) -> list[Aim]:
-    """What the kernels should reach: most of the device's copy bandwidth, and NCCL's times."""
+    """The floors that the kernels should reach: most of the device's copy bandwidth, and NCCL's
+    times."""
 
     def best(rows: Sequence[dict[str, Any]], key: str, **same: Any) -> float | None:
         found = [r[key] for r in rows if all(r.get(k) == v for k, v in same.items())]

@@ -1,4 +1,5 @@
-"""What both benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it ran."""
+"""Code that both benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it
+ran."""
 
 from __future__ import annotations
 
@@ -49,9 +50,10 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
 
 def _process_count() -> int:
     """Processes of the job; asking JAX would start it, with the devices it has by default."""
-    from jax._src import distributed
+    from jaxcoll._jax import compat
 
-    return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+    job = compat.distributed_store()
+    return 1 if job is None else job[2]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ TURN_S = 0.003  # what one implementation calls before the next has its turn, at
 
 @dataclass(frozen=True)
 class Floor:
-    """What is asked for, each None where it is not: see issue 3's table."""
+    """The floors that a row must reach, each None where there is none."""
 
     over_gloo: dict[int, float] = field(default_factory=dict)  # processes -> ratio
     over_mpich: float | None = None
@@ -196,7 +196,7 @@ class Ring:
 
 
 def local_values(result: Any) -> list[np.ndarray]:
-    """What this process has of a result, be it MPI's arrays or JAX's."""
+    """This process's part of a result, be it MPI's arrays or JAX's."""
     leaves = [
         leaf.addressable_shards[0].data[0] if isinstance(leaf, jax.Array) else leaf
         for leaf in jax.tree.leaves(result)
@@ -422,7 +422,7 @@ def judge(row: Row, processes: int, found: dict[str, Any], job: dict[str, Any]) 
 
 
 def print_row(result: dict[str, Any]) -> None:
-    """One line; below it, each floor that is missed."""
+    """One line; below it, each floor that is not reached."""
 
     def cell(value: float | None, scale: float, width: int, digits: int) -> str:
         return f"{'-' if value is None else format(value * scale, f'.{digits}f'):>{width}}"
@@ -502,7 +502,7 @@ def parse_peers(text: str) -> list[str]:
 
 
 def main() -> None:
-    """What `run_job` starts in each process."""
+    """The function that `run_job` starts in each process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--worker", type=Path, required=True)
     parser.add_argument("--budget", type=float, required=True)

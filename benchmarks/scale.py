@@ -1,4 +1,4 @@
-"""What setting up one call costs a process, from 64 to 4096 processes of one rank.
+"""The cost of setting up one call for a process, from 64 to 4096 processes of one rank.
 
     python -m benchmarks.scale            # about half a minute
     python -m benchmarks.scale --quick    # about 5 seconds: two sizes, once
@@ -42,7 +42,7 @@ BLOCK_ELEMENTS: Final = 1024
 
 @dataclass(frozen=True)
 class Call:
-    """What is set up: by `algorithm`, over `ranks` processes."""
+    """The calls that are set up: by `algorithm`, over `ranks` processes."""
 
     collective: str
     algorithm: str
@@ -115,7 +115,7 @@ def instantiate_apart(call: Call, repeats: int) -> dict[str, Any]:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What the last column says."""
+    """The text of the last column."""
     return "ABOVE" if row["cpu_s"] > BOUND_S or row["peak_bytes"] > BOUND_BYTES else "PASS"
 
 

@@ -5,7 +5,7 @@
 
 Every row has a process of its own, so that its peak memory is its own, and includes all that a user
 waits for: the network, every rank's program packed into one dependency graph, and the run. One
-channel, ECMP. What the rows simulate is in `ROWS`; the simulated times are no measurements of any
+channel, ECMP. `ROWS` says what the rows simulate; the simulated times are no measurements of any
 network.
 
 Growth is fitted as a power of the number of ranks, and of messages: least squares on logarithms. It
@@ -48,7 +48,7 @@ PER_NODE: Final = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What one measurement simulates.
+    """The subject of one measurement.
 
     kind: of `KINDS`.
     ranks: how many.
@@ -223,7 +223,7 @@ def growth(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def verdict(row: Row, result: dict[str, Any]) -> str:
-    """What the last column says."""
+    """The text of the last column."""
     slow = result["wall_s"] > row.floor_s
     large = row.floor_bytes is not None and result["peak_bytes"] > row.floor_bytes
     return "BELOW" if slow or large else "PASS"

@@ -143,7 +143,7 @@ class OneLink:
 
 
 def emulation() -> list[str]:
-    """What makes figures of this machine no measure of performance."""
+    """The reasons why figures of this machine are no measure of performance."""
     notes = []
     vendor = Path("/sys/class/dmi/id/sys_vendor")
     if vendor.exists() and "QEMU" in vendor.read_text():

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from jaxcoll import tune as tune
 else:
     _MODULES = {"debug", "info", "interop", "schedule", "simulate", "topology", "tune"}
-    # Where the names of __all__ are that a command has not imported.
+    # The modules of those names of __all__ that a command has not imported.
     _HOMES = ("schedule", "_jax.api", "_jax.install", "_jax.lowering")
 
     def __getattr__(name: str) -> Any:

@@ -110,7 +110,7 @@ def _rdma_devices(text: str) -> str:
 
 def _text_of_at_most(characters: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        # What is not UTF-8 could be neither printed nor sent to another process.
+        # A value that is not UTF-8 could be neither printed nor sent to another process.
         if len(text) > characters or not text.isprintable():
             raise ValueError
         return text
@@ -413,7 +413,7 @@ def is_command() -> bool:
 
 
 def trouble_with_isa(wanted: str | None, here: Sequence[str]) -> str:
-    """What to say of JAXCOLL_ISA on a CPU that has `here`, the best last; empty: nothing.
+    """A warning about JAXCOLL_ISA on a CPU that has `here`, the best last; empty: nothing.
 
     It is no error: hosts of one job may differ, and results do not depend on it.
     """

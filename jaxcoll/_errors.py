@@ -46,7 +46,7 @@ class PermutationError(JaxcollError, ValueError):
 
 
 class SetupError(JaxcollError):
-    """What a job, or one of its processes, was started with cannot be used, whatever it runs."""
+    """The settings of a job, or of one of its processes, cannot be used, whatever it runs."""
 
 
 class TuningError(SetupError, RuntimeError):
@@ -119,7 +119,7 @@ class TopologyError(JaxcollError, ValueError):
 
 
 class CutError(TopologyError):
-    """What is down leaves no path between ranks that must talk."""
+    """Failed links or switches leave no path between ranks that must talk."""
 
 
 class SimulationError(JaxcollError, RuntimeError):

@@ -120,7 +120,7 @@ def _replace(target: Path, content: bytes, mode: int | None) -> None:
 
 
 def _target(path: Path) -> Path:
-    """Where a link leads: it is the file that is replaced, not the link."""
+    """The file that a link leads to: the file is replaced, not the link."""
     try:
         return path.resolve()
     except RuntimeError:  # a link to itself, as Python 3.11 and 3.12 tell it
@@ -131,7 +131,7 @@ def _target(path: Path) -> Path:
 
 
 def read_bytes(path: Path, most_bytes: int, *, regular: bool = False) -> bytes:
-    """What a file holds.
+    """Reads a file's contents.
 
     Args:
       path: the file; for a command's argument a pipe will do.

@@ -1,4 +1,4 @@
-"""What the engine has been doing, for the one who carries the pager.
+"""A record of the engine's calls, for the person on call.
 
 `dump()` prints the last collectives, those that are pending and for whom they wait, and the state
 of every peer. The recorder is always on and bounded: the last 256 calls between processes and as

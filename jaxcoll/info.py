@@ -1,4 +1,4 @@
-"""What ``jaxcoll info`` prints: versions, devices, and what this build can do here."""
+"""The report that ``jaxcoll info`` prints: versions, devices, and what this build can do here."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _secret_source() -> str:
 
 
 def _listens() -> str:
-    """What a job from here would open, and what this process has opened."""
+    """The transports that a job from here would open, and those that this process has opened."""
     values = _environment.values()
     transports = values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS
     found = ["a Unix socket, for this user"] if "shm" in transports else []

@@ -300,7 +300,7 @@ def test_gpu_calls_take_sets_of_operands_larger_than_the_cache_in_turn() -> None
         assert 4 <= chain <= 100
 
 
-def test_what_the_gpu_kernels_should_reach_is_judged_by_the_rows() -> None:
+def test_the_floors_of_gpu_kernels_are_judged_by_the_rows() -> None:
     def row(size: int, **differs: object) -> dict[str, object]:
         same = {"collective": "all_reduce", "size": size, "dtype": "float32", "ranks": 8}
         how = {"blocks_asked": 0, "interpret": False, "staged": False}

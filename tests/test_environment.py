@@ -117,7 +117,7 @@ def test_the_engine_takes_every_setting_that_the_table_hands_over(restored: None
     assert native.kernel_isa() == "portable"
 
 
-def test_what_a_program_changes_later_counts_for_both_languages(
+def test_a_variable_changed_later_counts_for_both_languages(
     monkeypatch: pytest.MonkeyPatch, restored: None
 ):
     monkeypatch.setenv("JAXCOLL_TIMEOUT_S", "1e3")
@@ -224,7 +224,7 @@ def test_an_isa_that_the_cpu_lacks_is_said():
 
 
 def test_importing_says_that_the_cpu_lacks_an_isa():
-    """On a CPU that has no more than what is portable: the extension module is told so."""
+    """On a CPU that has no more than what is portable: the extension module gets that value."""
     program = (
         "import sys, types, importlib.util\n"
         "from importlib.machinery import ExtensionFileLoader\n"

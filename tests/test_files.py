@@ -36,7 +36,7 @@ def test_checking_leaves_nothing_behind(tmp_path: Path):
     assert (tmp_path / "old.json").read_text() == "old"
 
 
-def test_what_was_checked_can_be_written(tmp_path: Path):
+def test_a_path_that_was_checked_can_be_written(tmp_path: Path):
     path = tmp_path / "a" / "b" / "new.json"
     _files.check_can_write(path, make_folders=True)
     _files.write(path, "new\n", make_folders=True)
@@ -117,7 +117,7 @@ def as_nobody(program: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def bad_places(tmp_path: Path) -> dict[str, Path]:
-    """Where nothing can be written, even by root."""
+    """Places in which nothing can be written, even by root."""
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     return {
@@ -266,7 +266,7 @@ def test_a_pipe_is_read_where_a_user_names_it_and_refused_elsewhere(tmp_path: Pa
         _files.read_text(tmp_path / "fifo", 100, regular=True)
 
 
-def test_what_is_too_long_is_not_read(tmp_path: Path):
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path):
     (tmp_path / "file").write_text("x" * 101)
     with pytest.raises(FileError, match="more than 100 bytes"):
         _files.read_text(tmp_path / "file", 100)

@@ -39,7 +39,7 @@ GPU_LAYERS = {
     "host": {"abi", "device", "proxy"},
 }
 # A module imports from its own layer or lower ones. A package's name stands for all of its modules
-# but those that a layer names themselves. What stands here is every module there is.
+# but those that a layer names themselves. Every module there is stands here.
 PYTHON_LAYERS = [
     {"_environment", "_errors", "_files", "_native", "debug"},
     {"schedule", "interop"},
@@ -62,6 +62,7 @@ TOP_LEVEL = {
     *("jaxcoll", "ffi", "tests", "benchmarks"),
 }
 LONGEST_FILE_LINES = 650
+CPP_PATTERNS = ("*.cc", "*.h", "*.inc", "*.cu", "*.cuh")
 
 
 def files(pattern: str, *folders: str) -> list[Path]:
@@ -153,8 +154,8 @@ def test_every_cpp_folder_is_a_layer() -> None:
     assert {path.name for path in (ROOT / "ffi").iterdir() if path.is_dir()} == set(CPP_LAYERS)
 
 
-# What identifies a message within a schedule is written together in these files only; beside
-# world.cc, which matches, they number messages, print them or send them over a wire.
+# The fields that identify a message within a schedule are written together in these files only;
+# beside world.cc, which matches, they number messages, print them or send them over a wire.
 NAMES_MESSAGES = {
     "schedule/program_builder.cc",
     "schedule/world.cc",
@@ -184,7 +185,7 @@ def test_a_schedule_is_matched_in_one_place() -> None:
     """schedule/world.cc: engines and the simulator ask it, and key no message themselves."""
     sources = {
         str(path.relative_to(ROOT / "ffi")): path.read_text()
-        for pattern in ("*.cc", "*.h", "*.inc", "*.cu", "*.cuh")
+        for pattern in CPP_PATTERNS
         for path in files(pattern, "ffi")
     }
     keying = {name for name, text in sources.items() if keys_messages(text)}
@@ -216,12 +217,88 @@ def test_a_second_matcher_would_be_seen(matcher: str) -> None:
     assert not keys_messages("int a = op.channel; // its sequence\n int b = op.sequence;")
 
 
+# A name that stands for the GPU's class where the kernels are compiled for the host.
+TYPES_REPLACED_IN_TESTS = {"DeviceAccess"}
+CPP_TOKEN = re.compile(
+    r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'|\\\n"
+    r"|(?P<namespace>\bnamespace\b[^;{}()=]*\{)"
+    r"|\b(?:enum\s+class|enum|struct|class|union)\s+(?:alignas\([^)]*\)\s*)?"
+    r"(?P<type>[\w:]+)(?=[^;{}()=]*\{)|[{}]",
+    re.DOTALL,
+)
+
+
+def types_declared(text: str) -> set[str]:
+    """Types that are defined at the scope of a namespace."""
+    declared, scopes = set[str](), list[str]()
+    for token in CPP_TOKEN.finditer(text):
+        if token["namespace"]:
+            scopes.append("namespace")
+        elif token["type"]:
+            if set(scopes) <= {"namespace"} and ":" not in token["type"]:
+                declared.add(token["type"])
+        elif token[0] == "{":
+            scopes.append("block")
+        elif token[0] == "}" and scopes:
+            scopes.pop()
+    return declared
+
+
+def test_types_are_found_in_namespaces_only() -> None:
+    text = "namespace a { struct B; class C final : D { enum E { x }; }; void f() { struct G {}; }"
+    assert types_declared(text + "enum class H : int {}; struct C::I {}; }") == {"C", "H"}
+
+
+def test_a_type_has_a_name_of_its_own() -> None:
+    """One noun is one thing, in whatever namespace."""
+    places: dict[str, list[Path]] = {}
+    for pattern in CPP_PATTERNS:
+        for path in files(pattern, "ffi", "tests/cpp"):
+            for name in types_declared(path.read_text()):
+                places.setdefault(name, []).append(path)
+    assert len(places) > 300
+    twice = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert set(twice) == TYPES_REPLACED_IN_TESTS, twice
+
+
+def test_every_cpp_header_is_included() -> None:
+    included = {
+        header
+        for pattern in CPP_PATTERNS
+        for path in files(pattern, "ffi", "tests/cpp")
+        for header in re.findall(r'(?m)^ *# *include "([^"]+)"', path.read_text())
+    }
+    for pattern in ("*.h", "*.cuh", "*.inc"):
+        for path in files(pattern, "ffi", "tests/cpp"):
+            named = any(str(path).endswith(f"/{header}") for header in included)
+            assert named, f"nobody includes {path}"
+
+
 # --- Python -------------------------------------------------------------------------------------
 
 
 def test_every_python_module_has_a_layer() -> None:
     layered = set().union(*PYTHON_LAYERS)
     assert {layer_of(name) for name in MODULES} == layered, "PYTHON_LAYERS has each, and no other"
+
+
+# Modules that something else than an import starts: Python, JAX, a new process; or that users name.
+ENTRY_POINTS = {"__init__", "__main__", "_jax.plugin", "tune.rank"}
+FOR_USERS = {"interop", "simulate", "topology", "info", "debug"}
+
+
+def test_every_python_module_is_imported_or_an_entry_point() -> None:
+    """Packages count with their modules; commands are imported by their names."""
+    imported_somewhere = ENTRY_POINTS | FOR_USERS
+    for name, tree in MODULES.items():
+        imported_somewhere |= modules_imported(tree) - {name}
+    for name in set(MODULES) - imported_somewhere:
+        package = any(other.startswith(f"{name}.") for other in MODULES)
+        command = name.startswith("_cli.") and name.removeprefix("_cli.") in {
+            arguments[0] for arguments in [*COMMANDS_WITHOUT_JAX, ["info"]]
+        }
+        example = name.startswith("examples.")
+        assert package or command or example, f"nobody imports jaxcoll/{name}"
 
 
 def test_python_imports_only_from_its_own_and_lower_layers() -> None:
@@ -256,6 +333,30 @@ def test_only_compat_touches_private_jax() -> None:
             attribute = isinstance(node, ast.Attribute) and node.attr
             assert attribute != "_src", f"jaxcoll/{name}, line {node.lineno}"
             assert attribute != "__version_info__", f"jaxcoll/{name}, line {node.lineno}"
+
+
+# No public function tells whether a back end has started, talks to the coordinator, or starts a
+# collective that ends later.
+TESTS_OF_PRIVATE_JAX = {
+    "tests/jax/test_processes.py",
+    "tests/multiprocess/processes.py",
+    "tests/multiprocess/spmd.py",
+    "tests/multiprocess/test_bootstrap.py",
+    "tests/multiprocess/test_forms_multiprocess.py",
+    "tests/multiprocess/test_intruder.py",
+    "tests/test_tidy.py",
+}
+
+
+def test_benchmarks_take_private_jax_from_compat_and_few_tests_touch_it() -> None:
+    """Scripts that tests start are strings, so that the text counts."""
+    private = re.compile(r"^ *(?:\"[^\n]*)?\b(?:from|import) jax(?:\._src|lib)\b", re.MULTILINE)
+    touching = {
+        str(path.relative_to(ROOT))
+        for path in files("*.py", "benchmarks", "tests")
+        if private.search(path.read_text())
+    }
+    assert touching <= TESTS_OF_PRIVATE_JAX
 
 
 def test_only_native_imports_the_extension_module() -> None:
@@ -445,7 +546,7 @@ def readme() -> str:
 
 
 def test_top_level_holds_what_it_should_and_nothing_else() -> None:
-    """What git tracks, or would track."""
+    """The files that git tracks, or would track."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -468,10 +569,7 @@ def test_no_source_file_is_too_long() -> None:
 
 def test_no_cpp_line_is_too_long() -> None:
     """clang-format leaves comments alone, since some are tables."""
-    patterns = ("*.cc", "*.h", "*.inc", "*.cu", "*.cuh")
-    for path in [path for pattern in patterns for path in files(pattern, "ffi")] + files(
-        "*.cc", "tests"
-    ):
+    for path in [path for pattern in CPP_PATTERNS for path in files(pattern, "ffi", "tests")]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert len(line) <= 100, f"{path}:{number}: {len(line)} columns"
 

@@ -102,7 +102,7 @@ def test_neighbours_have_another_seed_of_hash_and_other_addresses() -> None:
 
 
 @pytest.mark.parametrize("variable", ["PYTHONHASHSEED", "JAX_ENABLE_X64", "LD_LIBRARY_PATH"])
-def test_what_is_read_on_import_needs_a_fresh_python(variable: str) -> None:
+def test_a_variable_read_on_import_needs_a_fresh_python(variable: str) -> None:
     assert warm_python.start("", [], environment(**{variable: "1"})) is None
     command = ["-c", f"import os; print(os.environ[{variable!r}])"]
     done = warm_python.run(command, environment(**{variable: "1"}), timeout_s=120)

@@ -128,7 +128,7 @@ def build(size: Size, name: str) -> tuple[Topology, list[str]]:
 
 
 def components(size: Size, name: str) -> dict[str, int]:
-    """What the network is built from, without what is inside of hosts."""
+    """The components of the network, without what is inside of hosts."""
     parts = build(size, name)[0].components()
     # A module of 800 Gb/s ends one cable of 800 Gb/s or eight of 100 Gb/s.
     lanes = 1 if name == "one plane" else PLANES
@@ -187,7 +187,7 @@ def simulate(task: Task) -> dict[str, Any]:
         spec = ScheduleSpec(
             "all_reduce", p, "hierarchical_halving", dims=(p // GPUS_PER_HOST, GPUS_PER_HOST)
         )
-        # Of the rails' messages the largest few count: half of a GPU's share, a quarter, ...
+        # The largest few of the rails' messages count: half of a GPU's share, a quarter, ...
         timeline = once(spec, ALL_REDUCE_BYTES, ALL_REDUCE_BYTES / GPUS_PER_HOST / 8)
         times_s, factor = [timeline.time_s], 2 * (p - 1) / p
         nbytes = float(timeline.nbytes)

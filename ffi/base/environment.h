@@ -26,7 +26,7 @@ struct Settings {
   uint64_t rdma_register_bytes = 0;   // JAXCOLL_IB_REGISTER_BYTES; 0: never
 };
 
-// Replaces all settings. What has begun keeps those it began with.
+// Replaces all settings. Calls that have begun keep the settings they began with.
 // Thread rule: any thread, as the functions below; what was returned before stays valid.
 void Configure(Settings settings);
 
@@ -34,7 +34,7 @@ const Settings& CurrentSettings();
 double TimeoutS();
 int WorkerThreads();  // with the number of cores put in
 
-// A call that waits this long is told of in the log, well before its deadline.
+// A call that waits this long is logged, well before its deadline.
 inline constexpr double kWarnAfterS = 10;
 
 // For people: "1.5 s".

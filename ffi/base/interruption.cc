@@ -46,7 +46,7 @@ Interruption& Interruption::Get() {
   return interruption;
 }
 
-void Interruption::Watch(Interpreter interpreter) {
+void Interruption::Watch(PythonInterpreter interpreter) {
   if (watching.load(std::memory_order_acquire)) return;
   interpreter_ = interpreter;
   Arm();

@@ -13,7 +13,7 @@
 namespace jaxcoll {
 
 // Questions that only the interpreter can answer. Both are asked without its lock.
-struct Interpreter {
+struct PythonInterpreter {
   // Has the main thread call Interruption::Heard when it runs Python again; false: not now.
   bool (*ask_main_thread)() = nullptr;
   // Whether Ctrl-C raises KeyboardInterrupt. Waits for the interpreter's lock.
@@ -26,7 +26,7 @@ class Interruption {
   static Interruption& Get();
 
   // From now on; once.
-  void Watch(Interpreter interpreter);
+  void Watch(PythonInterpreter interpreter);
   // The main thread runs Python: it has seen every SIGINT so far.
   void Heard();
   // Called every few milliseconds. Whether a SIGINT has come `ticks` calls ago, until Take.
@@ -38,12 +38,12 @@ class Interruption {
   bool unheard() const;
   // How many have come so far.
   uint32_t count() const;
-  const Interpreter& interpreter() const { return interpreter_; }
+  const PythonInterpreter& interpreter() const { return interpreter_; }
 
  private:
   void Arm();
 
-  Interpreter interpreter_;
+  PythonInterpreter interpreter_;
   // The watchdog's:
   uint32_t seen_ = 0;
   bool fresh_ = false;  // one has come, and has not been taken

@@ -79,7 +79,7 @@ void RunKernel(Isa isa, const ReduceArguments& arguments) {
       ReducePortable(arguments);
   }
 #if defined(__x86_64__)
-  // Streaming stores are ordered with nothing; whoever is told that we are done must see them.
+  // Streaming stores are ordered with nothing; a thread that learns that we are done must see them.
   if (arguments.streaming) _mm_sfence();
 #endif
 }

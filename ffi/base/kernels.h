@@ -44,7 +44,7 @@ inline constexpr int kIsaCount = static_cast<int>(Isa::kAvx512) + 1;
 std::string_view Name(Isa isa);  // "portable", "avx2", "avx512"
 Isa BestIsa();                   // what this machine could run
 Isa KernelIsa();  // what Reduce and Copy run: BestIsa, or less if JAXCOLL_ISA says so
-// What runs on a machine that could run `best` where `wanted` is asked for. Asking for more than
+// The choice on a machine that could run `best` where `wanted` is asked for. Asking for more than
 // there is gets `best`; jaxcoll/_jax/startup.py says so to the user.
 Isa Allowed(std::optional<Isa> wanted, Isa best);
 

@@ -12,9 +12,9 @@ class StoppedTime {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // To be called much more often than once a second while anything is waited for. What has passed
-  // since the last call counts for a second at most; returns the rest. So deadlines come, however
-  // rarely this is called.
+  // To be called much more often than once a second while anything is waited for. The time since
+  // the last call counts for a second at most; returns the rest. So deadlines come, however rarely
+  // this is called.
   Clock::duration Since(Clock::time_point now) {
     const Clock::time_point last = std::exchange(last_, now);
     if (last == Clock::time_point()) return {};

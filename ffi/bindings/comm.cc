@@ -80,8 +80,9 @@ void BindComm(nb::module_& m) {
         Started().AddListing(program, {std::move(name), std::move(lines)});
       },
       nb::arg("program"), nb::arg("name"), nb::arg("lines"),
-      "What a program does, line by line. Where processes run different programs, the first line\n"
-      "in which these differ is told; what follows its last \" @ \" says where it stands.");
+      "Registers the text of a program, line by line. Where processes run different programs, an\n"
+      "error names the first line in which these differ; the text behind its\n"
+      "last \" @ \" says where it stands.");
   m.def(
       "comm_end_build",
       [] {
@@ -133,7 +134,7 @@ void BindComm(nb::module_& m) {
   m.def(
       "comm_no_crypto",
       [] {
-        const StatusOr<const crypto::Library*> library = crypto::Load();
+        const StatusOr<const crypto::LibCrypto*> library = crypto::Load();
         return library.ok() ? std::string() : library.status().message();
       },
       "Why nothing can be authenticated here, so neither tcp nor rdma can be used; else empty.");
@@ -158,7 +159,7 @@ void BindComm(nb::module_& m) {
         return reactor == nullptr ? std::string() : reactor->Dump();
       },
       nb::call_guard<nb::gil_scoped_release>(),
-      "What this process has been doing with others, for people; empty before comm_start.");
+      "This process's calls with others, for people; empty before comm_start.");
   m.def(
       "comm_stop",
       [] {

@@ -81,7 +81,7 @@ void BindCuda(nb::module_& m) {
         all["causes"] = cuda::Communicator::AllCauses();
         return all;
       },
-      "What CUDA offers here, the communicators there are, and why kernels have given up.");
+      "CUDA's features here, the communicators there are, and why kernels have given up.");
   m.def(
       "cuda_start",
       [](int process, const std::vector<std::tuple<int64_t, int, int>>& devices, int max_blocks,

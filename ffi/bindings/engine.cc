@@ -70,7 +70,7 @@ void BindEngine(nb::module_& m) {
         nb::arg("rdma_gid_index") = nb::none(), nb::arg("rdma_service_level") = nb::none(),
         nb::arg("rdma_traffic_class") = nb::none(), nb::arg("rdma_register_bytes") = nb::none(),
         "Replaces the engine's settings by those that jaxcoll/_environment.py has parsed; None\n"
-        "stands for what counts where nothing is set. What has begun keeps those it began with.");
+        "stands for the default. Calls that have begun keep the settings they began with.");
   m.def(
       "ffi_registrations",
       [] {

@@ -189,7 +189,7 @@ std::tuple<int32_t, int32_t, int64_t> SegmentsOf(std::string collective, std::st
   return {plan->segment_count(), plan->in_flight(), static_cast<int64_t>(largest_bytes)};
 }
 
-// What a call within one process does to memory: levels, which follow each other, and bytes read
+// The memory traffic of a call within one process: levels, which follow each other, and bytes read
 // and written.
 std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algorithm,
                                       int64_t world_size, std::vector<int64_t> dims,

@@ -1,4 +1,4 @@
-// What Python says of how a link is protected.
+// Python's description of how a link is protected.
 #pragma once
 
 #include <nanobind/nanobind.h>

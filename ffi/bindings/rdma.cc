@@ -45,7 +45,7 @@ void BindRdma(nb::module_& m) {
             const std::string offer = half.link->Offer();
             return nb::bytes(offer.data(), offer.size());
           },
-          "What the peer must know, and nobody else may: it can write to this process with it.");
+          "The offer for the peer, and for nobody else: its holder can write to this process.");
   m.def(
       "comm_rdma_fabrics",
       [] {

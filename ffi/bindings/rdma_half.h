@@ -1,4 +1,4 @@
-// What Python holds between the two steps of making an rdma link.
+// The object that Python holds between the two steps of making an rdma link.
 #pragma once
 
 #include <memory>

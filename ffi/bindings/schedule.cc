@@ -129,7 +129,7 @@ void BindSchedule(nb::module_& m) {
   m.def("schedule_algorithms", &AlgorithmsOf, "collective"_a,
         "Names of the algorithms of a collective.");
   m.def("schedule_dims", &DimsOf, "collective"_a, "algorithm"_a,
-        "What an algorithm's dims mean: nodes, torus, aggregate, or nothing.");
+        "The meaning of an algorithm's dims: nodes, torus, aggregate, or nothing.");
   m.def("serialize_schedule", &SerializePrograms, "programs"_a, "All ranks' programs as text.");
   m.def("parse_schedule", &ParsePrograms, "text"_a, "The inverse of serialize_schedule.");
   m.def("infer_dependencies", &WithInferredDependencies, "program"_a,

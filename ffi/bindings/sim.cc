@@ -138,7 +138,8 @@ nb::dict RunSimulation(
   return all;
 }
 
-// What the router would take, as (link, share of the flow): for tests and for showing paths.
+// The route that the router would take, as (link, share of the flow): for tests and for showing
+// paths.
 std::vector<std::pair<int32_t, double>> RouteOf(const Network& network, std::string_view routing,
                                                 uint64_t seed, int32_t source, int32_t destination,
                                                 int32_t channel, int32_t part) {

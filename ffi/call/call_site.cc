@@ -278,7 +278,7 @@ StatusOr<CallSite::Entry> CallSite::Arrive(const Arrival& arrival,
 
 namespace {
 
-// What a meeting becomes when it is full and too large to run on the spot.
+// The job that a meeting becomes when it is full and too large to run on the spot.
 template <typename RunBatchFn, typename FinishFn>
 class CallWork final : public Work {
  public:

@@ -57,7 +57,7 @@ struct Arrival {
   std::span<void* const> outputs;
 };
 
-// What a rank is doing, for the error messages of others: (run id, logical id) -> call.
+// The call that a rank is in, for the error messages of others: (run id, logical id) -> call.
 using WaitingTable = std::map<std::pair<int64_t, int64_t>, std::string>;
 
 class CallSite {
@@ -126,7 +126,7 @@ class CallSite {
   bool ragged() const { return spec_.collective == "ragged_all_to_all"; }
   Status FindMembers();
   Status BuildPrograms();
-  // What the processes of a group do with each other in one call.
+  // The part of one call that the processes of a group do with each other.
   StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
                                                         const std::vector<int64_t>& block_elements,
                                                         DType dtype, ReduceOp op) const;

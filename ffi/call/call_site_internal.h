@@ -1,4 +1,4 @@
-// What the source files of CallSite share.
+// Definitions that the source files of CallSite share.
 #pragma once
 
 #include <cstddef>

@@ -84,8 +84,8 @@ std::shared_ptr<const RunPlan> CallSite::PlanRagged(int32_t group) const {
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     process_of_rank.push_back(ProcessOfRank({group, rank}));
   }
-  return std::make_shared<const RaggedPlan>(ShapeOfRagged(), process_of_rank, processes_->process(),
-                                            kSlotBytes);
+  return std::make_shared<const RaggedRunPlan>(ShapeOfRagged(), process_of_rank,
+                                               processes_->process(), kSlotBytes);
 }
 
 void CallSite::OpenRemote(int32_t group, const std::string& shapes,

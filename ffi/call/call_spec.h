@@ -1,4 +1,4 @@
-// What the HLO says of one custom call. See "The custom call" in ffi/README.md.
+// The HLO's description of one custom call. See "The custom call" in ffi/README.md.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ struct CallSpec {
   std::string label;
 };
 
-// Where a logical id stands.
+// The place of a logical id.
 struct Place {
   int32_t group = 0;
   int32_t rank = 0;

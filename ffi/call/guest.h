@@ -25,7 +25,7 @@
 
 namespace jaxcoll {
 
-// What a parcel is: the guest's business.
+// A parcel's label, which the guest alone interprets.
 struct ParcelLabel {
   uint64_t key = 0;
   uint64_t word = 0;
@@ -60,7 +60,7 @@ class Carrier {
                     std::span<const std::byte> bytes) = 0;
 };
 
-// What a guest's other threads reach its carrier by.
+// The handle by which a guest's other threads reach its carrier.
 class CarrierAccess {
  public:
   virtual ~CarrierAccess() = default;
@@ -71,11 +71,11 @@ class CarrierAccess {
 class Guest {
  public:
   virtual ~Guest() = default;
-  // Without the lock. Null: the reactor, and with it every link, is gone.
+  // Without the lock. Null: the reactor, and with it every link, is destroyed.
   virtual void OnInvited(CarrierAccess* access) = 0;
   // Looks for what there is to send. Whether it did anything.
   virtual bool Step(Carrier& carrier) = 0;
-  // What is wrong with it, if the peer must have broken the protocol; else null.
+  // The fault in it, if the peer must have broken the protocol; else null.
   virtual const char* OnParcel(int process, const ParcelLabel& label,
                                std::span<const std::byte> bytes) = 0;
   virtual const char* OnTold(int process, std::string_view message) = 0;

@@ -1,4 +1,5 @@
-// What a call site needs of the layer above to serve groups that reach into other processes.
+// The interface that a call site needs from the layer above to serve groups that reach into other
+// processes.
 #pragma once
 
 #include <chrono>

@@ -77,7 +77,7 @@ void Watchdog::Tick() {
     overdue |= site->HasOverdue(now);
   }
   if (!overdue && !look) return;
-  // What everybody waits for is collected before anything fails, so that two calls that wait for
+  // All waits are collected before anything fails, so that two calls that wait for
   // each other name each other.
   WaitingTable waiting;
   for (CallSite* site : sites_) site->DescribeWaiting(waiting);

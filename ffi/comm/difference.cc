@@ -9,7 +9,7 @@
 namespace jaxcoll {
 namespace {
 
-// Longer values are told by their beginning and a hash.
+// Longer values are shown by their beginning and a hash.
 constexpr size_t kMaxValueChars = 160;
 constexpr size_t kMaxParts = 32;
 
@@ -133,8 +133,8 @@ std::string DescribeDifference(int here, const WaitingCall& mine, int there,
   text += ": line " + std::to_string(*comparison->line() + 1);
   if (listing != nullptr && !listing->name.empty()) text += " of `" + Field(listing->name) + '`';
   return text + " is " + Quoted(in_a) + " in " + first + " and " + Quoted(in_b) + " in " + second +
-         " (#: digest of a captured array). What differs between processes must be an argument, "
-         "unless JAXCOLL_MATCH=order";
+         " (#: digest of a captured array). A value that differs between processes must be an "
+         "argument, unless JAXCOLL_MATCH=order";
 }
 
 }  // namespace jaxcoll

@@ -1,4 +1,4 @@
-// What the engines of two processes say to each other, in a transport's notice.
+// The notices of a transport, by which the engines of two processes talk.
 #pragma once
 
 #include <bit>

@@ -65,7 +65,7 @@ class Peer {
   // False if the peer returns what it does not hold.
   bool ReturnSlot(uint32_t offset);
 
-  // What it has put aside of our messages for calls that it has not made yet.
+  // The bytes of our messages that the peer has put aside for calls that it has not made yet.
   int64_t ahead_bytes = 0;
 
   // Messages of this peer that stay in our window for a while.
@@ -75,7 +75,8 @@ class Peer {
   size_t kept() const { return kept_; }
   size_t slots_taken() const { return taken_.size(); }
 
-  // Where a message is put together that cannot be written to the peer's memory directly.
+  // The memory in which a message is put together that cannot be written to the peer's memory
+  // directly.
   std::byte* mirror();
 
   // The peer's last answer to "what are you doing?".

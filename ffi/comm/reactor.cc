@@ -134,7 +134,7 @@ Reactor::Seams WithDefaults(Reactor::Seams seams) {
   if (!seams.now) seams.now = [] { return Reactor::Clock::now(); };
   if (seams.timeout_s <= 0) seams.timeout_s = TimeoutS();
   // A peer that does not answer for so long is stopped or cut off; one that answers is only late.
-  // By default that is sooner than JAX's coordination service ends those who have lost somebody.
+  // By default that is sooner than JAX's coordination service ends processes that have lost a peer.
   if (seams.silence_s <= 0) {
     seams.silence_s = std::max(seams.timeout_s / 5, std::min(seams.timeout_s, 10.0));
   }
@@ -235,7 +235,7 @@ std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
       [this, group] { Close(*group); });
 }
 
-// What others may still say of it is kept like what they say of one that is not open yet.
+// Messages that others may still send for it are kept like those for one that is not open yet.
 void Reactor::Close(const Group& group) {
   std::lock_guard lock(mutex_);
   const auto it = communicators_.find(group.communicator);
@@ -356,7 +356,7 @@ bool Reactor::PollLinks() {
 bool Reactor::PollLink(Peer& peer) {
   const StatusOr<bool> polled = peer.link()->Poll(*this, kNoticesPerPoll);
   const std::vector<std::string> violations = std::exchange(violations_, {});
-  // What a link finds broken or altered is that also of a peer that has said goodbye.
+  // Broken or altered data are an error of the link even if the peer has said goodbye.
   if (!polled.ok() && peer.left && polled.status().code() == StatusCode::kUnavailable) {
     PeerLeft(peer);
   } else if (!polled.ok()) {
@@ -410,7 +410,7 @@ void Reactor::Loop() {
         for (const int fd : peer->link()->writable_fds()) fds.push_back({fd, POLLOUT, 0});
       }
     }
-    // What has come while a handler works here is the handler's to take.
+    // Data that arrive while a handler works here are the handler's to take.
     if (quiet || lent) {
       const microseconds longest = lent ? microseconds(1000) : waiting ? kTick : milliseconds(500);
       const auto s = std::chrono::nanoseconds(std::min(longest, guest_sleeps)).count();
@@ -484,7 +484,8 @@ void Reactor::CancelCalls() {
 }
 
 void Reactor::Stop() {
-  // What kernels have handed over is sent; for one that still waits for others there is no time.
+  // Messages that kernels have handed over are sent; a kernel that still waits for others is not
+  // waited for.
   const auto drained = Clock::now() + duration<double>(std::min(seams_.timeout_s, kDrainS));
   while (GuestBusy() && Clock::now() < drained) std::this_thread::sleep_for(milliseconds(1));
   {
@@ -494,7 +495,7 @@ void Reactor::Stop() {
       guest_->Step(guest_carrier_);
     }
     stopping_.store(true, std::memory_order_release);
-    // Who waits for this process need not wait for its end.
+    // Fail the peers' pending calls now, not when this process exits.
     std::set<uint64_t> pending;
     for (const auto& [id, call] : calls_) pending.insert(call->group->communicator);
     for (const uint64_t id : pending) {

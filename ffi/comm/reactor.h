@@ -65,7 +65,7 @@ class Reactor final : public Interprocess, private LinkSink {
   // than this of ours, for calls that it has yet to make, we ask it before we send the next.
   static constexpr int64_t kAheadBytes = int64_t{16} << 20;
 
-  // What tests replace.
+  // The functions and limits that tests replace.
   struct Seams {
     std::function<Clock::time_point()> now;  // Clock::now
     double timeout_s = 0;                    // JAXCOLL_TIMEOUT_S
@@ -84,9 +84,10 @@ class Reactor final : public Interprocess, private LinkSink {
                                          std::unordered_map<int64_t, int> process_of_device,
                                          std::function<void(int)> want, Seams seams);
   ~Reactor() override;
-  // What the thread does between two looks at the clock; returns whether there was anything to do.
+  // One round of the thread's work between two looks at the clock; returns whether there was
+  // anything to do.
   bool Step();
-  // What this process holds; all zero when nothing is under way and nobody has died.
+  // The counts of what this process holds; all zero when nothing is under way and nobody has died.
   struct Accounts {
     size_t calls = 0;
     size_t early_calls = 0;  // that peers have made and this process has not
@@ -119,7 +120,7 @@ class Reactor final : public Interprocess, private LinkSink {
   void Invite(Guest* guest) override;
   void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
 
-  // What this process has been doing, and with whom, for people.
+  // This process's recent calls and its peers' states, for people.
   std::string Dump();
   // Fails what is pending, sends what is queued (a little while) and ends the thread.
   void Stop();
@@ -211,7 +212,7 @@ class Reactor final : public Interprocess, private LinkSink {
     std::set<int> processes;  // others
     std::string cause;        // not empty: poisoned
   };
-  // What a peer said of a communicator that this process has not opened yet.
+  // A peer's message for a communicator that this process has not opened yet.
   struct EarlyPoison {
     int process;
     uint64_t communicator;

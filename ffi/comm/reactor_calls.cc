@@ -187,7 +187,7 @@ CallId Reactor::Begin(Submission submission) {
   return id;
 }
 
-// What peers had sent before this process made the call. False if it has failed.
+// Takes the messages that peers had sent before this process made the call. False if it has failed.
 bool Reactor::TakeEarly(Call& call) {
   for (const Early& e : EraseEarly(call.id)) {
     const char* wrong = SpeaksForOther(call, e.process, e.fields);

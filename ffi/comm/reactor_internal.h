@@ -1,4 +1,4 @@
-// What the reactor's two source files share.
+// Definitions that the reactor's source files share.
 #pragma once
 
 #include <chrono>

@@ -23,7 +23,7 @@ constexpr double kAskListingEveryS = 0.5;
 // launch may start in another order on each process, and wait for what is computed.
 constexpr double kSettledS = 0.3;
 constexpr double kSettledInProgramS = 2;
-constexpr double kCompareWithinS = 1;  // then it is told without the line that differs
+constexpr double kCompareWithinS = 1;  // then the error lacks the line that differs
 constexpr size_t kToldCalls = 8;
 
 constexpr char kLaunchFromOneThread[] =
@@ -68,8 +68,8 @@ void Reactor::TakeWaitingCalls(Peer& peer, std::string_view lines) {
   }
 }
 
-// What `peer` waits in with this process, instead of `call`; null if it waits in that, too, or not
-// long enough, or if this process has made the peer's call.
+// The call in which `peer` waits for this process, instead of `call`; null if it waits in that,
+// too, or not long enough, or if this process has made the peer's call.
 const WaitingCall* Reactor::OtherCall(const Call& call, const Peer& peer) {
   if (peer.state() != Peer::State::kUp) return nullptr;
   const duration<double> settled(std::min(seams_.timeout_s / 4, kSettledS));

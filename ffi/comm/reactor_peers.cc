@@ -15,11 +15,11 @@ namespace {
 using std::chrono::duration;
 using std::chrono::milliseconds;
 
-// Of what others say of communicators that are not open here, the newest are remembered.
+// The newest failures that others report of communicators not open here are remembered.
 constexpr size_t kEarlyPoisons = 1024;
 constexpr milliseconds kAnswerEvery{100};
-// What one peer may send for calls that this process has not made. Honest ones stop at a quarter of
-// it, see Reactor::kAheadBytes.
+// The bytes that one peer may send for calls that this process has not made. Honest ones stop at a
+// quarter of it, see Reactor::kAheadBytes.
 constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
 constexpr std::string_view kEnd = "end ";
 constexpr double kProbeEveryS = 5;
@@ -139,7 +139,7 @@ void Reactor::OnNotice(int process, const Notice& notice) {
   FinishIfDone(id);
 }
 
-// Messages: "ask", "state <text>\n<calls that wait for the one who asked>", "poison <communicator>
+// Messages: "ask", "state <text>\n<calls that wait for the asking process>", "poison <communicator>
 // <cause>", "bye", "end <why>", "guest <the guest's>", and the questions and answers of
 // comm/listing.h.
 void Reactor::OnTold(int process, std::string_view message) {
@@ -201,7 +201,7 @@ std::string Reactor::RankName(const Group& group, int32_t rank) {
   return name + ")";
 }
 
-// A process that was told passes it on, for the first one may not reach everybody.
+// A process that learns of it passes it on, for the first one may not reach everybody.
 void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
   const auto it = communicators_.find(id);
   if (it == communicators_.end() || !it->second.cause.empty()) return;
@@ -314,7 +314,7 @@ std::string Reactor::DeadlineMessage(const Call& call) {
       continue;
     text += "; " + RanksOf(communicators_.at(call.group->communicator), process) + " (process " +
             std::to_string(process);
-    // Where it is has been said of those that are missed; the one at fault may be another one.
+    // The late peers have been described already; the one at fault may be another one.
     if (processes.count(process) == 0 && !peer.description().empty()) {
       text += ", " + peer.description();
     }

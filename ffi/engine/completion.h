@@ -1,4 +1,4 @@
-// What waits for a call: the XLA future of one device.
+// The party that waits for a call: the XLA future of one device.
 #pragma once
 
 #include <memory>

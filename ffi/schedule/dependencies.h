@@ -10,7 +10,7 @@ namespace jaxcoll {
 // Existing entries stay. Every access to a rank's buffers belongs to one of its own ops, so a
 // program treated this way has no race, whatever its peers do.
 //
-// What it cannot mend is an exchange that sends and receives the same chunks: there the receive
+// It cannot mend an exchange that sends and receives the same chunks: there the receive
 // would wait for the send on both sides, a deadlock, which verification reports.
 // O(n log n) in the number of intervals. Inputs are read-only and need no order.
 void InferDependencies(Program& program);

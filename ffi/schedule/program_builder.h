@@ -1,4 +1,4 @@
-// What an algorithm writes its ops with.
+// The builder that an algorithm writes its ops with.
 //
 // A builder is born with a spec, a rank and a layout; the algorithm's function then runs once per
 // channel, naming chunks of that channel's share only, and Finish() derives the dependencies. The
@@ -18,8 +18,8 @@ inline constexpr BufferKind kIn = BufferKind::kInput;
 inline constexpr BufferKind kOut = BufferKind::kOutput;
 inline constexpr BufferKind kTmp = BufferKind::kScratch;
 
-// What an algorithm needs, equal on all ranks. 64 bits, because it is computed before it is known
-// whether chunk indices fit in 32.
+// The arguments that an algorithm needs, equal on all ranks. 64 bits, because it is computed before
+// it is known whether chunk indices fit in 32.
 struct Layout {
   int64_t chunks = 1;  // per block and channel
   int64_t scratch_blocks = 0;

@@ -104,7 +104,7 @@ struct ScheduleSpec {
   std::vector<int32_t> dims;                             // see DimsKind; empty: the default
 };
 
-// What `dims` says to an algorithm.
+// The meaning of `dims` to an algorithm.
 enum class DimsKind : uint8_t {
   kNone,       // nothing; must be empty
   kNodes,      // {nodes, ranks per node}, consecutive ranks; default: nearest to a square
@@ -120,7 +120,7 @@ StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
 // count them. Nothing else reads it.
 int64_t OpsBuilt();
 
-// Of an algorithm that the collective has.
+// The kind of an algorithm that the collective has.
 DimsKind DimsKindOf(Collective collective, std::string_view algorithm);
 
 // The algorithms of a collective, in the order `jaxcoll info` prints them.
@@ -134,9 +134,9 @@ std::optional<Collective> ParseCollective(std::string_view name);
 std::string Serialize(const std::vector<Program>& programs);
 
 // Accepts what Serialize writes, 1 MiB at most, and from any other text returns an error that names
-// the line. What it accepts is safe to index with: chunks lie inside their buffers, peers and
-// dependencies exist, an op's operands correspond, inputs are not written. Whether messages match
-// and the result is right, only verification knows.
+// the line. A schedule that it accepts is safe to index with: chunks lie inside their buffers,
+// peers and dependencies exist, an op's operands correspond, inputs are not written. Whether
+// messages match and the result is right, only verification knows.
 StatusOr<std::vector<Program>> Parse(std::string_view text);
 
 }  // namespace jaxcoll

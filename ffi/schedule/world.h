@@ -8,9 +8,9 @@
 //                               so it packs one after the other and gives MatchMessages() the ends
 //
 // A World is made of op lists by Create(), which refuses what does not fit together; an engine that
-// takes one checks nothing again but its own limits. What several engines ask about a world stands
-// here, too: how long its largest message is, which copies need not be made (ScratchUse), and which
-// ops wait for which (Levels).
+// takes one checks nothing again but its own limits. Questions that several engines ask about a
+// world are answered here, too: how long its largest message is, which copies need not be made
+// (ScratchUse), and which ops wait for which (Levels).
 //
 // Thread rule: immutable once created.
 #pragma once

@@ -80,7 +80,7 @@ class FairShare {
   std::vector<int32_t> free_;
   std::vector<int32_t> touched_, added_;
   uint32_t update_ = 0;
-  // Of the changes since the last update: what stopped below stays.
+  // The lowest level of the changes since the last update: flows that stopped below it stay.
   double floor_ = std::numeric_limits<double>::infinity();
   std::vector<int32_t> component_links_, component_flows_, changed_;
   std::vector<std::pair<double, int32_t>> heap_;

@@ -1,4 +1,4 @@
-// Which flow ends next: a binary heap in which a flow's end may be moved.
+// The flow that ends next: a binary heap in which a flow's end may be moved.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ Ledger::Ledger(const Network& network)
       allowance_(network.links.size(), 0),
       since_(network.links.size(), 0),
       at_node_(network.node_names.size(), 0) {
-  for (const Link& link : network.links) capacity_.push_back(link.bytes_per_ps);
+  for (const NetworkLink& link : network.links) capacity_.push_back(link.bytes_per_ps);
   top_capacity_ = capacity_;
 }
 

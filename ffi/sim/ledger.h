@@ -1,4 +1,4 @@
-// Which link carried how many bytes, and the proof that none was lost or made up.
+// The bytes that each link carried, and the proof that none was lost or made up.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ class Ledger {
   // From `now` on the link's capacity is another.
   void ChangeCapacity(int32_t link, double bytes_per_ps, Time now);
 
-  // What every node sent and got of itself, to compare with what it should have.
+  // The bytes that every node itself sent and got, to compare with what it should have.
   const std::vector<int64_t>& sent() const { return sent_; }
   const std::vector<int64_t>& received() const { return received_; }
   const std::vector<int64_t>& link_bytes() const { return link_bytes_; }

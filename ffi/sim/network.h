@@ -14,7 +14,7 @@ namespace jaxcoll::sim {
 using Time = int64_t;
 inline constexpr double kPicosecondsPerSecond = 1e12;
 
-struct Link {
+struct NetworkLink {
   int32_t from = 0;
   int32_t to = 0;
   double bytes_per_ps = 0;  // 0: failed
@@ -26,7 +26,7 @@ struct Link {
 struct Network {
   std::vector<std::string> node_names;  // for error messages
   std::vector<uint8_t> forwards;        // by node: whether traffic of others may pass through it
-  std::vector<Link> links;
+  std::vector<NetworkLink> links;
 
   int32_t node_count() const { return static_cast<int32_t>(node_names.size()); }
   int32_t link_count() const { return static_cast<int32_t>(links.size()); }

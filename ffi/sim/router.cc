@@ -13,7 +13,7 @@ constexpr int32_t kUnreachable = std::numeric_limits<int32_t>::max() / 2;
 constexpr size_t kMaxFieldEntries = size_t{128} << 20;
 constexpr size_t kMaxRouteHops = size_t{32} << 20;
 
-// Of the key of a route: 22 bits for each end, 12 for the channel, 8 for the part.
+// The key of a route: 22 bits for each end, 12 for the channel, 8 for the part.
 uint64_t Key(int32_t source, int32_t destination, int32_t channel, int32_t part) {
   return uint64_t(source) << 42 | uint64_t(destination) << 20 | uint64_t(channel) << 8 |
          uint64_t(part);

@@ -1,4 +1,4 @@
-// Which links a message takes: always shortest paths, counted in links, over links that work.
+// The links that a message takes: always shortest paths, counted in links, over links that work.
 //
 //   ecmp   one path; every node picks a next link by hashing (seed, source, destination, channel)
 //   split  the message is cut in k equal parts, each hashed onto a path of its own

@@ -276,7 +276,7 @@ void Simulation::RerouteAll() {
   }
 }
 
-// What has gone has arrived; the rest takes another way, from the source.
+// Bytes that have left have arrived; the rest takes another way, from the source.
 void Simulation::Reroute(int32_t id) {
   Settle(flows_[id]);
   Flow flow = flows_[id];

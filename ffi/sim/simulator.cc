@@ -17,7 +17,7 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
     return InvalidArgument("the schedule is for " + std::to_string(ranks) +
                            " ranks, the placement for " + std::to_string(node_of.size()));
   }
-  for (const Link& link : network.links) {
+  for (const NetworkLink& link : network.links) {
     if (link.from < 0 || link.from >= network.node_count() || link.to < 0 ||
         link.to >= network.node_count() || !(link.bytes_per_ps >= 0) || link.latency < 0) {
       return InvalidArgument("a link has no such end, or a negative capacity or latency");
@@ -61,7 +61,7 @@ StatusOr<Result> Simulate(const Graph& graph, const Network& network,
                           int64_t element_bytes, const Parameters& parameters) {
   if (Status s = Validate(graph, network, node_of, parameters); !s.ok()) return s;
   Network scaled = network;
-  for (Link& link : scaled.links) link.bytes_per_ps *= parameters.efficiency;
+  for (NetworkLink& link : scaled.links) link.bytes_per_ps *= parameters.efficiency;
   Parameters adjusted = parameters;
   std::vector<bool> alone(network.links.size(), parameters.routing != Routing::kSpray);
   adjusted.changes.clear();

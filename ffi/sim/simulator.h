@@ -10,8 +10,9 @@
 //
 //   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
-// What comes together, to a port or to the unit that reduces, is taken in order of channel, then of
-// the program: two ways round a ring meet at every step, and their order decides when each goes on.
+// Messages that come together, to a port or to the unit that reduces, are taken in order of
+// channel, then of the program: two ways round a ring meet at every step, and their order decides
+// when each goes on.
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
 // their own and share the port's rate; of each, `in_flight` messages may be under way at once.

@@ -9,7 +9,7 @@ Trunks::Trunks(const Network& network, const std::vector<bool>& alone)
     : merged_{network.node_names, network.forwards, {}} {
   std::map<std::tuple<int32_t, int32_t, double, Time>, int32_t> known;
   for (int32_t l = 0; l < network.link_count(); ++l) {
-    const Link& link = network.links[l];
+    const NetworkLink& link = network.links[l];
     const auto next = static_cast<int32_t>(merged_.links.size());
     int32_t trunk = next;
     if (!alone[l]) {

@@ -22,7 +22,7 @@ class Trunks {
   const Network& network() const { return merged_; }
   // By link of the original network: its trunk.
   int32_t trunk_of(int32_t link) const { return trunk_of_[link]; }
-  // What each original link carried: an equal share, up to a byte, of what its trunk did.
+  // The bytes that each original link carried: an equal share, up to a byte, of what its trunk did.
   std::vector<int64_t> PerLink(const std::vector<int64_t>& per_trunk) const;
 
  private:

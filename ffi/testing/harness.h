@@ -67,7 +67,7 @@ class Harness {
   // them. Operands rotate over `sets` of them, of which `chain` is a multiple. kGrid only.
   StatusOr<std::vector<double>> Time(int chain, int samples, int sets);
 
-  // What the last run's kernels said before they gave up.
+  // The words of the last run's kernels before they gave up.
   std::vector<std::string> Causes() const;
 
  private:

@@ -173,8 +173,8 @@ double ThreadSeconds() {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
-// What one core can do at most with pieces of `bytes` in its cache, in bytes per second of its
-// time: other processes do not count.
+// The speed that one core can reach at most with pieces of `bytes` in its cache, in bytes per
+// second of its time: other processes do not count.
 std::unordered_map<std::string, double> CryptoSpeed(size_t bytes, double seconds) {
   std::vector<std::byte> from(bytes), to(bytes);
   const auto measure = [&](auto&& work) {
@@ -192,7 +192,7 @@ std::unordered_map<std::string, double> CryptoSpeed(size_t bytes, double seconds
     std::memcpy(to.data(), from.data(), bytes);
     asm volatile("" : : "r"(to.data()) : "memory");  // it was needed
   });
-  const StatusOr<const crypto::Library*> library = crypto::Load();
+  const StatusOr<const crypto::LibCrypto*> library = crypto::Load();
   if (!library.ok()) throw nb::value_error(library.status().message().c_str());
   crypto::Gcm gcm(**library, true);
   crypto::Nonce nonce{};
@@ -209,7 +209,7 @@ std::unordered_map<std::string, double> CryptoSpeed(size_t bytes, double seconds
 void BindCryptoSpeed(nb::module_& m) {
   m.def("crypto_speed_Bps", &CryptoSpeed, nb::call_guard<nb::gil_scoped_release>(),
         nb::arg("bytes"), nb::arg("seconds"),
-        "What one core copies, authenticates and encrypts per second, for benchmarks.");
+        "The bytes that one core copies, authenticates and encrypts per second, for benchmarks.");
 }
 
 }  // namespace

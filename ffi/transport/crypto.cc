@@ -19,7 +19,7 @@ constexpr const char* kInstall =
 // Newest first. Where Python or its environment has brought one of these, it is found by its name.
 constexpr const char* kFiles[] = {"libcrypto.so.3", "libcrypto.so.4", "libcrypto.so.1.1"};
 
-// Of openssl/evp.h.
+// Constants of openssl/evp.h.
 constexpr int kCtrlGetTag = 0x10;
 constexpr int kCtrlSetTag = 0x11;
 
@@ -50,7 +50,7 @@ bool UpdateAll(Update update, CipherContext* context, std::byte* to,
 
 // Test case 4 of the GCM specification (McGrew and Viega), and test case 2 of RFC 4231 with a key
 // that is filled up with zeros, as HMAC itself does.
-bool Works(const Library& library) {
+bool Works(const LibCrypto& library) {
   constexpr unsigned char kKey[] = {0xfe, 0xff, 0xe9, 0x92, 0x86, 0x65, 0x73, 0x1c,
                                     0x6d, 0x6a, 0x8f, 0x94, 0x67, 0x30, 0x83, 0x08};
   constexpr unsigned char kNonce[] = {0xca, 0xfe, 0xba, 0xbe, 0xfa, 0xce,
@@ -91,14 +91,14 @@ bool Works(const Library& library) {
 
 }  // namespace
 
-StatusOr<Library> LoadFrom(const char* file) {
+StatusOr<LibCrypto> LoadFrom(const char* file) {
   void* const handle = ::dlopen(file, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* const why = ::dlerror();
     return Status(StatusCode::kUnavailable, std::string("libcrypto cannot be loaded (") +
                                                 (why == nullptr ? file : why) + "); " + kInstall);
   }
-  Library library{};
+  LibCrypto library{};
   std::string missing;
   const auto find = [&](auto& function, const char* name) {
     void* const symbol = ::dlsym(handle, name);
@@ -129,26 +129,26 @@ StatusOr<Library> LoadFrom(const char* file) {
 }
 
 namespace {
-std::atomic<const StatusOr<Library>*> for_tests{nullptr};
+std::atomic<const StatusOr<LibCrypto>*> for_tests{nullptr};
 }
 
-void UseForTests(const StatusOr<Library>* library) { for_tests = library; }
+void UseForTests(const StatusOr<LibCrypto>* library) { for_tests = library; }
 
-StatusOr<const Library*> Load() {
-  static const StatusOr<Library>* const loaded = [] {
-    auto* const library = new StatusOr<Library>(LoadFrom(kFiles[0]));
+StatusOr<const LibCrypto*> Load() {
+  static const StatusOr<LibCrypto>* const loaded = [] {
+    auto* const library = new StatusOr<LibCrypto>(LoadFrom(kFiles[0]));
     for (size_t i = 1; i < std::size(kFiles) && !library->ok(); ++i) {
-      if (StatusOr<Library> other = LoadFrom(kFiles[i]); other.ok()) *library = std::move(other);
+      if (StatusOr<LibCrypto> other = LoadFrom(kFiles[i]); other.ok()) *library = std::move(other);
     }
     return library;
   }();
-  const StatusOr<Library>* const for_test = for_tests;
-  const StatusOr<Library>& library = for_test == nullptr ? *loaded : *for_test;
+  const StatusOr<LibCrypto>* const for_test = for_tests;
+  const StatusOr<LibCrypto>& library = for_test == nullptr ? *loaded : *for_test;
   if (!library.ok()) return library.status();
   return &*library;
 }
 
-bool Hmac(const Library& library, const Secret& key, std::string_view data, Secret& mac) {
+bool Hmac(const LibCrypto& library, const Secret& key, std::string_view data, Secret& mac) {
   unsigned int mac_bytes = 0;
   return library.hmac(library.sha256(), key.data(), static_cast<int>(key.size()),
                       reinterpret_cast<const unsigned char*>(data.data()), data.size(),
@@ -156,7 +156,7 @@ bool Hmac(const Library& library, const Secret& key, std::string_view data, Secr
          mac_bytes == mac.size();
 }
 
-Gcm::Gcm(const Library& library, bool seals)
+Gcm::Gcm(const LibCrypto& library, bool seals)
     : library_(library), seals_(seals), context_(library.context_new(), library.context_free) {}
 
 bool Gcm::SetKey(std::span<const std::byte, kAesKeyBytes> key) {

@@ -31,7 +31,7 @@ struct CipherContext;
 struct Digest;
 struct Engine;
 
-struct Library {
+struct LibCrypto {
   const Cipher* (*aes_128_gcm)();
   CipherContext* (*context_new)();
   void (*context_free)(CipherContext* context);
@@ -54,15 +54,15 @@ struct Library {
 
 // The library, or why there is none and what to install. Loaded once, never unloaded, and tried on
 // a known example before it is trusted.
-StatusOr<const Library*> Load();
+StatusOr<const LibCrypto*> Load();
 // For tests: from the file of that name, each time anew.
-StatusOr<Library> LoadFrom(const char* file);
+StatusOr<LibCrypto> LoadFrom(const char* file);
 // For tests: what Load() returns from here on instead of the system's; null: the system's again.
-void UseForTests(const StatusOr<Library>* library);
+void UseForTests(const StatusOr<LibCrypto>* library);
 
 // False if libcrypto fails, as all functions of Gcm: for lack of memory, or where a policy of the
 // system forbids it.
-[[nodiscard]] bool Hmac(const Library& library, const Secret& key, std::string_view data,
+[[nodiscard]] bool Hmac(const LibCrypto& library, const Secret& key, std::string_view data,
                         Secret& mac);
 
 // AES-128-GCM under one key. `associated` is authenticated; what is encrypted is authenticated as
@@ -71,7 +71,7 @@ void UseForTests(const StatusOr<Library>* library);
 // Thread rule: one thread at a time.
 class Gcm {
  public:
-  Gcm(const Library& library, bool seals);
+  Gcm(const LibCrypto& library, bool seals);
 
   [[nodiscard]] bool SetKey(std::span<const std::byte, kAesKeyBytes> key);
   // `to` may be where `plain` begins, and has its size.
@@ -82,7 +82,7 @@ class Gcm {
                           std::span<std::byte> sealed, const std::byte* tag);
 
  private:
-  const Library& library_;
+  const LibCrypto& library_;
   const bool seals_;
   const std::unique_ptr<CipherContext, void (*)(CipherContext*)> context_;
 };

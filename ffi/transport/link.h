@@ -1,8 +1,8 @@
 // The seam between the engine and everything that carries bytes to another process.
 //
 // A link joins this process to one peer. It is one-sided, as RDMA is: each side owns a window, a
-// fixed piece of memory into which only the other writes. What is free in a window, and what a
-// notice means, is the engine's business; a transport moves bytes and delivers notices.
+// fixed piece of memory into which only the other writes. The engine knows which parts of a window
+// are free and what a notice means; a transport moves bytes and delivers notices.
 //
 //   Put     bytes into the peer's window, then a notice. Delivered exactly once, after its own
 //           bytes are visible. No order between two puts may be assumed, so two that are under way
@@ -13,10 +13,10 @@
 // Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
 // but neither Poll nor the destructor.
 //
-// The end. What the peer had handed to the kernel (shm: had put; rdma: was told to have arrived) is
-// delivered first, then each Poll returns the error. From then on the link reads no source, no
-// OnSent comes for what was pending, and Put and Tell do nothing. Closing drops what is queued:
-// wait until writable_fds() is empty.
+// The end. Data that the peer had handed to the kernel (shm: had put; rdma: was told to have
+// arrived) are delivered first, then each Poll returns the error. From then on the link reads no
+// source, no OnSent comes for what was pending, and Put and Tell do nothing. Closing drops what is
+// queued: wait until writable_fds() is empty.
 #pragma once
 
 #include <array>
@@ -55,8 +55,8 @@ class Link {
   // The peer's window if this process can address it: bytes written there need no copy by Put.
   virtual std::byte* remote_window() { return nullptr; }
   // Memory of the size of the peer's window from which Put sends without a copy what lies there at
-  // its offset; null if Put copies nothing anyway. What was put must stay until its place in the
-  // window is free again.
+  // its offset; null if Put copies nothing anyway. Bytes that were put must stay until its place in
+  // the window is free again.
   virtual std::byte* staging() { return nullptr; }
 
   // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
@@ -124,7 +124,7 @@ StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segmen
 StatusOr<int> MakeShmSegment(size_t window_bytes);
 
 // How the frames of a tcp link, or of the socket of an rdma link, are protected on their way
-// (tcp_seal.h). Whoever stands between may cut them off, which both sides hear of, and no more.
+// (tcp/seal.h). An attacker on the way may cut the link, which both sides detect, and no more.
 struct TcpSecurity {
   std::string link_key;  // 32 bytes; empty: nothing is protected, as only tests and benchmarks may
   bool client = false;   // this side has connected

@@ -1,4 +1,4 @@
-// What a link says when it ends, and the limits that all transports share.
+// The messages of a link when it ends, and the limits that all transports share.
 #pragma once
 
 #include <cstring>

@@ -15,7 +15,8 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-// What instantiate makes: one per custom-call instruction, shared by the devices of the process.
+// The state that instantiate makes: one per custom-call instruction, shared by the devices of the
+// process.
 struct Instruction {
   static ffi::TypeId id;
   static ffi::TypeInfo info;

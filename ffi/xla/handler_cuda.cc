@@ -12,7 +12,8 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-// What instantiate makes: one per custom-call instruction, shared by the GPUs of the process.
+// The state that instantiate makes: one per custom-call instruction, shared by the GPUs of the
+// process.
 struct GpuInstruction {
   static ffi::TypeId id;
   static ffi::TypeInfo info;

@@ -18,7 +18,7 @@ namespace jaxcoll {
 
 StatusOr<CallSpec> ReadCallSpec(::xla::ffi::Dictionary attributes);
 
-// Of the first `argument_count` operands and all results.
+// The shape of the first `argument_count` operands and all results.
 StatusOr<CallShape> ShapeOf(::xla::ffi::RemainingArgs arguments, size_t argument_count,
                             ::xla::ffi::RemainingRets results);
 

@@ -63,7 +63,7 @@ except OSError as error:
 
 @dataclass(frozen=True)
 class Job:
-    """What to start: ranks `first` to `first + count - 1` of `total` processes."""
+    """The processes to start: ranks `first` to `first + count - 1` of `total` processes."""
 
     command: list[str]
     count: int
@@ -79,7 +79,7 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
 
     JAX (0.10 to 0.12) takes the coordinator from JAX_COORDINATOR_ADDRESS and the local devices
     from JAX_LOCAL_DEVICE_IDS, but has no variable of its own for the number of processes and the
-    rank: they come from a detected cluster. Of those Slurm is the one that needs nothing beyond
+    rank: they come from a detected cluster. Among those, Slurm is the one that needs nothing beyond
     five variables. Open MPI's detection goes by OMPI_MCA_orte_hnp_uri, which a real Open MPI in
     the child would try to connect to, and newer JAX also wants mpi4py if OMPI_VERSION is set, as
     it is in many containers; its variables are removed, for JAX would ask them first. With the
@@ -232,7 +232,8 @@ class _Launcher:
                 while running:
                     self._step(selector, wakeup)
                     running = self._reap(running)
-                # All have ended. What they started may hold the pipes open: take what is there.
+                # All have ended. Processes that they started may hold the pipes open: take what is
+                # there.
                 for process in self._processes:
                     for stream in process.streams:
                         stream.drain()
@@ -403,7 +404,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    """What each process runs; empty if nothing was given."""
+    """The command that each process runs; empty if nothing was given."""
     if options.m is not None:
         return [sys.executable, "-m", *options.m] if options.m else []
     if options.command[:1] == ["--"]:
@@ -423,8 +424,8 @@ def main(argv: list[str] | None = None) -> int:
         command_line.error(f"ranks {options.first} to {options.first + options.n - 1} of {total}?")
     if total > options.n and not options.coordinator:
         command_line.error("--total needs --coordinator: the other processes must find rank 0")
-    # Each process would be refused for these: found before any is started. What the environment
-    # says has been checked already.
+    # Each process would be refused for these: found before any is started. The environment's
+    # variables have been checked already.
     _secret.take()
     if _environment.values()["JAXCOLL_TUNING"] is not None:
         table.load()

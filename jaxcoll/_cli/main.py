@@ -10,7 +10,7 @@ import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError, SettingError
 
-# What a command does. Each is a module beside this one, imported when it is called.
+# The commands, and what each does. Each is a module beside this one, imported when it is called.
 _COMMANDS = {
     "launch": "start the processes of a job on this machine",
     "info": "print versions, devices, and what this build can do",
@@ -22,7 +22,7 @@ _COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """What ``jaxcoll`` itself takes."""
+    """The arguments that ``jaxcoll`` itself takes."""
     width = max(map(len, _COMMANDS)) + 2
     command = argparse.ArgumentParser(
         prog="jaxcoll",

@@ -496,7 +496,7 @@ def _report(
 
 
 def _remarks(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
-    """What the table does not say: crossovers, bounds and schedules that are not there."""
+    """Notes that the table has no room for: crossovers, bounds and schedules that are missing."""
     lines = [
         f"# {ranking}"
         for ranking in rankings(outcomes)

@@ -125,7 +125,7 @@ CHECK_HEAD = (
 
 
 def about(transports: Sequence[Transport], checks: Sequence[Check]) -> dict[str, Any]:
-    """What goes into the file beside the picks."""
+    """The fields that go into the file beside the picks."""
     return {
         "jaxcoll": jaxcoll.__version__,
         "jax": metadata.version("jax"),
@@ -284,7 +284,7 @@ def show(as_json: bool) -> int:
 
 
 def _place(command: argparse.ArgumentParser) -> Path:
-    """Where the table goes without --output; ends the command if it cannot be written there."""
+    """The table's path without --output; ends the command if it cannot be written there."""
     named = _environment.values()["JAXCOLL_TUNING"]
     path = Path(named) if named not in (None, tables.OFF) else tables.default_path()
     if path is None:

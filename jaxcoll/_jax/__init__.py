@@ -1,4 +1,5 @@
-"""What knows JAX: primitives and their rules, their lowering, and what `import jaxcoll` sets up.
+"""The modules that know JAX: primitives and their rules, their lowering, and what `import jaxcoll`
+sets up.
 
 A call goes through `api` (arguments), `primitives` (types and batching), `autodiff` and `lowering`,
 which emits the custom call; `install` lowers lax's own collectives the same way. `compat` alone

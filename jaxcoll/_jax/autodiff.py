@@ -285,7 +285,7 @@ def _ragged_all_to_all_transpose(
     size = group_size(params["axis_name"], params["axis_index_groups"])
 
     def exchange(offsets: jax.Array) -> jax.Array:
-        """What the peers know about the slices that they send here."""
+        """Everything the peers know about the slices that they send here."""
         rows = reshaping.split(offsets, 0, (size, offsets.shape[0] // size))
         return reshaping.merge(all_to_all_p.bind(rows, **{**params, **_AUTO}), 0)
 

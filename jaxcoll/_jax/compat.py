@@ -1,4 +1,5 @@
-"""What JAX does not promise to keep: the only file that touches `jax._src` or a JAX version.
+"""The interfaces that JAX does not promise to keep: the only file that touches `jax._src` or a JAX
+version.
 
 Written against JAX 0.10 to 0.12. Nothing here initialises a back end, so that importing jaxcoll
 before `jax.distributed.initialize` works.
@@ -128,7 +129,7 @@ def register_ffi(
 
 
 def num_cpu_devices() -> int:
-    """What jax_num_cpu_devices asks for; -1 if it was not set."""
+    """The number that jax_num_cpu_devices asks for; -1 if it was not set."""
     return int(_xla_bridge.num_cpu_devices.value)
 
 
@@ -361,13 +362,13 @@ def lowered_jaxpr() -> Any:
 
 
 def function_name(jaxpr: Any) -> str:
-    """What the function was called that a (closed) jaxpr was traced from; "" if unknown."""
+    """The name of the function that a (closed) jaxpr was traced from; "" if unknown."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
     return str(getattr(info, "func_name", ""))
 
 
 def source_line(eqn: Any) -> str:
-    """Where an equation stands in the user's code, "train.py:12 (step)"; "" if unknown."""
+    """The place of an equation in the user's code, "train.py:12 (step)"; "" if unknown."""
     for frame in _source_info_util.user_frames(eqn.source_info.traceback):
         folder, file = os.path.split(frame.file_name)
         if folder != _OWN_FOLDER:
@@ -551,7 +552,8 @@ def in_mesh_order(axis_name: AxisName | Sequence[AxisName]) -> tuple[AxisName, .
     axes = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
     names = list(jax.sharding.get_abstract_mesh().axis_names)
     if not set(axes) <= set(names):
-        # What custom_partitioning partitions is traced without a mesh: its axes alone are bound.
+        # A function that custom_partitioning partitions is traced without a mesh: its axes alone
+        # are bound.
         names = list(_core.get_axis_env().axis_sizes)
     return tuple(sorted(axes, key=names.index))
 

@@ -1,11 +1,11 @@
 """install(): lax's own collectives, lowered through jaxcoll.
 
 lax keeps its API, its types and its rules for differentiation and batching; only what its
-primitives become in the compiled program changes. What jaxcoll cannot serve is left to XLA.
+primitives become in the compiled program changes. Calls that jaxcoll cannot serve are left to XLA.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
-compiled anew under the other, and both executables stay cached. What counts is the setting in
-force where a program is lowered: at the first call of a jitted function, or at `.lower()`.
+compiled anew under the other, and both executables stay cached. The setting that counts is the one
+in force where a program is lowered: at the first call of a jitted function, or at `.lower()`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def install() -> None:
     Programs that are already compiled keep running as they are; calling the functions they came
     from compiles them anew. `install_report()` lists which collectives are served, and why some of
     their uses were left to XLA: whatever keeps jaxcoll from lowering a call, lax's rule takes over.
-    What lax refuses is refused in its words. Faults of the job's set-up are raised.
+    A call that lax refuses too is refused in lax's words. Faults of the job's set-up are raised.
 
     Raises: TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
@@ -55,7 +55,8 @@ def uninstall() -> None:
 def installed() -> Iterator[None]:
     """Routes lax's collectives through jaxcoll in this thread, within a `with` statement.
 
-    What `custom_partitioning` partitions is lowered in a thread of XLA's: that takes `install()`.
+    A function that `custom_partitioning` partitions is lowered in a thread of XLA's: that takes
+    `install()`.
 
     Raises: RuntimeError when entered in a function that is being traced, where it would have no
       effect: programs are lowered after they are traced. Enter it around the call instead.
@@ -73,7 +74,7 @@ def installed() -> Iterator[None]:
 
 
 class Treatment(NamedTuple):
-    """What install() does with one of lax's primitives."""
+    """How install() treats one of lax's primitives."""
 
     primitive: str
     treatment: Literal["served", "left to XLA"]
@@ -82,7 +83,7 @@ class Treatment(NamedTuple):
 
 
 def install_report() -> list[Treatment]:
-    """What install() does with each collective primitive of the JAX that is running.
+    """How install() treats each collective primitive of the JAX that is running.
 
     `fell_back` tells what no other entry can: which uses jaxcoll could not lower and has left to
     XLA in this process, each reason once.
@@ -267,7 +268,7 @@ def _switched(
             return lax_rule(ctx, *operands, **params)
         why: Exception
         try:
-            # What this raises of other types is about the job and not about this program.
+            # Errors of other types concern the job, not this program.
             lowering.check_served(ctx)
         except UnsupportedError as error:
             why = error
@@ -328,7 +329,7 @@ def _undone_if_it_fails(ctx: Any) -> Iterator[None]:
     lengths = [len(items) for items in lists]
     functions = set(_symbols(module))
     point = compat.ir.InsertionPoint.current
-    # What is emitted inside stands between this and what stood behind it before.
+    # Operations emitted inside stand between this and what stood behind it before.
     before: Any = compat.mlir.ir_constant(np.zeros((), np.int32)).owner
     try:
         yield

@@ -1,7 +1,7 @@
 """Primitives -> custom calls: one body for all collectives. See ffi/README.md for the contract.
 
-What goes into the HLO is size-free and equal on every process; in particular JAX may emit equal
-equations once, so nothing here may count calls.
+The text that goes into the HLO is size-free and equal on every process; in particular JAX may emit
+equal equations once, so nothing here may count calls.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Factors = list[str]
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Who takes part in one call."""
+    """The participants of one call."""
 
     groups: np.ndarray  # int64, (groups, ranks per group): logical ids
     device_ids: list[int] | None  # None: known only when the program runs
@@ -80,7 +80,7 @@ class _Call:
         return ", ".join(str(operand.type) for operand in operands)
 
     def _table(self) -> tuple[_tuning.Table | None, str]:
-        """What resolves "auto", and its digest for the HLO; raises TuningError."""
+        """The table that resolves "auto", and its digest for the HLO; raises TuningError."""
         if self.algorithm != "auto" or self.schedule or self.group.on_gpu:
             return None, ""
         if self.group.agreed:
@@ -403,8 +403,8 @@ def _lower_broadcast(
     return _lower_vectors(ctx, call, [operand], [_shape(operand)])
 
 
-# Types of a byte that have no zero: a byte of zeros is a power of two. What zero becomes when it is
-# converted to them is NaN, a byte of ones.
+# Types of a byte that have no zero: a byte of zeros is a power of two. Zero converted to them
+# becomes NaN, a byte of ones.
 _WITHOUT_ZERO = {"f8E8M0FNU"}
 
 
@@ -590,7 +590,8 @@ compat.register_partitioner(PARTITIONED_TARGET, _partition, _infer, _propagate)
 
 
 def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
-    """What an exported program's calls must know where it runs on GPUs or on several processes.
+    """The facts that an exported program's calls need where it runs on GPUs or on several
+    processes.
 
     That is what `_group` would have told them: where the logical ids are, and of which program
     they are a part.

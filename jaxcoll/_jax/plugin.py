@@ -1,4 +1,5 @@
-"""What JAX calls when it makes its back ends: the other processes of the job learn of this one.
+"""The hook that JAX calls when it makes its back ends: the other processes of the job learn of this
+one.
 
 JAX initialises every module in `jax_plugins`, and those of the entry points of that name, after
 `jax.distributed.initialize` and before the first device can be used. There is no back end here.

@@ -69,7 +69,7 @@ compat.define_partial_evaluation(all_reduce_p)
 
 
 class ReduceOp(NamedTuple):
-    """What an op means on one device; the engine's meaning across devices is the same."""
+    """The meaning of an op on one device; the engine's meaning across devices is the same."""
 
     over_axes: Callable[..., jax.Array]  # (x, axes) -> x reduced
     of_copies: Callable[[jax.Array, int], jax.Array]  # (x, n) -> x op x op ... op x, n operands

@@ -1,4 +1,4 @@
-"""What a program does, line by line, and the fingerprint by which processes tell programs apart.
+"""The text of a program, line by line, and the fingerprint by which processes tell programs apart.
 
 A line is an equation with its types, literals and parameters, but without source locations and
 without anything that differs between processes which run the same code. Arrays that the program

@@ -22,7 +22,7 @@ Axes = Any  # an entry of a PartitionSpec: None, the name of an axis, or a tuple
 
 
 def _spec(x: jax.Array) -> list[Axes] | None:
-    """What shards each dimension; None if nothing explicit does."""
+    """The mesh axes that shard each dimension; None if no explicit axis does."""
     spec = list(jax.typeof(x).sharding.spec)
     spec += [None] * (np.ndim(x) - len(spec))
     return spec if any(axes is not None for axes in spec) else None

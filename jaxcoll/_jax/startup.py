@@ -1,4 +1,5 @@
-"""What `import jaxcoll` sets up. It starts no back end: `jax.distributed.initialize` may follow.
+"""The set-up that `import jaxcoll` does. It starts no back end: `jax.distributed.initialize` may
+follow.
 
 Importing this module does it, once. `lowering` imports it, so that no collective can be lowered in
 a process that has not been set up, whichever module was imported first.

@@ -17,9 +17,9 @@ and knows within a second that it has died (the connection breaks, and nobody li
 after a while that it is stopped or cut off (no beats).
 
 A process that can take no part any more, or never could, says why in the store, under "end/": it
-may be all that it can do. Whoever waits for a link looks there twice a second.
+may be all that it can do. A process that waits for a link looks there twice a second.
 
-A failure is final: whoever wants a link to that peer later is told the same reason again.
+A failure is final: a later request for a link to that peer fails with the same reason.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _BEAT_S = 1.0
 _SILENCE_S = 60.0
 _LOOK_S = 0.5  # between two looks at why others have ended
 _ASK_AFTER_S = 0.05  # normally both sides want the link, and the lower one connects by itself
-_ANSWER_S = 0.02  # for telling those who wait that this process ends
+_ANSWER_S = 0.02  # for telling the waiting processes that this one ends
 _LAST_WORDS_S = 1.0  # for telling the store
-# What handshakes over Unix sockets are made with in a job that was given no secret. The kernel
+# The secret of handshakes over Unix sockets in a job that was given no secret. The kernel
 # tells both ends the other's user, so nothing needs to be secret there.
 _NO_SECRET = bytes(32)
 
@@ -106,7 +106,7 @@ class Bootstrap(LoopThread):
       ifname: JAXCOLL_IFNAME: whether its names are excluded, and the names.
       host_id: what stands for this host instead of its own identity.
       handshake_s: how long one handshake may take.
-      silence_s: a peer that gives no sign of life for so long is given up.
+      silence_s: a peer that gives no sign of life for this long is given up.
       engine_started: whether `native` can take links now; else after `start_engine`.
       secret: what this process was given beside the store, if anything.
     """
@@ -150,7 +150,7 @@ class Bootstrap(LoopThread):
 
         self._settled = threading.Event()  # published, or it cannot be
         self._end = ""  # why this process takes no part any more; written once
-        self._first_failure = ""  # why the first link failed that the engine was told of
+        self._first_failure = ""  # why the first link failed whose failure the engine knows
 
         # The rest belongs to the loop's thread.
         self._published: asyncio.Future[Record] | None = None
@@ -158,7 +158,7 @@ class Bootstrap(LoopThread):
         self._ready = asyncio.Event()  # to settle links: the engine has been started, or never will
         if engine_started:
             self._ready.set()
-        self._watch: asyncio.Task[None] | None = None  # of the store, for those who have ended
+        self._watch: asyncio.Task[None] | None = None  # of the store, for processes that have ended
         self._told: asyncio.Task[None] | None = None  # the store knows of this process's end
         self._peers: dict[int, Peer] = {}
         self._arrivals = Arrivals(handshake_s)
@@ -199,7 +199,8 @@ class Bootstrap(LoopThread):
     def start(self) -> None:
         """Opens the listeners and publishes this process, so that others can link to it.
 
-        Raises: LinkError if there can be no thread. What fails later is said when a link is wanted.
+        Raises: LinkError if there can be no thread. A later failure is raised when a link is
+        wanted.
         """
         self._call_soon(self._start_publishing)
 
@@ -214,14 +215,15 @@ class Bootstrap(LoopThread):
     def want(self, peer: int) -> None:
         """Asks for a link to process `peer`; returns at once.
 
-        The engine is told once, by one of comm_add_*_link or by comm_link_failed; nothing for a
-        link that it has, and nothing at all after `close`. A link may also come that only the peer
-        wanted, or just before this call.
+        The engine hears of the link once, by one of comm_add_*_link or by comm_link_failed; nothing
+        for a link that it has, and nothing at all after `close`. A link may also come that only the
+        peer wanted, or just before this call.
         """
         self._call_soon(self._want, peer)
 
     def refuse(self, reason: str) -> None:
-        """From now on this process takes part in nothing: whoever wants a link is told why."""
+        """From now on this process takes part in nothing: a request for a link fails with the
+        reason."""
         with contextlib.suppress(LinkError):  # it has no thread, and the store has been told why
             self._call_soon(self._give_up, reason)
 
@@ -275,7 +277,7 @@ class Bootstrap(LoopThread):
         self._ready.set()
 
     async def _last_words(self, words: str) -> None:
-        """Whoever waits for this process, or will, is told that it ends. Links stay."""
+        """Tells the processes that wait for this one, now or later, that it ends. Links stay."""
         self._engine_started = False
         ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
         # A peer may read this end before the one that caused it.
@@ -294,7 +296,7 @@ class Bootstrap(LoopThread):
 
         Args:
           here: the reason in other words, for this process itself.
-          tell: whether the store is told.
+          tell: whether to write it to the store.
         """
         if self._end:
             return
@@ -544,7 +546,7 @@ class Bootstrap(LoopThread):
         links.add_rdma_link(self._native, call.peer, connection, half, offer, key, client=True)
         self._settle(peer)
 
-    # --- those who connect ----------------------------------------------------------------------
+    # --- connections from others ----------------------------------------------------------------
 
     async def _serve(self, visit: Visit) -> None:
         connection, secret, hello = visit.connection, visit.secret, visit.hello

@@ -1,4 +1,4 @@
-"""Who takes part: mesh axes -> groups of logical device ids -> device ids.
+"""The ranks that take part: mesh axes -> groups of logical device ids -> device ids.
 
 A logical id is a device's position in its mesh, in row-major order. It is what an executable calls
 its devices, and it stays meaningful when the executable is exported and runs elsewhere.
@@ -169,7 +169,7 @@ def agree_on_tuning() -> None:
 
 
 def _compare_tuning() -> str:
-    """What is wrong; empty if nothing is."""
+    """The fault that was found; empty if there is none."""
     job = compat.distributed_store()
     if job is None:
         return ""
@@ -319,7 +319,7 @@ def _arrays_are_in_a_pool() -> bool:
 
 
 def label(axis_name: Sequence[Any], mesh_shape: Mapping[Any, int], group_size: int) -> str:
-    """What error messages call the group, e.g. "axis 'dp' (4 ranks)"."""
+    """The group's name in error messages, e.g. "axis 'dp' (4 ranks)"."""
     axes = ", ".join(repr(axis) for axis in axis_name)
     noun = "axis" if len(axis_name) == 1 else "axes"
     ranks = math.prod(mesh_shape[axis] for axis in axis_name)

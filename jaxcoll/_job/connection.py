@@ -80,7 +80,8 @@ class Connection:
         return len(self._descriptors)
 
     def peer_uid(self) -> int:
-        """Who connected, or listens, at the other end of a Unix socket."""
+        """The user id of the process that connected, or listens, at the other end of a Unix
+        socket."""
         credentials = self.socket.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )

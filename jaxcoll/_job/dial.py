@@ -18,7 +18,7 @@ from jaxcoll._job.connection import SHM_DESCRIPTORS, Connection, introduce
 from jaxcoll._job.handshake import Hello, LinkKey, ProtocolError, Purpose
 from jaxcoll._job.host import LinkError, Record, address_text, family_of
 
-# What this process has run out of: no peer is at fault.
+# The resource that this process has run out of: no peer is at fault.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -36,7 +36,7 @@ class Unreachable(JaxcollError):
 
 @dataclass(frozen=True)
 class Call:
-    """Who calls whom, and where: `addresses` for all but shm."""
+    """The caller, the peer and where it listens: `addresses` for all but shm."""
 
     own: Record
     peer: Record

@@ -1,4 +1,4 @@
-"""What the bootstrap needs of the engine: it makes links of connected descriptors.
+"""The functions that the bootstrap needs of the engine: it makes links of connected descriptors.
 
 The functions hand over what a handshake has yielded, with the words that describe the link.
 """
@@ -17,11 +17,12 @@ class RdmaHalf(Protocol):
     """This process's side of an rdma link, which becomes one with the peer's offer."""
 
     def offer(self) -> bytes:
-        """What the peer must know, and nobody else may: it can write to this process with it."""
+        """The offer for the peer, and for nobody else: its holder can write to this process."""
 
 
 class Native(Protocol):
-    """What the engine offers. The bootstrap's thread calls it; it must not call `close` back."""
+    """The functions that the engine offers. The bootstrap's thread calls them; they must not call
+    `close` back."""
 
     def comm_bell(self) -> int:
         """The eventfd that wakes this process; it stays the engine's."""
@@ -46,8 +47,8 @@ class Native(Protocol):
         client: bool,
         encrypt: bool,
     ) -> None:
-        """Takes over all descriptors; both sides list them in the same order. What goes over them
-        is authenticated, and encrypted if both sides agree on it."""
+        """Takes over all descriptors; both sides list them in the same order. Traffic over them is
+        authenticated, and encrypted if both sides agree on it."""
 
     def comm_rdma_fabrics(self) -> list[str]:
         """The fabrics of the RDMA ports that this process can use. Raises: ValueError, why none."""

@@ -13,9 +13,9 @@ so that none can be sent back to its author as another one. Both process indices
 hello: reflected to its author, it names the wrong server. A replayed hello earns a challenge with
 a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC earns nothing.
 
-What then goes over tcp is authenticated under a key of the link's own (`link_key`), and encrypted
-if either side asks for it: both say so in what they authenticate here, so that nobody between can
-talk them out of it, and a job is as secret as its most careful process wants it.
+Traffic that then goes over tcp is authenticated under a key of the link's own (`link_key`), and
+encrypted if either side asks for it: both say so in what they authenticate here, so that nobody
+between can talk them out of it, and a job is as secret as its most careful process wants it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ProtocolError(JaxcollError):
 
 
 class Purpose(enum.IntEnum):
-    """What a connection becomes once both sides are known to each other."""
+    """The purpose of a connection once both sides are known to each other."""
 
     SHM = 1  # the socket of a shared-memory link
     TCP = 2  # one of the sockets of a tcp link
@@ -74,7 +74,7 @@ class _Role(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Hello:
-    """What a client claims. `link_id` is random and common to all sockets of one link."""
+    """The claims of a client. `link_id` is random and common to all sockets of one link."""
 
     purpose: Purpose
     client: int
@@ -102,7 +102,7 @@ def _check_size(message: bytes, size: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class LinkKey:
-    """What the frames of a link are authenticated by, and whether they are encrypted as well."""
+    """The key that authenticates the frames of a link, and whether they are encrypted as well."""
 
     key: bytes
     encrypt: bool

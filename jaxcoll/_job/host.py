@@ -1,4 +1,5 @@
-"""What a process tells the others about itself, and which transport two processes use."""
+"""The record that a process gives the others about itself, and which transport two processes
+use."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def hostname() -> str:
 
 @functools.lru_cache(maxsize=1)  # one warning per process
 def identity() -> str:
-    """What the processes of this host have in common, if they are not told by JAXCOLL_HOST_ID."""
+    """The identity that all processes of this host share, where JAXCOLL_HOST_ID does not give
+    one."""
     machine, trouble = _machine()
     if trouble:
         _log.warning(
@@ -197,7 +199,7 @@ def address_text(address: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What the others must know to link to a process; travels through the store as JSON."""
+    """The facts that others need to link to a process; travels through the store as JSON."""
 
     version: str  # of jaxcoll
     index: int
@@ -235,7 +237,7 @@ class Record:
     def _check(self) -> None:
         texts = [self.version, self.host, self.machine, self.hostname, self.unix_name, self.no_rdma]
         for text in [*texts, *self.transports, *self.fabrics]:
-            # What is printable can be shown to people and be encoded.
+            # Printable text can be shown to people and be encoded.
             if not isinstance(text, str) or len(text) > TEXT_CHARACTERS_MAX:
                 raise ValueError(f"{text!r:.40} is no text")
             if not text.isprintable():
@@ -249,7 +251,7 @@ class Record:
 
 
 def addresses_to_bytes(addresses: Sequence[tuple[str, int]]) -> bytes:
-    """What a process publishes once it listens for tcp."""
+    """The record that a process publishes once it listens for tcp."""
     return json.dumps({"addresses": addresses}).encode()
 
 

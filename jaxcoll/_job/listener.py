@@ -19,7 +19,7 @@ from jaxcoll._job.handshake import HELLO_BYTES, Hello, LinkKey, ProtocolError, l
 from jaxcoll._job.host import address_text, family_of
 
 STRANGERS_MAX = 512  # connections that have not sent a hello, and that have not proved it
-TROUBLE_S = 1.0  # without descriptors before others are told
+TROUBLE_S = 1.0  # without descriptors before others learn of it
 
 _BACKLOG = 4096  # the kernel takes net.core.somaxconn if that is less
 _ACCEPT_BATCH = 64
@@ -88,7 +88,7 @@ class _Crowd:
 
     When there are too many, the source that has most of them loses the one that has been there
     longest: whoever sends many connections competes with itself alone, and among those of one
-    source a peer, which speaks at once, is through before its turn comes.
+    source a peer, which speaks at once, has proved itself before its turn comes.
     """
 
     def __init__(self, most: int) -> None:
@@ -238,7 +238,7 @@ class Door:
     def _accept(self, listener: socket.socket, secret: bytes) -> None:
         try:
             self._accept_some(listener, secret)
-        except Exception as error:  # ours, not of those who connect
+        except Exception as error:  # ours, not the peers'
             self._loop.remove_reader(listener)
             self._on_trouble(error)
 
@@ -326,12 +326,13 @@ class Door:
     async def _served(self, visit: Callable[[], Visit]) -> None:
         try:
             await self._serve(visit())
-        except Exception as error:  # of the one who connected, not ours
+        except Exception as error:  # the peer's, not ours
             _log.debug("a connection was dropped: %s: %s", type(error).__name__, error)
 
 
 def _source(address: str) -> str:
-    """What counts as one: of IPv6, the /64 that one machine may have to itself."""
+    """The address that counts as one source: of IPv6, the /64 that one machine may have to
+    itself."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
@@ -351,11 +352,11 @@ class Arrival:
 
     @property
     def transcript(self) -> bytes:
-        """Of socket 0, which the answer goes to."""
+        """The transcript of socket 0, which the answer goes to."""
         return self.transcripts[0]
 
     def link_key(self, secret: bytes) -> LinkKey:
-        """Of the complete link."""
+        """The key of the complete link."""
         ordered = [self.transcripts[i] for i in range(self.hello.socket_count)]
         return link_key(secret, ordered)
 

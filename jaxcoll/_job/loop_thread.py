@@ -19,7 +19,7 @@ _log = logging.getLogger("jaxcoll.bootstrap")
 
 
 class LoopThread:
-    """Starts with the first thing that there is to do. What goes wrong is told to the subclass.
+    """Starts with the first thing that there is to do. Failures are reported to the subclass.
 
     Thread rule: `close` and `_call_soon` may be called by any thread; all else is the loop's.
     """
@@ -35,7 +35,7 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _on_no_thread(self, error: Exception) -> Exception:
-        """There can be no thread, or none any more; called by the one who wants something done.
+        """There can be no thread, or none any more; called by the thread that wants something done.
 
         Returns: what to raise.
         """
@@ -61,7 +61,7 @@ class LoopThread:
         """Stops listening, gives up what is under way and ends the threads. Links stay.
 
         Args:
-          words: what those who wait for this process are told, e.g. "has ended".
+          words: the words for processes that wait for this one, e.g. "has ended".
         """
         with self._lock:
             self._closed = True

@@ -44,7 +44,7 @@ class Peer:
 
 
 def new_peer(index: int) -> Peer:
-    """Of the running loop."""
+    """Makes a peer whose future belongs to the running loop."""
     return Peer(f"process {index}", asyncio.get_running_loop().create_future())
 
 

@@ -34,7 +34,7 @@ _failure = ""  # why the engine cannot be started; guarded by _starting
 def announce() -> None:
     """Lets the other processes know of this one, if there are any. Starts no back end.
 
-    What goes wrong is raised when a collective first needs other processes; they are told now.
+    An error is raised when a collective first needs other processes, which are told of it now.
     """
     job = compat.distributed_store()
     if job is None or job[2] == 1:
@@ -71,7 +71,7 @@ def _at_exit(function: Callable[[], None]) -> None:
 def start_engine() -> None:
     """Makes the engine know the other processes, once.
 
-    Raises: LinkError; the others are told the reason, too.
+    Raises: LinkError; the other processes get the reason, too.
     """
     with _starting:
         if not native.comm_started():
@@ -108,7 +108,7 @@ def _close() -> None:
 
 
 def refuse(reason: str) -> None:
-    """This process takes part in nothing any more, and the others are told why."""
+    """This process takes part in nothing any more, and the others learn why."""
     with _starting:
         bootstrap = _bootstrap
     if bootstrap is not None:
@@ -116,6 +116,6 @@ def refuse(reason: str) -> None:
 
 
 def listening() -> list[str]:
-    """Where this process can be reached now."""
+    """The addresses at which this process can be reached now."""
     with _starting:
         return [] if _bootstrap is None else _bootstrap.listening()

@@ -1,11 +1,12 @@
-"""Where processes can be reached by tcp: nobody listens for it before a peer has to use it.
+"""The addresses at which processes can be reached by tcp: nobody listens for it before a peer has
+to use it.
 
 A job of one host uses shared memory and nothing else, and nothing else should be open. But a
 process learns where another one is only when it reads its record. So records name no address. Each
 process compares itself with the first of the job. One that takes tcp or rdma to it listens, and
-asks the first to listen, which asks all others. Whoever wants a link later asks its peer, should
-it not listen yet. Each process has a request at the coordinator that is answered when it is asked;
-it then publishes under a second key where it listens.
+asks the first to listen, which asks all others. A process that wants a link later asks its peer, if
+that does not listen yet. Each process has a request at the coordinator that is answered when it is
+asked; it then publishes under a second key where it listens.
 
 There are two ways in: "near", loopback where JAXCOLL_IFNAME allows it, for processes of this
 machine, and "far", the network interfaces. A process that listens far needs no more for near ones.
@@ -48,7 +49,7 @@ class TcpReach:
     Args:
       folder: of the keys in the store.
       index, count: of this process, and of processes.
-      door: serves those who connect.
+      door: serves incoming connections.
       store, watching: for short calls; for the one that waits, not started yet.
       record_of: reads the record of a process.
     """
@@ -82,7 +83,7 @@ class TcpReach:
     # --- this process ---------------------------------------------------------------------------
 
     async def secret(self) -> bytes:
-        """What handshakes over tcp are made with. Raises: LinkError."""
+        """The secret of handshakes over tcp. Raises: LinkError."""
         if self._secret is None:
             self._secret = asyncio.get_running_loop().create_task(self._find_secret())
         return await asyncio.shield(self._secret)
@@ -152,7 +153,7 @@ class TcpReach:
 
     async def _serve_requests(self, own: Record) -> None:
         for name in ("any", "far"):
-            with contextlib.suppress(LinkError, OSError):  # whoever waits is told
+            with contextlib.suppress(LinkError, OSError):  # the error reaches the waiting caller
                 names = await self._watching.get(self._key(self._index, name))
                 # At least one of two that do not share memory does not with this process either.
                 ways = [self._way(own, peer) for peer in await self._named(names)]
@@ -193,7 +194,8 @@ class TcpReach:
     # --- others ---------------------------------------------------------------------------------
 
     async def addresses(self, own: Record, peer: Record) -> list[tuple[str, int]]:
-        """Where a peer listens for this process. Waits until it does. Raises: LinkError."""
+        """The address where a peer listens for this process. Waits until it does. Raises:
+        LinkError."""
         key = f"{self._folder}tcp/{peer.index}/{way_to(own, peer)}"
         try:
             async with asyncio.timeout(_ASK_AFTER_S):

@@ -72,7 +72,7 @@ _given: Secret | None = None
 
 
 def given() -> Secret | None:
-    """What `take` has found."""
+    """The secret that `take` has found."""
     return _given
 
 
@@ -273,7 +273,8 @@ def _is_launchers(path: str) -> bool:
 
 
 def _of_an_ancestor(number: int) -> int:
-    """What `jaxcoll launch` has handed over under that number, from an ancestor that still has it.
+    """The secret that `jaxcoll launch` has handed over under that number, from an ancestor that
+    still has it.
 
     The kernel lets nobody but the same user, and root, open another process's descriptors.
     Raises: OSError if none has it.

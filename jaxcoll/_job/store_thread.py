@@ -72,7 +72,8 @@ class StoreThread:
         return self._values[key]
 
     async def list(self, folder: str) -> dict[str, bytes]:
-        """What is set below `folder` now. Raises: LinkError if the store fails."""
+        """The keys that are set below `folder` now, with their values. Raises: LinkError if the
+        store fails."""
         listed: dict[str, bytes] = await self._call(lambda: self.store.list(folder))
         return listed
 

@@ -43,7 +43,7 @@ async def hold(
     beat: Callable[[int], bytes],
     every_s: float,
 ) -> _Result:
-    """Waits for `result`; meanwhile the one who has connected is told that this process lives.
+    """Waits for `result`; meanwhile the client hears that this process lives.
 
     Args:
       beat: what to send, by its number.

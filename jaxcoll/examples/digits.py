@@ -117,7 +117,7 @@ def initial_params() -> Params:
 
 
 class Result(NamedTuple):
-    """What one training run leaves behind."""
+    """The results of one training run."""
 
     params: Params
     losses: list[float]  # mean of each epoch

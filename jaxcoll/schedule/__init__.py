@@ -37,7 +37,7 @@ Order. Ops of one channel start in program order. A send completes when its sour
 recv when its data is visible, and data moves once both have started. Every other order is a
 dependency: an op starts after the ops in `depends_on` have completed.
 
-What is in here: `spec` (what a built-in schedule is a function of), `schedule` and `from_ops` (the
+Modules: `spec` (what a built-in schedule is a function of), `schedule` and `from_ops` (the
 schedules themselves), `ir` (their ops), `printing`, `verifier` with `happens_before` (proofs), and
 `interop` (other projects' formats). The entry points are `Schedule`, `build` and `verify`. Nothing
 here imports JAX.

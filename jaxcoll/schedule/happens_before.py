@@ -84,7 +84,7 @@ class Flat:
         )
 
     def _check_schedule(self) -> None:
-        """What belongs to no op."""
+        """Checks the parts of the schedule that belong to no op."""
         schedule, ranks = self.schedule, range(self.schedule.world_size)
         if schedule.collective not in COLLECTIVES or not ranks:
             raise ScheduleError(
@@ -272,7 +272,7 @@ class Flat:
 
 
 class Order:
-    """What must come before what."""
+    """The order that ops must keep."""
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat

@@ -131,7 +131,7 @@ class Program:
     ops: tuple[Op, ...] = field(repr=False)
 
 
-# What crosses into C++; see ffi/bindings/schedule.cc.
+# The form in which a program crosses into C++; see ffi/bindings/schedule.cc.
 _OperandTuple: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
 _OpTuple: TypeAlias = tuple[
     int, int, int, int, int, Sequence[_OperandTuple], _OperandTuple, Sequence[int]
@@ -140,7 +140,7 @@ ProgramTuple: TypeAlias = tuple[int, int, int, int, int, Sequence[_OpTuple]]
 
 
 def to_tuple(program: Program) -> ProgramTuple:
-    """What the extension module takes a program as."""
+    """A program in the form that the extension module takes."""
 
     def operand(value: Operand) -> _OperandTuple:
         return _BUFFERS.index(value.buffer), value.chunks

@@ -21,7 +21,8 @@ from jaxcoll.schedule.spec import (
     output_blocks,
 )
 
-# What fits into an FFI attribute without bloating every executable that carries it.
+# The longest text that fits into an FFI attribute without bloating every executable that carries
+# it.
 MAX_SERIALIZED_BYTES: Final = 1 << 20
 
 
@@ -57,7 +58,7 @@ def build(spec: ScheduleSpec) -> Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a schedule costs in the alpha-beta-gamma model, with chunks of equal length.
+    """The cost of a schedule in the alpha-beta-gamma model, with chunks of equal length.
 
     Fractions are of n bytes: the vector of all_reduce, reduce, broadcast and permute; everything
     gathered by all_gather; one rank's whole input of reduce_scatter and all_to_all.

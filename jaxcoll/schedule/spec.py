@@ -1,4 +1,5 @@
-"""What a built-in schedule is a pure function of, and what collectives and algorithms there are."""
+"""The arguments that determine a built-in schedule, and the collectives and algorithms there
+are."""
 
 from __future__ import annotations
 
@@ -72,13 +73,13 @@ def parse_algorithm(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def dims_kind(collective: str, algorithm: str) -> str:
-    """What an algorithm's dims mean: "nodes", "torus", "aggregate", or "" for nothing."""
+    """The meaning of an algorithm's dims: "nodes", "torus", "aggregate", or "" for nothing."""
     return str(native.schedule_dims(collective, algorithm))
 
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """What a built-in schedule is a pure function of.
+    """The arguments that determine a built-in schedule.
 
     Attributes:
       collective: one of `COLLECTIVES`.

@@ -37,7 +37,8 @@ from jaxcoll.schedule.happens_before import Flat, Order, ScheduleError
 from jaxcoll.schedule.ir import Buffer
 from jaxcoll.schedule.schedule import Schedule
 
-# Who contributed, in the order of evaluation: a rank, or what one op combined and rounded once.
+# The contributors to a value, in the order of evaluation: a rank, or what one op combined and
+# rounded once.
 Association: TypeAlias = "int | tuple[Association, ...]"
 
 # A chunk that has not been written; values are numbered from 1.
@@ -51,7 +52,7 @@ def verify(schedule: Schedule) -> Verification:
       schedule: a built-in one, or one written with `Schedule.from_ops`.
 
     Returns:
-      What else was found out about it.
+      A report on the schedule's properties.
 
     Raises:
       ScheduleError: the first fault found, with step, rank, op and chunk.
@@ -114,7 +115,8 @@ class Verification:
 
 
 class _Values:
-    """What the chunks hold: contributions, and expressions over them, each known by a number."""
+    """The contents of the chunks: contributions, and expressions over them, each known by a
+    number."""
 
     def __init__(self, flat: Flat, in_place: bool) -> None:
         self._flat = flat

@@ -37,7 +37,8 @@ from jaxcoll.sim.timeline import Bound, Model, Stragglers
 # More cuts are seldom tighter; each costs a maximal flow.
 _MOST_CUTS: Final = 24
 _MOST_FLOW_RANKS: Final = 100
-# Of the linear program. 62 400, a fat tree of 100 ranks, take HiGHS 10 s; beyond, minutes.
+# The most variables of the linear program. 62 400, a fat tree of 100 ranks, take HiGHS 10 s;
+# beyond, minutes.
 _MOST_LP_VARIABLES: Final = 100_000
 _MOST_LP_SECONDS: Final = 30.0
 _MOST_DIJKSTRA_SOURCES: Final = 64
@@ -420,8 +421,8 @@ class Bounds:
 def _broadcast_turns(ranks: int, ports: int, overhead_s: float, latency_s: float) -> float:
     """When the last of `ranks` can know what one knows, if each has so many ports.
 
-    Who knows sends a message by every port, and again after each overhead; a message is known an
-    overhead and a latency after it began. Greedy is optimal (Karp et al., 1993).
+    A rank that knows sends a message by every port, and again after each overhead; a message is
+    known an overhead and a latency after it began. Greedy is optimal (Karp et al., 1993).
     """
     if overhead_s <= 0:
         return latency_s

@@ -1,4 +1,4 @@
-"""Which algorithm is the fastest at which sizes: what a sweep is for, in a line each."""
+"""The fastest algorithm by size: what a sweep is for, in a line each."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class Topology:
 
         Args:
           prices: by the names of `components`; of "switches" and "switches.leaf" the longer one
-            counts for leaves. What has no price costs nothing.
+            counts for leaves. Components without a price cost nothing.
 
         Raises:
           TopologyError: a price for what no network of this kind has, or two for the same thing.

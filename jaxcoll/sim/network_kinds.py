@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxcoll.sim.network import Topology, TopologyError
 
-# What a link has unless told otherwise: 100 Gb/s, and 1 us with the switch behind it, as in the
+# A link's default bandwidth and latency: 100 Gb/s, and 1 us with the switch behind it, as in the
 # packet-level runs that the simulator is compared with.
 _BANDWIDTH_BPS = 12.5e9
 _LATENCY_S = 1e-6
@@ -37,8 +37,8 @@ def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
 
 
 def _shared(uplinks: int, radix: int, below: int, count: int, parts: int, what: str) -> int:
-    """Of `count` switches above, dealt to `parts` parts, those of one part, if all fits: each of
-    the `below` switches of a part has `uplinks` links to share evenly among them."""
+    """The number of switches of one part, where `count` above are dealt to `parts` parts, if all
+    fits: each of the `below` switches of a part has `uplinks` links to share evenly among them."""
     shared = count // parts
     if shared < 1 or count % parts or uplinks % shared:
         raise TopologyError(

@@ -28,7 +28,7 @@ from jaxcoll.sim.timeline import (
     changes_of,
 )
 
-# Of parameters of a model, where it is not from 0 on.
+# The ranges of a model's parameters that are not simply from 0 on.
 _RANGES: Final = {"efficiency": (1e-6, 1.0), "split": (1, 256)}
 
 # Packed schedules that are remembered.
@@ -212,7 +212,7 @@ def _bounds_of(
 
 @lru_cache(maxsize=KEPT_SCHEDULES)
 def pack(schedule: Schedule | ScheduleSpec) -> Any:
-    """What the engine runs: about 30 bytes per op. The last few are kept.
+    """The schedule as the engine runs it: about 30 bytes per op. The last few are kept.
 
     Raises:
       ValueError: the spec cannot be built, or a message has one end only.

@@ -28,7 +28,7 @@ from jaxcoll.sim.timeline import (
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cases of a sweep share.
+    """The settings that all cases of a sweep share.
 
     Attributes:
       model: costs of messages and computing.
@@ -151,7 +151,7 @@ class Refusal:
 def _dims(
     topology: Topology, collective: Collective, algorithm: str, ranks: int
 ) -> tuple[int, ...]:
-    """What the network says of the ranks' places, if the algorithm wants to know it."""
+    """The ranks' places in the network, if the algorithm wants to know it."""
     kind, inside = dims_kind(collective, algorithm), topology.node_size
     if kind == "nodes" and inside and ranks % inside == 0:
         return ranks // inside, inside

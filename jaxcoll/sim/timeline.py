@@ -1,4 +1,4 @@
-"""What a simulation ran under, and what came out. `jaxcoll.simulate` is the public face."""
+"""A simulation's settings and results. `jaxcoll.simulate` is the public face."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BUS_FACTORS: Final = {
 
 @dataclass(frozen=True)
 class Model:
-    """What messages and computing cost, beside the links.
+    """The costs of messages and computing, beside the links.
 
     One message of m bytes, alone: overhead + m / bandwidth + latency + the links' latencies, and,
     where it is reduced, m * reduce.

@@ -1,4 +1,4 @@
-"""What collectives cost on this machine: the model that `jaxcoll tune` calibrates and picks by.
+"""The costs of collectives on this machine: the model that `jaxcoll tune` calibrates and picks by.
 
 Between processes a cost is a simulated time: the schedule as the engine cuts it, on a switch, with
 

@@ -1,9 +1,9 @@
-"""What the engine makes of a schedule between processes, as a schedule that the simulator runs.
+"""The engine's form of a schedule between processes, as a schedule that the simulator runs.
 
 A call between processes is cut into segments, slices of every chunk, and a few of them are under
-way at once, each running the whole schedule (ffi/engine/segments/segment_plan.h). So a tree is as good a
-pipeline as a ring, and what a message costs is paid per segment. How a call is cut is the engine's
-own word; this module only writes the cuts down as ops.
+way at once, each running the whole schedule (ffi/engine/segments/segment_plan.h). So a tree is as
+good a pipeline as a ring, and what a message costs is paid per segment. How a call is cut is the
+engine's own word; this module only writes the cuts down as ops.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def cut(spec: ScheduleSpec, nbytes: int) -> Cut:
 
 
 def _slice(operand: Operand, segments: int, segment: int) -> Operand:
-    """Of each chunk, which is cut into `segments`, one piece."""
+    """One piece of each chunk, which is cut into `segments`."""
     chunks = [
         ((begin + i) * segments + segment, 1)
         for begin, count in operand.chunks

@@ -3,7 +3,7 @@
     with Ranks(processes=4) as ranks:
         seconds = ranks.time("all_reduce", "ring", 1 << 20).median_s
 
-What runs is the engine that runs under XLA: the same schedules, links and kernels, called directly.
+The engine is the one that runs under XLA: the same schedules, links and kernels, called directly.
 """
 
 from __future__ import annotations

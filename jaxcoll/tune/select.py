@@ -44,7 +44,7 @@ def algorithms(collective: str) -> tuple[str, ...]:
 def shipped(
     collective: str, world_size: int, byte_count: int, ranks_per_node: int, processes: int
 ) -> str:
-    """What "auto" is on CPUs without a table."""
+    """The choice of "auto" on CPUs without a table."""
     if processes <= 1 or collective != "all_reduce":
         return _AUTO
     if 1 < ranks_per_node < world_size:
@@ -71,7 +71,7 @@ def _gpu(
 
 
 def layout(processes: int, hosts: int) -> tables.Layout:
-    """Where the ranks of a group are that reaches into so many processes and hosts."""
+    """The layout of a group that reaches into so many processes and hosts."""
     return "process" if processes <= 1 else "host" if hosts <= 1 else "hosts"
 
 
@@ -85,7 +85,7 @@ class Choice(NamedTuple):
 def _dims(
     collective: str, algorithm: str, world_size: int, ranks_per_node: int, axes: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """What is known of the ranks' places; () leaves the algorithm its default."""
+    """The ranks' places as far as they are known; () leaves the algorithm its default."""
     kind = _schedule.dims_kind(collective, algorithm)
     if kind == "nodes" and ranks_per_node > 1:
         return world_size // ranks_per_node, ranks_per_node

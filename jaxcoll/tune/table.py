@@ -26,13 +26,13 @@ from jaxcoll import schedule as _schedule
 from jaxcoll._errors import FileError, TuningError
 
 FORMAT: Final = 1
-# Where the ranks of a group are: devices of one process, processes of one host, several hosts.
+# The layout of a group's ranks: devices of one process, processes of one host, several hosts.
 Layout: TypeAlias = Literal["process", "host", "hosts"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 _FILE_BYTES_MOST: Final = 4 << 20  # of a table; `jaxcoll tune` writes less than one MiB
 _DEPTH_MOST: Final = 16
 _NUMBER_MOST: Final = 2**62  # of ranks and bytes
-# What stands in the HLO where no table was asked.
+# The digest in the HLO where no table was asked.
 SHIPPED: Final = "shipped"
 OFF: Final = "off"
 
@@ -57,7 +57,7 @@ class Picks:
     steps: tuple[tuple[int | None, str], ...]
 
     def algorithm(self, nbytes: int) -> str:
-        """What is picked for so many bytes."""
+        """The algorithm picked for so many bytes."""
         for most, name in self.steps:
             if most is None or nbytes <= most:
                 return name
@@ -66,7 +66,7 @@ class Picks:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a file says.
+    """The contents of a file.
 
     Attributes:
       picks: for "auto".
@@ -80,7 +80,7 @@ class Table:
 
     @cached_property
     def digest(self) -> str:
-        """Of the picks; equal on processes that pick alike."""
+        """The digest of the picks; equal on processes that pick alike."""
         rows = sorted(json.dumps(_row(picks), sort_keys=True) for picks in self.picks)
         return hashlib.sha256(f"{FORMAT} {rows}".encode()).hexdigest()[:16]
 
@@ -209,7 +209,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of an object. JSON leaves open which of two values counts, so that readers may differ."""
+    """Makes the dict of a JSON object whose names are distinct. JSON leaves open which of two
+    values counts, so that readers may differ."""
     if len(content := dict(pairs)) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"an object has {_brief(twice)} twice")
@@ -250,7 +251,7 @@ def cores() -> int:
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Where `jaxcoll tune` writes its table unless it is told, and "auto" looks for one.
+    """The path where `jaxcoll tune` writes its table by default, and "auto" looks for one.
 
     None where the user has no home: HOME is not set, and the system knows no user of this number.
     """
@@ -325,7 +326,7 @@ def active() -> Table | None:
 
 
 def digest() -> str:
-    """What the HLO says of the table by which "auto" was resolved."""
+    """The HLO's digest of the table by which "auto" was resolved."""
     table = active()
     return SHIPPED if table is None else table.digest
 

@@ -1,4 +1,4 @@
-"""What `jaxcoll tune` does: measure, fit, pick, check. `jaxcoll.tune` is the command.
+"""The steps of `jaxcoll tune`: measure, fit, pick, check. `jaxcoll.tune` is the command.
 
 Measured is with processes of our own (`ranks`) at a few sizes. The costs that explain those best
 (`costs`) predict every other algorithm, number of ranks and size, and so the picks. Then picks are
@@ -70,7 +70,8 @@ FULL: Final = Effort(
     7,
     60.0,
 )
-# What picks are made for: numbers of ranks, ranks per node, and bytes of the larger buffer.
+# The cases that picks are made for: numbers of ranks, ranks per node, and bytes of the larger
+# buffer.
 _PICKED: Final[dict[table.Layout, tuple[tuple[int, int], ...]]] = {
     "process": ((2, 1), (4, 1), (8, 1), (16, 1)),
     "host": ((2, 1), (4, 1), (8, 1)),
@@ -88,7 +89,7 @@ _FITTED: Final[tuple[tuple[Collective, str], ...]] = (
 
 @dataclass(frozen=True)
 class Transport:
-    """What was measured of one way between ranks.
+    """The measurements of one way between ranks.
 
     Attributes:
       name: "process", "shm", "tcp" or "rdma".
@@ -107,7 +108,7 @@ class Transport:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is picked for a collective of some size, and what would be without a table."""
+    """The algorithm picked for a collective of some size, and the one without a table."""
 
     layout: table.Layout
     spec: ScheduleSpec
@@ -359,7 +360,8 @@ def table_of(choices: Iterable[Choice], checks: Sequence[Check]) -> tuple[table.
 def tcp_over(
     measured: LinkCosts, bandwidth_Bps: float | None, latency_s: float | None
 ) -> LinkCosts:
-    """What tcp costs over a network: this machine's part, and the network's where it is slower."""
+    """The costs of tcp over a network: this machine's part, and the network's where it is
+    slower."""
     return replace(
         measured,
         byte_s=max(measured.byte_s, 1 / bandwidth_Bps) if bandwidth_Bps else measured.byte_s,

@@ -1,4 +1,4 @@
-"""What a build with GPU kernels does where there is no GPU, and what one without them says."""
+"""Behaviour of a build with GPU kernels where there is no GPU, and errors of one without them."""
 
 from types import SimpleNamespace
 

@@ -48,7 +48,7 @@ def test_a_host_whose_process_is_killed_is_named():
         from jaxcoll._native import native
         print("CAUSE", native.cuda_info()["causes"])
         sys.stdout.flush()
-        os._exit(0)  # the context is gone, and so is the other process
+        os._exit(0)  # the context is destroyed, and the other process has ended
         """,
         2,
         hosts=2,

@@ -149,7 +149,7 @@ def test_an_exported_program_between_processes():
 
 
 def test_a_process_that_does_not_call_is_named():
-    """What XLA makes of a trap is printed: run with -s to see it."""
+    """XLA's error for a trap is printed: run with -s to see it."""
     outputs = run(
         """
         from spmd import *
@@ -171,7 +171,7 @@ def test_a_process_that_does_not_call_is_named():
         except Exception as error:
             print("NEXT", type(error).__name__, error)
         sys.stdout.flush()
-        os._exit(0)  # the context is gone, and so is the other process
+        os._exit(0)  # the context is destroyed, and the other process has ended
         """,
         2,
         JAXCOLL_TIMEOUT_S="10",  # more than one is behind the other while they start

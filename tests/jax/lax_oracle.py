@@ -19,7 +19,8 @@ import jaxcoll
 
 TARGET = "jaxcoll_collective"
 
-# What lax's own collectives become on CPU. None of it may be left where jaxcoll serves the call.
+# The HLO ops that lax's own collectives become on CPU. None of it may be left where jaxcoll serves
+# the call.
 XLA_COLLECTIVES = (
     "stablehlo.all_reduce",
     "stablehlo.all_gather",

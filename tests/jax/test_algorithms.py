@@ -56,7 +56,7 @@ def inputs(collective, size):
 
 @functools.cache
 def laxs_results(collective, size):
-    """Of `inputs`; whatever the algorithm."""
+    """The results for `inputs`, equal for every algorithm."""
     mesh, (_, theirs) = make_mesh((size,), ORDER), CALLS[collective]
     return run(
         LAX,

@@ -64,7 +64,7 @@ def collectives(request):
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_custom_partitioning_partitions_matches_lax(name, collectives):
+def test_functions_under_custom_partitioning_match_lax(name, collectives):
     mesh = make_mesh((4, 2))
     x = jax.device_put(small_integers((16, 6)), NamedSharding(mesh, SPEC))
     body = BODIES[name]

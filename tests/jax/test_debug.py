@@ -51,7 +51,7 @@ def test_the_recorder_is_bounded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of a callback in a thread that outlives the test
-def test_the_recorder_says_who_is_missing() -> None:
+def test_the_recorder_names_missing_ranks() -> None:
     """One device waits in a callback before the collective; the other one is there."""
     entered, leave = threading.Event(), threading.Event()
 

@@ -27,7 +27,7 @@ NAMES = re.compile(r"\b(?:jax\.errors\.)?([A-Z]\w*Error)\b")
 
 
 def section(name: str) -> str:
-    """What a docstring says behind "Raises:"."""
+    """The text of a docstring behind "Raises:"."""
     _, found, text = (getattr(jaxcoll, name).__doc__ or "").partition("Raises:")
     return text if found else ""
 
@@ -72,7 +72,7 @@ def call(name: str, *arguments: Any, shape: tuple[int, ...] = (8, 8), **options:
     traced.lower(lowering_platforms=lowered_for)
 
 
-# What the functions take beside the operand and the axis.
+# The arguments that the functions take beside the operand and the axis.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "all_to_all": (1, 0),
     "ppermute": ([(0, 1)],),
@@ -183,7 +183,7 @@ def test_a_collective_raises_what_its_docstring_names(name: str):
 
 
 @pytest.mark.parametrize("name", COLLECTIVES)
-def test_what_a_docstring_names_can_be_provoked(name: str):
+def test_errors_that_a_docstring_names_can_be_provoked(name: str):
     provoked = {error for error, _ in provocations(name)}
     own = set(NAMES.findall(section(name)))
     assert own <= provoked | set(ELSEWHERE)
@@ -272,7 +272,7 @@ def test_one_except_clause_catches_what_the_other_modules_raise():
 
 
 @pytest.mark.parametrize("number", [0, 32, 10**6, signal.SIGKILL, "USR1"])
-def test_what_is_no_signal_is_refused_and_leaves_nothing_behind(number: Any):
+def test_a_number_of_no_signal_is_refused_and_leaves_nothing_behind(number: Any):
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
     with pytest.raises(ValueError, match="is no signal that can be caught"):
@@ -321,7 +321,7 @@ def test_a_schedule_error_survives_pickling():
         lambda: Schedule.parse("nonsense", "all_reduce"),
     ],
 )
-def test_what_documents_a_value_error_raises_one(provoke: Callable[[], object]):
+def test_functions_that_document_a_value_error_raise_one(provoke: Callable[[], object]):
     with pytest.raises(ValueError, match=r".") as caught:
         provoke()
     assert type(caught.value) is ValueError

@@ -83,7 +83,7 @@ def test_tiled_collectives_over_a_sharded_dimension_are_laxs(spec, check_vma):
 
 
 @pytest.mark.parametrize("spec", [P("i", "j"), P(("i", "j"))], ids=["columns", "rows"])
-def test_what_lax_itself_cannot_lower_is_served(spec):
+def test_calls_that_lax_itself_cannot_lower_are_served(spec):
     """psum_scatter, and so the gradient of all_gather: its reducer cannot be sharded."""
     mesh = make_mesh()
     x = np.arange(128, dtype=np.float32).reshape(16, 8)

@@ -76,7 +76,7 @@ def test_a_function_compiled_before_is_compiled_anew_inside_and_kept_after(funct
     assert not routed(function, x)
 
 
-def test_what_counts_is_where_a_program_is_lowered(function, x):
+def test_the_setting_where_a_program_is_lowered_counts(function, x):
     traced_outside = function.trace(x)
     with jaxcoll.installed():
         lowered_inside = function.lower(x)

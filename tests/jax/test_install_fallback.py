@@ -1,7 +1,7 @@
 """Under install() nothing that lax serves fails: what jaxcoll cannot lower is left to lax.
 
-Whatever the reason, nothing of the attempt is left behind, the reason is listed, and what lax
-refuses too is refused in its words. Faults of the job's set-up are raised.
+Nothing of the attempt is left behind whatever the reason, the reason is listed, and a call that lax
+refuses too is refused in lax's words. Faults of the job's set-up are raised.
 """
 
 import logging
@@ -151,7 +151,7 @@ def test_each_reason_is_listed_once_and_not_without_end(monkeypatch, x):
     assert len(fell_back()["psum"]) == install._NOTED_AT_MOST
 
 
-def test_what_jaxcoll_refuses_is_listed_and_not_logged(caplog, x):
+def test_calls_that_jaxcoll_refuses_are_listed_and_not_logged(caplog, x):
     complex_max = jax.jit(per_device(make_mesh((8,)), lambda x: jax.lax.pmax(x, "x")))
     with jaxcoll.installed(), caplog.at_level(logging.WARNING, "jaxcoll"):
         assert TARGET not in complex_max.lower(x.astype(np.complex64)).as_text()

@@ -1,6 +1,6 @@
 """Programs that work with jax.lax, met in use: each must give the same with jaxcoll.
 
-One case for each kind. What else there is of the kind: test_values_and_types.py,
+One case for each kind. More tests of the kind: test_values_and_types.py,
 test_explicit_axes.py, test_install_fallback.py.
 """
 
@@ -200,7 +200,7 @@ def test_permutations_of_any_spelling_are_taken(pairs, spelling, kind):
 
 
 @pytest.mark.parametrize("perm", [5, None, [0, 1], {0: 1}, [(0, 1.0)], [(0, 1, 2)], [("0", "1")]])
-def test_what_is_no_permutation_is_refused(x, perm):
+def test_pairs_that_are_no_permutation_are_refused(x, perm):
     with pytest.raises((TypeError, ValueError)):
         jax.eval_shape(mapped(lambda v: jaxcoll.ppermute(v, "x", perm)), x)
 

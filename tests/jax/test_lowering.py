@@ -1,4 +1,4 @@
-"""What the programs look like: how many calls, no hidden communication, donation."""
+"""Properties of the lowered programs: how many calls, no hidden communication, donation."""
 
 import jax
 import jax.numpy as jnp

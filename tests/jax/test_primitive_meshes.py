@@ -1,4 +1,4 @@
-"""Which devices take part: groups of logical ids, meshes known late, parts of a machine."""
+"""The devices that take part: groups of logical ids, meshes known late, parts of a machine."""
 
 import jax
 import numpy as np
@@ -139,7 +139,8 @@ def test_random_keys_travel():
 
 
 def test_shardings_lose_gain_and_replicate_a_leading_dimension():
-    """What the partitioner computes, on a partially manual sharding of 4 x 2 devices."""
+    """The results that the partitioner computes, on a partially manual sharding of 4 x 2
+    devices."""
     mesh = make_mesh((4, 2))
     sharding = NamedSharding(mesh, P("y", None, "x"))._to_xla_hlo_sharding(3)
     taller = shardings.sharding_with_leading_dimension(sharding)

@@ -1,4 +1,4 @@
-"""What needs a Python of its own: many devices, the end of the interpreter, a late start."""
+"""Cases that need a Python of their own: many devices, the end of the interpreter, a late start."""
 
 import socket
 

@@ -1,4 +1,5 @@
-"""What tells programs apart: the same on every process, and different where anything differs."""
+"""The fingerprint that tells programs apart: the same on every process, and different where
+anything differs."""
 
 from collections.abc import Callable
 

@@ -37,7 +37,7 @@ class Static:
 
 
 def types_of(tree: Any) -> list[Any]:
-    """What a function of a tracer may know of each leaf."""
+    """The facts that a function of a tracer may know of each leaf."""
 
     def type_of(leaf: Any) -> Any:
         if isinstance(leaf, (bool, int, float, complex)):
@@ -66,7 +66,8 @@ class Observed:
 
 # --- leaves -------------------------------------------------------------------------------------
 
-# Constants as programs have them. What depends on JAX being initialised is made when it is used.
+# Constants as programs have them. Values that depend on JAX being initialised are made when they
+# are used.
 SCALARS: dict[str, Callable[[], Any]] = {
     "bool": lambda: True,
     "int": lambda: 3,
@@ -367,7 +368,7 @@ def test_functions_linear_in_some_leaves_of_a_tree_are_transposed_as_with_lax(
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_what_is_not_linear_says_so_when_it_is_transposed():
+def test_an_op_that_is_not_linear_says_so_when_it_is_transposed():
     x = jax.ShapeDtypeStruct((8, 2), np.float32)
     for call in (lax.pmax, jaxcoll.pmax):
         function = mapped(lambda v, call=call: call(v, "x"), False)

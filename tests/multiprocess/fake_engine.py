@@ -47,7 +47,7 @@ class FakeRdmaHalf:
 
 
 class FakeEngine:
-    """Records what it is told. `links[peer]` and `failures[peer]` are lists: one entry each."""
+    """Records the calls it gets. `links[peer]` and `failures[peer]` are lists: one entry each."""
 
     def __init__(self) -> None:
         self.fabrics: list[str] = []  # of its RDMA ports
@@ -217,7 +217,7 @@ class Job:
         return [(address, port) for address, port in published["addresses"]]
 
     def secret(self, transport: str) -> bytes:
-        """What handshakes are made with, in a job that was given no secret."""
+        """The secret of handshakes in a job that was given no secret."""
         if transport == "shm":
             return bytes(32)
         self.store.set("jaxcoll/1/secret", os.urandom(32))

@@ -74,9 +74,9 @@ class _Host:
         return self._holder.pid
 
     def command(self, *command: str) -> list[str]:
-        """`command` on this host; it is killed when the one who started it ends."""
+        """`command` on this host; it is killed when its parent ends."""
         inside = ["nsenter", "--target", str(self.pid), *self._user, "--net", "--uts", "--mount"]
-        # Who started it may have ended before the signal was asked for.
+        # The parent process may have ended before the signal was asked for.
         unless_orphan = ["sh", "-c", '[ "$PPID" != 1 ] && exec "$@"', "sh"]
         return [*inside, "setpriv", "--pdeathsig", "KILL", *unless_orphan, *command]
 
@@ -162,7 +162,7 @@ class Network:
         return f"{interface}-h{host}"
 
     def address(self, host: int, interface: str = "") -> str:
-        """Of a host on the network of an interface, the first by default."""
+        """The address of a host on the network of an interface, the first by default."""
         number = self.interfaces.index(interface) if interface else 0
         if self._family == socket.AF_INET6:
             return f"fd77:{number + 1:x}::{host + 1:x}"
@@ -203,7 +203,7 @@ class Network:
             raise NotPermitted(f"no {what} in this kernel: {error}") from None
 
     def sent_bytes(self, host: int, interface: str) -> int:
-        """What a host has sent there so far."""
+        """The bytes that a host has sent there so far."""
         path = f"/proc/{self.hosts[host].pid}/net/dev"
         for line in Path(path).read_text().splitlines():
             name, _, figures = line.partition(":")

@@ -126,7 +126,7 @@ class Rank:
 
     @property
     def text(self) -> str:
-        """What it has printed, without our time stamps."""
+        """The text it has printed, without our time stamps."""
         with self._changed:
             return "\n".join(line[9:] for line in self._lines)
 
@@ -309,7 +309,7 @@ class Job:
         self.ranks[rank].write(text)
 
     def text(self, rank: int) -> str:
-        """What a rank has printed so far."""
+        """The text that a rank has printed so far."""
         return self.ranks[rank].text
 
     def finish(self, exit_codes: Mapping[int, int] | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the scripts of these tests share; imported inside their processes, never by pytest.
+"""Code that the scripts of these tests share; imported inside their processes, never by pytest.
 
 Every process knows every rank's data, so each compares the rows on its own devices with NumPy's.
 `c` holds the collectives under test: jaxcoll's, or with TEST_COLLECTIVES=lax those of JAX over

@@ -1,4 +1,5 @@
-"""Who does not know the job's secret gets a closed connection, and keeps nobody else out."""
+"""A client that does not know the job's secret gets a closed connection, and keeps nobody else
+out."""
 
 from __future__ import annotations
 
@@ -211,7 +212,7 @@ def test_processes_with_one_secret_leave_none_in_the_store(transport: str) -> No
 
 @pytest.mark.parametrize("forged", ["process/1", "tcp/1/near"])
 @pytest.mark.parametrize("how", ["replaced", "copied from another key", "changed"])
-def test_what_a_stranger_writes_into_the_store_is_refused(forged: str, how: str) -> None:
+def test_records_that_a_stranger_writes_into_the_store_are_refused(forged: str, how: str) -> None:
     secret = GIVEN["a"]
     with processes(3, transports=("tcp",), secret=secret) as job:
         job.bootstraps[1].start()
@@ -245,7 +246,7 @@ def test_one_process_warns_of_a_secret_in_the_store(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("purpose", [Purpose.TCP, Purpose.RDMA, Purpose.ASK])
-def test_who_comes_by_another_transport_than_both_would_choose_is_refused(
+def test_a_client_by_another_transport_than_both_would_choose_is_refused(
     purpose: Purpose,
 ) -> None:
     """By tcp, with the secret, where shared memory joins the two, which looks at the user."""
@@ -357,7 +358,8 @@ def test_roles_and_transports_cannot_be_swapped_even_with_the_secret() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 200])
 def test_descriptors_that_nobody_expects_are_closed(count: int) -> None:
-    """With the hello from a stranger, and a wrong number of them from one who knows the secret."""
+    """With the hello from a stranger, and a wrong number of them from a client that knows the
+    secret."""
     with processes(2) as job:
         job.start(0)
         secret = job.secret("shm")
@@ -400,7 +402,8 @@ def test_another_user_is_turned_away() -> None:
 
 
 def garbage(random_: random.Random, secretless: bytes) -> bytes:
-    """What a fuzzer sends: noise, and good messages cut, repeated, mixed and made too long."""
+    """The bytes that a fuzzer sends: noise, and good messages cut, repeated, mixed and made too
+    long."""
     choice = random_.randrange(6)
     if choice == 0:
         return random_.randbytes(random_.randrange(300))
@@ -484,7 +487,7 @@ def test_slow_strangers_keep_no_good_peer_out(
         assert time.monotonic() - began < 30
 
 
-def test_those_who_were_admitted_are_not_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admitted_clients_are_not_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that ask and wait take nobody's place, and are not dropped when it gets crowded."""
     monkeypatch.setattr(listener, "STRANGERS_MAX", 64)
     count = listener.STRANGERS_MAX + 20

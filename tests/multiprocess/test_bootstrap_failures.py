@@ -1,4 +1,4 @@
-"""Whatever keeps a process from linking to others is told to those who wait for it.
+"""A process that cannot link to others tells the reason to the processes that wait for it.
 
 Faults are injected into one of several bootstraps in this process; deadlines are those of
 `fake_engine`, far longer than any of this takes.
@@ -41,7 +41,7 @@ def in_thread_of(index: int) -> bool:
     return threading.current_thread().name == f"injected-{index}"
 
 
-# What fails, with what, and what the others read. All of it while process 1 starts.
+# The failing call, its error, and the text that the others read. All of it while process 1 starts.
 STARTING = {
     "no descriptor for the loop": (asyncio, "SelectorEventLoop", no_descriptors, "Too many open"),
     "no first thread": (store_thread.threading.Thread, "start", no_thread, "can't start new"),
@@ -71,7 +71,9 @@ def start_broken(job: Job, index: int, patch: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("kind", STARTING)
 @pytest.mark.parametrize("broken", [0, 1, 2])
-def test_a_process_that_cannot_publish_says_why_to_those_who_wait(kind: str, broken: int) -> None:
+def test_a_process_that_cannot_publish_says_why_to_waiting_processes(
+    kind: str, broken: int
+) -> None:
     where, name, what, expected = STARTING[kind]
     with processes(3) as job:
         others = [index for index in range(3) if index != broken]
@@ -122,7 +124,7 @@ def test_a_second_thread_that_cannot_start_leaves_none(monkeypatch: pytest.Monke
             job.bootstraps[1].want(0)
 
 
-def test_nobody_but_those_who_want_links_to_it_needs_process_0() -> None:
+def test_only_processes_that_want_links_to_it_need_process_0() -> None:
     with processes(3) as job:
         start_broken(job, 0, lambda f: f.setattr(asyncio, "SelectorEventLoop", no_descriptors))
         job.bootstraps[1].want(2)
@@ -132,7 +134,7 @@ def test_nobody_but_those_who_want_links_to_it_needs_process_0() -> None:
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_engine_that_cannot_be_started_says_why(broken: int) -> None:
-    """It listens, and others are connected to it already: they are told there."""
+    """It listens, and others are connected to it already: they learn it there."""
     other = 1 - broken
     with processes(2, present=0) as job:
         job.add(broken, engine_started=False)
@@ -170,7 +172,7 @@ def test_time_is_up_for_one_that_only_listens() -> None:
 
 @pytest.mark.parametrize("ended", [0, 1])
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_a_process_that_ends_in_order_tells_those_who_wait(transport: str, ended: int) -> None:
+def test_a_process_that_ends_in_order_tells_waiting_processes(transport: str, ended: int) -> None:
     with processes(2, present=0, transports=(transport,)) as job:
         job.add(ended, engine_started=False)
         job.start(ended)
@@ -262,7 +264,7 @@ def test_a_listener_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_without_descriptors_gives_up_after_a_while(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it lacks for a moment only does no harm, see test_bootstrap_attacks.py."""
+    """A shortage that lasts only a moment does no harm, see test_bootstrap_attacks.py."""
     with processes(2) as job:
         for index in (0, 1):
             job.start(index)
@@ -300,7 +302,7 @@ def test_an_engine_that_cannot_make_the_link_fails_it_on_both_sides(
         assert "no memory for this" in job.engines[broken].failure(1 - broken)
 
 
-def test_what_stands_in_the_store_is_taken_as_text() -> None:
+def test_values_of_the_store_are_taken_as_text() -> None:
     found = {"e/1": b"a\x00\x1b[31m\nb\xff", "e/x": b"", "e/2": b"x" * 10_000, "e/-1": b""}
     ends = peer.read_ends(found, "e/")
     assert ends[1] == "a  [31m b\ufffd"

@@ -9,7 +9,7 @@ from processes import run
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
 
 
-# What is exported, and what NumPy says of it; on four devices.
+# The exported function, and NumPy's result for it; on four devices.
 PROGRAM = """
 from spmd import *
 from jax import export, lax

@@ -22,7 +22,7 @@ SLACK_S = 25
 def deadlines(how: int) -> tuple[int, int]:
     """JAXCOLL_TIMEOUT_S, and the seconds in which the others know of it, if one gets that signal.
 
-    Who is killed is missed at once, without a deadline.
+    A killed process is detected immediately, without a deadline.
     """
     return (60, SLACK_S) if how == signal.SIGKILL else (TIMEOUT_S, TIMEOUT_S + SLACK_S)
 
@@ -327,7 +327,7 @@ def test_random_points_of_death(seed: int) -> None:
         assert all("lived on" in printed[rank] for rank in set(range(processes)) - killed)
 
 
-def test_a_process_that_has_forked_is_missed_at_once() -> None:
+def test_the_death_of_a_process_that_has_forked_is_detected_immediately() -> None:
     """A child holds copies of all descriptors of its parent, whose end must show all the same."""
     script = """
     import multiprocessing, warnings
@@ -366,7 +366,7 @@ def test_a_process_that_has_forked_is_missed_at_once() -> None:
         assert "lived on" in printed[2]
 
 
-def test_who_runs_ahead_waits_for_who_is_late() -> None:
+def test_a_process_that_runs_ahead_waits_for_a_late_one() -> None:
     """Process 0 waits for nobody: 320 MB of small messages to one that does something else."""
     script = """
     x = place(mesh, small_integers((n, 4000)))
@@ -458,7 +458,7 @@ def test_leaving_with_calls_in_flight_does_not_hang() -> None:
     run(COMMON + textwrap.dedent(script), processes=3, timeout_s=120)
 
 
-def test_who_leaves_first_disturbs_nobody() -> None:
+def test_a_process_that_leaves_first_disturbs_nobody() -> None:
     """Rank 0 ends as soon as its own call has; the others still exchange what they need."""
     script = """
     x = place(mesh, small_integers((n, 300_000)))

@@ -216,5 +216,5 @@ finished("end")
 
 
 @pytest.mark.parametrize("namespace", ["jaxcoll", "lax"])
-def test_what_custom_partitioning_partitions_is_exact(namespace: str) -> None:
+def test_functions_under_custom_partitioning_are_exact(namespace: str) -> None:
     run(PARTITIONED, namespace, processes=2, devices=2)

@@ -1,4 +1,5 @@
-"""What the other tests here rest on: who survives whom, and that a failure shows itself."""
+"""Assumptions of the other tests here: which process survives which, and that a failure shows
+itself."""
 
 import signal
 import time
@@ -56,7 +57,7 @@ def test_a_resumed_process_goes_on_or_is_ended_but_disturbs_nobody() -> None:
         for rank in range(2):
             job.wait_for(rank, "up")
         job.send(1, signal.SIGSTOP)
-        time.sleep(2 * HEARTBEAT_TIMEOUT_S)  # until its heartbeats are missed
+        time.sleep(2 * HEARTBEAT_TIMEOUT_S)  # until its heartbeats are late
         job.send(1, signal.SIGCONT)
         printed = job.finish(exit_codes={1: None})  # type: ignore[dict-item]
     assert "survived" in printed[0]

@@ -327,14 +327,14 @@ DIGITS = ["-m", "jaxcoll.examples.digits", "--mesh", "dp=4,tp=2", "--epochs", "1
 
 
 def losses(printed: str) -> list[float]:
-    """Of the first and the last epoch, trained with jaxcoll."""
+    """The losses of the first and the last epoch, trained with jaxcoll."""
     found = re.search(r"^(?:\[0\])?  +jaxcoll +(\S+) \|.*\| (\S+)$", printed, re.MULTILINE)
     assert found is not None, printed
     return [float(number) for number in found.groups()]
 
 
 def launched_digits(enter: Sequence[Sequence[str]], coordinator: str, path: Path) -> str:
-    """What rank 0 prints of the example in 2 processes of 2 devices on each of two hosts."""
+    """The output of rank 0 of the example in 2 processes of 2 devices on each of two hosts."""
     launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "--total", "4"]
     launch += ["--devices-per-process", "2", "--coordinator", coordinator]
     environment = {

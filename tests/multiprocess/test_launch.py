@@ -45,7 +45,8 @@ def started(*arguments: str, lines: int) -> Iterator[subprocess.Popen[str]]:
 def wait_until_gone(pids: list[int]) -> None:
     end = time.monotonic() + 40
     while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
-        # Whoever adopts an orphan reaps it; a container without an init may leave it a zombie.
+        # The process that adopts an orphan reaps it; a container without an init may leave it a
+        # zombie.
         states = [state(pid) for pid in pids]
         if all(s in "ZX" for s in states):
             return
@@ -217,7 +218,7 @@ def test_a_process_that_a_signal_ended_gives_128_and_its_number() -> None:
     assert "was ended by SIGSEGV" in done.stderr
 
 
-def test_whoever_ignores_sigterm_is_killed_after_the_grace() -> None:
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace() -> None:
     program = (
         f"import os, sys, time\nif os.environ['SLURM_PROCID'] == '0':\n"
         f"  time.sleep(2); sys.exit(1)\n{STUBBORN}"

@@ -213,7 +213,8 @@ for text in texts: print("told:", text)
 
 
 def test_threads_in_another_order_on_each_process() -> None:
-    """With one device per process threads do not wait for each other; with more, all are told."""
+    """With one device per process threads do not wait for each other; with more, all get the
+    error."""
     environment = {"JAXCOLL_TIMEOUT_S": "8"}
     for devices in (1, 2):
         texts = run(

@@ -1,4 +1,4 @@
-"""Processes that do not make the same calls: all are told how these differ while they still wait.
+"""Processes that do not make the same calls: all learn how these differ while they still wait.
 
 Each job waits in calls that never meet. The words must come from both processes before the deadline
 and stand in the errors that end the calls.
@@ -32,7 +32,7 @@ def call(body):
     told(per_device(mesh, body), y)
 """
 
-# What process `rank` computes -> what both are told. The first line of each is the last part of
+# The computation of process `rank` -> the error of both. The first line of each is the last part of
 # the warning.
 DIFFERENT = {
     "shapes": ('c.psum(x[: 5 + rank], "x")', "the same of float32[6]: shapes differ"),
@@ -117,7 +117,7 @@ def test_where_nothing_else_can_begin_it_is_an_error_at_once() -> None:
 
 
 def test_calls_meet_in_order_where_that_is_asked_for() -> None:
-    """Whatever differs in the programs, as with XLA's own collectives."""
+    """Programs may differ in anything else, as with XLA's own collectives."""
     script = (
         PROGRAM
         + """

@@ -1,4 +1,4 @@
-"""What happens to a process before its first link is known to those who wait for it.
+"""Processes that wait for another one know what happens to it before its first link.
 
 Deadlines are long, so that whatever a test waits for comes for another reason.
 """
@@ -61,7 +61,9 @@ def seconds_since(path):
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_process_killed_before_its_first_collective_is_missed(lost: int, transport: str) -> None:
+def test_a_process_killed_before_its_first_collective_is_detected(
+    lost: int, transport: str
+) -> None:
     """It has published itself, and has no link yet; one below and one above it wait."""
     script = """
     mesh = mesh_of([0, 1, 2])
@@ -89,7 +91,7 @@ def test_a_process_killed_before_its_first_collective_is_missed(lost: int, trans
 
 
 @pytest.mark.parametrize("how", ["sys.exit(0)", "raise RuntimeError('mine')", "os._exit(7)"])
-def test_who_ends_without_a_collective_is_missed(how: str) -> None:
+def test_a_process_that_ends_without_a_collective_is_detected(how: str) -> None:
     """In order, by an exception, or without a word."""
     script = f"""
     mesh = mesh_of([0, 1, 2])
@@ -114,7 +116,9 @@ def test_who_ends_without_a_collective_is_missed(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["sys.exit(0)", "os._exit(0)"])
-def test_who_ended_while_others_did_not_know_jaxcoll_yet_is_not_waited_for(how: str) -> None:
+def test_a_process_that_ended_while_others_did_not_know_jaxcoll_yet_is_not_waited_for(
+    how: str,
+) -> None:
     script = f"""
     import jax.numpy
     if rank == 1:
@@ -138,7 +142,7 @@ def test_who_ended_while_others_did_not_know_jaxcoll_yet_is_not_waited_for(how: 
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_who_is_stopped_before_its_first_collective_is_named_as_silent(stopped: int) -> None:
+def test_a_process_stopped_before_its_first_collective_is_named_as_silent(stopped: int) -> None:
     """After a fifth of the deadline, as later; it is not dead."""
     script = """
     mesh = mesh_of([0, 1])

@@ -55,7 +55,7 @@ def test_a_private_file_is_taken(tmp_path: Path, mode: int) -> None:
     assert secret.source == f"JAXCOLL_SECRET_FILE={path}"
 
 
-def test_what_the_command_in_the_errors_makes_is_taken(tmp_path: Path) -> None:
+def test_a_secret_made_by_the_command_in_the_errors_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     command = _secret.ADVICE.split(" makes")[0].replace("FILE", str(path))
     subprocess.run(["bash", "-c", command], check=True)
@@ -117,7 +117,7 @@ def test_a_file_that_others_can_read_or_guess_is_refused(
     assert _secret.given() is None
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     (tmp_path / "loop").symlink_to("loop")
     for name, reason in [
@@ -223,7 +223,7 @@ def test_a_process_that_is_not_root_may_be_given_a_file_of_root() -> None:
 # --- descriptors --------------------------------------------------------------------------------
 
 
-def test_what_the_launcher_hands_over_can_be_read_by_many(tmp_path: Path) -> None:
+def test_a_secret_that_the_launcher_hands_over_can_be_read_by_many(tmp_path: Path) -> None:
     made = _secret.make()
     kept = _secret.hand_over(made)
     assert kept >= 100

@@ -99,13 +99,13 @@ def test_one_flipped_bit_is_an_error_of_both_processes(victim: int, encrypt: str
         assert f"peer process {1 - rank} (tcp to process {1 - rank} " in text
     check = r"frame \d+ of socket \d \(\S+:\d+ to \S+:\d+\) failed its check"
     assert re.search(check, texts[victim]), texts
-    # The other one is told why, unless all sockets to it were within a frame.
+    # The other one learns why, unless all sockets to it were within a frame.
     other = texts[1 - victim]
     assert re.search("has ended the link: .*" + check, other) or " is gone" in other, texts
 
 
 @pytest.mark.parametrize("what", ["repeat", "omit", "cut"])
-def test_what_is_repeated_left_out_or_cut_is_an_error(what: str) -> None:
+def test_bytes_repeated_left_out_or_cut_are_an_error(what: str) -> None:
     began = time.monotonic()
     texts = relayed(what, 1)
     assert time.monotonic() - began < TIMEOUT_S
@@ -115,7 +115,7 @@ def test_what_is_repeated_left_out_or_cut_is_an_error(what: str) -> None:
 
 
 @pytest.mark.parametrize("encrypt", ["0", "1"])
-def test_whoever_only_passes_on_is_not_noticed(encrypt: str) -> None:
+def test_a_relay_that_only_passes_on_is_not_detected(encrypt: str) -> None:
     assert all("right" in text for text in relayed("nothing", 1, encrypt))
 
 

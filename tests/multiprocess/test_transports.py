@@ -1,4 +1,4 @@
-"""Which transport two processes use, where they can be reached, and who listens for what."""
+"""The transport that two processes use, their addresses, and the listeners."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_processes_of_two_machines_listen_at_their_interfaces(
                 assert names <= set(addresses), names
 
 
-def test_a_process_that_cannot_listen_says_why_to_those_who_wait(
+def test_a_process_that_cannot_listen_says_why_to_waiting_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def listen_tcp(_: object) -> None:

@@ -52,7 +52,7 @@ def write(path: Path, algorithm: str) -> str:
 
 
 def run_with(tables: Sequence[str], *arguments: str) -> list[str]:
-    """What each process prints, with a JAXCOLL_TUNING of its own."""
+    """The text that each process prints, with a JAXCOLL_TUNING of its own."""
     environments = {i: {"JAXCOLL_TUNING": table} for i, table in enumerate(tables)}
     return run(SCRIPT, *arguments, processes=len(tables), rank_environment=environments)
 

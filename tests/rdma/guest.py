@@ -31,7 +31,8 @@ from pathlib import Path
 
 TOOLS = ("qemu-system-x86_64", "busybox", "depmod", "modprobe", "ip", "rdma", "dpkg", "apt-get")
 PACKAGES = "qemu-system-x86 busybox-static kmod iproute2 ibverbs-providers"
-# What the first stage needs to reach this machine's files; the rest is loaded from there.
+# The modules that the first stage needs to reach this machine's files; the rest is loaded from
+# there.
 FIRST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 MEMORY_MIB = 2048
 SHARE = "/run/jaxcoll-guest"  # in the guest: this run's directory

@@ -30,7 +30,7 @@ def cpp_tests() -> Path | None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the guest has left what came of each step."""
+    """The folder where the guest has left the result of each step."""
     if reason := guest.why_not():
         pytest.skip(reason)
     binary = cpp_tests()

@@ -1,7 +1,8 @@
 """Runs schedules on NumPy integers with random timing: evidence independent of the verifier.
 
 Every start, every single chunk that moves, and every completion is an event of its own, and the
-next event is drawn at random from those that may happen. What was never written holds poison.
+next event is drawn at random from those that may happen. Chunks that were never written hold
+poison.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def random_inputs(schedule: Schedule, elements: int, seed: int) -> NDArray[np.in
 
 
 def expected(schedule: Schedule, inputs: NDArray[np.int64], rank: int) -> NDArray[np.int64] | None:
-    """What `rank` should end with: (block, element); None where it is unspecified."""
+    """The contents that `rank` should end with: (block, element); None where it is unspecified."""
     match schedule.collective:
         case "all_reduce":
             return inputs.sum(axis=0)

@@ -11,7 +11,7 @@ import pytest
 from jaxcoll.interop import goal
 from jaxcoll.schedule import COLLECTIVES, ScheduleSpec, algorithms, build
 
-# What LogGOPSim's txt2bin accepts in a line.
+# The lines that LogGOPSim's txt2bin accepts.
 OP = re.compile(
     r"(?P<label>[a-z]\w*): (?:(?P<kind>send|recv) (?P<bytes>\d+)b (?:to|from) (?P<peer>\d+) "
     r"tag (?P<tag>\d+)|calc (?P<time>\d+))"

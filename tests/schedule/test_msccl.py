@@ -286,7 +286,7 @@ HEAD = '<algo name="x" nchunksperloop="2" ngpus="1" coll="allreduce">'
         ),
         (
             f"{HEAD}\n{ONE}\n{block(0, -1, -1, [('nop', 'i0', 'o0', 0, (3, 0))])}</gpu></algo>",
-            "step 0 (nop) waits for step 0 of thread block 3, which there is not",
+            "step 0 (nop) waits for step 0 of thread block 3, which does not exist",
         ),
         (
             f"{HEAD}\n{ONE}\n{block(0, -1, -1, [('nop', 'i0', 'o0', 0, (0, 0))])}</gpu></algo>",

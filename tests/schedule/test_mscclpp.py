@@ -156,7 +156,7 @@ def test_plans_have_the_fields_that_the_executor_reads() -> None:
         assert {op["reduce_op"] for op in block["ops"] if op["name"] == "rre"} == {"sum"}
 
 
-def test_what_the_executor_has_not_is_refused() -> None:
+def test_features_that_the_executor_lacks_are_refused() -> None:
     with pytest.raises(ValueError, match="MSCCL\\+\\+ has no permute"):
         mscclpp.export(build(ScheduleSpec("permute", 2, permutation=((0, 1),))))
     with pytest.raises(ValueError, match="reduce_op 'prod': MSCCL\\+\\+ has sum, min"):

@@ -91,7 +91,7 @@ def index_of(schedule: Schedule, rank: int, kind: str, number: int = 0) -> int:
 # Unmatched messages.
 
 
-def test_a_dropped_send_is_missed_at_the_one_after_it() -> None:
+def test_a_dropped_send_is_detected_at_the_one_after_it() -> None:
     schedule = ring()
     index = index_of(schedule, 2, "send", 1)
     error = fault(
@@ -204,7 +204,7 @@ def test_schedules_too_large_to_prove_are_refused_before_memory_is_spent() -> No
     fault(schedule, "op 2", "more than 16777216 chunks are named in all")
 
 
-def test_what_belongs_to_no_op_is_checked_too() -> None:
+def test_parts_that_belong_to_no_op_are_checked_too() -> None:
     schedule = build(ScheduleSpec("permute", 3, permutation=((0, 1),)))
     fault(replace(schedule, root=3), "malformed: rank 3: the root is not among the 3 ranks")
     fault(replace(schedule, root=-1), "malformed: rank -1: the root")
@@ -404,7 +404,7 @@ def test_a_reduction_doubled_upstream_is_traced_there() -> None:
     assert error.kind == "result"
 
 
-def test_a_forgotten_contribution_is_missed() -> None:
+def test_a_forgotten_contribution_is_detected() -> None:
     schedule = build(ScheduleSpec("all_reduce", 3, "direct"))
     index = index_of(schedule, 2, "reduce")
     error = fault(
@@ -513,7 +513,7 @@ def mutations() -> dict[str, Callable[[Op, st.DataObject], Op | None]]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_what_is_accepted_after_any_mutation_still_works(data: st.DataObject) -> None:
+def test_a_schedule_accepted_after_any_mutation_still_works(data: st.DataObject) -> None:
     """The verifier against the interpreter: accepted means right in every timing tried."""
     collective, algorithm = data.draw(
         st.sampled_from([(c, a) for c in COLLECTIVES for a in algorithms(c)])
@@ -535,7 +535,7 @@ def test_what_is_accepted_after_any_mutation_still_works(data: st.DataObject) ->
         )
     if not is_accepted(schedule):
         return
-    # What was verified can be sent to an engine, which parses it again.
+    # A verified schedule can be sent to an engine, which parses it again.
     assert Schedule.parse(collective, schedule.serialize()).programs == schedule.programs
     for seed in range(5):
         schedule_interpreter.check(schedule, 2 * schedule.programs[0].chunks_per_block, seed)

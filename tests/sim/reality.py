@@ -3,12 +3,12 @@
     python tests/sim/reality.py --json benchmarks/results/reality.json
 
 Hosts are network namespaces (tests/multiprocess/hosts.py), their cables `tc`'s token buckets in
-both directions, and ranks processes of the engine without JAX (jaxcoll/tune/ranks.py). What is
-simulated is the schedule as the engine runs it (jaxcoll/tune/engine_model.py) on a switch with
-links of those rates.
-Three figures are measured first, by one-way messages between two hosts, and then kept: how long a
-small message takes, and from two sizes the share of a link's rate that carries payload. Everything
-else is predicted: other collectives, algorithms, numbers of hosts and sizes.
+both directions, and ranks processes of the engine without JAX (jaxcoll/tune/ranks.py). The
+simulation runs the schedule as the engine does (jaxcoll/tune/engine_model.py) on a switch with
+links of those rates. Three figures are measured first, by one-way messages between two hosts, and
+then kept: how long a small message takes, and from two sizes the share of a link's rate that
+carries payload. Everything else is predicted: other collectives, algorithms, numbers of hosts and
+sizes.
 
 So that the links are the links of the model:
 
@@ -132,7 +132,7 @@ def shape(network: Network, setup: Setup) -> None:
 
 
 def schedules(hosts: int, *, few: bool) -> list[ScheduleSpec]:
-    """What is run; `few`: one of each kind."""
+    """The cases that are run; `few`: one of each kind."""
     named: list[tuple[Collective, str]] = [
         ("all_reduce", "ring"),
         ("all_reduce", "direct2"),

@@ -19,7 +19,7 @@ Key = tuple[int, int]  # rank, index of the op
 
 @dataclass
 class Network:
-    """What messages cross.
+    """The links that messages cross.
 
     Attributes:
       path: (source rank, destination rank, channel) -> links.
@@ -184,7 +184,7 @@ class _Evaluation:
                         flows.append(_Flow(send, (link,), True, work))
             if len(completed) == len(self._ops):
                 return now
-            # What came together waits for a rank's unit in order of channel and program.
+            # Messages that came together wait for a rank's unit in order of channel and program.
             for key, work in sorted(to_compute, key=by_channel):
                 unit_free[key[0]] = max(unit_free[key[0]], now) + work
                 later.append((unit_free[key[0]], "done", key))

@@ -1,10 +1,10 @@
 """Against a packet-level simulator: published uet-htsim results (NSCC congestion control, 100 Gb/s,
 1 us per link, 2 MB per flow), which took it 13 s a run.
 
-The model here is fluid. What packets add, as constants: a flow counts as complete when the last
-acknowledgement is back, one more path latency, and every switch stores a packet of 4160 B before it
-forwards it. Beyond that, one efficiency factor per routing mode, and one number for congestion
-control:
+The model here is fluid. The time that packets add, as constants: a flow counts as complete when the
+last acknowledgement is back, one more path latency, and every switch stores a packet of 4160 B
+before it forwards it. Beyond that, one efficiency factor per routing mode, and one number for
+congestion control:
 
   ecmp         0.985: headers, 4096 of 4160 bytes are payload; not fitted
   spray        about 0.88: headers, and packets that meet at random; fitted on means by the smallest
@@ -112,7 +112,7 @@ def fluid(row: str, unfairness: float) -> tuple[tuple[float, ...], float]:
 
 
 def errors(row: str, factor: float, unfairness: float) -> NDArray[np.float64]:
-    """Of median, mean, p99 and max, with capacities times `factor`; latencies stay."""
+    """The errors of median, mean, p99 and max, with capacities times `factor`; latencies stay."""
     values, latency_us = fluid(row, unfairness)
     predicted = (np.array(values) - latency_us) / factor + latency_us
     return predicted / PUBLISHED[row] - 1
@@ -157,7 +157,7 @@ def test_all_statistics_are_within_ten_percent(row: str) -> None:
 
 
 def test_max_min_fairness_alone_is_off_in_both_directions() -> None:
-    """What the docstring says; the reason for `Model.unfairness`."""
+    """The docstring's claim; the reason for `Model.unfairness`."""
     median, mean, p99, most = errors(SINGLE, HEADERS, 0.0)
     assert median > 0.20
     assert mean > 0.10
@@ -169,7 +169,7 @@ def test_max_min_fairness_alone_is_off_in_both_directions() -> None:
 
 
 def test_the_tail_of_an_incast() -> None:
-    """128 senders to one: the last ends when all bytes are through, whatever their shares."""
+    """128 senders to one: the last ends when all bytes have arrived, whatever their shares."""
     timeline = run(
         ScheduleSpec("reduce", 129, "direct"),
         tree(),

@@ -1,4 +1,4 @@
-"""What must hold for every simulation: conservation, symmetry, determinism, bounds."""
+"""Properties that must hold for every simulation: conservation, symmetry, determinism, bounds."""
 
 from __future__ import annotations
 

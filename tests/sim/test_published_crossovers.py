@@ -1,4 +1,5 @@
-"""Where rings overtake trees: NCCL's all_reduce on DGX H100 (8 GPUs and 8 NICs per node).
+"""The sizes at which rings overtake trees: NCCL's all_reduce on DGX H100 (8 GPUs and 8 NICs per
+node).
 
 NCCL 2.30's tuning model first prefers rings at the sizes below, scanned by powers of two. It is a
 table of latencies with factors fitted to machines, not a simulation, so what is compared is the
@@ -101,7 +102,7 @@ def test_rings_overtake_trees_later_up_to_128_nodes() -> None:
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_the_slowest_hop_paces_a_ring(nodes: int) -> None:
-    """Who receives makes room for the next piece when the last one is there: a step at a time."""
+    """A receiver makes room for the next piece when the last one is there: a step at a time."""
     p, n = nodes * GPUS, 64 * MIB
     timeline = run(ScheduleSpec("all_reduce", p, "ring"), one_ring(nodes), n, bounds="none")
     steps = 2 * (p - 1)

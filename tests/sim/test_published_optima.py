@@ -36,7 +36,7 @@ def two_chassis() -> Topology:
 
 
 OPTIMA = {
-    # What it takes, and the bound that says so.
+    # The time it takes, and the bound that says so.
     "all_gather": (31 / 32 * GIGABYTE / 125e9, "ports"),
     "all_to_all": (16 * 16 * GIGABYTE / 32 / 100e9, "cut chassis0"),
 }

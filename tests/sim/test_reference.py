@@ -83,7 +83,7 @@ def test_where_flows_collide(collective: str, algorithm: str) -> None:
         check(schedule, topology, 30_000, seed=5)
 
 
-def test_what_arrives_together_is_reduced_in_order_of_channels() -> None:
+def test_messages_that_arrive_together_are_reduced_in_order_of_channels() -> None:
     """By hand. Two ways round a ring of 5, 1000 B a message and step, both through one port.
 
     Both leave in 2 us, half the rate each, and arrive together at 3 us. Reducing takes 30 ns: the

@@ -342,7 +342,7 @@ def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixtu
         (["--prices", "switch=2"], "there is a price for 'switch'"),
     ],
 )
-def test_what_cannot_be_is_explained(
+def test_impossible_requests_are_explained(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--algorithm", "ring", *arguments) == 1

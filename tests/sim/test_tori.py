@@ -131,7 +131,7 @@ def test_whole_simulations_of_the_published_tori(dims: tuple[int, ...]) -> None:
 
 
 def crossover_bytes(dims: tuple[int, ...]) -> float:
-    """Where the closed forms meet."""
+    """The size at which the closed forms meet."""
     n = 1 << 30
     latency_s = {a: expected_s(a, dims, 0) for a in ("bucket", "swing")}
     per_byte = (expected_s("swing", dims, n) - latency_s["swing"]) / n - (

@@ -92,7 +92,7 @@ class Process:
         self.pid = pid
 
     def _read_number(self, timeout_s: float | None) -> int | None:
-        """What the nursery says next: None after the timeout, or if it has ended."""
+        """The number that the nursery says next: None after the timeout, or if it has ended."""
         while b"\n" not in self._unread:
             if not select.select([self._status], [], [], timeout_s)[0]:
                 return None
@@ -271,8 +271,8 @@ def close() -> None:
 def serve(control_number: int) -> None:
     """Is a nursery until there is nobody left to ask, then ends the process.
 
-    In a child it runs the script. What the script raises passes through to the interpreter, which
-    does with it what it does in `python -c`.
+    In a child it runs the script. An exception of the script passes through to the interpreter,
+    which handles it as in `python -c`.
     """
     added_paths = _python_path(os.environ)
     paths = [path for path in sys.path[2:] if path not in added_paths]
@@ -306,7 +306,7 @@ def _python_path(environment: Mapping[str, str]) -> list[str]:
 
 
 def _modules_of_a_program(paths: list[str]) -> list[str]:
-    """What a small program imports beside jaxcoll's own modules, in that order."""
+    """The modules that a small program imports beside jaxcoll's own modules, in that order."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:

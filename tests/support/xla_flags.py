@@ -11,9 +11,9 @@ from pathlib import Path
 
 DEVICES = 8
 _DEVICE_COUNT = "--xla_force_host_platform_device_count"
-# Most of the tests' time is XLA's, which compiles thousands of small programs that run once. What
-# these turn off makes the code beside our custom calls faster and halves the time that takes. They
-# change neither what JAX lowers nor what our calls are handed.
+# Most of the tests' time is XLA's, which compiles thousands of small programs that run once. The
+# passes that these turn off make the code beside our custom calls faster; without them compiling
+# takes half the time. They change neither what JAX lowers nor what our calls are handed.
 _COMPILE_QUICKLY = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
@@ -22,8 +22,8 @@ _COMPILE_QUICKLY = {
 
 
 def of_tests() -> str:
-    """What stands in XLA_FLAGS, with eight devices unless it says how many; without any, those that
-    compile quickly."""
+    """The value of XLA_FLAGS, with eight devices unless it says how many; if it is empty, the flags
+    that compile quickly."""
     flags = os.environ.get("XLA_FLAGS", "")
     if not flags:
         flags = " ".join(f"{name}={_COMPILE_QUICKLY[name]}" for name in _known(_COMPILE_QUICKLY))

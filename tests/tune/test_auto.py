@@ -1,4 +1,4 @@
-"""What "auto" puts into programs, with and without a table."""
+"""The text that "auto" puts into programs, with and without a table."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_segments_turn_a_tree_into_a_pipeline():
 
 
 @pytest.mark.parametrize("name", ["ring", "halving_doubling", "recursive_doubling"])
-def test_what_is_left_out_of_a_long_call_is_like_the_rest(name: str):
+def test_segments_left_out_of_a_long_call_are_like_the_rest(name: str):
     """A few segments stand for many: the time of all of them, simulated."""
     network, model = topology.switch(4, bandwidth_Bps=1e9), Model(latency_s=1e-5, in_flight=0)
     spec = ScheduleSpec("all_reduce", 4, name)

@@ -261,7 +261,7 @@ def test_a_table_decides_only_what_it_speaks_of():
     assert chosen(table, "ragged_all_to_all", 4, processes=4) == "direct"
 
 
-def test_what_cannot_run_so_many_ranks_is_not_picked():
+def test_algorithms_that_cannot_run_so_many_ranks_are_not_picked():
     """A message of so many chunks does not fit the slots of the engine."""
     table = _tuning.parse(text(row([None, "halving_doubling"], layout="host")))
     small = {"byte_count": 64}

@@ -45,7 +45,7 @@ def test_it_measures_writes_and_tells_what_it_has_found(
     for check in checked:
         assert check["bytes"] not in LITTLE.fitted
         assert check["pick"] in check["measured_s"]
-    # What was written is what decides.
+    # The written table is the one that decides.
     for layout, processes in (("process", 1), ("host", 2)):
         for nbytes in (KIB, 1 << 20):
             choice = select.choose(
@@ -116,7 +116,7 @@ def test_ranks_do_without_jax():
     assert "jaxlib" not in loaded
 
 
-def test_what_ranks_compute_is_checked():
+def test_results_of_ranks_are_checked():
     with Ranks(2, 2) as ranks:
         for collective in tuner.COLLECTIVES:
             times = ranks.time(collective, "direct", 1000, rounds=2)

@@ -1,5 +1,5 @@
-// ragged_all_to_all: block sizes are known only at run time, from operands of the call. What its
-// tables say, what is wrong with them, and the exchange itself within a process.
+// ragged_all_to_all: block sizes are known only at run time, from operands of the call. This file
+// has its tables, the faults they may have, and the exchange itself within a process.
 #pragma once
 
 #include <cstddef>
@@ -34,14 +34,14 @@ struct RaggedRank {
   std::byte* result = nullptr;
 };
 
-// What a sender's tables say of one of its blocks.
+// A sender's table entries for one of its blocks.
 struct RaggedBlock {
   int64_t input_offset = 0;
   int64_t output_offset = 0;
   int64_t rows = 0;
 };
 RaggedBlock BlockAt(const RaggedShape& shape, const RaggedRank& sender, int64_t i);
-// What the receiver's recv_sizes says of it; entry i belongs to sender i / updates_per_peer.
+// The size that the receiver's recv_sizes gives it; entry i belongs to sender i / updates_per_peer.
 int64_t ExpectedRows(const RaggedShape& shape, const RaggedRank& receiver, int64_t i);
 
 // Tables that do not fit the operands or each other. Plain numbers: processes tell each other.
@@ -55,7 +55,7 @@ struct RaggedFault {
 // `of_rank`, if not empty, stands behind each rank: " (process 1)".
 std::string Text(const RaggedFault& fault, const RaggedShape& shape,
                  const std::vector<std::string>& of_rank = {});
-// What the sender of a block can see, and what its receiver can.
+// Faults that the sender of a block can see, and those that its receiver can.
 std::optional<RaggedFault> CheckSent(const RaggedShape& shape, int64_t from, int64_t to,
                                      const RaggedBlock& block);
 std::optional<RaggedFault> CheckReceived(const RaggedShape& shape, int64_t from, int64_t to,

@@ -7,8 +7,8 @@
 
 namespace jaxcoll {
 
-RaggedPlan::RaggedPlan(RaggedShape shape, const std::vector<int>& process_of_rank, int process,
-                       size_t message_bytes)
+RaggedRunPlan::RaggedRunPlan(RaggedShape shape, const std::vector<int>& process_of_rank,
+                             int process, size_t message_bytes)
     : shape_(shape), message_bytes_(message_bytes) {
   std::map<int, std::vector<int32_t>> others;
   for (size_t rank = 0; rank < process_of_rank.size(); ++rank) {
@@ -19,11 +19,11 @@ RaggedPlan::RaggedPlan(RaggedShape shape, const std::vector<int>& process_of_ran
   for (auto& [owner, ranks] : others) peers_.push_back(std::move(ranks));
 }
 
-std::unique_ptr<Run> RaggedPlan::MakeRun(MemberBuffers buffers, Wire& wire) const {
+std::unique_ptr<Run> RaggedRunPlan::MakeRun(MemberBuffers buffers, Wire& wire) const {
   return std::make_unique<RaggedRun>(shared_from_this(), buffers, wire);
 }
 
-RaggedRun::RaggedRun(std::shared_ptr<const RaggedPlan> plan, const MemberBuffers& buffers,
+RaggedRun::RaggedRun(std::shared_ptr<const RaggedRunPlan> plan, const MemberBuffers& buffers,
                      Wire& wire)
     : plan_(std::move(plan)), wire_(wire), peers_(plan_->peers().size()) {
   const size_t members = plan_->members().size();

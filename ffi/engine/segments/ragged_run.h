@@ -5,9 +5,9 @@
 //
 //   1. A header, in pieces of up to kEagerBytes: offset in the output and rows of every block that
 //      one process's ranks have for the other's.
-//   2. Who has all headers, and finds that they fit its own tables, is ready for the blocks and
-//      tells everyone. Who finds that they do not sends everyone the fault: the call fails on every
-//      process, for none has everybody's readiness, and the next call may succeed.
+//   2. A process that holds all headers and finds them consistent with its own tables announces its
+//      readiness to everyone. One that finds them inconsistent sends everyone the fault: the call
+//      fails on every process, for none has everybody's readiness, and the next call may succeed.
 //   3. The blocks, back to back as one stream per pair of processes, cut into messages of a slot;
 //      no stream, no message.
 //
@@ -33,11 +33,11 @@
 namespace jaxcoll {
 
 // The ranks of a group and the processes that they live in.
-class RaggedPlan final : public RunPlan, public std::enable_shared_from_this<RaggedPlan> {
+class RaggedRunPlan final : public RunPlan, public std::enable_shared_from_this<RaggedRunPlan> {
  public:
   // `process` must have some of the ranks, but not all.
-  RaggedPlan(RaggedShape shape, const std::vector<int>& process_of_rank, int process,
-             size_t message_bytes);
+  RaggedRunPlan(RaggedShape shape, const std::vector<int>& process_of_rank, int process,
+                size_t message_bytes);
   std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
 
   const RaggedShape& shape() const { return shape_; }
@@ -58,7 +58,7 @@ class RaggedPlan final : public RunPlan, public std::enable_shared_from_this<Rag
 
 class RaggedRun final : public Run {
  public:
-  RaggedRun(std::shared_ptr<const RaggedPlan> plan, const MemberBuffers& buffers, Wire& wire);
+  RaggedRun(std::shared_ptr<const RaggedRunPlan> plan, const MemberBuffers& buffers, Wire& wire);
 
   void Begin() override;
   bool done() const override;
@@ -79,7 +79,7 @@ class RaggedRun final : public Run {
   std::vector<int32_t> WaitingFor() const override;
 
  private:
-  // What a message is; an op is a peer and one of these.
+  // The kind of a message; an op is a peer and one of these.
   enum Part : int32_t { kHeader, kRefusal, kRows, kParts };
 
   // One block of a header, as it travels.
@@ -87,7 +87,7 @@ class RaggedRun final : public Run {
     int64_t output_offset;
     int64_t rows;
   };
-  // What goes to, or comes from, one peer: blocks in the order sender, receiver, update.
+  // The traffic to, or from, one peer: blocks in the order sender, receiver, update.
   struct Stream {
     std::vector<Entry> entries;
     std::vector<size_t> begins;    // of each block in the stream, in bytes; then its end
@@ -126,7 +126,7 @@ class RaggedRun final : public Run {
   template <typename Visit>
   void ForBlocks(const Stream& stream, int32_t piece, const Visit& visit) const;
 
-  const std::shared_ptr<const RaggedPlan> plan_;
+  const std::shared_ptr<const RaggedRunPlan> plan_;
   Wire& wire_;
   std::vector<RaggedRank> ranks_;              // by member
   std::vector<Peer> peers_;                    // as the plan's

@@ -20,8 +20,8 @@
 
 namespace jaxcoll {
 
-// A message of up to this size is sent at once, whether or not its receiver waits for it: who has
-// not begun the call keeps a copy of it. A longer one must have been asked for.
+// A message of up to this size is sent at once, whether or not its receiver waits for it: a process
+// that has not begun the call keeps a copy of it. A longer one must have been asked for.
 inline constexpr size_t kEagerBytes = 16 << 10;
 
 // This process's buffers of one call, [vector * members + member].
@@ -61,7 +61,8 @@ class Run {
 
   virtual void Begin() = 0;
   virtual bool done() const = 0;
-  // Of a run that is done. An error is the call's alone; every process ends the call with one.
+  // The result of a run that is done. An error is the call's alone; every process ends the call
+  // with one.
   virtual const Status& status() const = 0;
 
   // From the wire. Messages that the call does not have are the peer's error: they return false.

@@ -89,7 +89,7 @@ class SegmentCompiler {
     }
   }
 
-  // What ScratchUse says need not be copied is read where it is.
+  // Chunks that ScratchUse says need not be copied are read where they are.
   void Forward() {
     const ScratchUse use(world_);
     for (int32_t id = 0; id < world_.op_count(); ++id) {

@@ -11,9 +11,9 @@
 
 namespace jaxcoll::cuda {
 
-// Of one block's slots and scratch: large enough that moving a slice takes longer than telling of
-// it, and small enough that those of all blocks stay in L2. Without any, a slice may be as large.
-// Not measured yet.
+// The bytes of one block's slots and scratch: large enough that moving a slice takes longer than
+// telling of it, and small enough that those of all blocks stay in L2. Without any, a slice may be
+// as large. Not measured yet.
 inline constexpr int64_t kBlockBytes = 256 << 10;
 inline constexpr int64_t kLeastSliceBytes = 4 << 10;
 inline constexpr int64_t kMostSliceBytes = 64 << 10;
@@ -27,7 +27,7 @@ inline uint64_t RoundUpToSlots(uint64_t bytes) {
 struct AreaAddresses {
   std::vector<unsigned char*> regions, inboxes, slots;
 
-  // Of the lists of so many ranks.
+  // The bytes of the lists of so many ranks.
   static uint64_t Bytes(size_t ranks) { return 3 * ListBytes(ranks); }
   // `end`: of the table, on the host; in the device, where `call` will read it.
   void Write(unsigned char* end) const {

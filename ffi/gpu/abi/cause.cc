@@ -11,7 +11,7 @@ std::string TagText(uint64_t tag) {
   return std::to_string(tag >> 32) + "." + std::to_string(tag & 0xffffffffu);
 }
 
-// Where in a schedule a message is: for who looks into one.
+// The place of a message in a schedule: for a reader of the schedule.
 std::string Place(const Cause& cause) {
   return " (channel " + std::to_string(cause.channel) + ", message " +
          std::to_string(cause.sequence) + ", segment " + std::to_string(cause.segment) + ", op " +

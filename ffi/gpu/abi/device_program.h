@@ -15,7 +15,7 @@
 // lane g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
 //
 // Messages. The sender puts a slice into a slot of the receiver's region and raises the message's
-// `arrived` flag there; who has read the slot raises its `freed` flag at the sender. A slot is
+// `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
 // there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
@@ -26,13 +26,14 @@
 // ranks meet: a launch begins by telling all others where its operands are (`begun`), and does not
 // end before the others have (`done`).
 //
-// Hosts. What a rank of another host writes for this one comes by host_proxy.h: into host memory
-// that is laid out like the region, an inbox. What is written for it goes to another such piece of
-// host memory, an outbox, whose flags tell the proxy what to send; its slots may lie in the rank's
-// own device. So a rank finds a peer's slots and flags in `inboxes`, by peer, and writes itself to
-// flags in `regions` and to slots in `slots`.
+// Hosts. Messages that a rank of another host writes for this one come by gpu/proxy/proxy.h: into
+// host memory that is laid out like the region, an inbox. Messages that are written for it go to
+// another such piece of host memory, an outbox, whose flags tell the proxy what to send; its slots
+// may lie in the rank's own device. So a rank finds a peer's slots and flags in `inboxes`, by peer,
+// and writes itself to flags in `regions` and to slots in `slots`.
 //
-// Region. What one call uses of a rank's symmetric workspace, at the same offset on every rank:
+// Region. The region that one call uses of a rank's symmetric workspace, at the same offset on
+// every rank:
 //
 //     RegionHeader | Flag done[ranks] | Flag begun[ranks] | Flag[flag capacity]
 //                  | ProgramOperands[ranks][vectors], if they meet | slots | scratch
@@ -69,7 +70,7 @@ inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
 inline constexpr int kMaxMeeting = 16;   // ranks that reach each other's operands
 
-// What a rank reaches of the others.
+// The memory of other ranks that a rank reaches.
 enum class Reach { kRegions, kOperands };
 
 // ---- The table ---------------------------------------------------------------------------------
@@ -125,9 +126,9 @@ struct ProgramWait {
     kFree,           // the slot at the receiver may be overwritten
     kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
     kWorkerSegment,  // ... all `amount` ops of the segment before
-    // Of a launch, in no table.
+    // Used at launch start and end; never stored in a table.
     kBegun,  // rank `peer` has begun this launch
-    kDone,   // rank `peer` has ended it, or, before operands are told, the one before
+    kDone,   // rank `peer` has ended it, or, before operands are published, the one before
   };
   int32_t kind;
   int32_t peer;
@@ -179,14 +180,15 @@ inline constexpr uint32_t kProgramMagic = 0x4a435031;  // "JCP1"
 struct alignas(32) Flag {
   uint64_t value;        // TagOf(epoch, count)
   uint64_t fingerprint;  // of the call, written before the first count of an epoch
-  // Of a message whose length is data (ragged_exchange.h), written with the fingerprint: how often
-  // its slot is used in this launch, and how many bytes the last use has; all others are full.
+  // Only for a message whose length is data (ragged_exchange.h), written with the fingerprint: how
+  // often its slot is used in this launch, and how many bytes the last use has; all others are
+  // full.
   uint64_t uses;
   uint64_t last_bytes;
 };
 static_assert(sizeof(Flag) == 32);
 
-// Which use of a flag; that of a later launch is above all of an earlier one.
+// The number of a flag's use; that of a later launch is above all of an earlier one.
 JAXCOLL_HD constexpr uint64_t TagOf(uint64_t epoch, uint64_t count) { return epoch << 32 | count; }
 JAXCOLL_HD constexpr bool TagBefore(uint64_t a, uint64_t b) {
   return static_cast<int64_t>(a - b) < 0;
@@ -200,7 +202,7 @@ struct alignas(32) RegionHeader {
 };
 static_assert(sizeof(RegionHeader) == sizeof(Flag));
 
-// Where a rank's operands are, of one vector.
+// The addresses of a rank's operands, of one vector.
 struct ProgramOperands {
   uint64_t input;
   uint64_t output;
@@ -221,7 +223,7 @@ JAXCOLL_HD constexpr int64_t OperandOffset(int32_t world_size, int64_t flag_capa
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// Where the flag of a worker's block on a lane is in a region.
+// The offset of the flag of a worker's block on a lane in a region.
 JAXCOLL_HD constexpr int64_t FlagOffset(const ProgramHeader& program, int32_t lanes, int32_t lane,
                                         int32_t worker, int32_t flag) {
   const int64_t block = int64_t{worker} * lanes + lane;

@@ -1,5 +1,5 @@
-// What host and kernels agree on: the workspace that every rank has, and the parameters of a
-// launch.
+// The layout that host and kernels agree on: the workspace that every rank has, and the parameters
+// of a launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
 // It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged,
@@ -95,7 +95,7 @@ struct Ragged {
   int32_t wide_index;  // int64 instead of int32
 };
 
-// What a rank says of an entry of its tables where these are staged: behind the slots of all
+// A rank's record of an entry of its tables where these are staged: behind the slots of all
 // blocks, by entry.
 struct RaggedEntry {
   int64_t input_offset, send_size, output_offset, recv_size;
@@ -123,7 +123,7 @@ struct Call {
   uint64_t staging;      // staged: where this lane's staging area begins in every workspace
   int64_t slot_bytes;    // staged: of one slot; kAlignment divides it
   unsigned char* workspaces[kMaxRanks];  // as this rank's device maps them
-  // By rank: what addresses of operands are told from. Null within a process; else where the
+  // By rank: the base of the published addresses of operands. Null within a process; else where the
   // allocation of its operands is mapped.
   unsigned char* bases[kMaxRanks];
   CauseRecord* cause;

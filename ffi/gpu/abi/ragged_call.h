@@ -16,15 +16,15 @@
 
 namespace jaxcoll::cuda {
 
-// Of a message's flags: which one its sender raises at the receiver, and which one tells the sender
-// that the slot may be overwritten. Its slot is the sender's.
+// A message's two flags: the one that its sender raises at the receiver, and the one that tells the
+// sender that the slot may be overwritten. Its slot is the sender's.
 JAXCOLL_HD constexpr int32_t RaggedArrived(int32_t from) { return from; }
 JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ranks + to; }
 
 // Parameters of the launch for one rank.
 struct RaggedProgramCall {
   // Its program is a header without ops. vectors[0]: the operand and the result, in bytes of the
-  // latter. Behind scratch_offset the kernel keeps, for each lane, what it was told of the rows
+  // latter. Behind scratch_offset the kernel keeps, for each lane, the sizes and places of the rows
   // that come.
   ProgramCall program;
   Ragged ragged;
@@ -41,7 +41,7 @@ struct RaggedPlace {
   int64_t bytes;
 };
 
-// What a lane keeps of them: of each rank's updates, in order.
+// The records that a lane keeps of them: of each rank's updates, in order.
 JAXCOLL_HD constexpr int64_t RaggedScratchBytes(int64_t ranks, int64_t updates) {
   const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedPlace));
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;

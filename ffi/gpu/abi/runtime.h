@@ -1,5 +1,6 @@
-// What this folder needs of CUDA to set calls up and to start kernels. runtime_cuda.cc is CUDA's;
-// a test without a GPU brings one whose devices are memory and threads of the host.
+// The functions that this folder needs of CUDA to set calls up and to start kernels.
+// runtime_cuda.cc is CUDA's; a test without a GPU brings one whose devices are memory and threads
+// of the host.
 //
 // An ordinal is a device of this process. Thread rule: any thread, concurrently. Start() is what a
 // call does: it enqueues, and may run while a graph is captured. All others may block, and none of

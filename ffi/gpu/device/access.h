@@ -1,7 +1,7 @@
 // How kernels reach flags, clocks and the host: one mechanism for the kernels of each collective
 // and for the interpreter.
 //
-// Data go by weak accesses. What orders them are the flags: bar.sync, then a release store at
+// Data go by weak accesses. The flags order them: bar.sync, then a release store at
 // system scope by one thread; an acquire load at system scope by one thread, then bar.sync. Both
 // are cumulative, so that every write of every thread before the release is visible to every thread
 // behind the acquire, on every rank.

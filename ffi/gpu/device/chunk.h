@@ -1,5 +1,5 @@
-// How a team of threads moves a chunk: its sources, combined, to its destinations. What the
-// interpreter does most of the time.
+// How a team of threads moves a chunk: its sources, combined, to its destinations. The interpreter
+// spends most of its time here.
 //
 // `Memory` is how a thread accesses memory: static Load<T>(address) and Store<T>(address, value),
 // plain accesses of 1 to 16 bytes, aligned to their size.
@@ -113,7 +113,7 @@ class ChunkMover {
     }
   }
 
-  // What is done with accesses, and with single elements.
+  // The operations on accesses, and on single elements.
   struct Copy {
     static constexpr int kAtOnce = kCopyUnroll;
     static JAXCOLL_HD void Do(const ChunkMove& move, Accesses some) {
@@ -186,7 +186,7 @@ class ChunkMover {
     for (int32_t i = move.thread; i < accesses; i += How::kAtOnce * move.threads) {
       How::Do(move, Accesses{head * kItemBytes + i * 16, accesses - i, move.threads});
     }
-    // What is before and behind.
+    // The elements before and behind the accesses.
     for (int32_t i = move.thread; i < move.count - accesses * kPerAccess; i += move.threads) {
       const int32_t at = (i < head ? i : i + accesses * kPerAccess) * kItemBytes;
       const Stored result = How::Do(move, at);

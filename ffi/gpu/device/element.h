@@ -25,16 +25,16 @@ JAXCOLL_HD To BitCast(From from) {
 
 // ---- Floats as codes ---------------------------------------------------------------------------
 
-// What the codes past the largest finite number mean.
-enum class Specials {
+// The meaning of the codes past the largest finite number.
+enum class SpecialCodes {
   kIeee,      // all-ones exponent: infinity, then NaNs
   kFinite,    // "fn": no infinity; all ones is NaN
   kUnsigned,  // "fnuz": no infinity, no -0; the code of -0 is NaN
 };
 
 // A float of 1 sign, E exponent and M mantissa bits with exponent bias B, stored in a T.
-template <typename T, int E, int M, int B, Specials kSpecials>
-struct SmallFloat {
+template <typename T, int E, int M, int B, SpecialCodes kSpecials>
+struct SmallFloatElement {
   using Stored = T;
   using Wide = float;
   static constexpr int kBits = 1 + E + M;
@@ -42,13 +42,13 @@ struct SmallFloat {
   static constexpr uint32_t kSign = 1u << (kBits - 1);
   static constexpr uint32_t kMagnitude = kSign - 1;
   static constexpr uint32_t kInfinity = ((1u << E) - 1) << M;  // kIeee only
-  static constexpr uint32_t kLargest = kSpecials == Specials::kIeee     ? kInfinity - 1
-                                       : kSpecials == Specials::kFinite ? kMagnitude - 1
-                                                                        : kMagnitude;
-  static constexpr uint32_t kNan = kSpecials == Specials::kIeee     ? kInfinity | 1u << (M - 1)
-                                   : kSpecials == Specials::kFinite ? kMagnitude
-                                                                    : kSign;
-  static constexpr uint32_t kOverflow = kSpecials == Specials::kIeee ? kInfinity : kNan;
+  static constexpr uint32_t kLargest = kSpecials == SpecialCodes::kIeee     ? kInfinity - 1
+                                       : kSpecials == SpecialCodes::kFinite ? kMagnitude - 1
+                                                                            : kMagnitude;
+  static constexpr uint32_t kNan = kSpecials == SpecialCodes::kIeee     ? kInfinity | 1u << (M - 1)
+                                   : kSpecials == SpecialCodes::kFinite ? kMagnitude
+                                                                        : kSign;
+  static constexpr uint32_t kOverflow = kSpecials == SpecialCodes::kIeee ? kInfinity : kNan;
   static constexpr uint32_t kSmallestNormal32 = static_cast<uint32_t>(128 - B) << 23;
 
   static JAXCOLL_HD float Load(T stored) {
@@ -60,9 +60,9 @@ struct SmallFloat {
     const uint32_t subnormal = BitCast<uint32_t>(BitCast<float>(shifted + kSmallestNormal32) -
                                                  BitCast<float>(kSmallestNormal32));
     uint32_t bits = magnitude < (1u << M) ? subnormal : normal;
-    if constexpr (kSpecials == Specials::kIeee) {
+    if constexpr (kSpecials == SpecialCodes::kIeee) {
       bits = magnitude >= kInfinity ? shifted | 0x7f800000u : bits;
-    } else if constexpr (kSpecials == Specials::kFinite) {
+    } else if constexpr (kSpecials == SpecialCodes::kFinite) {
       bits = magnitude == kNan ? 0x7fc00000u : bits;
     } else {
       bits = code == kNan ? 0x7fc00000u : bits;
@@ -83,8 +83,8 @@ struct SmallFloat {
         BitCast<uint32_t>(BitCast<float>(magnitude) + BitCast<float>(kMagic)) - kMagic;
     uint32_t code = magnitude < kSmallestNormal32 ? subnormal : normal;
     uint32_t sign = (bits >> 31) << (kBits - 1);
-    if constexpr (kSpecials != Specials::kIeee) sign = code > kLargest ? 0 : sign;
-    if constexpr (kSpecials == Specials::kUnsigned) sign = code == 0 ? 0 : sign;
+    if constexpr (kSpecials != SpecialCodes::kIeee) sign = code > kLargest ? 0 : sign;
+    if constexpr (kSpecials == SpecialCodes::kUnsigned) sign = code == 0 ? 0 : sign;
     code = code > kLargest ? kOverflow : code;
     return static_cast<T>(magnitude > 0x7f800000u ? kNan : code | sign);
   }
@@ -108,7 +108,7 @@ struct Float8E8M0 {
   }
 };
 
-struct BFloat16 {
+struct BFloat16Element {
   using Stored = uint16_t;
   using Wide = float;
   static JAXCOLL_HD float Load(uint16_t code) {
@@ -164,23 +164,23 @@ template <> struct ElementOf<DType::kUint16> : Plain<uint16_t> {};
 template <> struct ElementOf<DType::kUint32> : Plain<uint32_t> {};
 template <> struct ElementOf<DType::kUint64> : Plain<uint64_t> {};
 template <> struct ElementOf<DType::kFloat8E3M4>
-    : SmallFloat<uint8_t, 3, 4, 3, Specials::kIeee> {};
+    : SmallFloatElement<uint8_t, 3, 4, 3, SpecialCodes::kIeee> {};
 template <> struct ElementOf<DType::kFloat8E4M3>
-    : SmallFloat<uint8_t, 4, 3, 7, Specials::kIeee> {};
+    : SmallFloatElement<uint8_t, 4, 3, 7, SpecialCodes::kIeee> {};
 template <> struct ElementOf<DType::kFloat8E4M3B11Fnuz>
-    : SmallFloat<uint8_t, 4, 3, 11, Specials::kUnsigned> {};
+    : SmallFloatElement<uint8_t, 4, 3, 11, SpecialCodes::kUnsigned> {};
 template <> struct ElementOf<DType::kFloat8E4M3Fn>
-    : SmallFloat<uint8_t, 4, 3, 7, Specials::kFinite> {};
+    : SmallFloatElement<uint8_t, 4, 3, 7, SpecialCodes::kFinite> {};
 template <> struct ElementOf<DType::kFloat8E4M3Fnuz>
-    : SmallFloat<uint8_t, 4, 3, 8, Specials::kUnsigned> {};
+    : SmallFloatElement<uint8_t, 4, 3, 8, SpecialCodes::kUnsigned> {};
 template <> struct ElementOf<DType::kFloat8E5M2>
-    : SmallFloat<uint8_t, 5, 2, 15, Specials::kIeee> {};
+    : SmallFloatElement<uint8_t, 5, 2, 15, SpecialCodes::kIeee> {};
 template <> struct ElementOf<DType::kFloat8E5M2Fnuz>
-    : SmallFloat<uint8_t, 5, 2, 16, Specials::kUnsigned> {};
+    : SmallFloatElement<uint8_t, 5, 2, 16, SpecialCodes::kUnsigned> {};
 template <> struct ElementOf<DType::kFloat8E8M0Fnu> : Float8E8M0 {};
 template <> struct ElementOf<DType::kFloat16>
-    : SmallFloat<uint16_t, 5, 10, 15, Specials::kIeee> {};
-template <> struct ElementOf<DType::kBFloat16> : BFloat16 {};
+    : SmallFloatElement<uint16_t, 5, 10, 15, SpecialCodes::kIeee> {};
+template <> struct ElementOf<DType::kBFloat16> : BFloat16Element {};
 template <> struct ElementOf<DType::kFloat32> : Plain<float> {};
 template <> struct ElementOf<DType::kFloat64> : Plain<double> {};
 template <> struct ElementOf<DType::kComplex64> : ComplexElement<float> {};

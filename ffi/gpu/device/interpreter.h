@@ -1,11 +1,11 @@
 // Runs a packed schedule (device_program.h). One text for the kernel and for a test on the host.
 //
-// RunBlock() is one thread block: one worker on one lane of one rank. What differs between a GPU
-// and the test is a Policy:
+// RunBlock() is one thread block: one worker on one lane of one rank. The parts that differ between
+// a GPU and the test are a Policy:
 //
 //   int thread(), threads()        of the block
-//   bool All(bool)                 barrier of the block; whether all threads said true. What a
-//                                  thread wrote before it, all may read behind it
+//   bool All(bool)                 barrier of the block; whether all threads said true. All
+//                                  threads may read behind it what one of them wrote before it
 //   pointers()                     kPointers addresses that the block's threads share
 //   operands()                     kMaxMeeting ProgramOperands that they share, by rank
 //   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not
@@ -92,12 +92,12 @@ class Interpreter {
   JAXCOLL_HD unsigned char* Region() const { return call_.regions[rank_]; }
   JAXCOLL_HD RegionHeader& Header() const { return *reinterpret_cast<RegionHeader*>(Region()); }
 
-  // Where what `peer` writes for this rank is found.
+  // The memory that `peer` writes for this rank.
   JAXCOLL_HD unsigned char* Inbox(int32_t peer) const {
     return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
-  // Where messages for `peer` are put.
+  // The memory where messages for `peer` are put.
   JAXCOLL_HD unsigned char* Outbox(int32_t peer) const {
     return (call_.slots == nullptr ? call_.regions : call_.slots)[peer];
   }
@@ -110,7 +110,7 @@ class Interpreter {
     return *reinterpret_cast<Flag*>(region + BegunOffset(program_.world_size, peer));
   }
 
-  // Of this block's partner whose region it is, or of another worker of this lane.
+  // The flag of this block's partner whose region it is, or of another worker of this lane.
   JAXCOLL_HD Flag& FlagOf(unsigned char* region, int32_t worker, int32_t flag) const {
     return *reinterpret_cast<Flag*>(region +
                                     FlagOffset(program_, call_.lanes, lane_, worker, flag));
@@ -127,7 +127,7 @@ class Interpreter {
 
   // ---- Operands of other ranks -----------------------------------------------------------------
 
-  // Where `rank` says, in a region, that its operands are.
+  // The addresses of its operands that `rank` has written into a region.
   JAXCOLL_HD ProgramOperands& Told(unsigned char* region, int32_t rank, int32_t vector) const {
     return reinterpret_cast<ProgramOperands*>(
         region + call_.operand_offset)[int64_t{rank} * kMaxProgramVectors + vector];
@@ -139,7 +139,7 @@ class Interpreter {
     for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
          peer += policy_.threads()) {
       if (peer == rank_ || worker_ + lane_ != 0) continue;
-      // What it was told for its launch before, it needs until that has ended.
+      // The peer needs the operands told for its previous launch until that has ended.
       ok = WaitForRank(ProgramWait::kDone, peer, 0);
       if (!ok) break;
       unsigned char* const region = call_.regions[peer];
@@ -161,7 +161,7 @@ class Interpreter {
     return true;
   }
 
-  // Of the vector that is moved. Nobody uses those of the last one any more.
+  // Finds the operands of the vector that is moved. Nobody uses those of the last one any more.
   JAXCOLL_HD void FindOperands() {
     for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
       ProgramOperands& told = Told(Region(), peer, vector_);
@@ -275,8 +275,9 @@ class Interpreter {
         policy_.Release(&FlagOf(Region(), worker_, signal.flag).value, TagOf(epoch_, ended));
         continue;
       }
-      // What nobody waits for is not told: it might arrive when the sender is at another call, for
-      // which the flag means something else. Everything told is waited for within this launch.
+      // A flag that nobody waits for is not raised: it might arrive when the sender is at another
+      // call, for which the flag means something else. Everything told is waited for within this
+      // launch.
       const int32_t next_use = segment_ + call_.depth * call_.lanes;
       if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
       Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
@@ -348,7 +349,7 @@ class Interpreter {
     }
   }
 
-  // Of an operand, of this rank or another.
+  // The base address of an operand, of this rank or another.
   JAXCOLL_HD unsigned char* BaseOf(const ProgramRef& ref) const {
     const ProgramVector& vector = call_.vectors[vector_];
     switch (ref.place) {
@@ -369,8 +370,8 @@ class Interpreter {
     int32_t thread, threads;  // of the team
   };
 
-  // The sizes that are tried: all warps, half of them, and so on. What a round costs besides its
-  // accesses is that of about as many of them.
+  // The sizes that are tried: all warps, half of them, and so on. Beside its accesses, a round
+  // costs about as much as kRoundCost of them.
   JAXCOLL_HD Team TeamOf(const ProgramOp& op) const {
     constexpr int32_t kWarp = 32, kRoundCost = 2;
     const int32_t operands = op.source_count + op.destination_count;

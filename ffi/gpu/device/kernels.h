@@ -15,7 +15,7 @@ namespace jaxcoll::cuda {
 // others have kThreads.
 inline constexpr int kInterpreterThreads = 256;
 
-// Of the dtypes of a family; null for one that is not of it.
+// The kernels for a family's dtypes; null for a dtype of another family.
 const void* HotReduceKernel(DType dtype, ReduceOp op);  // sums worth code of their own
 const void* FloatReduceKernel(DType dtype);
 const void* Float8ReduceKernel(DType dtype);

@@ -88,7 +88,7 @@ class Partners {
       all = all && access_.LoadRelaxed(&told.input) != kNowhere;
     }
     all = __syncthreads_and(all) != 0;
-    // What was told is read: the next launch may tell something else.
+    // All threads have read the told values: the next launch may overwrite them.
     if (!all) Barrier();
     return all;
   }

@@ -17,7 +17,7 @@ __device__ inline void MoveDirect(const Call& call, unsigned char** destinations
   for (int v = 0; v < call.vector_count; ++v) {
     const auto* const input = static_cast<const unsigned char*>(call.vectors[v].input);
     const int64_t bytes = call.vectors[v].elements * call.item_bytes;
-    // Where this rank's data stands in the others' outputs.
+    // The place of this rank's data in the others' outputs.
     const bool by_source = call.mode == Mode::kAllGather || call.mode == Mode::kAllToAll;
     const int64_t place = by_source ? call.rank * bytes : 0;
     __syncthreads();  // the last vector's destinations have been used

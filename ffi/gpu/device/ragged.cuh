@@ -1,12 +1,11 @@
-// ragged_all_to_all. What reaches a row of the result is, in this order, the row of `output`, then
+// ragged_all_to_all. A row of the result receives, in this order, the row of `output`, then
 // the segments of ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
 // holds where segments overlap.
 //
 //   direct    every rank fetches its segments from the others' operands, whose addresses and tables
-//             it is told.
-//   staged    every rank tells the others its tables. Of each tile it stages what it has for each
-//             of them, at the place in the tile where it belongs, and fetches what they have for
-//             it.
+//             they publish.
+//   staged    every rank tells the others its tables. For each tile it stages the rows that it has
+//             for each of them, at their place in the tile, and fetches what they have for it.
 //
 // Every rank checks the tables of all, so that all of them fail, and name the same entry.
 #pragma once
@@ -28,12 +27,12 @@ struct RaggedShared {
   int64_t place[kEntriesAtHand], bytes[kEntriesAtHand];
 };
 
-// What any rank has said of its tables.
+// The tables of all ranks.
 class RaggedTables {
  public:
   __device__ explicit RaggedTables(RaggedShared& shared) : shared_(shared), call_(shared.call) {}
 
-  // Called by all threads, before the barrier behind which the others are told.
+  // Called by all threads, before the barrier that publishes them.
   __device__ void Publish() const {
     RaggedEntry* const own = EntriesOf(call_.rank);
     const auto store = [&](int64_t& to, const void* table, int i) {
@@ -90,7 +89,7 @@ class RaggedTables {
       if (outside(sent.input_offset, ragged.operand_rows)) Fail(call_, cause);
       if (outside(sent.output_offset, ragged.output_rows)) Fail(call_, cause);
     }
-    // What comes for this rank, in order.
+    // The segments for this rank, in order.
     for (int i = threadIdx.x; i < entries() && i < kEntriesAtHand; i += blockDim.x) {
       const RaggedEntry sent = Get(i / updates, call_.rank, i % updates);
       shared_.place[i] = sent.output_offset * ragged.row_bytes;

@@ -6,7 +6,7 @@
 // A block goes round by round. In round c it writes the c-th use of the slot of each rank for which
 // there is one, raises their flags, waits for the c-th uses of those that send to it, puts what
 // came into the result, and says that the slots are free. A rank's round waits for nothing but
-// sends of the same round and slots freed in earlier ones, so nobody waits in a circle.
+// sends of the same round and slots freed in earlier ones, so no wait cycle can form.
 //
 // Streams begin with the sender's tables. When the last of them has come, every rank compares what
 // others send with its own recv_sizes, and what it sends with theirs: so both find out that they
@@ -126,7 +126,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
                ? policy_.template Load<int64_t>(static_cast<const int64_t*>(table) + i)
                : policy_.template Load<int32_t>(static_cast<const int32_t*>(table) + i);
   }
-  // What this rank's tables say of a peer.
+  // The entries of this rank's tables for a peer.
   JAXCOLL_HD RaggedEntry Own(int32_t peer, int32_t u) const {
     return {At(tables_.input_offsets, peer, u), At(tables_.send_sizes, peer, u),
             At(tables_.output_offsets, peer, u), At(tables_.recv_sizes, peer, u)};
@@ -183,7 +183,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     policy_.All(true);
   }
 
-  // Of this round's part of the streams.
+  // Reads the tables for this round's part of the streams.
   JAXCOLL_HD bool ReadTables() {
     const auto per_use = static_cast<int32_t>(call_.stride_bytes / sizeof(RaggedEntry));
     const int32_t first = count_ * per_use;
@@ -288,8 +288,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       policy_.Release(&flag.value, TagOf(epoch_, static_cast<uint64_t>(count_) + 1));
     }
   }
-  // What nobody waits for is not told; see interpreter.h. Before the tables have come, the flag
-  // says how much comes.
+  // A flag that nobody waits for is not raised; see interpreter.h. Before the tables have come, the
+  // flag says how much comes.
   JAXCOLL_HD void RaiseFreed(int64_t told) {
     const int64_t next = int64_t{count_} + call_.depth;  // of this slot
     JAXCOLL_NO_UNROLL
@@ -334,7 +334,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     }
   }
 
-  // What is in this round's slots, and this rank's own rows.
+  // Takes the contents of this round's slots, and this rank's own rows.
   JAXCOLL_HD void PlaceArrived() {
     JAXCOLL_NO_UNROLL
     for (int32_t i = 0; i < ranks_; ++i) {

@@ -34,7 +34,7 @@ __device__ __forceinline__ void ForEachPart(int parts, F f) {
   for (int part = thread / together; part < parts; part += threads / together) f(part, team);
 }
 
-// Where a copy goes: to one place, or to several, whose list is in shared memory.
+// The destinations of a copy: one place, or several, whose list is in shared memory.
 struct One {
   unsigned char* to;
   __device__ __forceinline__ int count() const { return 1; }

@@ -85,7 +85,7 @@ __device__ __forceinline__ void ReduceStaged(const Call& call, Streams& streams,
     const int64_t total = call.vectors[v].elements * call.item_bytes;
     for (int64_t at = blockIdx.x * piece_bytes; at < total; at += gridDim.x * piece_bytes) {
       const int64_t bytes = total - at < piece_bytes ? total - at : piece_bytes;
-      // What this rank reduces of the piece.
+      // The part of the piece that this rank reduces.
       int64_t first = 0, mine = bytes;
       if (two_shots) {
         first = rank * call.slot_bytes;

@@ -7,7 +7,7 @@ namespace jaxcoll::cuda {
 namespace {
 
 template <DType kDType>
-struct Sum {
+struct HotSum {
   static const void* Address() {
     constexpr int kSum = static_cast<int>(ReduceOp::kSum);
     return reinterpret_cast<const void*>(&ReduceKernel<ElementOf<kDType>, kSum, true>);
@@ -21,7 +21,7 @@ using Hot =
 
 const void* HotReduceKernel(DType dtype, ReduceOp op) {
   if (op != ReduceOp::kSum) return nullptr;
-  return Hot::Find<Sum>(dtype == DType::kInt32 ? DType::kUint32 : dtype);  // sums wrap alike
+  return Hot::Find<HotSum>(dtype == DType::kInt32 ? DType::kUint32 : dtype);  // sums wrap alike
 }
 
 }  // namespace jaxcoll::cuda

@@ -10,8 +10,8 @@ namespace {
 
 // Bytes that make another block worth while: two 16-byte loads of each thread. Not measured yet.
 constexpr int64_t kBytesPerBlock = 2 * 16 * kThreads;
-// Of a block's staging in one round: large enough that the copy takes longer than the barrier, and
-// small enough that the areas of all ranks stay in L2. Not measured yet.
+// The bytes of a block's staging in one round: large enough that the copy takes longer than the
+// barrier, and small enough that the areas of all ranks stay in L2. Not measured yet.
 constexpr int64_t kHalfBytes = 64 << 10;
 
 std::optional<Mode> ModeOf(const std::string& collective, const std::string& algorithm) {

@@ -1,6 +1,6 @@
-// What every rank of a group launches for one custom call that has a kernel of its own: computed
-// from what the HLO says and the shapes, so equal on all ranks. Plain C++: no GPU is needed to make
-// one.
+// The launch that every rank of a group makes for one custom call that has a kernel of its own:
+// computed from what the HLO says and the shapes, so equal on all ranks. Plain C++: no GPU is
+// needed to make one.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@
 
 namespace jaxcoll::cuda {
 
-// What the shapes of a ragged_all_to_all say; without pointers. Fails for operands that do not fit
-// each other.
+// The facts that the shapes of a ragged_all_to_all give; without pointers. Fails for operands that
+// do not fit each other.
 StatusOr<Ragged> RaggedOf(const CallShape& shape, int world_size);
 
 struct CallPlan {

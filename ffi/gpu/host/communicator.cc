@@ -24,7 +24,7 @@ constexpr uint64_t kAreaShare = 16;
 // Begins what rank 0's process publishes instead of a grant.
 const std::string kRefusal = "refused: ";
 
-// What a process publishes of one of its ranks.
+// The record that a process publishes for one of its ranks.
 struct RankRecord {
   char magic[8] = {'j', 'a', 'x', 'c', 'u', 'd', 'a', '2'};
   char host[17] = {};  // digest
@@ -314,7 +314,7 @@ Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
   const uint64_t rest = best->second - grant.area_bytes;
   gaps_.erase(best);
   if (rest != 0) gaps_[grant.area + grant.area_bytes] = rest;
-  // Where another call has been, its counters are.
+  // An area that another call has used holds that call's counters.
   if (grant.area < areas_used_) {
     for (int rank = 0; rank < world_size(); ++rank) {
       if (!is_local(rank)) continue;
@@ -357,7 +357,7 @@ StatusOr<LaneGrant> Communicator::Grant(const LaneRequest& request) {
   return grant;
 }
 
-// What the process of rank 0 has decided, once and for good: a grant, or why there is none.
+// The decision of the process of rank 0, made once and for good: a grant, or why there is none.
 StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::string& key) {
   const std::string name = Key("lane/" + Digest(key));
   if (is_local(0)) {

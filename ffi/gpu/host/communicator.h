@@ -5,7 +5,8 @@
 // meshes that have the group share it.
 //
 // Hosts. Processes count as being on one host as they do for CPUs (JAXCOLL_HOST_ID). Ranks of other
-// hosts are reached by kernels of messages alone, through host memory and a proxy: host_reach.h.
+// hosts are reached by kernels of messages alone, through host memory and a proxy:
+// gpu/proxy/reach.h.
 //
 // Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
 // each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be
@@ -54,16 +55,16 @@ struct CommunicatorOptions {
   const void* operand = nullptr;
 };
 
-// Where a call site's calls meet. Equal on all ranks.
+// The place where a call site's calls meet. Equal on all ranks.
 struct LaneGrant {
   uint32_t lane = 0;
   uint64_t area = 0;        // byte in the workspace
   uint64_t area_bytes = 0;  // all zero when it is granted
 };
 
-// What a call site needs. Equal on all ranks.
+// The resources that a call site needs. Equal on all ranks.
 struct LaneRequest {
-  // Where other processes take part: the call site, by the same name in all of them.
+  // If other processes take part: the call site, by the same name in all of them.
   std::string key;
   std::string description;   // for people
   uint64_t fingerprint = 0;  // part of the key
@@ -99,9 +100,10 @@ class Communicator {
   CauseRecord* cause_record(int rank) const { return causes_ + rank; }
   uint64_t deadline_ns() const { return static_cast<uint64_t>(options_.timeout_s * 1e9); }
 
-  // A lane for a call site. Where other processes take part the process of rank 0 decides.
+  // A lane for a call site. If other processes take part, the process of rank 0 decides.
   StatusOr<LaneGrant> TakeLane(const LaneRequest& request);
-  // The call site is gone. (Where other processes take part it may come back: then it keeps it.)
+  // The call site is destroyed. (Where other processes take part it may come back: then it keeps
+  // it.)
   void ReturnLane(const LaneGrant& lane);
 
   // Why a kernel of this process has given up, for people; nothing while none has.

@@ -11,9 +11,9 @@
 namespace jaxcoll::cuda {
 namespace {
 
-class GraphBuilder {
+class DeviceGraphBuilder {
  public:
-  GraphBuilder(const World& world, int32_t max_workers)
+  DeviceGraphBuilder(const World& world, int32_t max_workers)
       : world_(world), programs_(world.programs()), max_workers_(std::max(max_workers, 1)) {}
 
   StatusOr<DeviceGraph> Run() {
@@ -117,7 +117,7 @@ class GraphBuilder {
 }  // namespace
 
 StatusOr<DeviceGraph> BuildGraph(const World& world, int32_t max_workers) {
-  return GraphBuilder(world, max_workers).Run();
+  return DeviceGraphBuilder(world, max_workers).Run();
 }
 
 }  // namespace jaxcoll::cuda

@@ -1,4 +1,4 @@
-// What the ops of all ranks wait for: messages, workers and an order that cannot deadlock.
+// The waits of all ranks' ops: messages, workers and an order that cannot deadlock.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,8 @@ struct DeviceGraph {
   std::vector<std::vector<int32_t>> level;
 };
 
-// Of all ranks. Fails on more ranks or sources than a table can hold, and on a deadlock.
+// Builds the graph of all ranks. Fails on more ranks or sources than a table can hold, and on a
+// deadlock.
 StatusOr<DeviceGraph> BuildGraph(const World& world, int32_t max_workers);
 
 }  // namespace jaxcoll::cuda

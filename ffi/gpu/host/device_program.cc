@@ -158,14 +158,14 @@ class Packer {
     slot_chunks_ = most(slots);
   }
 
-  // Where an op of `rank` finds a chunk of its own buffers.
+  // The place where an op of `rank` finds a chunk of its own buffers.
   ChunkRef Local(int32_t rank, BufferKind buffer, int32_t chunk,
                  const std::map<int32_t, ChunkRef>& landed) const {
     if (buffer == BufferKind::kInput) return {Place::kInput, 0, chunk};
     if (buffer == BufferKind::kOutput) return {Place::kOutput, 0, chunk};
     if (const auto it = landed.find(chunk); it != landed.end()) return it->second;
     const auto it = scratch_[rank].find(chunk);
-    // What nobody writes has no value; any place will do.
+    // A chunk that nobody writes has no value; any place will do.
     return {Place::kScratch, 0, it == scratch_[rank].end() ? 0 : it->second};
   }
 
@@ -387,7 +387,7 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
       op.signals.push_back(
           {ProgramSignal::kFreed, message.source, arrivals_ + message.departure, 0});
     }
-    // What another worker has to do first may hang on the op before this one.
+    // An op that another worker must do first may depend on the op before this one.
     const bool alone =
         std::all_of(program.ops[index].depends_on.begin(), program.ops[index].depends_on.end(),
                     [&](int32_t before) { return WorkerOf(program.ops[before]) == worker; });
@@ -402,7 +402,7 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
       Append(last.of, op.of);
     } else if (!ops.empty() && !ops.back().Moves() && ops.back().signals.empty() &&
                !AwaitedElsewhere(rank, ops.back())) {
-      // What only waits does so together with the next op.
+      // An op that only waits is merged into the next op.
       WorkerOp last = std::exchange(ops.back(), std::move(op));
       ops.back().waits.insert(ops.back().waits.begin(), last.waits.begin(), last.waits.end());
       Append(ops.back().of, last.of);
@@ -539,7 +539,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
   DropDeadStores(workers);
   for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
 
-  // Where each op went: its worker, and how many ops of that must have ended for it to have.
+  // The place of each op: its worker, and how many ops of that must have ended for it to have.
   std::vector<std::pair<int32_t, int32_t>> ended(program.ops.size());
   for (int32_t worker = 0; worker < graph_.workers; ++worker) {
     for (size_t at = 0; at < workers[worker].size(); ++at) {

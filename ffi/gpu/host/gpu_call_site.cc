@@ -21,7 +21,7 @@ const Member* DeviceOfJob(int64_t device_id) {
 // Carries what goes to GPUs of other hosts. Null if this process is not linked to others. Called
 // with the lock of CommunicatorOf.
 HostProxy* TheProxy(int process) {
-  static HostProxy* proxy = nullptr;  // never destroyed: the guest of who is not, either
+  static HostProxy* proxy = nullptr;  // lives as long as the reactor, which is never destroyed
   Interprocess* const processes = Interprocess::Get();
   if (proxy == nullptr && processes != nullptr) {
     proxy = new HostProxy(process);
@@ -128,7 +128,7 @@ Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {
 
 Status GpuCallSite::Unprefixed(const CallShape& shape, const void* operand) {
   groups_.resize(table_.group_count());
-  // In the order of the groups, on all processes: so nobody waits for one who waits for him.
+  // In the order of the groups, on all processes: so no wait cycle can form.
   for (int32_t group = 0; group < table_.group_count(); ++group) {
     if (groups_[group].call != nullptr) continue;  // an earlier attempt got this far
     if (Status status = PrepareGroup(group, shape, operand); !status.ok()) return status;

@@ -1,11 +1,11 @@
 // One custom-call instruction of one executable on GPUs, shared by the process's devices.
 //
-// What is done once, at the first call: the communicators of the instruction's groups, its lanes,
-// the loading of its kernel. It may block for other processes and takes device memory, so XLA's
-// initialize stage does it, before any kernel of the program waits for another. A call after that
-// fills in the kernel's parameters and enqueues it: no lock, no allocation, nothing that a graph's
-// capture forbids. A replayed graph comes without a call: whatever changes from one call to the
-// next is counted in device memory (layout.h).
+// Work that is done once, at the first call: the communicators of the instruction's groups, its
+// lanes, the loading of its kernel. It may block for other processes and takes device memory, so
+// XLA's initialize stage does it, before any kernel of the program waits for another. A call after
+// that fills in the kernel's parameters and enqueues it: no lock, no allocation, nothing that a
+// graph's capture forbids. A replayed graph comes without a call: whatever changes from one call to
+// the next is counted in device memory (layout.h).
 //
 // Thread rule: Prepare and Enqueue from any thread.
 #pragma once

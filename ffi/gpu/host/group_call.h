@@ -30,7 +30,7 @@ namespace jaxcoll::cuda {
 struct Operands {
   const void* const* inputs = nullptr;
   void* const* outputs = nullptr;
-  // Where the program says which logical id it runs as, in device memory; may be null.
+  // The program's logical id, in device memory; may be null.
   const uint32_t* logical_id = nullptr;
   uint32_t expected_logical_id = 0;
 };

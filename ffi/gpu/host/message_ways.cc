@@ -8,7 +8,7 @@
 namespace jaxcoll::cuda {
 namespace {
 
-// Which ops, of all ranks, have ended before another one begins.
+// The ops of all ranks that have ended before another one begins.
 class Order {
  public:
   Order(const std::vector<Program>& programs, const DeviceGraph& graph) {

@@ -18,7 +18,7 @@ namespace jaxcoll::cuda {
 
 class OperandMap {
  public:
-  // What a process tells the others of its rank's allocation.
+  // The facts that a process tells the others of its rank's allocation.
   struct Record {
     Runtime::IpcHandle handle = {};
     uint64_t bytes = 0;  // 0: it is not to be had
@@ -40,7 +40,7 @@ class OperandMap {
   bool agreed() const;
   // Whether this rank reaches the allocations of all others.
   bool complete() const;
-  // Whether `operand` is in the allocation that the others were told of, and that is still the same
+  // Whether `operand` is in the allocation that the others know, and that is still the same
   // one: another one may have taken its address.
   bool Knows(const void* operand) const;
   // The quick half of that.
@@ -48,7 +48,7 @@ class OperandMap {
     const auto* const at = static_cast<const unsigned char*>(operand);
     return at >= own_.base && at < own_.base + own_.bytes;
   }
-  // Where the allocation of a rank is here.
+  // The address of a rank's allocation here.
   unsigned char* base(int rank) const { return bases_[rank]; }
 
  private:

@@ -1,6 +1,6 @@
-// What every rank of a group launches for one custom call whose schedule the interpreter runs: any
-// algorithm, and schedules written in Python. As CallPlan, it is computed from what the HLO says
-// and the shapes, so it is equal on all ranks; plain C++.
+// The launch that every rank of a group makes for one custom call whose schedule the interpreter
+// runs: any algorithm, and schedules written in Python. As CallPlan, it is computed from what the
+// HLO says and the shapes, so it is equal on all ranks; plain C++.
 #pragma once
 
 #include <cstdint>
@@ -39,11 +39,11 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // What the area of a rank holds from TableOffset() on.
+  // The tables that the area of a rank holds from TableOffset() on.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 
-  // What the ranks send from host to host.
+  // The messages that the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
     return HostRoutes::Make(tables_, calls_, host_of_rank);
   }

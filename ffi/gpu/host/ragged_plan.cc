@@ -27,7 +27,7 @@ StatusOr<RaggedPlan> RaggedPlan::Create(const CallSpec& spec, const CallShape& s
   if (!ragged.ok()) return ragged.status();
   plan.ragged_ = *ragged;
   plan.result_bytes_ = plan.ragged_.output_rows * plan.ragged_.row_bytes;
-  // What one rank may send to another; see ShareOf().
+  // The most that one rank may send to another; see ShareOf().
   const int64_t rows = std::min(plan.ragged_.operand_rows, plan.ragged_.output_rows);
   if (plan.ragged_.updates_per_peer >
       kMostPairBytes / std::max<int64_t>(rows * plan.ragged_.row_bytes, 1)) {

@@ -1,6 +1,6 @@
-// What every rank of a group launches for a ragged_all_to_all by messages (ragged_call.h): between
-// hosts, and in groups for which the kernel of ragged.cuh is too small. As ProgramPlan, it is
-// computed from what the HLO says and the shapes, so it is equal on all ranks; plain C++.
+// The launch that every rank of a group makes for a ragged_all_to_all by messages (ragged_call.h):
+// between hosts, and in groups for which the kernel of ragged.cuh is too small. As ProgramPlan, it
+// is computed from what the HLO says and the shapes, so it is equal on all ranks; plain C++.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ class RaggedPlan {
   uint64_t TableOffset() const { return area_bytes_ - TableBytes(); }
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 
-  // What the ranks send from host to host.
+  // The messages that the ranks send from host to host.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
     return HostRoutes::MakeRagged(header_, call_, host_of_rank);
   }

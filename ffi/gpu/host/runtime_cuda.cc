@@ -71,7 +71,7 @@ Function DriverFunction(const char* name, unsigned int version) {
   return reinterpret_cast<Function>(found);
 }
 
-// What a thread does on a stream of its own: the device's other streams go on meanwhile.
+// Work that a thread does on a stream of its own: the device's other streams go on meanwhile.
 template <typename F>
 Status OnOwnStream(const std::string& what, F enqueue) {
   cudaStream_t stream = nullptr;

@@ -22,7 +22,7 @@ constexpr microseconds kLookSoon{100};
 constexpr microseconds kLookLate{1000};
 constexpr milliseconds kSoon{100};
 constexpr milliseconds kLookForGroups{20};
-// Of what others say of regions and groups that are not open here, so much is remembered.
+// The most messages of others that are remembered for regions and groups not open here.
 constexpr size_t kEarlyOpens = 1 << 16;
 constexpr size_t kEarlyFailures = 1024;
 constexpr int64_t kUntold = -1;  // how often a slot is used
@@ -44,12 +44,12 @@ void RaiseTo(unsigned char* at, uint64_t tag) {
 
 }  // namespace
 
-// What a parcel says.
+// The meaning of a parcel.
 struct HostProxy::Label {
   Kind kind;
   uint64_t region;
   uint64_t word;     // kOpen: the digest; kArrived: the fingerprint
-  uint32_t message;  // kDone: the rank that ended; its `segment` is the one that is told
+  uint32_t message;  // kDone: the rank that ended; its `segment` is the rank that learns of it
   uint32_t epoch;
   uint32_t segment;
   // kArrived: the first of its bytes in the message; sized by flags: how often the slot is used in
@@ -250,7 +250,7 @@ bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, C
   return true;
 }
 
-// What the message's first flag of this launch says, in the outbox of its destination, or in the
+// The value of the message's first flag of this launch, in the outbox of its destination, or in the
 // inbox if that is a rank here.
 int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& message,
                             const SlotUse& use, uint32_t epoch) {
@@ -497,7 +497,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
   if (found != groups_.end()) Fail(found->second, cause);
 }
 
-// A process that was told passes it on, for the first one may not reach everybody.
+// A process that learns of it passes it on, for the first one may not reach everybody.
 void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
@@ -547,7 +547,7 @@ void HostProxy::OnLeft(int process, const std::string& why) {
   }
 }
 
-// A launch that has begun here and has not ended at a rank that is gone never will.
+// A launch that has begun here and has not ended at a rank that has died never will.
 std::string HostProxy::WhoMisses(const Group& group, const Region& region, const Sender& sender) {
   const auto epoch = static_cast<uint32_t>(Acquire(sender.doorbell));
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {
@@ -603,7 +603,7 @@ void HostProxy::OnStop() {
     }
     if (group.cause) continue;
     Fail(group, RanksOf(group, process_) + " is shutting down");
-    // Who does not wait for this process need not fail with it.
+    // Peers that do not wait for this process need not fail with it.
     if (!under_way) group.untold.clear();
   }
 }

@@ -9,28 +9,28 @@
 // Device memory. Where the link to a process can send from it (Lend), the slots of outboxes for
 // that process's ranks lie in the sending rank's device instead, one piece for each of its peers,
 // with the layout of an outbox; flags stay where they were. A NIC reads the slots, and no processor
-// does. What comes still lands in a window in host memory and is copied to the inbox.
+// does. Incoming messages still land in a window in host memory and are copied to the inbox.
 //
 //     kernel of rank a             proxy              proxy               kernel of rank b
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
 //     may overwrite it <- inbox of a   <- link <-  outbox of a: `freed`, `done` <-  has read it
 //
-// What to send. Which flags a block raises, and in which order, is known (host_routes.h). For each
+// What to send. The flags that a block raises, and their order, are known (routes.h). For each
 // block and peer process the proxy has a cursor: the next flag to come. A launch first writes its
 // epoch to a doorbell; the cursors of a rank whose doorbell is ahead are looked at, one flag each.
 // So flags are the descriptors, and a replayed graph needs no call. Where sizes are data, the first
 // flag of each message says how often its slot is used in this launch and how much the last use
-// holds, and the parcels say it to the other side: a cursor passes over uses that there are not.
+// holds, and the parcels say it to the other side: a cursor passes over uses that do not exist.
 //
-// Who may overwrite what, and when:
+// The rules of overwriting:
 //   outbox slot    by the kernel, when the receiver's `freed`, or `done` of the launch before, has
 //                  come to its inbox. The receiver had the whole message then, so the proxy here,
 //                  or a NIC, had read all of it; and no link repeats what has been delivered. (A
 //                  NIC whose acknowledgement was lost may read the slot again, and send newer bytes
 //                  under old sequence numbers: the receiver's NIC drops them, InfiniBand's C9-105.)
-//   outbox flag    by the kernel, with a later use. Of arrived and freed flags the proxy is never a
-//                  launch behind at one peer: the peer ends a launch only when all that is raised
-//                  for it has come. `done` may be skipped: a later one says more.
+//   outbox flag    by the kernel, with a later use. For arrived and freed flags, the proxy is never
+//                  a launch behind at one peer: the peer ends a launch only when all that is
+//                  raised for it has come. `done` may be skipped: a later one says more.
 //   inbox slot     by the proxy, with a message of this rank's next launch for the sender, which
 //                  was told `done`; or of a segment whose slot it was told is `freed`.
 //   inbox flag     by the proxy. Arrived flags are raised in the order of their segments, when all
@@ -43,19 +43,20 @@
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
 // which reads through the GPU's L2, where the stores are. A NIC is no thread of PTX's memory model,
 // and CUDA's guide to GPUDirect RDMA (synchronization and memory ordering) promises an order by its
-// own calls only, above all for what comes to a running kernel: that is why nothing does here. What
-// goes out in this way is what NCCL relies on, too: fence.acq_rel.sys, a counter in host memory,
-// and a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a GPU.
+// own calls only, above all for what comes to a running kernel: that is why nothing does here.
+// Sending in this way relies on the same as NCCL: fence.acq_rel.sys, a counter in host memory, and
+// a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a GPU.
 //
 // First, each process tells the others of a region's group that it has the region, with the digest
-// of its routes: nothing is sent to who has not. A digest that differs is an error of the group.
+// of its routes: nothing is sent to a process that has not. A digest that differs is an error of
+// the group.
 //
 // Failure is a group's: of all regions of a communicator. The first cause counts, whoever finds it:
 // a link that ends, a process that ended though it is needed, a digest, a kernel's own cause
 // (Fail), a peer's word. It is kept, `abort` is raised for the kernels, which trap, and every other
-// process of the group is told. What comes later is dropped. Fingerprints travel with the messages
-// and are compared by the kernels, as are epochs; so are deadlines: a stopped process that goes on
-// before them does no harm, and after them finds its group failed.
+// process of the group is notified. Messages that come later are dropped. Fingerprints travel with
+// the messages and are compared by the kernels, as are epochs; so are deadlines: a stopped process
+// that goes on before them does no harm, and after them finds its group failed.
 //
 // Thread rule: Guest's functions as guest.h says; the others from any thread.
 #pragma once
@@ -113,8 +114,8 @@ class HostProxy final : public Guest {
   // Its group is open.
   void OpenRegion(RegionSpec spec);
 
-  // Which of these processes have a link that takes dma-bufs. Waits until each has one, or will
-  // have none, or the group has failed, but no longer than this.
+  // The subset of these processes that have a link that takes dma-bufs. Waits until each has one,
+  // or will have none, or the group has failed, but no longer than this.
   std::set<int> TakersOf(uint64_t group, const std::set<int>& processes, double timeout_s);
   // Lends all of a dma-buf to the link to a process until the group is closed; then no NIC reads
   // it any more. The descriptor may be closed. An error says why it cannot be done.
@@ -146,7 +147,7 @@ class HostProxy final : public Guest {
     std::vector<HostRoutes::Signal> signals;  // of each segment
     std::vector<int32_t> done;                // instead: ranks
     Link::Loan* loan;                         // of the memory that has the slots, if it is lent
-    // Of this launch.
+    // State of this launch.
     int32_t segment = 0;
     size_t next = 0;                 // of signals or done
     std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane
@@ -169,7 +170,7 @@ class HostProxy final : public Guest {
     std::span<const std::byte> memory;
     std::unique_ptr<Link::Loan> loan;  // touched with the reactor's lock only
   };
-  // What has come of a message's segments on one lane.
+  // The count of a message's segments that have come on one lane.
   struct Landing {
     uint32_t epoch = 0;
     int32_t next = 0;              // the first count that is not raised

@@ -93,7 +93,7 @@ void HostReach::Copy(int process, const std::string& why, LogLevel level) {
       process_, process, why.c_str());
 }
 
-// Whatever fails, the other way is left.
+// If any step fails, the way through host memory is left.
 void HostReach::NewDeviceSlab(int rank, uint64_t bytes) {
   const int ordinal = ordinals_[rank];
   device_slab_[rank] = {};
@@ -171,7 +171,7 @@ StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
   return std::exchange(host_slab_.next, host_slab_.next + bytes);
 }
 
-// What host memory is needed of each rank's layout, in bytes from its start: 0 of ranks of this
+// The host memory needed for each rank's layout, in bytes from its start: 0 of ranks of this
 // host's other processes. Ranks that send each other nothing still say when they are done.
 std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& region) const {
   uint64_t flags = 0, all = 0;

@@ -1,5 +1,5 @@
 // How a communicator's GPUs reach those of other hosts: the memory of its regions, and its group at
-// the proxy (host_proxy.h).
+// the proxy (proxy.h).
 //
 // Two ways. Where the devices export dma-bufs and the link to a process takes them, what is sent to
 // its ranks lies in device memory and is read by the NIC; else it lies in pinned host memory and is
@@ -42,7 +42,7 @@ class HostReach {
     // whose slots are used and nothing else; null where `memory` has them.
     std::vector<std::vector<unsigned char*>> slots;
 
-    // Where kernels of `rank` put messages for `peer`.
+    // The place where kernels of `rank` put messages for `peer`.
     unsigned char* SlotsOf(int rank, int peer) const {
       unsigned char* const lent = slots[rank].empty() ? nullptr : slots[rank][peer];
       return lent != nullptr ? lent : memory[peer];

@@ -32,7 +32,7 @@ class Table {
   const ProgramPiece* pieces(const ProgramOp& op) const {
     return At<ProgramPiece>(header.piece_offset) + op.first_piece;
   }
-  // Where a piece's destination `d` lies.
+  // The place of a piece's destination `d`.
   const ProgramRef& destination(const ProgramOp& op, const ProgramPiece& piece, int32_t d) const {
     return At<ProgramRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
   }
@@ -144,7 +144,7 @@ Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& 
   return Status();
 }
 
-// What a rank raises elsewhere, in order, now that all messages are known.
+// The flags that a rank raises elsewhere, in order, now that all messages are known.
 Status HostRoutes::OrderSignals(const DeviceProgram& program,
                                 const std::vector<int>& host_of_rank) {
   using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
@@ -263,7 +263,7 @@ HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse&
   Stretch stretch{0, 0};
   ForEach(message, use, first, most, [&](int64_t at, int64_t offset, int64_t bytes) {
     if (offset == 0) stretch.at = at;
-    // What lies behind a gap is not reached any more.
+    // Bytes behind a gap are not reached any more.
     if (offset == stretch.bytes && at == stretch.at + offset) stretch.bytes += bytes;
   });
   return stretch;

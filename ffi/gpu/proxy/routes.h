@@ -1,6 +1,6 @@
-// What the ranks of a schedule send to ranks of other hosts, and in which order: what the host
-// needs to know so that a launch, or the replay of one, needs no call. Plain numbers, computed from
-// the packed tables (device_program.h) and equal on all hosts.
+// The messages that the ranks of a schedule send to ranks of other hosts, and in which order: what
+// the host needs to know so that a launch, or the replay of one, needs no call. Plain numbers,
+// computed from the packed tables (device_program.h) and equal on all hosts.
 //
 // A block of a rank runs the ops of its worker in order, segment by segment. So the flags that it
 // raises at ranks of other hosts come in an order that is known: `signals`, once for each segment
@@ -55,9 +55,9 @@ class HostRoutes {
                                    std::vector<ProgramCall> calls,
                                    const std::vector<int>& host_of_rank);
 
-  // Of an exchange whose sizes stand in device memory (ragged_exchange.h): a message between each
-  // two ranks of different hosts. How often a lane uses its slot, and how much the last use holds,
-  // stands in its first flag.
+  // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
+  // message between each two ranks of different hosts. How often a lane uses its slot, and how much
+  // the last use holds, stands in its first flag.
   static StatusOr<HostRoutes> MakeRagged(const ProgramHeader& header, const ProgramCall& call,
                                          const std::vector<int>& host_of_rank);
   bool sized_by_flags() const { return sized_by_flags_; }
@@ -66,11 +66,11 @@ class HostRoutes {
   int32_t workers() const { return header_.workers; }
   const std::vector<ProgramCall>& calls() const { return calls_; }
   const std::vector<Message>& messages() const { return messages_; }
-  // What the worker's blocks raise at ranks of other hosts in each segment.
+  // The flags that the worker's blocks raise at ranks of other hosts in each segment.
   const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
     return signals_[rank][worker];
   }
-  // Of everything above.
+  // The digest of everything above.
   uint64_t digest() const { return digest_; }
 
   // Bytes in a region, from its start.
@@ -87,7 +87,8 @@ class HostRoutes {
   // A message's numbers, one chunk behind the other, without the gaps that slots have. Sized by
   // flags: of a full slot.
   int64_t Bytes(const Message& message, const SlotUse& use) const;
-  // Of these from `first` on, as many as lie together in a slot, but no more than `most`.
+  // A run of these bytes from `first` on: as many as lie together in a slot, but no more than
+  // `most`.
   struct Stretch {
     int64_t at;  // in a region
     int64_t bytes;

@@ -16,7 +16,7 @@
 //
 // Invariant of the tree: v = rank - root mod P. In step i = 0, 1, ... whoever has the vector sends
 // it rho(K-1-i) ahead, or back if v is odd, unless that rank has it. For P = 2^K that never
-// happens. reduce is the broadcast backwards. Of the butterflies, see butterfly.h and swing.cc.
+// happens. reduce is the broadcast backwards. For the butterflies, see butterfly.h and swing.cc.
 #include <bit>
 #include <vector>
 

@@ -104,7 +104,7 @@ void BucketReduceScatter(ProgramBuilder& b) {
       for (int32_t p = phase + 1; p < torus.dimensions(); ++p) {
         later.push_back(way.Dimension(torus, p));
       }
-      // What this line reduces for its member that many ranks ahead; on all members.
+      // The chunks that this line reduces for its member that many ranks ahead; on all members.
       auto blocks = [&](BufferKind buffer, int32_t ahead) {
         const int32_t member = torus.With(b.rank(), d, place + ahead * way.direction);
         return b.Parts(buffer, Around(torus, member, later), part);
@@ -141,7 +141,7 @@ void BucketAllGather(ProgramBuilder& b) {
     for (int32_t phase = 0; phase < torus.dimensions(); ++phase) {
       const int32_t d = way.Dimension(torus, phase);
       const int32_t place = torus.Coordinate(b.rank(), d);
-      // What the member of this line that many ranks ahead has brought into this phase.
+      // The chunks that the member of this line that many ranks ahead has brought into this phase.
       auto blocks = [&](int32_t ahead) {
         const int32_t member = torus.With(b.rank(), d, place + ahead * way.direction);
         return b.Parts(kOut, Around(torus, member, earlier), part);

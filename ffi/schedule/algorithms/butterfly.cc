@@ -22,8 +22,8 @@ uint32_t Negabinary(uint32_t c, int32_t rounds) {
 }
 
 // In which half the pairs of each round have coordinate c, of 2^rounds on a ring; bit s is round
-// s. Rank 0 is always in the first half. Who is in the second half of round s is turned over into
-// the first, as its pairs turn it, so that later rounds need to know of one half only.
+// s. Rank 0 is always in the first half. A coordinate in the second half of round s is turned over
+// into the first, as its pairs turn it, so that later rounds need to know of one half only.
 uint32_t Halves(int32_t c, int32_t rounds) {
   uint32_t halves = 0;
   for (int32_t s = 0; s < rounds; ++s) {

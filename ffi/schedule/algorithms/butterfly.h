@@ -26,7 +26,7 @@ class Butterfly {
   bool power_of_two() const { return power_of_two_; }
   int32_t Partner(int32_t rank, int32_t step) const;
 
-  // Where the share of a vector that `rank` reduces is put, of size() shares, such that what is
+  // The place of the share of a vector that `rank` reduces, of size() shares, such that what is
   // handed over is contiguous if size() is a power of two.
   int32_t Position(int32_t rank) const;
   // Whether the pairs of `step` have this rank in the half that comes first.

@@ -80,7 +80,7 @@ TreeNode NodeOf(int32_t index, int32_t size, int32_t tree) {
 void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group) {
   const int32_t height = std::bit_width(static_cast<uint32_t>(group.size)) - 1;
   const int32_t begin_step = b.Step(), steps = 2 * height + kPipelineDepth - 1;
-  // What a rank passes up: its own if it is a leaf.
+  // The sum that a rank passes up: its own if it is a leaf.
   auto partial = [&](const TreeNode& node) { return node.left == kNone ? group.from : kOut; };
 
   for (int32_t tree = 0; tree < 2; ++tree) {

@@ -9,8 +9,8 @@
 namespace jaxcoll {
 
 struct TreeGroup {
-  // Of what is reduced, half for each tree. With m pieces per tree the pipeline is full in (m - 1)
-  // of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
+  // The pieces of a vector, half for each tree. With m pieces per tree the pipeline is full in
+  // (m - 1) of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
   static constexpr int32_t kPieces = 16;
   // One per tree: a rank that waits in one must not hold up the other.
   static constexpr int32_t kLanes = 2;
@@ -19,7 +19,7 @@ struct TreeGroup {
   int32_t index = 0;  // this rank among the members
   std::function<int32_t(int32_t index)> rank_of;
   std::function<Operand(BufferKind, int32_t piece)> piece;
-  // Where the members' contributions are: input, or output (then it is reduced in place).
+  // The buffer of the members' contributions: input, or output (then it is reduced in place).
   BufferKind from = BufferKind::kInput;
   int32_t first_lane = 0;
 };

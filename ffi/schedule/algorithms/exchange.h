@@ -9,9 +9,9 @@
 
 namespace jaxcoll {
 
-struct Exchange {
+struct PairExchange {
   std::function<Operand(BufferKind)> whole;  // what is reduced
-  // Of folded ranks; round 0, 1, ..., fold.rounds - 1.
+  // The partner of a folded rank, folded as well; round 0, 1, ..., fold.rounds - 1.
   std::function<int32_t(int32_t folded, int32_t round)> partner;
   // Whether its sum stands on the left; true for exactly one of two partners. All ranks that hold
   // one sum must agree, or ranks end with differently rounded results.
@@ -20,6 +20,6 @@ struct Exchange {
 
 // fold.rounds steps, and two more if there are pairs to fold. The layout has a block of scratch if
 // there are more than two ranks.
-void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const Exchange& exchange);
+void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const PairExchange& exchange);
 
 }  // namespace jaxcoll

@@ -20,11 +20,11 @@
 namespace jaxcoll {
 namespace {
 
-// Where a rank is, and its two groups.
-class Place {
+// The place of a rank, and its two groups.
+class NodePlace {
  public:
   // Each of the G pieces has `parts` chunks.
-  Place(ProgramBuilder& b, int32_t parts)
+  NodePlace(ProgramBuilder& b, int32_t parts)
       : nodes(b.spec().dims[0]),
         node_size(b.spec().dims[1]),
         node(b.rank() / node_size),
@@ -45,7 +45,7 @@ class Place {
               return b_.Chunks(buffer, piece * parts_, parts_);
             }};
   }
-  // Of the piece that this rank's rail reduces.
+  // The parts of the piece that this rank's rail reduces.
   Operand Parts(BufferKind buffer, int32_t begin, int32_t count) const {
     return b_.Chunks(buffer, (place + 1) % node_size * parts_ + begin, count);
   }
@@ -65,7 +65,7 @@ Layout HierarchicalAllReduceLayout(const ScheduleSpec& spec) {
 }
 
 void HierarchicalAllReduce(ProgramBuilder& b) {
-  const Place at(b, b.spec().dims[0]);
+  const NodePlace at(b, b.spec().dims[0]);
   const Ring rail{.size = at.nodes,
                   .index = at.node,
                   .next = at.RankOf(at.node + 1, at.place),
@@ -85,7 +85,7 @@ Layout HierarchicalHalvingAllReduceLayout(const ScheduleSpec& spec) {
 
 void HierarchicalHalvingAllReduce(ProgramBuilder& b) {
   const Fold fold(b.spec().dims[0]);
-  const Place at(b, fold.size);
+  const NodePlace at(b, fold.size);
   RingReduceScatterSteps(b, at.Inside(), BufferKind::kInput);
   HalvingDoublingSteps(b, {.fold = fold,
                            .index = at.node,
@@ -101,7 +101,7 @@ Layout HierarchicalTreeAllReduceLayout(const ScheduleSpec& spec) {
 }
 
 void HierarchicalTreeAllReduce(ProgramBuilder& b) {
-  const Place at(b, TreeGroup::kPieces);
+  const NodePlace at(b, TreeGroup::kPieces);
   RingReduceScatterSteps(b, at.Inside(), BufferKind::kInput);
   if (at.nodes > 1) {
     DoubleTreeSteps(

@@ -51,7 +51,7 @@ void HierarchicalAllGather(ProgramBuilder& b) {
   for (int32_t s = 0; s + 1 < nodes; ++s) {
     for (int32_t piece = 0; piece < kPieces; ++piece) {
       const int32_t step = s * kPieces + piece;
-      // Of the node that many before this one.
+      // The part of the node that many before this one.
       auto part = [&](int32_t back, int32_t p) {
         return b.Parts(kOut, {rank_of(node - back, p)}, piece);
       };

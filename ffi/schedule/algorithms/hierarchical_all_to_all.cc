@@ -1,5 +1,5 @@
 // Hierarchical, rail-aware all_to_all: as NCCL's PXN (Mandakolathur and Jeaugey, "Doubling
-// all2all performance with NVIDIA Collective Communication Library 2.12", 2022). What goes to
+// all2all performance with NVIDIA Collective Communication Library 2.12", 2022). A block for
 // another node first goes, inside the node, to the rank on the receiver's rail, which sends what it
 // has collected: no message changes rails between nodes, and there are fewer and larger ones.
 //
@@ -39,13 +39,13 @@ void HierarchicalAllToAll(ProgramBuilder& b) {
   auto rank_of = [&](int32_t n, int32_t p) {
     return (n + nodes) % nodes * node_size + (p + node_size) % node_size;
   };
-  // Of place p, on all nodes but this one.
+  // The blocks of place p, on all nodes but this one.
   auto elsewhere = [&](int32_t p) {
     std::vector<int32_t> blocks;
     for (int32_t e = 1; e < nodes; ++e) blocks.push_back(rank_of(node + e, p));
     return blocks;
   };
-  // Of node n, at all places but this one.
+  // The blocks of node n, at all places but this one.
   auto others = [&](int32_t n) {
     std::vector<int32_t> blocks;
     for (int32_t d = 1; d < node_size; ++d) blocks.push_back(rank_of(n, place + d));

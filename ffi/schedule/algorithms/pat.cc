@@ -38,7 +38,7 @@ struct Trees {
   int32_t trees;  // A
   int32_t depth;  // offsets of one tree
 
-  // Of all_gather, in order: the offsets that are reached; all are at one distance.
+  // The offsets that all_gather reaches in each step, in order; all are at one distance.
   std::vector<std::vector<int32_t>> Steps() const {
     std::vector<std::vector<int32_t>> steps;
     for (int32_t distance = span / 2; distance >= depth; distance /= 2) {
@@ -53,7 +53,7 @@ struct Trees {
     return steps;
   }
 
-  // Where the sum at an offset lies while it is in progress.
+  // The place of the sum at an offset while it is in progress.
   int32_t Slot(int32_t o) const {
     const int32_t tree = o / depth, t = o % depth;
     return t == 0 ? tree : trees * std::countr_zero(static_cast<uint32_t>(t)) + tree;

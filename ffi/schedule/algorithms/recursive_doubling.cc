@@ -16,7 +16,7 @@ Layout RecursiveDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? 1 : 0};
 }
 
-void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const Exchange& exchange) {
+void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const PairExchange& exchange) {
   const Operand input = exchange.whole(kIn), output = exchange.whole(kOut);
   // A rank cannot receive over what it is sending, so results alternate between two buffers; the
   // last round's is the output. Round -1 is the fold.

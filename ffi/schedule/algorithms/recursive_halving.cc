@@ -38,8 +38,8 @@ void HalvingDoublingSteps(ProgramBuilder& b, const FoldedGroup& group) {
   }
   if (fold.pairs > 0) b.NextStep();
 
-  // Distances double while halves shrink: the largest messages go to the nearest rank. What a
-  // folded rank is responsible for after `rounds` rounds depends on its lowest bits only.
+  // Distances double while halves shrink: the largest messages go to the nearest rank. The share of
+  // a folded rank after `rounds` rounds depends on its lowest bits only.
   const int32_t folded = fold.Folded(group.index);
   auto part = [&](BufferKind buffer, int32_t member, int32_t rounds) {
     int32_t begin = 0, count = fold.size;

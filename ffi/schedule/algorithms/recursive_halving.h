@@ -15,7 +15,7 @@ struct FoldedGroup {
   std::function<int32_t(int32_t index)> rank_of;
   // Pieces begin, ..., begin + count - 1 of fold.size pieces of what is reduced.
   std::function<Operand(BufferKind, int32_t begin, int32_t count)> part;
-  // Where the members' contributions are: input, or output (then it is reduced in place).
+  // The buffer of the members' contributions: input, or output (then it is reduced in place).
   BufferKind from = BufferKind::kInput;
 };
 

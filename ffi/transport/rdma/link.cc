@@ -162,7 +162,7 @@ bool RdmaLinkImpl::PrepareToSleep() {
   for (const Rail& rail : rails_) {
     if (rail.closed || !rail.rail) continue;
     rail.rail->Arm();
-    // What came before that gives no event any more.
+    // A completion that came before Arm() raises no event.
     quiet &= !rail.rail->Poll(kCompletionsPerPoll, arrived_) && !rail.rail->failed();
   }
   return quiet;
@@ -183,7 +183,7 @@ std::vector<int> RdmaLinkImpl::readable_fds() const {
   return {fds.begin(), fds.end()};
 }
 
-// The socket as usual. Of a rail, the descriptor of its events: it is never ready for writing,
+// The socket as usual. For a rail, the descriptor of its events: it is never ready for writing,
 // but says that something has not reached the peer yet; its readability tells when it has.
 std::vector<int> RdmaLinkImpl::writable_fds() const {
   std::vector<int> fds;

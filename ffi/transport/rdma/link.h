@@ -1,5 +1,5 @@
-// The link of rdma.h. Its rails and what goes over them: rdma_link.cc; what calls lend:
-// rdma_link_loans.cc; the socket, and rails that fail: rdma_link_failures.cc.
+// The link of rdma.h. Its rails and what goes over them: link.cc; what calls lend:
+// link_loans.cc; the socket, and rails that fail: link_failures.cc.
 #pragma once
 
 #include <sys/types.h>
@@ -64,7 +64,8 @@ class RdmaLinkImpl final : public RdmaLink, public RdmaLoan::Lender {
  private:
   static constexpr int kCompletionsPerPoll = 64;
 
-  // What the socket carries beside messages: frames of no bytes, whose notice is one of these.
+  // The frames that the socket carries beside messages: frames of no bytes, whose notice is one of
+  // these.
   enum Control : uint64_t {
     kReady = 1,    // its queue pairs take what comes
     kReason = 2,   // rail, then up to 32 characters of why it failed

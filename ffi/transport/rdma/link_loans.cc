@@ -1,4 +1,4 @@
-// What calls lend to an rdma link.
+// The buffers that calls lend to an rdma link.
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -14,8 +14,8 @@ namespace {
 
 // A smaller put is copied though its buffer is lent: in cache that costs less than waiting for it.
 constexpr size_t kMinLentBytes = size_t{8} << 10;
-// A call that ends too early waits so long for what its buffers still owe; a healthy NIC is through
-// in a fraction of it.
+// A call that ends too early waits this long for the writes from its buffers; a healthy NIC
+// completes them in a fraction of it.
 constexpr auto kReturnTime = std::chrono::milliseconds(20);
 
 }  // namespace
@@ -109,8 +109,8 @@ bool RdmaLinkImpl::ReportSent(LinkSink& sink) {
   return any;
 }
 
-// What the call had sent is through, or the call has failed. Then most is through, too, only not
-// reported yet; what is not is taken from the NIC.
+// The call's writes have completed, or the call has failed. Then most writes have completed but are
+// unreported; the others are taken from the NIC.
 void RdmaLinkImpl::OnReturn(RdmaLoan& loan) {
   loans_.erase(&loan);
   ForEachPart([&](RdmaRail::Part& part) {
@@ -127,7 +127,7 @@ void RdmaLinkImpl::OnReturn(RdmaLoan& loan) {
     }
   }
   for (const Rail& rail : rails_) {
-    if (reads(rail)) rail.rail->Fail("a call ended before what it had sent was through");
+    if (reads(rail)) rail.rail->Fail("a call ended before its writes had completed");
   }
   bool lost = false;
   ForEachPart([&](RdmaRail::Part& part) {
@@ -138,8 +138,7 @@ void RdmaLinkImpl::OnReturn(RdmaLoan& loan) {
   if (lost) {
     (void)End(Status(StatusCode::kUnavailable,
                      PeerName(peer_, description_) +
-                         ": device memory was taken back before what was put from it was "
-                         "through"));
+                         ": device memory was taken back before the writes from it had completed"));
   }
 }
 

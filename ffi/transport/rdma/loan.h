@@ -2,7 +2,7 @@
 //
 // The NICs of the rails may read it, and nobody else gets a key. Memory of the host is registered
 // in pieces, each when the first put from it is sent, so that no put waits for all of a large
-// array. What is registered is deregistered before the loan is gone, and so before the memory can
+// array. Registered memory is deregistered before the loan ends, and so before the memory can
 // be freed: a NIC never has a key of pages that it should not see any more.
 //
 // Thread rule: that of the link.

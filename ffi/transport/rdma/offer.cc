@@ -6,7 +6,7 @@
 namespace jaxcoll {
 namespace {
 
-struct Header {
+struct OfferHeader {
   uint64_t magic;
   uint64_t window_bytes;
   uint64_t window;
@@ -20,7 +20,7 @@ static_assert(std::is_trivially_copyable_v<RailAddress>);
 }  // namespace
 
 std::string RdmaOffer::Encode() const {
-  const Header header = {kOfferMagic, window_bytes, window, rings, rails.size()};
+  const OfferHeader header = {kOfferMagic, window_bytes, window, rings, rails.size()};
   std::string text(sizeof(header) + rails.size() * sizeof(RailAddress), '\0');
   std::memcpy(text.data(), &header, sizeof(header));
   if (!rails.empty()) {
@@ -30,7 +30,7 @@ std::string RdmaOffer::Encode() const {
 }
 
 StatusOr<RdmaOffer> RdmaOffer::Decode(std::string_view text, size_t max_rails) {
-  Header header{};
+  OfferHeader header{};
   if (text.size() < sizeof(header)) {
     return InvalidArgument("an rdma offer of " + std::to_string(text.size()) + " bytes");
   }

@@ -1,4 +1,4 @@
-// What the two sides of an rdma link tell each other before there is one.
+// The messages that the two sides of an rdma link tell each other before there is one.
 #pragma once
 
 #include <cstdint>

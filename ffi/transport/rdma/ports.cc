@@ -58,7 +58,7 @@ int Worth(const std::array<uint8_t, 16>& gid, const std::string& type) {
   return (v2 ? 10 : 0) + (ipv4 ? 3 : link_local ? 1 : 2);
 }
 
-// What JAXCOLL_IB_HCA says.
+// The parsed value of JAXCOLL_IB_HCA.
 class Choice {
  public:
   explicit Choice(const std::string& list) : excludes_(list.empty() || list[0] == '^') {

@@ -1,4 +1,4 @@
-// Which ports of which NICs carry an rdma link, and how they are addressed. Read from sysfs, which
+// The ports of the NICs that carry an rdma link, and how they are addressed. Read from sysfs, which
 // tells more than libibverbs does and needs no open device.
 #pragma once
 
@@ -30,7 +30,7 @@ struct RdmaPort {
   int numa_node = -1;  // -1: unknown, or there is but one
 
   std::string Name() const { return device + ":" + std::to_string(port); }
-  // What both ends of a connection must have in common.
+  // The properties that both ends of a connection must have in common.
   std::string Fabric() const;
 };
 

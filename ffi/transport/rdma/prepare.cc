@@ -1,4 +1,4 @@
-// Which ports a link gets, and why there may be none.
+// The choice of a link's ports, and why there may be none.
 #include <algorithm>
 #include <optional>
 

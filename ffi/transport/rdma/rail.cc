@@ -18,12 +18,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Of an immediate: a report of credits, not a notice. The other bits count.
+// This bit of an immediate marks a report of credits, not a notice. The other bits count.
 constexpr uint32_t kReportBit = uint32_t{1} << 31;
 constexpr uint64_t kReceiveId = uint64_t{1} << 63;  // of a work request
 constexpr auto kDrainTime = std::chrono::seconds(2);
 
-// What to look at, for the errors that people can do something about.
+// Hints on what to check, for the errors that people can do something about.
 const char* Advice(uint32_t status) {
   switch (status) {
     case verbs::kWcRetryExcErr:
@@ -239,7 +239,7 @@ void RdmaRail::Send(const Part& part, uint32_t key) {
     first.num_sge = 1;
     first.opcode = verbs::kWrRdmaWrite;
     first.wr.rdma = {remote_.window + part.offset, peer_.rkey};
-    // What is lent may be a device's memory, which processors cannot put into a request.
+    // A lent buffer may be a device's memory, which processors cannot put into a request.
     if (!lent && part.bytes <= max_inline_) first.send_flags = verbs::kSendInline;
     Post(requests);
   } else {
@@ -285,7 +285,7 @@ void RdmaRail::Completed(uint64_t requests) {
     unacknowledged_.pop_front();
   }
   if (requests_ > requests_completed_ && requests_signalled_ == requests_completed_ && !failed()) {
-    // What was posted behind it says nothing by itself: ask.
+    // Requests posted behind it report nothing by themselves: ask.
     verbs::SendWr request{};
     request.opcode = verbs::kWrRdmaWrite;
     request.wr.rdma = {remote_.ring, peer_.rkey};
@@ -360,7 +360,7 @@ bool RdmaRail::Poll(int budget, std::vector<RailEntry>& arrived) {
 
 void RdmaRail::Arrived(uint32_t immediate, std::vector<RailEntry>& arrived) {
   if ((immediate & kReportBit) != 0) {
-    // Of 31 bits: made whole by what is known.
+    // The immediate has 31 bits of the count; the known count gives the others.
     const uint32_t known = static_cast<uint32_t>(consumed_by_peer_);
     TakeCredit(known + ((immediate - known) & ~kReportBit));
     return;

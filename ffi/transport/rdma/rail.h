@@ -34,7 +34,7 @@
 
 namespace jaxcoll {
 
-// What one side tells the other of a rail, so that they can be connected.
+// The facts that one side tells the other of a rail, so that they can be connected.
 struct RailAddress {
   char device[64];  // for people, and to join like with like
   char fabric[64];
@@ -71,7 +71,8 @@ class RdmaRail {
     Notice notice;
     RdmaLoan* loan = nullptr;           // whose key the NIC was given, if any
     const std::byte* source = nullptr;  // in the loan; null: in the staging memory
-    // What lay there when the buffer was taken back, should the part have to be sent once more.
+    // The bytes that lay there when the buffer was taken back, should the part have to be sent
+    // once more.
     std::shared_ptr<const std::vector<std::byte>> copy{};
 
     // The source goes away. It is not copied into the staging memory: if the part is at the peer,
@@ -91,7 +92,7 @@ class RdmaRail {
     size_t own_bytes;    //
     std::byte* entries;  // this rail's, in `own`
   };
-  // Where the peer keeps the same.
+  // The peer's copies of the same.
   struct RemoteMemory {
     uint64_t window;
     uint64_t ring;

@@ -1,18 +1,18 @@
-// RDMA between two processes: InfiniBand or RoCE, one or several rails (rdma_rail.h), and a tcp
-// socket for what is told and for telling what has become of a rail.
+// RDMA between two processes: InfiniBand or RoCE, one or several rails (rail.h), and a tcp
+// socket for messages and for telling what has become of a rail.
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
 // peer may write, staging memory and entries that the NIC may read. So no key can outlive the
 // memory that it names. A put's bytes lie in the staging memory at its offset in the window:
 // whoever puts a message together there saves Put's copy. Beside that, NICs may read what calls
-// lend (rdma_loan.h) until they take it back.
+// lend (loan.h) until they take it back.
 //
 // Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
 // and its notice is delivered when all have come. So no order between rails is needed. When one
 // fails, both sides close it, count what came by it and tell each other; what did not come is sent
-// again by the others, and the loss is logged. What is sent again are parts of puts that have not
-// been delivered, so a source may change as soon as the peer has said that it has it. When the last
-// one fails, the link ends with the first reason.
+// again by the others, and the loss is logged. Only parts of undelivered puts are sent again, so a
+// source may change as soon as the peer has said that it has it. When the last one fails, the link
+// ends with the first reason.
 #pragma once
 
 #include <memory>
@@ -44,10 +44,10 @@ class RdmaLink : public Link {
   static StatusOr<std::unique_ptr<RdmaLink>> Make(
       const RdmaConfig& config, size_t window_bytes,
       const std::vector<std::optional<RdmaPort>>& ports);
-  // What the peer must know. Its keys let it write to this side's window: tell nobody else.
+  // The offer for the peer. Its keys let it write to this side's window: tell nobody else.
   virtual std::string Offer() const = 0;
-  // `socket`: a connected, authenticated stream, taken over in any case. What goes over it is
-  // protected as `security` says; what NICs carry is not.
+  // `socket`: a connected, authenticated stream, taken over in any case. Its traffic is protected
+  // as `security` says; data that NICs carry are not.
   virtual Status Join(int peer, int socket, std::string_view offer, const TcpSecurity& security,
                       std::string description) = 0;
 

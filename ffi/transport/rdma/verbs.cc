@@ -139,7 +139,7 @@ StatusOr<std::shared_ptr<OpenDevice>> OpenDevice::Open(const std::string& name) 
                       "; are /dev/infiniband/uverbs* there (in a container, too), may this user "
                       "open them, and is its provider library installed?");
   }
-  // Whoever looks for events must not wait for one.
+  // A reader of events must not block until one comes.
   const int flags = ::fcntl(context->async_fd, F_GETFL);
   ::fcntl(context->async_fd, F_SETFL, flags | O_NONBLOCK);
   auto device = std::make_shared<OpenDevice>(library, context, name);

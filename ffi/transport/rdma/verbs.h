@@ -87,7 +87,7 @@ class OpenDevice {
   std::map<int, bool> port_down_;
 };
 
-// Who may use which memory: the queue pairs of one domain, and they alone, take its keys.
+// The scope of memory keys: the queue pairs of one domain, and they alone, take its keys.
 class Domain {
  public:
   static StatusOr<std::unique_ptr<Domain>> Make(std::shared_ptr<OpenDevice> device);
@@ -104,16 +104,16 @@ class Domain {
   Pd* const pd_;
 };
 
-// Memory that the NIC may read, and with kAccessRemoteWrite peers may write. Whoever registers
-// memory owns it until this object is gone: were it freed and mapped anew before, the NIC would go
+// Memory that the NIC may read, and with kAccessRemoteWrite peers may write. The owner must keep
+// the memory until this object is destroyed: were it freed and mapped anew before, the NIC would go
 // on with the old pages.
 class Region {
  public:
   // `access` 0 lets the NIC read, and nobody write.
   static StatusOr<std::unique_ptr<Region>> Register(const Domain& domain, void* address,
                                                     size_t bytes, int access);
-  // Of a device's memory: `fd` is a dma-buf, `offset` where the region begins in it. Peers address
-  // it from `iova` on.
+  // Registers a device's memory: `fd` is a dma-buf, `offset` where the region begins in it. Peers
+  // address it from `iova` on.
   static StatusOr<std::unique_ptr<Region>> RegisterDmabuf(const Domain& domain, int fd,
                                                           uint64_t offset, size_t bytes,
                                                           uint64_t iova, int access);

@@ -1,4 +1,4 @@
-// What libibverbs' binary interface looks like, as far as it is used here: the layouts that
+// The part of libibverbs' binary interface that is used here: the layouts that
 // IBVERBS_1.1 has had since 2006 and cannot change. Declared here so that a build needs no header
 // of rdma-core; tests/cpp/transport/verbs_test.cc compares them with that header where there is
 // one.
@@ -124,7 +124,7 @@ struct Mr {
 
 enum AccessFlags : int { kAccessLocalWrite = 1 << 0, kAccessRemoteWrite = 1 << 1 };
 
-// What posts and polls does not go through the library's symbols but through these.
+// Posting and polling go through these, not through the library's symbols.
 struct ContextOps {
   void* before_poll_cq[11];
   int (*poll_cq)(Cq* cq, int num_entries, Wc* wc);

@@ -1,9 +1,9 @@
-// Shared memory between two processes of one host: a segment (shm_segment.h) for each direction.
+// Shared memory between two processes of one host: a segment (segment.h) for each direction.
 //
 // A put is a copy into the peer's window and a notice in its ring. Notices that find no room wait
-// here, in order. The socket carries what is told, and its end is the peer's: the kernel closes it
-// whatever the peer dies of. What the peer had put by then lies in our segment, so the ring is
-// drained before the end is reported.
+// here, in order. The socket carries messages, and its end is the peer's: the kernel closes it
+// whatever the peer dies of. The bytes that the peer had put by then lie in our segment, so the
+// ring is drained before the end is reported.
 //
 // Draining the own bell is the reactor's duty: it is shared by all links of the process.
 #include "transport/link.h"
@@ -170,7 +170,8 @@ class ShmLink final : public Link {
       if (bytes < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return did_something;
       did_something = true;
       if (bytes < 0 && gone_errno_ == 0) {
-        // The peer closed without having read all. What it told before comes now, then the end.
+        // The peer closed without having read all. Messages that it had sent are delivered now,
+        // then the end.
         gone_errno_ = errno;
         continue;
       }
@@ -211,7 +212,7 @@ class ShmLink final : public Link {
 
   void RingBell() {
     const uint64_t one = 1;
-    // Nothing to do if it fails: a full counter has rung, and a peer without a bell is gone.
+    // Nothing to do if it fails: a full counter has rung, and a peer without a bell has died.
     [[maybe_unused]] const ssize_t written = ::write(peer_bell_.get(), &one, sizeof(one));
   }
 

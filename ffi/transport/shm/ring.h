@@ -4,8 +4,8 @@
 // notice costs the consumer one cache line, not a second one for the producer's index. The other
 // direction, what is free again, is one counter that the consumer moves once per batch.
 //
-// The memory is the consumer's, but the other side can write to all of it. Whatever is read from it
-// is copied once and then checked against what this side knows; it is never an index.
+// The memory is the consumer's, but the other side can write to all of it. Every value read from it
+// is copied once and then checked against what this side knows; none is ever an index.
 //
 // Sleep. Either side may ask to be woken: it stores its flag, then looks at the ring once more; the
 // other side changes the ring, then looks at the flag. All four are sequentially consistent, so

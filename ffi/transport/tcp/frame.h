@@ -1,9 +1,9 @@
-// What goes over the stream sockets of a tcp link: frames, each a header and `bytes` of payload.
+// The format of the stream sockets of a tcp link: frames, each a header and `bytes` of payload.
 //
 // The first frame of every socket is a hello, which must agree with our own: the same window size,
 // the same number of sockets, listed in the same order.
 //
-// On the way a frame is cut into records, each with a tag (tcp_seal.h) unless the link is plain:
+// On the way a frame is cut into records, each with a tag (seal.h) unless the link is plain:
 //
 //   head    size of what follows up to the tag, never encrypted | header | payload if it has
 //           kJoinedBytes at most | tag
@@ -64,7 +64,7 @@ constexpr size_t ReadHeadSize(HeadSize written) {
 // The rest of a head whose header says `bytes`.
 constexpr size_t JoinedBytes(uint64_t bytes) { return bytes <= kJoinedBytes ? bytes : 0; }
 
-// What this side expects on one socket.
+// The state that this side expects on one socket.
 struct FrameRules {
   uint64_t window_bytes = 0;
   uint64_t socket_index = 0;

@@ -1,11 +1,11 @@
 // Stream sockets to a process of another host.
 //
-// A put is one frame (tcp_frame.h) on the socket with the least to send, so that several sockets
+// A put is one frame (frame.h) on the socket with the least to send, so that several sockets
 // share large ones; its notice follows its bytes on the same socket. Both windows have one size,
 // which the hello of every socket checks.
 //
-// What is sent is authenticated, and encrypted on request (tcp_seal.h). Whoever stands between can
-// alter nothing unnoticed: a link that finds something altered ends, and says why to the peer in a
+// All frames are authenticated, and encrypted on request (seal.h). An attacker on the way can
+// alter nothing undetected: a link that finds something altered ends, and says why to the peer in a
 // last frame. A peer's message says how many puts it had sent before, so that a connection that was
 // cut is told from one that ended in order.
 //
@@ -119,7 +119,7 @@ class TcpLink final : public Link {
       did_something |= socket->Flush(sent_tokens_);
       if (socket->has_trouble()) return End(socket->Trouble(peer_, description_));
     }
-    // What the sink does may detach others.
+    // The sink's code may detach others.
     for (const uint64_t token : std::exchange(sent_tokens_, {})) sink.OnSent(peer_, token);
 
     // A new first one each time: else the budget could be used up before the last one's turn.
@@ -180,7 +180,7 @@ class TcpLink final : public Link {
   }
 
   // From here on no source is read any more. If it was this side that found something wrong, the
-  // peer is told, by a socket that is not within a frame.
+  // peer gets the reason, by a socket that is not within a frame.
   Status End(Status status) {
     bool say = status.code() == StatusCode::kInternal;
     for (auto& socket : sockets_) {

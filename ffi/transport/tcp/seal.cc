@@ -11,7 +11,7 @@ StatusOr<std::unique_ptr<RecordSeal>> RecordSeal::Make(const TcpSecurity& securi
   if (security.link_key.size() != crypto::kSecretBytes) {
     return InvalidArgument("a link key of " + std::to_string(security.link_key.size()) + " bytes");
   }
-  const StatusOr<const crypto::Library*> library = crypto::Load();
+  const StatusOr<const crypto::LibCrypto*> library = crypto::Load();
   if (!library.ok()) return library.status();
   seal->library_ = *library;
   seal->encrypts_ = security.encrypt;

@@ -1,5 +1,5 @@
 // How what goes over one socket in one direction is protected on the way: by a tag after every
-// record (tcp_frame.h says what a record is), and on request by encryption.
+// record (frame.h says what a record is), and on request by encryption.
 //
 //   link key    32 bytes, which the handshake derives from the job's secret and all that both sides
 //               said, their nonces included (jaxcoll/_job/handshake.py)
@@ -56,7 +56,7 @@ class RecordSeal {
   RecordSeal() = default;
   [[nodiscard]] bool NextNonce(crypto::Nonce& nonce);
 
-  const crypto::Library* library_ = nullptr;
+  const crypto::LibCrypto* library_ = nullptr;
   std::optional<crypto::Gcm> gcm_;  // none: plain
   bool encrypts_ = false;
   crypto::Secret chain_{};

@@ -1,6 +1,6 @@
-// One stream socket of a tcp link: frames out, frames in (tcp_frame.h).
+// One stream socket of a tcp link: frames out, frames in (frame.h).
 //
-// Out: frames wait in line, their payload where it lies. What goes to the kernel next is a batch:
+// Out: frames wait in line, their payload where it lies. The next piece for the kernel is a batch:
 // heads of frames, then a piece of a large payload. It is sealed when it is made, in the order in
 // which it travels. Without encryption a piece is sent from where it lies; else from a buffer here,
 // for a source is never written to. In: pieces go from the kernel to their place without a copy of
@@ -42,8 +42,8 @@ class TcpSocket {
   void SendCopy(const FrameHeader& header, std::span<const std::byte> payload);
   // Copies the rest of the payload of the frame with this token, if it waits here.
   void Detach(uint64_t token);
-  // Sends more of what waits. Tokens of frames that are through, and that Send did not settle, are
-  // appended to `sent`. Returns whether anything moved.
+  // Sends more of what waits. Tokens of frames that have been sent, and that Send did not settle,
+  // are appended to `sent`. Returns whether anything moved.
   bool Flush(std::vector<uint64_t>& sent);
   size_t queued_bytes() const { return waiting_bytes_ + batch_.size(); }
   uint64_t puts_queued() const { return puts_queued_; }  // in all, sent or not
@@ -54,7 +54,7 @@ class TcpSocket {
   // A frame is known to lie in the buffer: no descriptor will announce it.
   bool HasUnread() const;
   uint64_t puts_received() const { return puts_received_; }
-  // What the peer said last of how many puts it had sent on all sockets of the link.
+  // The peer's last report of how many puts it had sent on all sockets of the link.
   uint64_t puts_told() const { return puts_told_; }
 
   int fd() const { return fd_.get(); }
@@ -92,7 +92,7 @@ class TcpSocket {
     uint64_t token;
     bool head_sealed = false;
   };
-  // What is sealed and not sent: `heads`, then `piece`, then `tag`; each only the rest.
+  // The bytes that are sealed and not sent: `heads`, then `piece`, then `tag`; each only the rest.
   struct Batch {
     std::vector<std::byte> memory;  // of heads
     std::span<const std::byte> heads;
@@ -158,7 +158,7 @@ class TcpSocket {
 
   FrameHeader header_{};  // of what is coming in
   std::optional<Incoming> incoming_;
-  std::string message_;                         // the payload, for what is told
+  std::string message_;                         // the payload, for messages
   std::array<std::byte, kBufferBytes> buffer_;  // [begin_, end_): read, not yet looked at
   size_t begin_ = 0;
   size_t end_ = 0;

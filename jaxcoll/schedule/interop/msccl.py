@@ -81,7 +81,7 @@ def _order(gpu: Gpu) -> list[Step]:
             block, number = step.waits_for
             if number >= len(gpu.blocks.get(block, [])):
                 raise MscclError(
-                    f"{step} waits for step {number} of thread block {block}, which there is not"
+                    f"{step} waits for step {number} of thread block {block}, which does not exist"
                 )
             gpu.blocks[block][number].successors.append(step)
             step.predecessors += 1
@@ -150,7 +150,7 @@ class _Importer:
     # A chunk of the file is a chunk of the IR, or of scratch at the position that it holds.
 
     def _home(self, rank: int, chunk: Chunk) -> tuple[Buffer, int] | None:
-        """Where a chunk of the file's input or output lies; None for scratch."""
+        """The place of a chunk of the file's input or output; None for scratch."""
         buffer, index = chunk
         if buffer == "s":
             return None
@@ -181,7 +181,7 @@ class _Importer:
         return self._algo.ranks if moved else 0
 
     def _place(self, rank: int, chunk: Chunk, position: int, step: Step) -> tuple[Buffer, int]:
-        """Where a chunk that is about to hold content of a position lies."""
+        """The place of a chunk that is about to hold content of a position."""
         home = self._home_of(rank, chunk, step)
         if home is None:
             return self._scratch_place(rank, chunk, position)
@@ -342,7 +342,7 @@ class _Importer:
         self._add(copy(rank, _operand(inputs), _operand(places), channel=0))
 
     def _copy_result(self, rank: int) -> None:
-        """Where the file's output is not the IR's."""
+        """Copies results to places where the file's output is not the IR's."""
         if self._algo.in_place and self._algo.collective == "reduce_scatter":
             home = [self._home(rank, ("o", index)) for index in range(self._sizes["o"])]
             outputs: list[tuple[Buffer, int]] = [("output", i) for i in range(len(home))]
@@ -352,7 +352,7 @@ class _Importer:
 
 @dataclass
 class _Log:
-    """Who has used a chunk: its last writer, if any, and its readers since."""
+    """The steps that have used a chunk: its last writer, if any, and its readers since."""
 
     writer: list[Step] = field(default_factory=list)
     readers: list[Step] = field(default_factory=list)

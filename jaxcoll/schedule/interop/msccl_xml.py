@@ -37,7 +37,7 @@ Chunk = tuple[str, int]
 
 @dataclass(eq=False)
 class Step:
-    """What a thread block does next; see `jaxcoll.interop.msccl` for the types."""
+    """A thread block's next operation; see `jaxcoll.interop.msccl` for the types."""
 
     line: int
     rank: int

@@ -1,6 +1,6 @@
 """Schedules as execution plans of MSCCL++, the JSON that its executor runs on GPUs.
 
-What the plan does with a schedule:
+The plan translates a schedule as follows:
 
 - each channel of a rank's ops becomes a thread block, which runs its operations one after the
   other;

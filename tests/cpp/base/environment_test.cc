@@ -1,4 +1,4 @@
-// What Python hands over, and what counts without it.
+// The settings that Python hands over, and the defaults without it.
 
 #include "base/environment.h"
 
@@ -30,7 +30,7 @@ TEST_F(EnvironmentTest, DefaultsAreThoseOfTheTableForUsers) {
   EXPECT_EQ(KernelIsa(), BestIsa());
 }
 
-TEST_F(EnvironmentTest, WhatWasReturnedBeforeStaysValid) {
+TEST_F(EnvironmentTest, ValuesReturnedBeforeStayValid) {
   Configure({.timeout_s = 7, .rdma_devices = "mlx5_0"});
   const Settings& before = CurrentSettings();
   Configure({.timeout_s = 8, .threads = 5});

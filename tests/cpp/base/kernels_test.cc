@@ -1,5 +1,5 @@
-// What needs C++ to be seen: memory bounds, threads, and the floating-point state of the caller.
-// The numbers of every dtype and op are checked by tests/test_kernels.py.
+// Properties that only C++ can see: memory bounds, threads, and the floating-point state of the
+// caller. The numbers of every dtype and op are checked by tests/test_kernels.py.
 #include "base/kernels.h"
 
 #include <gtest/gtest.h>

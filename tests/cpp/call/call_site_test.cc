@@ -26,7 +26,7 @@ namespace {
 }();
 
 // One rank's wait for one call.
-class Outcome {
+class CallOutcome {
  public:
   void Set(Status status) {
     std::lock_guard lock(mutex_);
@@ -49,11 +49,11 @@ class Outcome {
 
 class OutcomeCompletion final : public Completion {
  public:
-  explicit OutcomeCompletion(std::shared_ptr<Outcome> outcome) : outcome_(std::move(outcome)) {}
+  explicit OutcomeCompletion(std::shared_ptr<CallOutcome> outcome) : outcome_(std::move(outcome)) {}
   void Done(const Status& status) override { outcome_->Set(status); }
 
  private:
-  std::shared_ptr<Outcome> outcome_;
+  std::shared_ptr<CallOutcome> outcome_;
 };
 
 CallSpec AllReduceSpec(int64_t ranks, std::string algorithm = "direct") {
@@ -80,11 +80,11 @@ std::unique_ptr<CallSite> MakeSite(CallSpec spec, int64_t elements) {
   return std::move(*site);
 }
 
-std::shared_ptr<Outcome> Arrive(CallSite& site, int64_t run, int64_t rank, const float* input,
-                                float* output) {
+std::shared_ptr<CallOutcome> Arrive(CallSite& site, int64_t run, int64_t rank, const float* input,
+                                    float* output) {
   const void* inputs[] = {input};
   void* outputs[] = {output};
-  auto outcome = std::make_shared<Outcome>();
+  auto outcome = std::make_shared<CallOutcome>();
   StatusOr<CallSite::Entry> entry =
       site.Arrive({run, rank, inputs, outputs}, std::make_unique<OutcomeCompletion>(outcome));
   if (!entry.ok()) {
@@ -118,7 +118,7 @@ TEST(CallSite, MatchesByKeyWhateverTheOrder) {
         std::map<std::pair<int, int>, int> count;
         std::vector<std::array<float, 3>> in(lines.size()), out(lines.size());
         std::vector<float> expected;
-        std::vector<std::shared_ptr<Outcome>> outcomes;
+        std::vector<std::shared_ptr<CallOutcome>> outcomes;
         for (size_t i = 0; i < lines.size(); ++i) {
           const int call = count[lines[i]]++;
           const float value =
@@ -149,7 +149,7 @@ TEST_P(Algorithms, ReducesExactlyOnManyThreads) {
     auto site = MakeSite(AllReduceSpec(ranks, GetParam()), kElements);
     std::vector<std::vector<float>> in(ranks), out(ranks);
     for (int repeat = 0; repeat < 3; ++repeat) {
-      std::vector<std::shared_ptr<Outcome>> outcomes;
+      std::vector<std::shared_ptr<CallOutcome>> outcomes;
       for (int rank = 0; rank < ranks; ++rank) {
         in[rank].resize(kElements);
         for (int64_t i = 0; i < kElements; ++i) in[rank][i] = static_cast<float>(i % 97 + rank);
@@ -187,7 +187,7 @@ TEST(CallSite, MissingRankFailsEveryRankLateOnesIncludedAndTheNextCallWorks) {
   EXPECT_EQ(Arrive(*site, 7, 1, &in, &out)->Wait().code(), StatusCode::kDeadlineExceeded);
 
   std::array<float, 3> outputs{};
-  std::vector<std::shared_ptr<Outcome>> outcomes;
+  std::vector<std::shared_ptr<CallOutcome>> outcomes;
   for (int rank = 0; rank < 3; ++rank) {
     outcomes.push_back(Arrive(*site, 8, rank, &in, &outputs[rank]));
   }
@@ -357,23 +357,23 @@ TEST(CallSite, BlockingContinuationsGetThreadsOfTheirOwn) {
   static std::latch everybody(kRanks);
   class Blocking final : public Completion {
    public:
-    explicit Blocking(std::shared_ptr<Outcome> outcome) : outcome_(std::move(outcome)) {}
+    explicit Blocking(std::shared_ptr<CallOutcome> outcome) : outcome_(std::move(outcome)) {}
     void Done(const Status& status) override {
       everybody.arrive_and_wait();
       outcome_->Set(status);
     }
 
    private:
-    std::shared_ptr<Outcome> outcome_;
+    std::shared_ptr<CallOutcome> outcome_;
   };
   auto site = MakeSite(AllReduceSpec(kRanks), 1);
   float in = 1;
   std::array<float, kRanks> out{};
-  std::vector<std::shared_ptr<Outcome>> outcomes;
+  std::vector<std::shared_ptr<CallOutcome>> outcomes;
   for (int rank = 0; rank < kRanks; ++rank) {
     const void* inputs[] = {&in};
     void* outputs[] = {&out[rank]};
-    outcomes.push_back(std::make_shared<Outcome>());
+    outcomes.push_back(std::make_shared<CallOutcome>());
     auto entry =
         site->Arrive({1, rank, inputs, outputs}, std::make_unique<Blocking>(outcomes.back()));
     ASSERT_TRUE(entry.ok());
@@ -406,13 +406,13 @@ TEST(Ragged, MovesRowsAndRefusesDisagreement) {
   int32_t recv_sizes[2][2] = {{1, 1}, {2, 0}};
   float out[2][4];
   const auto call = [&](int64_t run) {
-    std::vector<std::shared_ptr<Outcome>> outcomes;
+    std::vector<std::shared_ptr<CallOutcome>> outcomes;
     for (int rank = 0; rank < 2; ++rank) {
       const void* inputs[] = {operand[rank],        base,
                               input_offsets[rank],  send_sizes[rank],
                               output_offsets[rank], recv_sizes[rank]};
       void* outputs[] = {out[rank]};
-      outcomes.push_back(std::make_shared<Outcome>());
+      outcomes.push_back(std::make_shared<CallOutcome>());
       auto entry = site.Arrive({run, rank, inputs, outputs},
                                std::make_unique<OutcomeCompletion>(outcomes.back()));
       EXPECT_TRUE(entry.ok());

@@ -65,7 +65,7 @@ TEST(Mismatch, IsAnErrorWhereAnInstructionRunsWithOtherShapes) {
   const auto group = process.Open(2, "all_reduce");
   process.instruction = "all_reduce";
   WaitingCall theirs = Calls(7, "all_reduce", 5, process);
-  // What process 0 says of its own call when it is asked.
+  // Process 0's answer about its own call when it is asked.
   process.Start(*group);
   peer.Tell("ask");
   process.Settle();
@@ -114,7 +114,7 @@ TEST(Mismatch, TheFirstLineInWhichProgramsDifferIsTold) {
       << logged;
 }
 
-TEST(Mismatch, NobodyIsAccusedWhoWaitsInTheSameCall) {
+TEST(Mismatch, AProcessThatWaitsInTheSameCallIsNotAccused) {
   Alone process(2, 20);
   FakeLink& peer = process.Connect(1);
   const auto group = process.Open(2, "all_reduce");

@@ -33,7 +33,7 @@ std::string PoisonOf(int ranks, const std::string& cause) {
   return other.told.at(0);
 }
 
-TEST(Reactor, WhatIsToldOfACommunicatorThatIsNotOpenYetCountsWhenItIs) {
+TEST(Reactor, MessagesOfACommunicatorThatIsNotOpenYetCountWhenItIs) {
   Alone process(2);
   FakeLink& peer = process.Connect(1);
   peer.Tell(PoisonOf(2, "rank 1 of process 1 gave up\xff"));
@@ -45,7 +45,7 @@ TEST(Reactor, WhatIsToldOfACommunicatorThatIsNotOpenYetCountsWhenItIs) {
       << process.ended[0].message();
 }
 
-TEST(Reactor, WhoIsNoMemberOfACommunicatorCannotPoisonIt) {
+TEST(Reactor, AProcessOutsideACommunicatorCannotPoisonIt) {
   Alone process(3);
   process.Connect(1);
   FakeLink& stranger = process.Connect(2);
@@ -63,7 +63,7 @@ TEST(Reactor, WhoIsNoMemberOfACommunicatorCannotPoisonIt) {
       << process.reactor->Dump();
 }
 
-TEST(Reactor, WhoOpensACommunicatorWithALostProcessTellsTheOthers) {
+TEST(Reactor, AProcessThatOpensACommunicatorWithALostOneTellsTheOthers) {
   Alone process(3);
   process.Connect(1);
   process.reactor->LinkFailed(2, "no route to host");
@@ -73,7 +73,7 @@ TEST(Reactor, WhoOpensACommunicatorWithALostProcessTellsTheOthers) {
   EXPECT_TRUE(Contains(process.told[0], "rank 2 is lost: process 2")) << process.told[0];
 }
 
-TEST(Reactor, WhoIsToldOfAFailurePassesItOn) {
+TEST(Reactor, AProcessThatLearnsOfAFailurePassesItOn) {
   Alone process(3);
   FakeLink& teller = process.Connect(1);
   process.Connect(2);
@@ -123,7 +123,7 @@ TEST(Reactor, AnEarlyMessageIsCheckedLikeALateOne) {
   }
 }
 
-TEST(Reactor, WhoIsFarAheadAsksBeforeItSends) {
+TEST(Reactor, AProcessFarAheadAsksBeforeItSends) {
   Alone process(2);
   FakeLink& peer = process.Connect(1);
   const auto group = process.Open(2, "all_reduce");
@@ -171,7 +171,7 @@ TEST(Reactor, WhoIsFarAheadAsksBeforeItSends) {
   EXPECT_TRUE(Contains(process.reactor->Dump(), "process 1 (fake 1) is lost"));
 }
 
-TEST(Reactor, WhoIsAskedAnswersWhenItWaits) {
+TEST(Reactor, AProcessThatIsAskedAnswersWhenItWaits) {
   for (const bool early : {false, true}) {
     Alone process(2);
     FakeLink& peer = process.Connect(1);
@@ -213,7 +213,7 @@ TEST(Reactor, AJobThatWasStoppedAndResumedHasNotMissedItsDeadlines) {
       << process.ended[0].message();
 }
 
-TEST(Reactor, WhoDoesNotAnswerIsGivenUpSoonerThanWhoIsLate) {
+TEST(Reactor, ASilentPeerIsGivenUpSoonerThanALateOne) {
   for (const bool answers : {false, true}) {
     Alone process(2, 300);
     FakeLink& peer = process.Connect(1);

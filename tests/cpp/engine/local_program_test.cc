@@ -1,4 +1,4 @@
-// What the engine makes of schedules.
+// The copies that the engine makes of schedules.
 
 #include "engine/memory/local_program.h"
 

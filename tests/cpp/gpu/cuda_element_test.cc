@@ -14,7 +14,7 @@
 namespace jaxcoll::cuda {
 namespace {
 
-// Where the exponents and the rounding of floats have their corners.
+// The corners of the exponents and the rounding of floats.
 template <typename Stored>
 std::vector<Stored> Samples() {
   std::vector<Stored> samples;

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "support/cuda_on_host.h"
-// What stands above is what these are compiled with.
+// The definitions above are what these are compiled with.
 #include "base/kernels.h"
 #include "gpu/abi/cause.h"
 #include "gpu/device/move.cuh"
@@ -60,7 +60,7 @@ std::string Name(Reached reached) {
   return kNames[static_cast<int>(reached)];
 }
 
-struct Case {
+struct KernelCase {
   std::string collective;
   std::string algorithm = "direct";
   int ranks = 2;
@@ -75,7 +75,7 @@ struct Case {
   int calls = 3;
 };
 
-void PrintTo(const Case& c, std::ostream* out) {
+void PrintTo(const KernelCase& c, std::ostream* out) {
   *out << c.collective << ' ' << c.algorithm << ' ' << c.ranks << " ranks, " << c.elements[0]
        << " elements of " << Name(c.dtype) << ", " << Name(c.op) << ", " << Name(c.reached);
 }
@@ -83,7 +83,7 @@ void PrintTo(const Case& c, std::ostream* out) {
 // The group's memory, and its threads.
 class Group {
  public:
-  explicit Group(const Case& c) : case_(c) {
+  explicit Group(const KernelCase& c) : case_(c) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -99,7 +99,7 @@ class Group {
     }
     Init(spec);
   }
-  Group(const Case& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
+  Group(const KernelCase& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -259,7 +259,7 @@ class Group {
     }
   }
 
-  const Case case_;
+  const KernelCase case_;
   CallShape shape_;
   int64_t slot_bytes_ = 0;
   std::vector<Buffer> workspaces_;
@@ -268,7 +268,7 @@ class Group {
   std::vector<uint32_t> fingerprints_;
 };
 
-void Fill(Group& group, const Case& c) {
+void Fill(Group& group, const KernelCase& c) {
   std::mt19937 random(7);
   for (int rank = 0; rank < c.ranks; ++rank) {
     for (size_t v = 0; v < c.elements.size(); ++v) {
@@ -284,8 +284,9 @@ void Fill(Group& group, const Case& c) {
   }
 }
 
-// What rank `rank` should have, by the rules of schedule.h and the kernels of the CPU engine.
-Bytes Expected(Group& group, const Case& c, int rank, int v) {
+// The result that rank `rank` should have, by the rules of schedule.h and the kernels of the CPU
+// engine.
+Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
   const size_t block = c.elements[v] * ItemBytes(c.dtype);
   Bytes result(group.output(rank, v).size(), 0);
   const auto reduce = [&](size_t skip) {
@@ -311,7 +312,7 @@ Bytes Expected(Group& group, const Case& c, int rank, int v) {
   return result;
 }
 
-void Check(const Case& c) {
+void Check(const KernelCase& c) {
   SCOPED_TRACE(testing::PrintToString(c));
   Group group(c);
   Fill(group, c);
@@ -327,7 +328,7 @@ void Check(const Case& c) {
   }
 }
 
-std::vector<Case> CollectivesOf(int ranks) {
+std::vector<KernelCase> CollectivesOf(int ranks) {
   std::vector<int64_t> rotation, chain;
   for (int64_t rank = 0; rank < ranks; ++rank) {
     rotation.insert(rotation.end(), {rank, (rank + 1) % ranks});
@@ -350,7 +351,7 @@ INSTANTIATE_TEST_SUITE_P(Reach, CudaKernels, testing::ValuesIn(kReached),
 
 TEST_P(CudaKernels, EveryCollectiveForOneToEightRanks) {
   for (const int ranks : {1, 2, 3, 4, 5, 8}) {
-    for (Case c : CollectivesOf(ranks)) {
+    for (KernelCase c : CollectivesOf(ranks)) {
       c.reached = GetParam();
       c.elements = {37};
       Check(c);
@@ -359,7 +360,7 @@ TEST_P(CudaKernels, EveryCollectiveForOneToEightRanks) {
 }
 
 TEST_P(CudaKernels, EverySizeAroundPacksAndPieces) {
-  for (Case c : CollectivesOf(3)) {
+  for (KernelCase c : CollectivesOf(3)) {
     c.reached = GetParam();
     c.slot_bytes = 256;
     c.calls = 2;
@@ -371,7 +372,7 @@ TEST_P(CudaKernels, EverySizeAroundPacksAndPieces) {
 }
 
 TEST_P(CudaKernels, ElementsOfEverySize) {
-  for (Case c : CollectivesOf(4)) {
+  for (KernelCase c : CollectivesOf(4)) {
     c.reached = GetParam();
     c.slot_bytes = 256;
     for (const auto& [dtype, op] :
@@ -386,7 +387,8 @@ TEST_P(CudaKernels, ElementsOfEverySize) {
 }
 
 TEST_P(CudaKernels, ManyVectorsInOneCall) {
-  Case c{.collective = "all_reduce", .algorithm = "direct2", .ranks = 3, .reached = GetParam()};
+  KernelCase c{
+      .collective = "all_reduce", .algorithm = "direct2", .ranks = 3, .reached = GetParam()};
   c.elements.clear();
   for (int v = 0; v < 2 * kMaxVectors + 3; ++v) c.elements.push_back(1 + v * 7 % 40);
   Check(c);
@@ -396,7 +398,7 @@ TEST_P(CudaKernels, ManyVectorsInOneCall) {
 }
 
 TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
-  Case c{.collective = "all_reduce", .ranks = 3, .reached = GetParam()};
+  KernelCase c{.collective = "all_reduce", .ranks = 3, .reached = GetParam()};
   Group group(c);
   Fill(group, c);
   group.timeout_s = 0.2;
@@ -416,7 +418,7 @@ TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
 }
 
 TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
-  Case c{.collective = "all_gather", .ranks = 4, .reached = GetParam()};
+  KernelCase c{.collective = "all_gather", .ranks = 4, .reached = GetParam()};
   Group group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(2));
@@ -445,7 +447,7 @@ struct RaggedGroup {
         Set(rank, 2, i, sent);
         Set(rank, 3, i, Rows(rank, i / kUpdates, i % kUpdates));
         sent += Rows(rank, i / kUpdates, i % kUpdates);
-        // Where it goes: behind what the ranks before send there.
+        // The offset it goes to: behind what the ranks before send there.
         int64_t place = 0;
         for (int j = 0; j < rank * kUpdates + i % kUpdates; ++j) {
           place += Rows(j / kUpdates, i / kUpdates, j % kUpdates);
@@ -466,7 +468,7 @@ struct RaggedGroup {
     const auto narrow = static_cast<int32_t>(value);
     std::memcpy(group.input(rank, table).data() + 4 * i, &narrow, 4);
   }
-  static Case MakeCase(Reached reached) {
+  static KernelCase MakeCase(Reached reached) {
     return {
         .collective = "ragged_all_to_all",
         .ranks = kRanks,

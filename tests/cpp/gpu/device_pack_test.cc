@@ -1,4 +1,4 @@
-// What schedules become in the tables of the GPU's interpreter, and how calls are cut.
+// Schedules packed into the tables of the GPU's interpreter, and how calls are cut.
 
 #include <algorithm>
 #include <functional>
@@ -86,7 +86,7 @@ TEST(Pack, ARingReducesAndSendsInOnePass) {
   EXPECT_EQ(CountOf(scatter->at(0)).most_destinations, 1);
 }
 
-// What does not wait for each other is one op: a round of flags costs as much as a slice.
+// Ops that do not wait for each other become one: a round of flags costs as much as a slice.
 TEST(Pack, PutsSideBySideWhatMayGoSideBySide) {
   const auto two_shots = Pack(BuildAll(Spec(Collective::kAllReduce, "direct2", 8)), {2}, 1);
   ASSERT_TRUE(two_shots.ok()) << two_shots.status().message();

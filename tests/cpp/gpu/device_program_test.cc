@@ -234,7 +234,7 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
   }
 }
 
-// Where ranks reach for each other's operands, before anything is touched.
+// The check where ranks reach for each other's operands, before anything is touched.
 TEST(InterpreterFailure, ARankThatNeverComesToMeetIsNamed) {
   const auto programs = BuildAll(Spec(Collective::kAllReduce, "direct", 4));
   const auto one =
@@ -367,7 +367,7 @@ TEST(InterpreterFailure, ADeathAnywhereHangsNobody) {
     }
     EXPECT_EQ(one->Wrong(ok), "");
   }
-  EXPECT_GT(failed, 0) << "nobody died early enough to be missed";
+  EXPECT_GT(failed, 0) << "nobody died early enough to fail a call";
 }
 
 }  // namespace

@@ -13,16 +13,17 @@
 namespace jaxcoll::cuda {
 namespace {
 
-struct Values {
+struct CallValues {
   std::vector<int64_t> elements = {700};  // of a block, by vector
   DType dtype = DType::kFloat32;
   uint32_t seed = 1;
 };
 
 // One call site's calls on all ranks.
-class Site {
+class GpuSite {
  public:
-  Site(HostJob& job, const CallSpec& spec, const Values& values, const std::string& key = "site")
+  GpuSite(HostJob& job, const CallSpec& spec, const CallValues& values,
+          const std::string& key = "site")
       : job_(job), ranks_(static_cast<int>(spec.group_size)), calls_(job.processes()) {
     const StatusOr<std::vector<Program>> programs = ProgramsOf(spec, AllRanks(ranks_));
     EXPECT_TRUE(programs.ok()) << programs.status().message();
@@ -94,8 +95,9 @@ class Site {
     }
   }
 
-  // What the engine for CPUs makes of the same programs.
-  void Expect(const std::vector<Program>& programs, const CallSpec& spec, const Values& values) {
+  // The results that the engine for CPUs makes of the same programs.
+  void Expect(const std::vector<Program>& programs, const CallSpec& spec,
+              const CallValues& values) {
     auto local = Compile(programs, *ParseCollective(spec.collective));
     ASSERT_TRUE(local.ok()) << local.status().message();
     const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.elements,
@@ -165,7 +167,7 @@ void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr,
         const std::string what = std::string(Name(collective)) + " " + algorithm + ", " +
                                  std::to_string(ranks) + " ranks, " + std::to_string(processes) +
                                  " processes";
-        Site site(job, SpecOf(collective, algorithm, ranks), {.elements = {333, 5}}, what);
+        GpuSite site(job, SpecOf(collective, algorithm, ranks), {.elements = {333, 5}}, what);
         site.Enqueue();
         ASSERT_TRUE(job.Run(/*replays=*/3))
             << what << ": " << job.communicator(0).Cause().value_or("");
@@ -196,14 +198,14 @@ TEST(GroupCall, RunsEveryAlgorithmBetweenHostsFromDeviceMemory) {
   EXPECT_EQ(hosts.net().lent_buffers, 0);
 }
 
-// What `jaxcoll info` says of the way from process 0 to process 1.
+// The words of `jaxcoll info` on the way from process 0 to process 1.
 std::string WayOf(bool takes, bool refuses,
                   const std::function<void(HostRuntime&, CommunicatorOptions&)>& change) {
   Hosts hosts({0, 1}, Net::kFake, 6);
   hosts.takes_dmabuf = [=](int, int) { return takes; };
   hosts.refuses_dmabuf = [=](int from, int) { return refuses && from == 0; };
   HostJob job(4, 2, 1 << 20, &hosts, change);
-  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
   site.Enqueue();
   EXPECT_TRUE(job.Run(2)) << job.communicator(0).Cause().value_or("");
   site.ExpectRight("whichever way");
@@ -243,13 +245,13 @@ TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
   EXPECT_EQ(log.find(line, first + 1), second) << log;
 }
 
-// The call site is gone and comes back, on one host alone: its region goes on counting.
+// The call site is destroyed and comes back, on one host alone: its region goes on counting.
 TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
   Hosts hosts({0, 1}, Net::kFake, 2);
   HostJob job(4, 2, 1 << 20, &hosts);
   const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 4);
   for (int i = 0; i < 3; ++i) {
-    Site site(job, spec, {.seed = static_cast<uint32_t>(i)});
+    GpuSite site(job, spec, {.seed = static_cast<uint32_t>(i)});
     site.Enqueue();
     ASSERT_TRUE(job.Run(2)) << i << ": " << job.communicator(0).Cause().value_or("");
     site.ExpectRight("the same call site");
@@ -263,7 +265,7 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
     return line.find("2 hosts, joined by a proxy with 32 MiB of pinned host memory") != line.npos;
   }));
-  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
   site.Enqueue();
   hosts.At(30, [&] { hosts.Cut(0, 1); });
   EXPECT_FALSE(job.Run(100));
@@ -275,11 +277,11 @@ TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
   }
 }
 
-// What a kernel found out here is what the other host says.
+// The error that a kernel raised here is the one that the other host reports.
 TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
   Hosts hosts({0, 1}, Net::kFake, 4);
   HostJob job(2, 2, 1 << 20, &hosts);
-  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
   const uint32_t elsewhere = 1;
   site.Enqueue(&elsewhere);
   EXPECT_FALSE(job.Run(1));
@@ -292,9 +294,9 @@ TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
 // More vectors than a launch takes.
 TEST(GroupCall, IsSeveralLaunches) {
   HostJob job(3, 1);
-  Values values{.elements = {}, .dtype = DType::kBFloat16};
+  CallValues values{.elements = {}, .dtype = DType::kBFloat16};
   for (int v = 0; v < kMaxProgramVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
-  Site site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
+  GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
   EXPECT_EQ(site.call(0).launches(), 2);
   site.Enqueue();
   ASSERT_TRUE(job.runtime().Run(3));
@@ -311,7 +313,7 @@ TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
     const std::string& algorithm = algorithms[random() % algorithms.size()];
     if (!ServesRanks(Collective::kAllReduce, algorithm, kRanks)) continue;
     const auto elements = static_cast<int64_t>(random() % 3000);
-    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kRanks), {.elements = {elements}});
+    GpuSite site(job, SpecOf(Collective::kAllReduce, algorithm, kRanks), {.elements = {elements}});
     site.Enqueue();
     const std::string what = algorithm + ", site " + std::to_string(i);
     ASSERT_TRUE(job.runtime().Run(1 + static_cast<int>(random() % 3))) << what;
@@ -319,13 +321,13 @@ TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
   }
 }
 
-// Of different call sites, in another order on each device.
+// Calls of different call sites, in another order on each device.
 TEST(GroupCall, SharesNothingWithOtherCallSites) {
   HostJob job(4, 2);
-  std::vector<std::unique_ptr<Site>> sites;
+  std::vector<std::unique_ptr<GpuSite>> sites;
   for (const char* algorithm : {"ring", "double_tree", "recursive_doubling", "direct2"}) {
-    sites.push_back(std::make_unique<Site>(job, SpecOf(Collective::kAllReduce, algorithm, 4),
-                                           Values{}, algorithm));
+    sites.push_back(std::make_unique<GpuSite>(job, SpecOf(Collective::kAllReduce, algorithm, 4),
+                                              CallValues{}, algorithm));
   }
   StreamOptions options;
   for (uint32_t seed = 0; seed < 6; ++seed) {
@@ -340,8 +342,8 @@ TEST(GroupCall, SharesNothingWithOtherCallSites) {
 TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
   HostJob job(kMaxRanks + 4, 4, 4 << 20);
   for (const char* algorithm : {"direct", "ring", "recursive_doubling"}) {
-    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kMaxRanks + 4), {.elements = {90}},
-              algorithm);
+    GpuSite site(job, SpecOf(Collective::kAllReduce, algorithm, kMaxRanks + 4), {.elements = {90}},
+                 algorithm);
     site.Enqueue();
     ASSERT_TRUE(job.runtime().Run(2)) << algorithm;
     site.ExpectRight(algorithm);
@@ -350,7 +352,7 @@ TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
 
 TEST(GroupCall, RefusesAProgramThatRunsElsewhere) {
   HostJob job(2, 1);
-  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
   const uint32_t elsewhere = 1;
   site.Enqueue(&elsewhere);
   EXPECT_FALSE(job.runtime().Run());
@@ -472,7 +474,7 @@ TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
   ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
 }
 
-// What the first of two processes is told, which are on one host or on two.
+// The error of the first of two processes, which are on one host or on two.
 Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
   HostExchange exchange;
   Status statuses[2];
@@ -503,25 +505,25 @@ TEST(Communicator, SaysWhichPeerCannotBeMapped) {
              {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
 }
 
-// One is told by its own process, the other by that of rank 0.
+// One gets it from its own process, the other by that of rank 0.
 TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
   HostJob job(64, 2, 64 << 10);
-  Site site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  GpuSite site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
   for (int process = 0; process < 2; ++process) {
     ExpectSays(site.status(process),
                {"has no room for this call", "JAXCOLL_CUDA_WORKSPACE_MIB", "in all processes"});
   }
-  // It is for good: the same call site is told the same again.
-  Site again(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  // It is for good: the same call site gets the same answer again.
+  GpuSite again(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
   ExpectSays(again.status(0), {"has no room"});
 }
 
 TEST(Communicator, HasAPlaceForAsManyCallSitesAsTheWorkspaceHasLanes) {
   HostJob job(2, 1, 256 << 10);
-  std::vector<std::unique_ptr<Site>> sites;
+  std::vector<std::unique_ptr<GpuSite>> sites;
   const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);
   while (sites.size() < 100) {
-    sites.push_back(std::make_unique<Site>(job, spec, Values{.elements = {8}}));
+    sites.push_back(std::make_unique<GpuSite>(job, spec, CallValues{.elements = {8}}));
     if (!sites.back()->status(0).ok()) break;
   }
   ExpectSays(sites.back()->status(0), {"JAXCOLL_CUDA_WORKSPACE_MIB"});

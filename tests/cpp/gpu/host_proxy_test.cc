@@ -92,8 +92,8 @@ INSTANTIATE_TEST_SUITE_P(All, EveryScheduleBetweenHosts, testing::ValuesIn(Every
                                   info.param.algorithm;
                          });
 
-// Whatever the links and the threads do: ranks anywhere, workers that wait for each other, several
-// threads per block, one to three uses of a slot.
+// The bits are the same whatever links and threads do: ranks anywhere, workers that wait for each
+// other, several threads per block, one to three uses of a slot.
 TEST(HostProxy, GivesTheSameBitsInEveryInterleaving) {
   const std::vector<Draw> all = EveryAlgorithm();
   for (int i = 0; i < Seeds(25); ++i) {
@@ -295,7 +295,7 @@ TEST(HostProxyLending, SurvivesARailThatFails) {
   }
 }
 
-// Whatever gaps a slot has, the stretches are the message.
+// The stretches make up the message, whatever gaps a slot has.
 TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
   uint64_t stretches = 0, messages = 0;
   for (const char* algorithm : {"ring", "recursive_doubling", "bruck"}) {
@@ -398,7 +398,7 @@ TEST(HostProxyFailure, AHostThatIsCutOffIsNamedWhenTheDeadlinePasses) {
   EXPECT_NE(pair.world.Cause(0).find("waited for"), std::string::npos);
 }
 
-// What a kernel found out on one host is what the other host raises.
+// The error that a kernel raised on one host is raised by the other host.
 TEST(HostProxyFailure, AKernelsOwnCauseReachesTheOtherHost) {
   Pair pair;
   pair.hosts.At(40, [&] { pair.hosts.proxy(0).Fail(1, "rank 1 has met rank 7"); });
@@ -453,8 +453,8 @@ TEST(HostProxyFailure, AProcessThatHasEndedIsMissedOnlyWhenItIsNeeded) {
   EXPECT_EQ(pair.world.world().cause(0).kind, Cause::kStopped);
 }
 
-// Stop while kernels wait for a rank that does not come: they are stopped, and the other host is
-// told.
+// Stop while kernels wait for a rank that does not come: they are stopped, and the other host
+// learns of it.
 TEST(HostProxyFailure, AProcessThatEndsWithWorkPendingSaysSo) {
   Pair pair(Net::kShm, {500});
   std::thread ends([&] {
@@ -505,7 +505,7 @@ TEST(HostProxyFailure, AnEndAnywhereHangsNobody) {
     }
     for (const auto& one : cases) EXPECT_EQ(one->Wrong(ok), "");
   }
-  EXPECT_GT(failed, 0) << "no link ended early enough to be missed";
+  EXPECT_GT(failed, 0) << "no link ended early enough to fail a call";
 }
 
 }  // namespace

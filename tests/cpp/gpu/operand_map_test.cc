@@ -1,4 +1,4 @@
-// Which operands of other processes calls may reach: those in the allocation that was mapped.
+// The operands of other processes that calls may reach: those in the allocation that was mapped.
 
 #include "gpu/host/operand_map.h"
 

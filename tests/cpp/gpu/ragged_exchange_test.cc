@@ -121,7 +121,7 @@ class RaggedSite {
     }
   }
 
-  // What the engine for CPUs makes of the same operands.
+  // The results that the engine for CPUs makes of the same operands.
   std::string Wrong() {
     RaggedCall call;
     call.shape = {shape_.updates, shape_.operand_rows, shape_.output_rows, shape_.row_bytes(),

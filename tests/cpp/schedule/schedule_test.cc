@@ -1,5 +1,6 @@
-// What Python cannot see of schedules: what building one rank costs, that Parse survives anything
-// under sanitizers, and the inference of dependencies by itself. All else is in tests/schedule.
+// Properties of schedules that Python cannot see: what building one rank costs, that Parse survives
+// anything under sanitizers, and the inference of dependencies by itself. All else is in
+// tests/schedule.
 #include "schedule/schedule.h"
 
 #include <gtest/gtest.h>
@@ -96,7 +97,7 @@ TEST(ScheduleTest, TextRoundTripsForEveryAlgorithm) {
   }
 }
 
-// Whatever Parse accepts, an engine may index with.
+// An engine may index with everything that Parse accepts.
 void ExpectIndexable(const std::vector<Program>& programs) {
   for (const Program& program : programs) {
     auto expect_inside = [&](const Operand& operand) {

@@ -112,7 +112,7 @@ TEST(World, EverySendHasOneReceiver) {
   });
 }
 
-TEST(World, OfAFewRanksHasTheMessagesBetweenThem) {
+TEST(World, AFewRanksHaveTheMessagesBetweenThem) {
   const std::vector<Program> all = BuildAll(Spec(Collective::kAllReduce, "direct", 6));
   const StatusOr<World> world = World::Create({all[1], all[4]}, 6);
   ASSERT_TRUE(world.ok()) << world.status().message();
@@ -241,7 +241,8 @@ TEST(World, ScratchWrittenTwiceIsNot) {
   EXPECT_FALSE(use.Forwarded(1) || use.Forwarded(2));
   EXPECT_EQ(use.OriginOf(1, 0).member, World::kNone);
 
-  // Whose sender is elsewhere: it stays where it lands, but its input cannot be read.
+  // The message whose sender is elsewhere stays where it lands, but the sender's input cannot be
+  // read.
   programs[1].ops.pop_back();
   const StatusOr<World> alone = World::Create({programs[1]}, 2);
   ASSERT_TRUE(alone.ok());

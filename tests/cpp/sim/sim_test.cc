@@ -47,7 +47,7 @@ std::vector<double> NaiveShares(const Network& network, const std::vector<const 
                                 const std::vector<double>& limits,
                                 const std::vector<double>& pulls) {
   std::vector<double> rates(routes.size(), 0), left;
-  for (const Link& link : network.links) left.push_back(link.bytes_per_ps);
+  for (const NetworkLink& link : network.links) left.push_back(link.bytes_per_ps);
   std::vector<bool> fixed(routes.size(), false);
   while (std::find(fixed.begin(), fixed.end(), false) != fixed.end()) {
     std::vector<double> weight(network.links.size(), 0);
@@ -98,7 +98,7 @@ TEST(FairShare, IncrementalRatesEqualThoseFromScratch) {
         ASSERT_TRUE(route.ok());
         routes.push_back(*route);
         limits.push_back(random() % 4 == 0 ? 0.3 : (*route)->capacity);
-        // Of the even seeds all are equal.
+        // All pulls of the even seeds are equal.
         pulls.push_back(seed % 2 == 0 ? 1 : std::exp2(static_cast<int32_t>(random() % 5) - 2.5));
         ids.push_back(share.Add(routes.back()->hops.data(),
                                 static_cast<int32_t>(routes.back()->hops.size()), limits.back(),

@@ -50,7 +50,7 @@ struct HostGrid {
   }
 };
 
-// Of the threads of a block, or of a launch.
+// The barrier of a block's threads, or of a launch's.
 class HostBarrier {
  public:
   HostBarrier(const HostGrid& world, int threads) : world_(world), threads_(threads) {}
@@ -84,7 +84,7 @@ class HostBarrier {
   bool result_ = true;  // guarded by mutex_
 };
 
-// What a thread knows of itself.
+// A thread's own indices and sizes.
 struct HostThread {
   HostGrid* world = nullptr;
   HostBarrier* block = nullptr;

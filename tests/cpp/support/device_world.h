@@ -45,7 +45,7 @@ class StuckClock {
     Progress();
   }
 
-  // Of one thread, wherever it waits: it must not be counted twice.
+  // The looks of one thread, wherever it waits: it must not be counted twice.
   struct Looks {
     uint64_t progress = ~uint64_t{0};
     uint64_t count = 0;
@@ -63,7 +63,7 @@ class StuckClock {
       }
     }
     const uint64_t all = progress << 16 | threads_.load(std::memory_order_acquire);
-    // Later at every look: who is late with one thing may then be late with the next.
+    // Later at every look: a thread that is late with one thing may then be late with the next.
     return stuck_.load(std::memory_order_acquire) == all ? 1 + looks.count * kDeadlineNs : 1;
   }
 
@@ -116,7 +116,7 @@ class BlockBarrier {
 struct Disturbance {
   uint32_t seed = 0;
   bool yields = false;  // at random, before and after flags
-  int die_after = -1;   // Releases of one thread, then it is gone without a word
+  int die_after = -1;   // Releases of one thread, then it dies without a word
 };
 
 class HostPolicy {

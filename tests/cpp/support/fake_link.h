@@ -3,7 +3,7 @@
 //
 // Each direction of a link is a Pipe. A put waits in it with its bytes (or, in a link that copies
 // late, and from what was lent, with a pointer to them, as in a socket that does not take them yet
-// and in a NIC) until its time has come; puts overtake each other, what is told does not.
+// and in a NIC) until its time has come; puts overtake each other, messages do not.
 #pragma once
 
 #include <fcntl.h>
@@ -118,7 +118,7 @@ class FakeLink final : public Link {
   ~FakeLink() override {
     out_->writer_gone = true;
     in_->reader_gone = true;
-    // What was not copied yet is lost, and of the rest a part.
+    // Bytes that were not copied yet are lost, and a part of the rest.
     const bool lossy = Chance(net_.random(), 50);
     std::erase_if(out_->puts, [&](const FakePipe::Put& put) {
       return put.late != nullptr || (lossy && Chance(net_.random(), 50));

@@ -109,8 +109,8 @@ FakeVerbs::FakeMr* FakeVerbs::Find(uint32_t key, const verbs::Pd* pd, uint64_t a
   return mr.pd == pd && inside && (mr.access & access) == access ? &mr : nullptr;
 }
 
-// What was carried out and not reported is reported as good if `status` is of a request behind it,
-// and else as flushed, as if its acknowledgement had been lost.
+// A request that was carried out and not reported is reported as good if `status` is of a request
+// behind it, and else as flushed, as if its acknowledgement had been lost.
 void FakeVerbs::Break(FakeQp& qp, uint32_t status) {
   qp.state = verbs::kQpsErr;
   bool first = true;
@@ -397,7 +397,7 @@ struct FakeVerbs::Functions {
   static int ModifyQp(verbs::Qp* base, verbs::QpAttr* attr, int mask) {
     const auto lock = Lock();
     auto& qp = *static_cast<FakeQp*>(base);
-    // What the InfiniBand specification asks for.
+    // The attributes that the InfiniBand specification asks for.
     constexpr int kInit = verbs::kQpPkeyIndex | verbs::kQpPort | verbs::kQpAccessFlags;
     constexpr int kReceive = verbs::kQpAv | verbs::kQpPathMtu | verbs::kQpDestQpn |
                              verbs::kQpRqPsn | verbs::kQpMaxDestRdAtomic | verbs::kQpMinRnrTimer;

@@ -33,7 +33,7 @@ class HostJob {
     CommunicatorOptions options;
     options.max_blocks = 3;
     options.workspace_bytes = workspace_bytes;
-    // What is on its way in a socket is not seen: nobody is stuck then who looks so.
+    // Data on their way in a socket are not seen: then a thread that looks stuck may not be.
     if (hosts != nullptr && hosts->real()) runtime_.deadline_ns = ~uint64_t{0} / 2;
     if (change) change(runtime_, options);
     communicators_.resize(processes);

@@ -72,13 +72,13 @@ class Hosts {
   HostProxy& proxy(int process) { return processes_[process]->proxy; }
   Reactor& reactor(int process) { return *processes_[process]->reactor; }
 
-  // What goes wrong, over fake links; `now` on the thread that carries.
+  // The faults over fake links; `now` on the thread that carries.
   int passes() const { return pass_; }
   void At(int pass, std::function<void()> happens) { events_.emplace(pass, std::move(happens)); }
   void Cut(int a, int b) {
     for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) pipe->broken = true;
   }
-  // Everything on its way to `b` from `a` and back is lost, and nobody is told.
+  // Everything on its way to `b` from `a` and back is lost, unnoticed.
   void Swallow(int a, int b) {
     for (const auto& pipe : {PipeOf(a, b), PipeOf(b, a)}) {
       pipe->puts.clear();

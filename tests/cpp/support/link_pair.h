@@ -89,11 +89,12 @@ inline const std::string& WhyNoTestRdma() {
   return why;
 }
 
-// What one end is made of, so that it can be made on the other side of a fork.
+// The parts that one end is made of, so that it can be made on the other side of a fork.
 struct EndParts {
   std::vector<Fd> sockets;
   Fd own_segment, peer_segment, own_bell, peer_bell;
-  // Of rdma, if both sides are made in this process; else they exchange offers over the socket.
+  // The rdma link, if both sides are made in this process; else they exchange offers over the
+  // socket.
   std::unique_ptr<RdmaLink> rdma;
   std::string peer_offer;
 };

@@ -1,4 +1,4 @@
-// What engines make of bare op lists, which tests have: a world first.
+// Engines take a world; this makes one of the bare op lists that tests have.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@
 
 namespace jaxcoll {
 
-// Of all ranks.
+// The world of all ranks.
 inline StatusOr<World> WorldOf(const std::vector<Program>& programs) {
   return World::Create(programs, static_cast<int32_t>(programs.size()));
 }

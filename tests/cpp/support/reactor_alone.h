@@ -107,7 +107,7 @@ class Alone : public LinkSink {
   void OnSent(int, uint64_t) override {}
 
   int64_t run_id = 0;
-  // Of the groups that are opened.
+  // The properties of the groups that are opened.
   std::string program_name = "f", instruction;
   bool serial = false;
   uint64_t build = 0;

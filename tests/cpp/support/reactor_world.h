@@ -22,12 +22,12 @@
 
 namespace jaxcoll {
 
-// What goes wrong in a world.
+// The faults of a world.
 enum class Fault {
   kNone,
   kCutBoth,    // both sides of a link see it end
   kCutOne,     // one does, the other when that has closed its end
-  kBlackHole,  // what is sent is lost, and nobody is told
+  kBlackHole,  // what is sent is lost, unnoticed
   kStop,       // a process is not run for a while
   kKill,       // a process is never run again, its links end
   kNeverUp,    // a link never comes
@@ -103,7 +103,7 @@ class ReactorWorld {
 
   class SimCompletion;
 
-  // What there is: reactor_world_draw.cc.
+  // The parts of a world: reactor_world_draw.cc.
   void Build();
   bool DrawSite(Site& site);
   bool DrawSchedule(Site& site);
@@ -120,7 +120,7 @@ class ReactorWorld {
   std::vector<std::vector<std::byte>> InOneProcess(
       const Site& site, const std::vector<std::vector<std::byte>>& inputs);
 
-  // What goes wrong.
+  // The faults.
   void ScheduleFault();
   bool IsLinkFault() const;
   // Whether the fault can reach the communicator.

@@ -1,4 +1,4 @@
-// What is drawn from the seed: processes, groups, calls and their results.
+// The draws from the seed: processes, groups, calls and their results.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -285,7 +285,7 @@ void ReactorWorld::DrawRagged(Site& site) {
   if (Chance(random_, 60)) message_bytes = size_t{1} << Draw(random_, 10, 16);
   for (const int process : site.processes) {
     site.plans[process] =
-        std::make_shared<const RaggedPlan>(shape, site.process_of_rank, process, message_bytes);
+        std::make_shared<const RaggedRunPlan>(shape, site.process_of_rank, process, message_bytes);
   }
   site.operation = "ragged_all_to_all " + std::to_string(sites_.size());
   site.description = "ragged_all_to_all over " + std::to_string(ranks) + " ranks, site " +
@@ -321,7 +321,7 @@ void ReactorWorld::ExtendRagged(Site& site, bool may_be_refused) {
     site.refused.insert(site.expected.size());
     Tables& wrong = tables[Draw(random_, 0, static_cast<int64_t>(ranks) - 1)];
     int64_t& entry = wrong.table[Draw(random_, 0, 3)][Draw(random_, 0, entries - 1)];
-    // What is wrong in any of the four tables.
+    // The fault in any of the four tables.
     entry = Chance(random_, 50) ? -1 : std::max(shape.operand_rows, shape.output_rows) + 1;
   }
   std::vector<std::vector<std::byte>> inputs;

@@ -446,7 +446,7 @@ void ReactorWorld::CheckAccounts() {
     if (fault_ == Fault::kHostile) continue;
     EXPECT_EQ(accounts.early_calls, 0u);
     EXPECT_EQ(accounts.early_bytes, 0u);
-    // What was sent into nowhere does not come back.
+    // Messages to a dead process do not come back.
     if (fault_ == Fault::kBlackHole || fault_ == Fault::kNeverUp || fault_ == Fault::kFailed) {
       continue;
     }

@@ -1,4 +1,4 @@
-// What a peer would send over one socket, byte by byte, also if it were broken or meant harm.
+// The bytes that a peer would send over one socket, also if it were broken or meant harm.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -128,7 +128,7 @@ TEST_F(FakeRdmaTest, OnlyWindowsAndRingsMayBeWrittenByPeers) {
   EXPECT_EQ(fake().regions_with_access(verbs::kAccessLocalWrite | verbs::kAccessRemoteWrite), 4u);
 }
 
-TEST_F(FakeRdmaTest, WhatTheEnvironmentSaysOfPacketsIsWhatQueuePairsAreGiven) {
+TEST_F(FakeRdmaTest, QueuePairsAreGivenTheSettingsOfPackets) {
   Link();
   RdmaConfig config = fake().Config();
   config.service_level = 5;
@@ -151,7 +151,7 @@ TEST_F(FakeRdmaTest, WhatTheEnvironmentSaysOfPacketsIsWhatQueuePairsAreGiven) {
 
 // --- lent buffers -------------------------------------------------------------------------------
 
-TEST_F(FakeRdmaTest, WhatIsLentIsSentFromWhereItLiesAndReportedOnce) {
+TEST_F(FakeRdmaTest, ALentBufferIsSentFromWhereItLiesAndReportedOnce) {
   for (const int devices : {1, 2}) {
     LinkPair& pair = Link(devices);
     const size_t regions = fake().regions();
@@ -230,9 +230,9 @@ TEST_F(FakeRdmaTest, ABufferTakenBackBeforeItIsThroughIsReadNoMoreAndArrivesAllT
   }
 }
 
-// The peer may have a put, and have freed its place, before this side's NIC says that it is
-// through.
-TEST_F(FakeRdmaTest, WhatIsTakenBackLateDoesNotSpoilThePutThatHasItsPlace) {
+// The peer may have a put, and have freed its place, before this side's NIC says that it has
+// completed.
+TEST_F(FakeRdmaTest, ABufferTakenBackLateDoesNotSpoilThePutThatHasItsPlace) {
   LinkPair& pair = Link();
   const std::vector<std::byte> buffer(kLargeBytes, std::byte{1});
   std::byte* const staging = pair.a.link->staging();
@@ -335,8 +335,8 @@ TEST_F(FakeRdmaTest, ADmabufThatNoNicTakesIsAReason) {
 }
 
 // The peer has said that it has a put: its source is written anew at once, whatever this side's NIC
-// still believes. Rails fail anywhere, and what they owe is repeated.
-TEST_F(FakeRdmaTest, WhatHasBeenDeliveredIsNeverReadAgain) {
+// still believes. Rails fail anywhere, and their lost writes are repeated.
+TEST_F(FakeRdmaTest, DeliveredBytesAreNeverReadAgain) {
   constexpr size_t kSlot = 1000, kSlots = 8;
   for (int round = 0; round < 30; ++round) {
     LinkPair& pair = Link(3);
@@ -406,7 +406,7 @@ TEST_F(FakeRdmaTest, AnErrorNamesNicPortPeerAndWhatToLookAt) {
   }
 }
 
-TEST_F(FakeRdmaTest, WhatADeviceReportsEndsItsRailAndSaysSo) {
+TEST_F(FakeRdmaTest, AnErrorThatADeviceReportsEndsItsRailAndSaysSo) {
   for (const auto event : {verbs::kEventDeviceFatal, verbs::kEventQpFatal}) {
     LinkPair& pair = Link();
     fake().RaiseEvent(0, event);
@@ -447,7 +447,7 @@ TEST_F(FakeRdmaTest, TheOnlyPortMayBeDownForAWhile) {
 
 TEST_F(FakeRdmaTest, ADeviceThatCannotBeUsedIsLeftOutAsLongAsOneCan) {
   Link(2);
-  // Of the first device, window and staging memory with their rings.
+  // The first device registers window and staging memory with their rings.
   Again();
   fake().LimitRegistration(2 * (kWindowBytes + 2 * RdmaRail::kRingBytes));
   testing::internal::CaptureStderr();

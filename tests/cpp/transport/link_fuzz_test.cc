@@ -82,7 +82,7 @@ struct RawPeer {
   Fd socket;
 };
 
-// Whoever has the keys may still be broken.
+// A peer that has the keys may still be faulty.
 class TcpFuzzTest : public LinkFuzzTest, public testing::WithParamInterface<LinkKind> {};
 
 INSTANTIATE_TEST_SUITE_P(Protections, TcpFuzzTest,
@@ -273,7 +273,8 @@ TEST_F(LinkFuzzTest, ShmRefusesMessagesThatAreTooLong) {
   ExpectBroken(end, "it sent a message of 65538 bytes");
 }
 
-// What a peer could send as its segment. Each would be a SIGBUS or a stray write if it were taken.
+// The bytes that a peer could send as its segment. Each would be a SIGBUS or a stray write if it
+// were taken.
 TEST_F(LinkFuzzTest, ShmRefusesSegmentsThatAreNotSealedOrNotOfTheirSize) {
   const auto unsealed = [](size_t bytes, uint64_t window_bytes) {
     Fd fd(memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));

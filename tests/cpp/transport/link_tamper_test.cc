@@ -70,7 +70,7 @@ struct Victim {
   std::optional<LinkEnd> end;
 };
 
-// What an honest server sends: frames of every kind, each as its own piece of the stream.
+// The stream of an honest server: frames of every kind, each as its own piece of the stream.
 struct Recording {
   struct Frame {
     std::string bytes;
@@ -118,7 +118,7 @@ class LinkTamperTest : public testing::TestWithParam<LinkKind> {
  protected:
   LinkTamperTest() : recording(GetParam()), stream(recording.Stream()) {}
 
-  // What was delivered is a prefix of what was sent, to the last byte; how many frames.
+  // Expects that the delivered frames are a prefix of those sent, to the last byte.
   void ExpectPrefix(const LinkEnd& end) {
     size_t notices = 0, told = 0;
     for (const Recording::Frame& frame : recording.frames) {
@@ -160,7 +160,7 @@ class LinkTamperTest : public testing::TestWithParam<LinkKind> {
   std::mt19937_64 random{1};
 };
 
-TEST_P(LinkTamperTest, WhatNobodyTouchedIsDelivered) {
+TEST_P(LinkTamperTest, AnUntouchedStreamIsDelivered) {
   Victim victim(GetParam(), true);
   victim.Feed(stream);
   EXPECT_TRUE(victim.end->end.ok()) << victim.end->end.message();
@@ -173,7 +173,7 @@ TEST_P(LinkTamperTest, WhatNobodyTouchedIsDelivered) {
             0);
 }
 
-// Sizes, headers, joined payloads and all tags: every byte. Of a large payload the ends of its
+// Sizes, headers, joined payloads and all tags: every byte. In a large payload, the ends of its
 // pieces and some bytes between.
 TEST_P(LinkTamperTest, EveryFlippedBitIsCaught) {
   std::set<size_t> positions;
@@ -281,8 +281,8 @@ TEST_P(LinkTamperTest, PiecesThatChangePlacesOrGoMissingAreCaught) {
   ExpectCaught(std::string(stream).insert(first + 100, "x"));
 }
 
-// Good records, but of another socket, direction, link or mode, or of nobody who has the key.
-TEST_P(LinkTamperTest, WhatComesFromElsewhereIsCaught) {
+// Good records, but of another socket, direction, link or mode, or made without the key.
+TEST_P(LinkTamperTest, RecordsFromElsewhereAreCaught) {
   const FrameHeader hello = FrameRules{kWindowBytes, 0, 1}.Hello();
   const TcpSecurity right = TestSecurity(GetParam(), /*client=*/false);
   TcpSecurity reflected = right, other_link = right, other_mode = right;
@@ -404,7 +404,7 @@ INSTANTIATE_TEST_SUITE_P(Protections, LinkTamperTest,
                            return NameOf(info.param);
                          });
 
-// Of four sockets one loses its end: what was told afterwards says that something is missing.
+// One of four sockets loses its end: a later message says that something is missing.
 TEST(LinkCutTest, PutsThatWereCutOffAreMissedThoughTheRestEndsInOrder) {
   Victim sender(LinkKind::kTcp4, false), receiver(LinkKind::kTcp4, true);
   std::array<std::string, 4> streams;
@@ -456,7 +456,7 @@ TEST(CryptoTest, ALibraryThatIsMissingOrAnotherOneIsAReasonAndNoCrash) {
 }
 
 TEST(CryptoTest, WithoutALibraryNoLinkIsMadeAndTheReasonSaysWhatToInstall) {
-  const StatusOr<crypto::Library> none(
+  const StatusOr<crypto::LibCrypto> none(
       Status(StatusCode::kUnavailable, "libcrypto cannot be loaded (x); install it"));
   crypto::UseForTests(&none);
   auto [socket, other] = SocketPair(SOCK_STREAM);
@@ -482,7 +482,7 @@ TEST(CryptoTest, AKeyOfAnotherSizeIsRefused) {
 // A library that fails later, as where a system's policy forbids what it is asked for.
 TEST(CryptoTest, ALibraryThatFailsEndsTheLink) {
   static bool fails = false;
-  StatusOr<crypto::Library> failing = **crypto::Load();
+  StatusOr<crypto::LibCrypto> failing = **crypto::Load();
   static auto* const real = failing->encrypt_final;
   failing->encrypt_final = [](crypto::CipherContext* context, unsigned char* out, int* bytes) {
     return fails ? 0 : real(context, out, bytes);

@@ -107,7 +107,7 @@ TEST_P(LinkTest, AnEmptyWindowTakesNotices) {
   EXPECT_TRUE(pair.PollUntil([&] { return pair.b.notices.size() == 1; }));
 }
 
-TEST_P(LinkTest, WhatLiesInTheRemoteWindowIsNotCopied) {
+TEST_P(LinkTest, BytesInTheRemoteWindowAreNotCopied) {
   LinkPair pair(GetParam(), kWindowBytes);
   std::byte* remote = pair.a.link->remote_window();
   EXPECT_EQ(remote != nullptr, GetParam() == LinkKind::kShm);
@@ -323,7 +323,7 @@ void ExpectGone(LinkEnd& end) {
   EXPECT_FALSE(end.link->Poll(end, 64).ok());
 }
 
-TEST_P(LinkTest, WhatAPeerSentBeforeItClosedIsDelivered) {
+TEST_P(LinkTest, BytesThatAPeerSentBeforeItClosedAreDelivered) {
   LinkPair pair(GetParam(), kWindowBytes);
   // Unread data at the closing side: its kernel says "reset" instead of "end".
   pair.a.link->Tell("never read");
@@ -344,7 +344,7 @@ TEST_P(LinkTest, WhatAPeerSentBeforeItClosedIsDelivered) {
 class LinkDeathTest : public LinkTest {};
 
 // The child puts and tells, then kills itself as hard as can be.
-TEST_P(LinkDeathTest, WhatAPeerSentBeforeSigkillIsDelivered) {
+TEST_P(LinkDeathTest, BytesThatAPeerSentBeforeSigkillAreDelivered) {
   for (const bool parent_waits_for_death : {true, false}) {
     auto parts = MakeParts(GetParam(), kWindowBytes);
     const pid_t child = ForkPeer(GetParam(), parts, kWindowBytes, [](LinkEnd& end) {
@@ -419,7 +419,7 @@ INSTANTIATE_TEST_SUITE_P(Transports, LinkTest,
                                          LinkKind::kTcp4Encrypted, LinkKind::kRdma,
                                          LinkKind::kFakeRdma),
                          NameOfCase);
-// What is fake has one process.
+// The fake transport has one process.
 INSTANTIATE_TEST_SUITE_P(Transports, LinkDeathTest,
                          testing::Values(LinkKind::kShm, LinkKind::kTcp, LinkKind::kTcp4,
                                          LinkKind::kTcp4Encrypted, LinkKind::kRdma),

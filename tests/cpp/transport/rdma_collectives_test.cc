@@ -1,5 +1,5 @@
 // Every collective and algorithm between processes whose links are rdma, real or fake: as many
-// reactors, in one thread. What they compute is bit by bit what the engine of one process does.
+// reactors, in one thread. Their results are bit by bit those of the engine of one process.
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -26,22 +26,22 @@ namespace {
 
 using Buffers = std::vector<std::vector<std::byte>>;
 
-class Flag final : public Completion {
+class CallbackCompletion final : public Completion {
  public:
-  explicit Flag(std::function<void(const Status&)> done) : done_(std::move(done)) {}
+  explicit CallbackCompletion(std::function<void(const Status&)> done) : done_(std::move(done)) {}
   void Done(const Status& status) override { done_(status); }
 
  private:
   const std::function<void(const Status&)> done_;
 };
 
-struct Job {
+struct RdmaJob {
   int processes;
   LinkKind kind;
   bool registers;  // buffers of calls, else copies them
 };
 
-class RdmaCollectivesTest : public testing::TestWithParam<Job> {
+class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
  protected:
   void SetUp() override {
     if (GetParam().kind == LinkKind::kFakeRdma) fake_.emplace(1);
@@ -92,7 +92,7 @@ class RdmaCollectivesTest : public testing::TestWithParam<Job> {
     for (int rank = 0; rank < ranks; ++rank) {
       groups.push_back(reactors[rank]->Open({devices, what, what, plans[rank]}));
       std::vector<std::unique_ptr<Completion>> completions;
-      completions.push_back(std::make_unique<Flag>([&, rank](const Status& end) {
+      completions.push_back(std::make_unique<CallbackCompletion>([&, rank](const Status& end) {
         ++done;
         if (!end.ok()) status = end;
         if (on_done) on_done(rank);
@@ -240,7 +240,8 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
       bases[rank].assign(9000 * shape.row_bytes, std::byte{0xBA});
       results[rank].resize(bases[rank].size());
       expected[rank].resize(bases[rank].size());
-      plans.push_back(std::make_shared<const RaggedPlan>(shape, process_of_rank, rank, kSlotBytes));
+      plans.push_back(
+          std::make_shared<const RaggedRunPlan>(shape, process_of_rank, rank, kSlotBytes));
       MemberBuffers own{{operands[rank].data(), bases[rank].data()}, {results[rank].data()}};
       for (const auto& table : tables[rank]) {
         own.inputs.push_back(reinterpret_cast<const std::byte*>(table.data()));
@@ -294,7 +295,7 @@ TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   std::printf("%d calls compared\n", checked);
 }
 
-// What a call has lent is nobody's to read once the call has failed, be it that NICs are stuck.
+// No NIC may read a call's buffers once the call has failed, even if NICs are stuck.
 TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
   const int ranks = GetParam().processes;
   Buffers inputs(ranks, std::vector<std::byte>(1'000'000)), outputs = inputs;
@@ -347,27 +348,27 @@ TEST_P(RailLossCollectivesTest, CallsOutliveTheLossOfARail) {
   }
 }
 
-std::string NameOfCase(const testing::TestParamInfo<Job>& info) {
+std::string NameOfCase(const testing::TestParamInfo<RdmaJob>& info) {
   return std::to_string(info.param.processes) + (info.param.registers ? "_registered_" : "_") +
          NameOf(info.param.kind);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Processes, RdmaCollectivesTest,
-    testing::Values(Job{2, LinkKind::kRdma, false}, Job{2, LinkKind::kRdma, true},
-                    Job{3, LinkKind::kRdma, false}, Job{4, LinkKind::kRdma, false},
-                    Job{2, LinkKind::kFakeRdma, false}, Job{2, LinkKind::kFakeRdma, true},
-                    Job{3, LinkKind::kFakeRdma, true}, Job{4, LinkKind::kFakeRdma, false}),
+    testing::Values(RdmaJob{2, LinkKind::kRdma, false}, RdmaJob{2, LinkKind::kRdma, true},
+                    RdmaJob{3, LinkKind::kRdma, false}, RdmaJob{4, LinkKind::kRdma, false},
+                    RdmaJob{2, LinkKind::kFakeRdma, false}, RdmaJob{2, LinkKind::kFakeRdma, true},
+                    RdmaJob{3, LinkKind::kFakeRdma, true}, RdmaJob{4, LinkKind::kFakeRdma, false}),
     NameOfCase);
 INSTANTIATE_TEST_SUITE_P(Processes, RailLossCollectivesTest,
-                         testing::Values(Job{2, LinkKind::kRdma, true},
-                                         Job{2, LinkKind::kFakeRdma, true},
-                                         Job{3, LinkKind::kFakeRdma, true},
-                                         Job{4, LinkKind::kFakeRdma, false}),
+                         testing::Values(RdmaJob{2, LinkKind::kRdma, true},
+                                         RdmaJob{2, LinkKind::kFakeRdma, true},
+                                         RdmaJob{3, LinkKind::kFakeRdma, true},
+                                         RdmaJob{4, LinkKind::kFakeRdma, false}),
                          NameOfCase);
 INSTANTIATE_TEST_SUITE_P(Processes, RegisteredCollectivesTest,
-                         testing::Values(Job{2, LinkKind::kFakeRdma, true},
-                                         Job{3, LinkKind::kFakeRdma, true}),
+                         testing::Values(RdmaJob{2, LinkKind::kFakeRdma, true},
+                                         RdmaJob{3, LinkKind::kFakeRdma, true}),
                          NameOfCase);
 
 }  // namespace

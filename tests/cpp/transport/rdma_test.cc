@@ -1,4 +1,4 @@
-// What only rdma has: rails, keys, registration. The rest is link_test.cc's.
+// Features that only rdma has: rails, keys, registration. The rest is link_test.cc's.
 
 #include "transport/rdma/rdma.h"
 
@@ -51,7 +51,7 @@ class RdmaTest : public testing::TestWithParam<LinkKind> {
   std::mt19937_64 random;
 };
 
-// What takes a kernel: processes, and limits of theirs.
+// Cases that need a kernel: processes, and their limits.
 class RealRdmaTest : public RdmaTest {};
 
 #define NEEDS_TWO_RAILS(pair) \
@@ -69,7 +69,7 @@ TEST_P(RdmaTest, AllActivePortsAreRailsOfALinkAndItNamesThem) {
   }
 }
 
-TEST_P(RdmaTest, WhatLiesInTheStagingMemoryIsSentFromThere) {
+TEST_P(RdmaTest, BytesInTheStagingMemoryAreSentFromThere) {
   LinkPair pair(GetParam(), kWindowBytes);
   std::byte* const staging = pair.a.link->staging();
   std::fill(staging + 5000, staging + 305'000, std::byte{0x5C});
