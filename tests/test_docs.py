@@ -163,7 +163,8 @@ def test_links_and_paths_lead_to_files(name: str) -> None:
         if "://" not in target:
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
     for path in re.findall(r"`((?:ffi|jaxcoll|tests|benchmarks|docs)/[\w./-]*)`", text):
-        assert (ROOT / path).exists(), f"{name} names {path}"
+        # Where users keep a table; the path is relative to their cache.
+        assert path == "jaxcoll/tuning.json" or (ROOT / path).exists(), f"{name} names {path}"
 
 
 def test_the_page_of_commands_holds_every_command() -> None:
