@@ -1,16 +1,15 @@
 """Runs before JAX is imported: every test sees eight CPU devices, no accelerator and no table of
 `jaxcoll tune`."""
 
+import gc
 import os
 
 import pytest
-
-_DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+from support import warm_python, xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAXCOLL_TUNING"] = "off"  # whoever runs them may have tuned this machine
-if _DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_COUNT_FLAG}=8".strip()
+os.environ["XLA_FLAGS"] = xla_flags.of_tests()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--exhaustive", action="store_true", help="also the tests that mostly repeat others' ground"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--exhaustive"):
+        os.environ["XLA_FLAGS"] = xla_flags.optimizing(os.environ["XLA_FLAGS"])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,3 +41,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("exhaustive")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of items and all of JAX live on: the collector need not look at them each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """No process outlives the tests, and what was frozen is collected when the interpreter ends."""
+    warm_python.close()
+    gc.unfreeze()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import warm_python
 
 from jaxcoll import SettingError, _environment
 from jaxcoll._job import host
@@ -25,14 +26,12 @@ ODD_NUMBERS = [
 ]
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run(
+    *command: str, has_jax: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python, which need not import JAX any more if it has it from the beginning."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return warm_python.run(command, variables, timeout_s=120, fresh=not has_jax)
 
 
 @pytest.fixture
@@ -146,8 +145,8 @@ def test_ranks_without_jax_have_the_settings_too():
         "from jaxcoll._native import native\n"
         "print(native.engine_info()['timeout_s'], 'jax' in sys.modules)"
     )
-    assert run("-c", program, JAXCOLL_TIMEOUT_S="7").stdout == "7.0 False\n"
-    refused = run("-c", program, JAXCOLL_TIMEOUT_S="0x7")
+    assert run("-c", program, has_jax=False, JAXCOLL_TIMEOUT_S="7").stdout == "7.0 False\n"
+    refused = run("-c", program, has_jax=False, JAXCOLL_TIMEOUT_S="0x7")
     assert refused.returncode == 1
     assert "JAXCOLL_TIMEOUT_S='0x7' cannot be used" in refused.stderr.splitlines()[-1]
 

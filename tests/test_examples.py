@@ -1,19 +1,19 @@
 """The training example and the README's program, run as a user runs them."""
 
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import warm_python
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return warm_python.run(arguments, environment, timeout_s=120)
 
 
 def digits(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,11 +8,11 @@ import os
 import pwd
 import stat
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from support import warm_python
 
 from jaxcoll import FileError, _files
 from jaxcoll import __main__ as command_line
@@ -112,13 +112,8 @@ def as_nobody(program: str, path: Path) -> subprocess.CompletedProcess[str]:
         "import os, sys; from pathlib import Path; from jaxcoll import _files, FileError\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", start + program, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return warm_python.run(["-c", start + program, str(path)], environment, timeout_s=60)
 
 
 def bad_places(tmp_path: Path) -> dict[str, Path]:

@@ -15,21 +15,28 @@ from jaxcoll import _environment
 
 ROOT = Path(__file__).parent.parent
 # Each with the layers it may include from, beside itself.
+_CALL = {"base", "schedule", "transport", "engine", "call"}
 CPP_LAYERS = {
     "base": set[str](),
     "schedule": {"base"},
     "transport": {"base"},
-    "executor": {"base", "schedule", "transport"},
-    "comm": {"base", "schedule", "transport", "executor"},
-    "cuda": {"base", "schedule", "transport", "executor"},
+    "engine": {"base", "schedule", "transport"},
+    "call": _CALL,
+    "comm": _CALL,
+    "gpu": _CALL,
     "sim": {"base", "schedule"},
-    "xla": {"base", "schedule", "transport", "executor", "comm", "cuda"},
-    "testing": {"base", "schedule", "transport", "executor", "comm", "cuda", "bindings"},
-    "bindings": {
-        *("base", "schedule", "transport", "executor", "comm", "cuda", "sim", "xla"),
-        "testing",  # in builds with JAXCOLL_TESTING
-    },
+    "xla": _CALL | {"comm", "gpu"},
+    "testing": _CALL | {"comm", "gpu", "bindings"},
+    # `testing` only in builds with JAXCOLL_TESTING.
+    "bindings": _CALL | {"comm", "gpu", "sim", "xla", "testing"},
     "third_party": set(),
+}
+# The rooms of gpu/, in the same way.
+GPU_LAYERS = {
+    "abi": set[str](),
+    "device": {"abi"},
+    "proxy": {"abi"},
+    "host": {"abi", "device", "proxy"},
 }
 # A module imports from its own layer or lower ones. A package's name stands for all of its modules
 # but those that a layer names themselves. What stands here is every module there is.
@@ -128,12 +135,19 @@ def test_cpp_includes_only_from_its_own_and_lower_layers(layer: str) -> None:
             if header.startswith("xla/ffi/api/"):
                 assert layer in ("xla", "third_party"), f"{path}: XLA's {header} outside of xla/"
             elif header.startswith(("cuda_", "cooperative_groups")):
-                assert layer in ("cuda", "testing"), f"{path}: CUDA's {header} outside of cuda/"
+                assert layer in ("gpu", "testing"), f"{path}: CUDA's {header} outside of gpu/"
             elif header.startswith("nanobind/") or header == "Python.h":
                 assert layer in ("bindings", "testing"), f"{path}: {header} outside of bindings/"
             elif quote == '"':
                 assert header.split("/")[0] in allowed, f"{path}: {header} is of a higher layer"
                 assert (ROOT / "ffi" / header).exists(), f"{path}: {header} is not in ffi/"
+
+
+@pytest.mark.parametrize("room", GPU_LAYERS)
+def test_rooms_of_gpu_include_only_from_lower_ones(room: str) -> None:
+    for path in (ROOT / "ffi/gpu" / room).iterdir():
+        for other in re.findall(r'#include "gpu/(\w+)/', path.read_text()):
+            assert other in GPU_LAYERS[room] | {room}, f"{path} includes from gpu/{other}"
 
 
 def test_every_cpp_folder_is_a_layer() -> None:
@@ -147,8 +161,8 @@ NAMES_MESSAGES = {
     "schedule/world.cc",
     "schedule/world.h",
     "bindings/schedule.cc",
-    "cuda/cause.cc",
-    "cuda/device_program.cc",
+    "gpu/abi/cause.cc",
+    "gpu/host/device_program.cc",
     "comm/notice.h",
 }
 

@@ -16,7 +16,7 @@
 #include "comm/reactor.h"
 #include "transport/crypto.h"
 #include "transport/link.h"
-#include "transport/shm_segment.h"
+#include "transport/shm/segment.h"
 
 namespace nb = nanobind;
 

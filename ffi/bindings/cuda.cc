@@ -16,11 +16,11 @@
 
 #ifdef JAXCOLL_WITH_CUDA
 #include "base/environment.h"
-#include "cuda/communicator.h"
-#include "cuda/driver_info.h"
-#include "cuda/exchange.h"
-#include "cuda/gpu_call_site.h"
-#include "cuda/runtime.h"
+#include "gpu/abi/runtime.h"
+#include "gpu/host/communicator.h"
+#include "gpu/host/driver_info.h"
+#include "gpu/host/exchange.h"
+#include "gpu/host/gpu_call_site.h"
 #endif
 
 namespace nb = nanobind;

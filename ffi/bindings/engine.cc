@@ -11,7 +11,7 @@
 #include "base/interruption.h"
 #include "base/kernels.h"
 #include "bindings/bindings.h"
-#include "executor/call_site.h"
+#include "call/call_site.h"
 #include "xla/handler.h"
 
 namespace nb = nanobind;

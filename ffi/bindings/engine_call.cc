@@ -20,10 +20,10 @@
 
 #include "bindings/bindings.h"
 #include "bindings/program_tuple.h"
-#include "executor/call_site.h"
-#include "executor/local_plan.h"
-#include "executor/process_per_rank.h"
-#include "executor/segment_plan.h"
+#include "call/call_site.h"
+#include "call/process_per_rank.h"
+#include "engine/memory/local_plan.h"
+#include "engine/segments/segment_plan.h"
 #include "schedule/program_builder.h"
 
 namespace nb = nanobind;

@@ -1,4 +1,4 @@
-#include "transport/rdma.h"
+#include "transport/rdma/rdma.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -15,7 +15,7 @@
 #include "bindings/rdma_half.h"
 #include "comm/peer.h"
 #include "comm/reactor.h"
-#include "transport/rdma_ports.h"
+#include "transport/rdma/ports.h"
 
 namespace nb = nanobind;
 

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "transport/rdma.h"
+#include "transport/rdma/rdma.h"
 
 namespace jaxcoll {
 

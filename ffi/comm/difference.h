@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "call/call_facts.h"
 #include "comm/listing.h"
 #include "comm/notice.h"
-#include "executor/call_facts.h"
 
 namespace jaxcoll {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <iterator>
 
-#include "executor/guest.h"
-#include "executor/run.h"
+#include "call/guest.h"
+#include "engine/segments/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {

@@ -14,10 +14,10 @@
 #include <string>
 #include <vector>
 
+#include "call/interprocess.h"
 #include "comm/difference.h"
 #include "comm/listing.h"
 #include "comm/notice.h"
-#include "executor/interprocess.h"
 #include "transport/link.h"
 
 namespace jaxcoll {

@@ -39,13 +39,13 @@
 #include <vector>
 
 #include "base/stopped_time.h"
+#include "call/guest.h"
+#include "call/interprocess.h"
 #include "comm/difference.h"
 #include "comm/listing.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
-#include "executor/guest.h"
-#include "executor/interprocess.h"
-#include "executor/run.h"
+#include "engine/segments/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {

@@ -1,7 +1,7 @@
 // The intermediate representation: what each rank does in one collective, free of sizes.
 //
 // An algorithm is a pure function from a ScheduleSpec to one Program per rank. The same Programs
-// are verified (jaxcoll/schedule/verifier.py), executed (executor/) and simulated.
+// are verified (jaxcoll/schedule/verifier.py), executed (engine/) and simulated.
 //
 // Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into the same
 // `chunks_per_block` chunks; a chunk is named by its index, block * chunks_per_block + position.

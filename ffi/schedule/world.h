@@ -1,9 +1,9 @@
 // The world of a schedule: all ranks' op lists, or those that one process needs, with sends and
 // receives matched and everything checked, once, for all who run or simulate it.
 //
-//   executor/local_program.h    all ranks, compiled to memory actions
-//   executor/segment_program.h  this process's ranks, of a group that spans processes
-//   cuda/device_graph.h         all ranks, packed for the interpreter
+//   engine/memory/local_program.h    all ranks, compiled to memory actions
+//   engine/segments/segment_program.h  this process's ranks, of a group that spans processes
+//   gpu/host/device_graph.h         all ranks, packed for the interpreter
 //   sim/graph.h                 thousands of ranks: their op lists do not fit into memory together,
 //                               so it packs one after the other and gives MatchMessages() the ends
 //
@@ -57,8 +57,9 @@ std::string Where(int32_t rank, size_t op);
 
 // Chunks in the largest message that the rank sends or receives; at least 1.
 int32_t LargestMessage(const Program& program);
-// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any, which every
-// algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a call must be.
+// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any,
+// which every algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a
+// call must be.
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec);
 
 // ---- Matching ----------------------------------------------------------------------------------

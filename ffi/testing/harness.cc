@@ -4,8 +4,8 @@
 #include <cstring>
 #include <utility>
 
-#include "cuda/kernels.h"
-#include "cuda/runtime_cuda.h"
+#include "gpu/device/kernels.h"
+#include "gpu/host/runtime_cuda.h"
 
 namespace jaxcoll::cuda {
 namespace {

@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "base/status.h"
-#include "cuda/communicator.h"
-#include "cuda/group_call.h"
-#include "executor/call_site.h"
-#include "executor/call_spec.h"
+#include "call/call_site.h"
+#include "call/call_spec.h"
+#include "gpu/host/communicator.h"
+#include "gpu/host/group_call.h"
 
 namespace jaxcoll::cuda {
 

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "executor/call_site.h"
+#include "call/call_site.h"
 #include "xla/ffi/api/ffi.h"
 #include "xla/translate.h"
 

@@ -2,7 +2,7 @@
 #include <memory>
 #include <utility>
 
-#include "cuda/gpu_call_site.h"
+#include "gpu/host/gpu_call_site.h"
 #include "xla/ffi/api/ffi.h"
 #include "xla/handler.h"
 #include "xla/translate.h"

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "executor/call_site.h"
-#include "executor/call_spec.h"
+#include "call/call_site.h"
+#include "call/call_spec.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxcoll {

@@ -1,7 +1,7 @@
 """What the engine makes of a schedule between processes, as a schedule that the simulator runs.
 
 A call between processes is cut into segments, slices of every chunk, and a few of them are under
-way at once, each running the whole schedule (ffi/executor/segment_plan.h). So a tree is as good a
+way at once, each running the whole schedule (ffi/engine/segments/segment_plan.h). So a tree is as good a
 pipeline as a ring, and what a message costs is paid per segment. How a call is cut is the engine's
 own word; this module only writes the cuts down as ops.
 """

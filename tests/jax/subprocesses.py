@@ -1,9 +1,10 @@
-"""Runs a script in a fresh Python with its own number of CPU devices."""
+"""Runs a script in a Python of its own with its own number of CPU devices."""
 
 import os
 import subprocess
-import sys
 import textwrap
+
+from support import warm_python, xla_flags
 
 
 def run_python(
@@ -14,18 +15,17 @@ def run_python(
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `script`; it sees `arguments` as sys.argv[1:]. Fails on a non-zero exit status."""
-    completed = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={device_count}",
-            **(environment or {}),
-        },
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
+    variables = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla_flags.with_devices(device_count),
+        **(environment or {}),
+    }
+    completed = warm_python.run(
+        ["-c", textwrap.dedent(script), *arguments],
+        variables,
+        timeout_s=timeout_s,
+        warnings_are_errors=True,
     )
     assert completed.returncode == 0, (
         f"exit status {completed.returncode}\n{completed.stdout}\n{completed.stderr}"

@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from support import warm_python, xla_flags
+
 from jaxcoll import _environment
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +77,14 @@ def reserved_port() -> Iterator[int]:
 class Rank:
     """One process and what it has printed so far, stdout and stderr together."""
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: Mapping[str, str], *, place: int = 0
+    ) -> None:
         self.name = name
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._start = time.monotonic()
-        self._popen = subprocess.Popen(
+        self._popen = self._forked(command, environment, place) or subprocess.Popen(
             command,
             env=dict(environment),
             stdin=subprocess.PIPE,  # open until we end; the service lives as long
@@ -92,6 +96,14 @@ class Rank:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @staticmethod
+    def _forked(
+        command: list[str], environment: Mapping[str, str], place: int
+    ) -> warm_python.Process | None:
+        if command[:2] != [sys.executable, "-c"]:
+            return None
+        return warm_python.start(command[2], command[3:], environment, place=place)
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
@@ -252,12 +264,12 @@ class Job:
         for rank in sorted(range(len(devices)), key=lambda rank: start_late_s.get(rank, 0)):
             if (late_s := start_late_s.get(rank, 0)) > 0:
                 time.sleep(late_s)  # being late is the point
-            flags = f"--xla_force_host_platform_device_count={devices[rank]}"
-            own = {"XLA_FLAGS": flags, "TEST_RANK": str(rank)}
+            own = {"XLA_FLAGS": xla_flags.with_devices(devices[rank]), "TEST_RANK": str(rank)}
             started = Rank(
                 f"rank {rank}",
                 [*self._entering(rank), *command],
                 base | own | environment | dict(rank_environment.get(rank, {})),
+                place=rank,
             )
             self.ranks.append(started)
         self.ranks.sort(key=lambda rank: int(rank.name.split()[1]))

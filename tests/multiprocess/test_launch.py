@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import warm_python
 
 from jaxcoll._cli import launch
 
@@ -23,13 +24,7 @@ PYTHON = ["--", sys.executable, "-uc"]
 
 
 def run_launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LAUNCH, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm_python.run([*LAUNCH[1:], *arguments], {**os.environ, **environment}, timeout_s=120)
 
 
 @contextlib.contextmanager

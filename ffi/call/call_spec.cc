@@ -1,0 +1,219 @@
+#include "call/call_spec.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <sstream>
+
+#include "engine/memory/local_program.h"
+
+namespace jaxcoll {
+
+StatusOr<GroupTable> GroupTable::Create(const CallSpec& spec) {
+  GroupTable table;
+  table.groups_ = spec.groups;
+  table.group_size_ = spec.group_size;
+  table.device_ids_ = spec.device_ids;
+  if (spec.group_size < 1 || spec.groups.empty() || spec.groups.size() % spec.group_size != 0) {
+    return InvalidArgument("groups must be full rows of group_size ranks");
+  }
+  for (size_t i = 0; i < spec.groups.size(); ++i) {
+    const Place place{static_cast<int32_t>(i / spec.group_size),
+                      static_cast<int32_t>(i % spec.group_size)};
+    if (!spec.device_ids.empty() &&
+        (spec.groups[i] < 0 || spec.groups[i] >= static_cast<int64_t>(spec.device_ids.size()))) {
+      return InvalidArgument("logical id " + std::to_string(spec.groups[i]) + " has no device");
+    }
+    if (!table.place_of_logical_.emplace(spec.groups[i], place).second) {
+      return InvalidArgument("logical id " + std::to_string(spec.groups[i]) +
+                             " stands in two groups");
+    }
+  }
+  for (size_t i = 0; i < spec.device_ids.size(); ++i) {
+    table.logical_of_device_.emplace(spec.device_ids[i], static_cast<int64_t>(i));
+  }
+  return table;
+}
+
+const Place* GroupTable::FindLogical(int64_t logical_id) const {
+  const auto it = place_of_logical_.find(logical_id);
+  return it == place_of_logical_.end() ? nullptr : &it->second;
+}
+
+StatusOr<int64_t> GroupTable::LogicalOfDevice(int64_t device_id) const {
+  const auto it = logical_of_device_.find(device_id);
+  if (it != logical_of_device_.end()) return it->second;
+  return InvalidArgument("device " + std::to_string(device_id) +
+                         " is not in the mesh the program was lowered for; compile it for the "
+                         "mesh it runs on, or export it with jax.export");
+}
+
+std::string GroupTable::Describe(int64_t logical_id) const {
+  if (logical_id >= 0 && logical_id < static_cast<int64_t>(device_ids_.size())) {
+    return "device " + std::to_string(device_ids_[logical_id]);
+  }
+  return "partition " + std::to_string(logical_id);
+}
+
+namespace {
+
+// Everything that op lists depend on.
+std::string CacheKey(const CallSpec& spec) {
+  std::ostringstream key;
+  key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
+      << ' ' << spec.channels << " [";
+  for (const int64_t extent : spec.dims) key << ' ' << extent;
+  key << ']';
+  for (const int64_t rank : spec.permutation) key << ' ' << rank;
+  key << '\n' << spec.schedule;
+  return key.str();
+}
+
+}  // namespace
+
+std::string SignatureOf(const CallSpec& spec) {
+  std::string text =
+      spec.program + ' ' + spec.collective + ' ' + spec.algorithm + ' ' + spec.reduce_op;
+  for (const int64_t number : {spec.root, spec.channels, spec.group_size}) {
+    text += ' ' + std::to_string(number);
+  }
+  text += " [";
+  for (const int64_t extent : spec.dims) text += ' ' + std::to_string(extent);
+  text += ']';
+  for (const int64_t rank : spec.permutation) text += ' ' + std::to_string(rank);
+  text += '\n' + spec.signature + '\n' + spec.schedule;
+  for (const int64_t logical : spec.groups) text += ' ' + std::to_string(logical);
+  for (const int64_t device : spec.device_ids) text += ' ' + std::to_string(device);
+  return text;
+}
+
+namespace {
+
+// All ranks' op lists of a schedule written in Python.
+StatusOr<std::vector<Program>> Written(const CallSpec& spec) {
+  StatusOr<std::vector<Program>> parsed = Parse(spec.schedule);
+  if (parsed.ok() && static_cast<int64_t>(parsed->size()) != spec.group_size) {
+    return InvalidArgument("the schedule is for " + std::to_string(parsed->size()) +
+                           " ranks, the group has " + std::to_string(spec.group_size));
+  }
+  return parsed;
+}
+
+StatusOr<Collective> CollectiveOf(const CallSpec& spec) {
+  // A ragged all_to_all's sizes are only known at run time: ragged.cc.
+  const std::optional<Collective> collective = ParseCollective(spec.collective);
+  if (!collective) return InvalidArgument("unknown collective '" + spec.collective + "'");
+  return *collective;
+}
+
+StatusOr<ScheduleSpec> ScheduleOf(const CallSpec& spec) {
+  const StatusOr<Collective> collective = CollectiveOf(spec);
+  if (!collective.ok()) return collective.status();
+  ScheduleSpec schedule;
+  schedule.collective = *collective;
+  schedule.algorithm = spec.algorithm;
+  schedule.world_size = static_cast<int32_t>(spec.group_size);
+  schedule.channels = static_cast<int32_t>(spec.channels);
+  schedule.dims.assign(spec.dims.begin(), spec.dims.end());
+  schedule.root = static_cast<int32_t>(spec.root);
+  if (spec.permutation.size() % 2 != 0) {
+    return InvalidArgument("a permutation is a list of (source, destination) pairs");
+  }
+  for (size_t i = 0; i < spec.permutation.size(); i += 2) {
+    schedule.permutation.emplace_back(spec.permutation[i], spec.permutation[i + 1]);
+  }
+  return schedule;
+}
+
+StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
+  std::vector<int32_t> ranks(spec.group_size);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const StatusOr<World> world =
+      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
+  if (!world.ok()) return world.status();
+  return Compile(*world, *ParseCollective(spec.collective));
+}
+
+StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+  const auto size = static_cast<int32_t>(spec.group_size);
+  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
+  if (!programs.ok()) return programs.status();
+  const StatusOr<World> mine = World::Create(std::move(*programs), size);
+  if (!mine.ok()) return mine.status();
+  if (spec.schedule.empty()) {
+    const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
+    if (!schedule.ok()) return schedule.status();
+    const StatusOr<int32_t> largest = LargestMessage(*schedule);
+    if (!largest.ok()) return largest.status();
+    return CompileSegments(*mine, *largest);
+  }
+  // Nobody has matched these ranks yet: what would never end is refused.
+  StatusOr<std::vector<Program>> written = Written(spec);
+  if (!written.ok()) return written.status();
+  int32_t largest = 1;
+  for (const Program& program : *written) largest = std::max(largest, LargestMessage(program));
+  const StatusOr<World> all = World::Create(std::move(*written), size);
+  if (!all.ok()) return all.status();
+  if (const auto levels = Levels(*all, Sending::kRendezvous); !levels.ok()) return levels.status();
+  return CompileSegments(*mine, largest);
+}
+
+// One of each key, made by `build` if nobody has it. Weak: call sites own what they run, so it goes
+// with the last executable that uses it.
+template <typename Built, typename Build>
+StatusOr<std::shared_ptr<const Built>> Shared(const std::string& key, Build build) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& known = *new std::map<std::string, std::weak_ptr<const Built>>;
+  {
+    std::lock_guard lock(mutex);
+    const auto it = known.find(key);
+    if (it != known.end()) {
+      if (std::shared_ptr<const Built> found = it->second.lock()) return found;
+    }
+  }
+  StatusOr<Built> built = build();
+  if (!built.ok()) return built.status();
+  auto made = std::make_shared<const Built>(std::move(*built));
+  std::lock_guard lock(mutex);
+  std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
+  known[key] = made;
+  return made;
+}
+
+}  // namespace
+
+StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+  std::vector<Program> programs;
+  if (!spec.schedule.empty()) {
+    if (const auto collective = CollectiveOf(spec); !collective.ok()) return collective.status();
+    StatusOr<std::vector<Program>> written = Written(spec);
+    if (!written.ok()) return written.status();
+    for (const int32_t rank : ranks) programs.push_back(std::move((*written)[rank]));
+    return programs;
+  }
+  const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
+  if (!schedule.ok()) return schedule.status();
+  for (const int32_t rank : ranks) {
+    StatusOr<Program> program = BuildSchedule(*schedule, rank);
+    if (!program.ok()) return program.status();
+    programs.push_back(std::move(*program));
+  }
+  return programs;
+}
+
+StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
+  return Shared<LocalProgram>(CacheKey(spec), [&] { return BuildProgram(spec); });
+}
+
+StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
+                                                            const std::vector<int32_t>& ranks) {
+  std::string key = CacheKey(spec);
+  for (const int32_t rank : ranks) key += ' ' + std::to_string(rank);
+  return Shared<SegmentProgram>(key, [&] { return BuildSegments(spec, ranks); });
+}
+
+}  // namespace jaxcoll

@@ -1,0 +1,208 @@
+#include "engine/segments/segment_plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace jaxcoll {
+namespace {
+
+constexpr size_t kLine = 64;
+
+size_t RoundUp(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Results that exceed this are not read back from cache before they are evicted.
+size_t OutputStreamingThresholdBytes() {
+  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return cache > 0 ? static_cast<size_t>(cache) / 4 : size_t{4} << 20;
+}
+
+}  // namespace
+
+StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
+    std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements, DType dtype,
+    ReduceOp reduce_op, size_t message_bytes) {
+  std::shared_ptr<SegmentPlan> plan(new SegmentPlan);
+  plan->item_bytes_ = ItemBytes(dtype);
+  plan->dtype_ = dtype;
+  plan->reduce_op_ = reduce_op;
+  plan->block_elements_ = std::move(block_elements);
+  plan->program_ = std::move(program);
+  const SegmentProgram& p = *plan->program_;
+  const int64_t largest = std::max(p.largest_message, 1);
+  if (largest * kLine > message_bytes) {
+    return InvalidArgument("a message of " + std::to_string(largest) +
+                           " chunks does not fit a slot; choose another algorithm");
+  }
+  size_t most_stride = 0, output_bytes = 0;
+  Segment open;  // takes whole small vectors
+  for (size_t v = 0; v < plan->block_elements_.size(); ++v) {
+    const int64_t chunk = DivideUp(plan->block_elements_[v], p.chunks_per_block);
+    const auto stride = [&](int64_t slices) {
+      return RoundUp(DivideUp(chunk, slices) * plan->item_bytes_);
+    };
+    output_bytes += plan->output_bytes(v);
+    int64_t slices = std::max<int64_t>(
+        1, DivideUp(largest * static_cast<int64_t>(RoundUp(chunk * plan->item_bytes_)),
+                    static_cast<int64_t>(message_bytes)));
+    while (stride(slices) * largest > message_bytes) ++slices;
+    const auto vector = static_cast<int32_t>(v);
+    if (slices > 1) {
+      for (int64_t s = 0; s < slices; ++s) {
+        plan->segments_.push_back({{{vector, s, slices, stride(slices)}}, stride(slices)});
+      }
+      most_stride = std::max(most_stride, stride(slices));
+      continue;
+    }
+    if ((open.stride_sum + stride(1)) * largest > message_bytes) {
+      plan->segments_.push_back(std::exchange(open, Segment()));
+    }
+    open.parts.push_back({vector, 0, 1, stride(1)});
+    open.stride_sum += stride(1);
+    most_stride = std::max(most_stride, open.stride_sum);
+  }
+  if (!open.parts.empty()) plan->segments_.push_back(std::move(open));
+  const size_t scratch_chunks = static_cast<size_t>(p.scratch_blocks) * p.chunks_per_block;
+  plan->scratch_bytes_ = scratch_chunks * p.members.size() * most_stride;
+  if (output_bytes >= OutputStreamingThresholdBytes()) plan->output_store_ = Store::kStreaming;
+  plan->landings_.resize(scratch_chunks * p.members.size());
+  for (size_t op = 0; op < p.ops.size(); ++op) {
+    if (p.ops[op].kind != SegmentOp::Kind::kInPlace) continue;
+    int32_t position = 0;
+    for (const LocalChunk& c : p.ops[op].destination) {
+      plan->landings_[c.member * scratch_chunks + c.chunk] = {static_cast<int32_t>(op), position++};
+    }
+  }
+  return std::shared_ptr<const SegmentPlan>(std::move(plan));
+}
+
+SegmentPlan::Strip SegmentPlan::StripOf(int32_t chunk, const Part& part) const {
+  const int64_t n = block_elements_[part.vector];
+  const int64_t positions = program_->chunks_per_block;
+  const int64_t position = chunk % positions;
+  const int64_t first = position * n / positions;
+  const int64_t length = (position + 1) * n / positions - first;
+  // All but the last one are as long as their message, and so need not be gathered to be sent.
+  const int64_t most = static_cast<int64_t>(part.stride / item_bytes_);
+  const int64_t low = std::min(length, most * part.slice);
+  return {chunk / positions * n + first + low, std::min(length - low, most)};
+}
+
+std::byte* SegmentPlan::Address(const LocalChunk& chunk, size_t part_index,
+                                const Place& place) const {
+  const Segment& segment = segments_[place.segment];
+  const Part& part = segment.parts[part_index];
+  const size_t members = program_->members.size();
+  if (chunk.buffer != BufferKind::kScratch) {
+    const size_t offset = StripOf(chunk.chunk, part).first * item_bytes_;
+    const size_t slot = part.vector * members + chunk.member;
+    // Inputs are only read: Parse and the verifier refuse what writes them.
+    return chunk.buffer == BufferKind::kInput
+               ? const_cast<std::byte*>(place.buffers->inputs[slot]) + offset
+               : place.buffers->outputs[slot] + offset;
+  }
+  // Parts follow each other; within a part, chunks do.
+  const auto in = [&](std::byte* base, size_t chunks, size_t position) {
+    for (size_t i = 0; i < part_index; ++i) base += segment.parts[i].stride * chunks;
+    return base + part.stride * position;
+  };
+  const size_t scratch_chunks =
+      static_cast<size_t>(program_->scratch_blocks) * program_->chunks_per_block;
+  const size_t index = chunk.member * scratch_chunks + chunk.chunk;
+  const Landing& landing = landings_[index];
+  if (landing.op >= 0) {
+    if (const std::byte* message = place.in_place->Message(landing.op)) {
+      return in(const_cast<std::byte*>(message), program_->ops[landing.op].chunk_count,
+                landing.position);
+    }
+  }
+  return in(place.scratch, scratch_chunks * members, index);
+}
+
+void SegmentPlan::Move(const SegmentOp& op, const std::byte* incoming, const Place& place) const {
+  const Segment& segment = segments_[place.segment];
+  std::array<const void*, 64> few;
+  std::vector<const void*> many;
+  const size_t count = op.sources.size() + (incoming != nullptr ? 1 : 0);
+  if (count > few.size()) many.resize(count);
+  const std::span<const void*> sources(many.empty() ? few.data() : many.data(), count);
+  for (size_t p = 0; p < segment.parts.size(); ++p) {
+    const Part& part = segment.parts[p];
+    for (int32_t i = 0; i < op.chunk_count; ++i) {
+      const LocalChunk& to = op.destination[i];
+      const int64_t elements = StripOf(to.chunk, part).count;
+      size_t n = 0;
+      if (incoming != nullptr) {
+        sources[n++] = incoming;
+        incoming += part.stride;
+      }
+      if (elements == 0) continue;
+      for (const std::vector<LocalChunk>& source : op.sources) {
+        sources[n++] = Address(source[i], p, place);
+      }
+      void* const destination = Address(to, p, place);
+      const Store store =
+          to.buffer == BufferKind::kOutput && !op.read_again ? output_store_ : Store::kCached;
+      if (count == 1) {
+        if (destination != sources[0]) {
+          Copy({&destination, 1}, sources[0], elements * item_bytes_, store);
+        }
+      } else {
+        Reduce({&destination, 1}, sources, elements, dtype_, reduce_op_, store);
+      }
+    }
+  }
+}
+
+void SegmentPlan::Gather(const SegmentOp& op, std::byte* message, const Place& place) const {
+  const Segment& segment = segments_[place.segment];
+  for (size_t p = 0; p < segment.parts.size(); ++p) {
+    for (int32_t i = 0; i < op.chunk_count; ++i) {
+      const LocalChunk& from = op.sources[0][i];
+      const size_t bytes = StripOf(from.chunk, segment.parts[p]).count * item_bytes_;
+      if (bytes > 0) std::memcpy(message, Address(from, p, place), bytes);
+      message += segment.parts[p].stride;
+    }
+  }
+}
+
+const std::byte* SegmentPlan::Contiguous(const SegmentOp& op, const Place& place) const {
+  const Segment& segment = segments_[place.segment];
+  if (op.chunk_count != 1 || segment.parts.size() != 1) return nullptr;
+  const Part& part = segment.parts[0];
+  // The message is as long as the longest strip, rounded up; it must not reach beyond the buffer.
+  if (StripOf(op.sources[0][0].chunk, part).count * item_bytes_ != part.stride) return nullptr;
+  return Address(op.sources[0][0], 0, place);
+}
+
+std::span<const std::byte> SegmentPlan::ArrayOf(const SegmentOp& op, int32_t segment,
+                                                const MemberBuffers& buffers) const {
+  const LocalChunk& chunk = op.sources[0][0];
+  if (chunk.buffer == BufferKind::kScratch) return {};
+  const int32_t vector = segments_[segment].parts[0].vector;
+  const size_t slot = vector * program_->members.size() + chunk.member;
+  if (chunk.buffer == BufferKind::kOutput) return {buffers.outputs[slot], output_bytes(vector)};
+  return {buffers.inputs[slot],
+          block_elements_[vector] * item_bytes_ * static_cast<size_t>(program_->input_blocks)};
+}
+
+void SegmentPlan::ClearUnwritten(const MemberBuffers& buffers) const {
+  const size_t members = program_->members.size();
+  for (const LocalChunk& c : program_->zeros) {
+    for (size_t v = 0; v < block_elements_.size(); ++v) {
+      const Part whole{static_cast<int32_t>(v), 0, 1, std::numeric_limits<size_t>::max() / 2};
+      const Strip strip = StripOf(c.chunk, whole);
+      std::memset(buffers.outputs[v * members + c.member] + strip.first * item_bytes_, 0,
+                  strip.count * item_bytes_);
+    }
+  }
+}
+
+}  // namespace jaxcoll

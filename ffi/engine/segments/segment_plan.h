@@ -1,0 +1,98 @@
+// A SegmentProgram bound to sizes: how a call is cut, and where each piece lies.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/kernels.h"
+#include "engine/segments/run.h"
+#include "engine/segments/segment_program.h"
+
+namespace jaxcoll {
+
+class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<SegmentPlan> {
+ public:
+  // `message_bytes`: what fits one slot of a window.
+  static StatusOr<std::shared_ptr<const SegmentPlan>> Create(
+      std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements,
+      DType dtype, ReduceOp reduce_op, size_t message_bytes);
+
+  std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
+  const SegmentProgram& program() const { return *program_; }
+  int32_t segment_count() const { return static_cast<int32_t>(segments_.size()); }
+  int32_t in_flight() const;  // segments that a run works at together
+  // Bytes of an op's message. In it, and in scratch, every chunk of a part has `stride` bytes.
+  size_t MessageBytes(int32_t segment, const SegmentOp& op) const {
+    return segments_[segment].stride_sum * op.chunk_count;
+  }
+  size_t scratch_bytes() const { return scratch_bytes_; }  // of one segment in flight
+  size_t vector_count() const { return block_elements_.size(); }
+  size_t output_bytes(size_t v) const {
+    return block_elements_[v] * item_bytes_ * program_->output_blocks;
+  }
+
+  // Finds where the message of an op that stays in place landed; null: it was copied to scratch.
+  class InPlace {
+   public:
+    virtual ~InPlace() = default;
+    virtual const std::byte* Message(int32_t op) const = 0;
+  };
+  struct Place {
+    const MemberBuffers* buffers;
+    std::byte* scratch;
+    const InPlace* in_place;
+    int32_t segment;
+  };
+
+  // destination = sources[0] op ...; for a receive `incoming` is the first source.
+  void Move(const SegmentOp& op, const std::byte* incoming, const Place& place) const;
+  // Collects an op's source as a message.
+  void Gather(const SegmentOp& op, std::byte* message, const Place& place) const;
+  // The source of a send if it is one contiguous piece, else null.
+  const std::byte* Contiguous(const SegmentOp& op, const Place& place) const;
+  // The input or output that it lies in; empty: in scratch.
+  std::span<const std::byte> ArrayOf(const SegmentOp& op, int32_t segment,
+                                     const MemberBuffers& buffers) const;
+  void ClearUnwritten(const MemberBuffers& buffers) const;
+
+ private:
+  // A slice of every chunk of one vector.
+  struct Part {
+    int32_t vector;
+    int64_t slice, slices;
+    size_t stride;
+  };
+  struct Segment {
+    std::vector<Part> parts;
+    size_t stride_sum = 0;
+  };
+  struct Strip {
+    int64_t first;  // element in the vector
+    int64_t count;
+  };
+
+  SegmentPlan() = default;
+  Strip StripOf(int32_t chunk, const Part& part) const;
+  std::byte* Address(const LocalChunk& chunk, size_t part, const Place& place) const;
+
+  std::shared_ptr<const SegmentProgram> program_;
+  std::vector<int64_t> block_elements_;
+  DType dtype_ = DType::kUint8;
+  ReduceOp reduce_op_ = ReduceOp::kSum;
+  size_t item_bytes_ = 1;
+  Store output_store_ = Store::kCached;
+  std::vector<Segment> segments_;
+  size_t scratch_bytes_ = 0;
+  // For each chunk of scratch the op that stays in place there, and its position; -1: none.
+  struct Landing {
+    int32_t op = -1;
+    int32_t position = 0;
+  };
+  std::vector<Landing> landings_;  // [member * scratch chunks + chunk]
+};
+
+}  // namespace jaxcoll

@@ -1,0 +1,170 @@
+#include "engine/segments/segment_program.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace jaxcoll {
+namespace {
+
+class SegmentCompiler {
+ public:
+  SegmentCompiler(const World& world, int32_t largest_message) : world_(world) {
+    result_.largest_message = largest_message;
+  }
+
+  StatusOr<SegmentProgram> Run() {
+    if (world_.member_count() == 0) return InvalidArgument("a process without ranks takes no part");
+    const Program& layout = world_.layout();
+    result_.world_size = world_.world_size();
+    result_.chunks_per_block = layout.chunks_per_block;
+    result_.input_blocks = layout.input_blocks;
+    result_.output_blocks = layout.output_blocks;
+    result_.scratch_blocks = layout.scratch_blocks;
+    result_.members = world_.ranks();
+    result_.ops.resize(world_.op_count());
+    for (int32_t member = 0; member < world_.member_count(); ++member) AddOps(member);
+    JoinMessages();
+    Forward();
+    FindZeros();
+    FindReadAgain();
+    ListMessages();
+    return std::move(result_);
+  }
+
+ private:
+  static std::vector<LocalChunk> Chunks(int32_t member, const Operand& operand) {
+    std::vector<LocalChunk> chunks;
+    chunks.reserve(CountChunks(operand));
+    for (const Interval& interval : operand.chunks) {
+      for (int32_t i = 0; i < interval.count; ++i) {
+        chunks.push_back({member, operand.buffer, interval.begin + i});
+      }
+    }
+    return chunks;
+  }
+
+  void AddOps(int32_t member) {
+    const Program& program = world_.programs()[member];
+    std::map<int32_t, int32_t> last_of_channel;
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+      const Op& op = program.ops[i];
+      const int32_t id = world_.Id(member, i);
+      SegmentOp& out = result_.ops[id];
+      out.member = member;
+      out.peer = op.peer;
+      if (IsTransfer(op)) out.key = KeyOf(program.rank, op);
+      out.chunk_count = CountChunks(op.destination);
+      out.kind = IsSend(op)      ? SegmentOp::Kind::kSend
+                 : IsReceive(op) ? SegmentOp::Kind::kReceive
+                                 : SegmentOp::Kind::kMove;
+      for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
+        out.sources.push_back(Chunks(member, op.sources[s]));
+      }
+      if (!IsSend(op)) out.destination = Chunks(member, op.destination);
+      if (const auto last = last_of_channel.find(op.channel); last != last_of_channel.end()) {
+        result_.ops[last->second].after_start.push_back(id);
+        ++out.waits;
+      }
+      last_of_channel[op.channel] = id;
+      for (const int32_t before : op.depends_on) {
+        result_.ops[world_.Id(member, before)].after_completion.push_back(id);
+        ++out.waits;
+      }
+    }
+  }
+
+  // A send and its receive, both in this process, are one move.
+  void JoinMessages() {
+    for (int32_t id = 0; id < world_.op_count(); ++id) {
+      SegmentOp& op = result_.ops[id];
+      if (op.kind != SegmentOp::Kind::kReceive || world_.mate(id) == World::kNone) continue;
+      SegmentOp& send = result_.ops[world_.mate(id)];
+      op.sources.insert(op.sources.begin(), std::move(send.sources[0]));
+      op.kind = SegmentOp::Kind::kMove;
+      op.partner = world_.mate(id);
+      send.kind = SegmentOp::Kind::kNothing;
+      send.partner = id;
+      send.sources.clear();
+    }
+  }
+
+  // What ScratchUse says need not be copied is read where it is.
+  void Forward() {
+    const ScratchUse use(world_);
+    for (int32_t id = 0; id < world_.op_count(); ++id) {
+      SegmentOp& op = result_.ops[id];
+      if (op.kind == SegmentOp::Kind::kMove && use.Forwarded(id)) {
+        op.kind = SegmentOp::Kind::kNothing;
+        op.sources.clear();
+        op.destination.clear();
+      } else if (op.kind == SegmentOp::Kind::kReceive && use.StaysInPlace(id)) {
+        op.kind = SegmentOp::Kind::kInPlace;
+      }
+      for (std::vector<LocalChunk>& source : op.sources) {
+        for (LocalChunk& chunk : source) {
+          if (chunk.buffer != BufferKind::kScratch) continue;
+          const ScratchUse::Origin origin = use.OriginOf(chunk.member, chunk.chunk);
+          if (origin.member == World::kNone) continue;
+          chunk = {origin.member, BufferKind::kInput, origin.chunk};
+        }
+      }
+    }
+  }
+
+  // By member: whether each chunk of its output is among those that `mark` is called with.
+  template <typename Visit>
+  std::vector<std::vector<bool>> OutputChunks(Visit visit) const {
+    const int32_t chunks = result_.output_blocks * result_.chunks_per_block;
+    std::vector<std::vector<bool>> marked(result_.members.size(), std::vector<bool>(chunks, false));
+    const auto mark = [&](const std::vector<LocalChunk>& list) {
+      for (const LocalChunk& c : list) {
+        if (c.buffer == BufferKind::kOutput) marked[c.member][c.chunk] = true;
+      }
+    };
+    for (const SegmentOp& op : result_.ops) visit(op, mark);
+    return marked;
+  }
+
+  void FindZeros() {
+    const auto written = OutputChunks([](const SegmentOp& op, auto mark) { mark(op.destination); });
+    for (size_t member = 0; member < written.size(); ++member) {
+      for (size_t chunk = 0; chunk < written[member].size(); ++chunk) {
+        if (written[member][chunk]) continue;
+        result_.zeros.push_back(
+            {static_cast<int32_t>(member), BufferKind::kOutput, static_cast<int32_t>(chunk)});
+      }
+    }
+  }
+
+  void FindReadAgain() {
+    const auto read = OutputChunks([](const SegmentOp& op, auto mark) {
+      for (const std::vector<LocalChunk>& source : op.sources) mark(source);
+    });
+    for (SegmentOp& op : result_.ops) {
+      op.read_again =
+          std::any_of(op.destination.begin(), op.destination.end(), [&](const LocalChunk& c) {
+            return c.buffer != BufferKind::kOutput || read[c.member][c.chunk];
+          });
+    }
+  }
+
+  void ListMessages() {
+    for (size_t id = 0; id < result_.ops.size(); ++id) {
+      const SegmentOp& op = result_.ops[id];
+      if (op.kind == SegmentOp::Kind::kNothing || op.kind == SegmentOp::Kind::kMove) continue;
+      result_.messages[op.key] = static_cast<int32_t>(id);
+    }
+  }
+
+  const World& world_;
+  SegmentProgram result_;
+};
+
+}  // namespace
+
+StatusOr<SegmentProgram> CompileSegments(const World& world, int32_t largest_message) {
+  return SegmentCompiler(world, largest_message).Run();
+}
+
+}  // namespace jaxcoll

@@ -1,0 +1,108 @@
+// The state machine that runs a SegmentPlan.
+//
+// A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
+// has said that it is ready, so that it never waits in a slot for an op that has not started.
+// An eager message that comes too early is copied out of its slot; where too many have been, the
+// wire holds the next ones back and asks the receiver to say when it is ready for them.
+//
+// Thread rule: that of Run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "engine/segments/run.h"
+#include "engine/segments/segment_plan.h"
+
+namespace jaxcoll {
+
+class SegmentRun final : public Run {
+ public:
+  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire);
+  ~SegmentRun() override;
+
+  void Begin() override;
+  bool done() const override { return finished_ == plan_->segment_count(); }
+
+  const Status& status() const override { return status_; }  // of a schedule: always good
+
+  bool OnReady(const MessageId& id) override;
+  bool OnRequest(const MessageId& id) override;
+  Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
+               std::optional<uint64_t> handle) override;
+  void OnSent(int32_t segment, int32_t op) override;
+  bool Hold(int32_t segment, int32_t op) override;
+
+  MessageKey Key(int32_t op) const override { return plan_->program().ops[op].key; }
+  size_t MessageBytes(int32_t segment, int32_t op) const override {
+    return plan_->MessageBytes(segment, plan_->program().ops[op]);
+  }
+  void Write(int32_t segment, int32_t op, std::byte* message) const override;
+  const std::byte* Contiguous(int32_t segment, int32_t op) const override;
+  std::span<const std::byte> ArrayOf(int32_t segment, int32_t op) const override {
+    return plan_->ArrayOf(plan_->program().ops[op], segment, buffers_);
+  }
+
+  std::vector<int32_t> WaitingFor() const override;
+
+ private:
+  struct Kept {
+    int32_t rank;
+    uint64_t handle;
+  };
+  // A segment in flight.
+  struct Instance final : SegmentPlan::InPlace {
+    const std::byte* Message(int32_t op) const override { return landed[op]; }
+    int32_t segment = 0;
+    int32_t remaining = 0;
+    std::vector<int32_t> waits;            // per op
+    std::vector<uint8_t> state;            // per op: bits kStarted, kReady, ...
+    std::vector<const std::byte*> landed;  // per op, of those that stay in place
+    std::vector<Kept> kept;
+    ScratchPool::Block scratch;
+  };
+  enum : uint8_t { kStarted = 1, kReady = 2, kSending = 4, kCompleted = 8, kHeld = 16 };
+  struct Event {
+    Instance* instance;
+    int32_t op;
+    bool completed;  // else it starts
+  };
+
+  SegmentPlan::Place PlaceOf(Instance& instance) const {
+    return {&buffers_, instance.scratch.bytes.get(), &instance, instance.segment};
+  }
+  Instance* Find(int32_t segment) const;
+  void Admit();
+  void Drain();
+  void Start(Instance& instance, int32_t op);
+  void TrySend(Instance& instance, int32_t op);
+  void Take(Instance& instance, int32_t op, const std::byte* message);
+  void Complete(Instance& instance, int32_t op) { events_.push_back({&instance, op, true}); }
+  void Arm(Instance& instance, const std::vector<int32_t>& ops);
+  bool Eager(int32_t segment, const SegmentOp& op) const {
+    return plan_->MessageBytes(segment, op) <= kEagerBytes;
+  }
+
+  const std::shared_ptr<const SegmentPlan> plan_;
+  const MemberBuffers buffers_;
+  Wire& wire_;
+  const int32_t in_flight_;  // segments, at most
+  const Status status_;
+  std::vector<std::unique_ptr<Instance>> active_;
+  std::vector<std::unique_ptr<Instance>> unused_;
+  int32_t admitted_ = 0;
+  int32_t finished_ = 0;
+  std::deque<Event> events_;
+  bool draining_ = false;
+  std::set<MessageId> early_ready_;
+  std::set<MessageId> requests_;  // for ops that have not started
+  std::map<MessageId, std::vector<std::byte>> early_data_;
+};
+
+}  // namespace jaxcoll

@@ -1,0 +1,624 @@
+#include "gpu/abi/device_program.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "gpu/host/device_graph.h"
+#include "gpu/host/message_ways.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+using Place = ProgramRef::Place;
+
+// Destinations that one op may have after fusion.
+constexpr size_t kMaxDestinations = 64;
+
+// One chunk of an operand, before chunks are put together into pieces.
+struct ChunkRef {
+  Place place;
+  int32_t peer;
+  int32_t chunk;
+  friend auto operator<=>(const ChunkRef&, const ChunkRef&) = default;
+};
+using Refs = std::vector<ChunkRef>;
+
+// An op of a worker while it is made.
+struct WorkerOp {
+  std::vector<ProgramWait> waits;
+  std::vector<int32_t> positions;  // of each chunk in its block
+  std::vector<Refs> sources;
+  std::vector<Refs> destinations;
+  std::vector<ProgramSignal> signals;
+  std::vector<int32_t> of;  // the ops of the Program that it does
+  // It waits for messages of lower levels only, and what it sends is received at higher ones.
+  int32_t level = 0;
+  bool Moves() const { return !destinations.empty(); }
+};
+
+class Packer {
+ public:
+  Packer(const World& world, DeviceGraph graph, Reach reach)
+      : world_(world),
+        programs_(world.programs()),
+        graph_(std::move(graph)),
+        messages_(graph_.messages),
+        scratch_(programs_.size()) {
+    if (reach == Reach::kOperands) ChooseWays(programs_, graph_);
+    for (const Program& program : programs_) {
+      std::set<int32_t>& awaited = awaited_elsewhere_.emplace_back();
+      for (const Op& op : program.ops) {
+        for (const int32_t before : op.depends_on) {
+          if (WorkerOf(program.ops[before]) != WorkerOf(op)) awaited.insert(before);
+        }
+      }
+    }
+    const ScratchUse use(world_);
+    for (int32_t rank = 0; rank < ranks(); ++rank) {
+      StayInPlace(rank, use);
+      CompactScratch(rank);
+    }
+    AssignSlots();
+  }
+  Packer(const Packer&) = delete;
+  Packer& operator=(const Packer&) = delete;
+
+  DeviceProgram Table(int32_t rank) const;
+
+ private:
+  int32_t ranks() const { return static_cast<int32_t>(programs_.size()); }
+  int32_t WorkerOf(const Op& op) const { return graph_.worker_of_channel.at(op.channel); }
+  Message& MessageOf(int32_t rank, size_t op) { return messages_[graph_.message_of[rank][op]]; }
+  const Message& MessageOf(int32_t rank, size_t op) const {
+    return messages_[graph_.message_of[rank][op]];
+  }
+  int64_t ChunksOf(BufferKind buffer) const {
+    const Program& p = programs_[0];
+    const int32_t blocks = buffer == BufferKind::kInput    ? p.input_blocks
+                           : buffer == BufferKind::kOutput ? p.output_blocks
+                                                           : p.scratch_blocks;
+    return int64_t{blocks} * p.chunks_per_block;
+  }
+
+  // A message that may stay where it landed does so, in its slot, if only its own worker reads it,
+  // later.
+  void StayInPlace(int32_t rank, const ScratchUse& use) {
+    const Program& program = programs_[rank];
+    std::map<int32_t, std::vector<int32_t>> readers;  // scratch chunk -> ops
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+      const Op& op = program.ops[i];
+      for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
+        if (op.sources[s].buffer != BufferKind::kScratch) continue;
+        for (const int32_t chunk : ListChunks(op.sources[s])) {
+          readers[chunk].push_back(static_cast<int32_t>(i));
+        }
+      }
+    }
+    const std::vector<int32_t>& at = graph_.place_in_order[rank];
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+      const Op& op = program.ops[i];
+      if (!IsReceive(op)) continue;
+      Message& message = MessageOf(rank, i);
+      message.last_reader = static_cast<int32_t>(i);
+      if (!use.StaysInPlace(world_.Id(rank, i))) continue;
+      bool stays = true;
+      int32_t last = static_cast<int32_t>(i);
+      for (const int32_t chunk : ListChunks(op.destination)) {
+        for (const int32_t reader : readers[chunk]) {
+          stays = stays && WorkerOf(program.ops[reader]) == WorkerOf(op) && at[reader] > at[i];
+          if (stays && at[reader] > at[last]) last = reader;
+        }
+      }
+      if (!stays) continue;
+      message.in_place = true;
+      message.last_reader = last;
+    }
+  }
+
+  // Scratch is there only for the chunks that need it.
+  void CompactScratch(int32_t rank) {
+    const Program& program = programs_[rank];
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+      const Op& op = program.ops[i];
+      if (IsSend(op) || op.destination.buffer != BufferKind::kScratch) continue;
+      if (IsReceive(op) && MessageOf(rank, i).in_place) continue;
+      for (const int32_t chunk : ListChunks(op.destination)) {
+        scratch_[rank].emplace(chunk, static_cast<int32_t>(scratch_[rank].size()));
+      }
+    }
+    scratch_chunks_ = std::max(scratch_chunks_, static_cast<int32_t>(scratch_[rank].size()));
+  }
+
+  // Flags and slots, numbered within the worker at either side.
+  void AssignSlots() {
+    std::vector<std::vector<int32_t>> arrivals(programs_.size(),
+                                               std::vector<int32_t>(graph_.workers));
+    std::vector<std::vector<int32_t>> departures = arrivals, slots = arrivals;
+    for (Message& message : messages_) {
+      const int32_t worker = WorkerOf(programs_[message.destination].ops[message.receiver]);
+      if (message.way == Message::kPulled) continue;
+      message.arrival = arrivals[message.destination][worker]++;
+      if (message.way == Message::kPushed) continue;
+      message.departure = departures[message.source][worker]++;
+      message.first_slot = slots[message.destination][worker];
+      slots[message.destination][worker] += message.chunk_count;
+    }
+    const auto most = [](const std::vector<std::vector<int32_t>>& of) {
+      int32_t result = 0;
+      for (const std::vector<int32_t>& rank : of) {
+        result = std::max(result, *std::max_element(rank.begin(), rank.end()));
+      }
+      return result;
+    };
+    arrivals_ = most(arrivals);
+    departures_ = most(departures);
+    slot_chunks_ = most(slots);
+  }
+
+  // Where an op of `rank` finds a chunk of its own buffers.
+  ChunkRef Local(int32_t rank, BufferKind buffer, int32_t chunk,
+                 const std::map<int32_t, ChunkRef>& landed) const {
+    if (buffer == BufferKind::kInput) return {Place::kInput, 0, chunk};
+    if (buffer == BufferKind::kOutput) return {Place::kOutput, 0, chunk};
+    if (const auto it = landed.find(chunk); it != landed.end()) return it->second;
+    const auto it = scratch_[rank].find(chunk);
+    // What nobody writes has no value; any place will do.
+    return {Place::kScratch, 0, it == scratch_[rank].end() ? 0 : it->second};
+  }
+
+  Refs LocalRefs(int32_t rank, const Operand& operand,
+                 const std::map<int32_t, ChunkRef>& landed) const {
+    Refs refs;
+    for (const int32_t chunk : ListChunks(operand)) {
+      refs.push_back(Local(rank, operand.buffer, chunk, landed));
+    }
+    return refs;
+  }
+
+  static Refs PeerRefs(Place place, int32_t peer, const Operand& operand) {
+    Refs refs;
+    for (const int32_t chunk : ListChunks(operand)) refs.push_back({place, peer, chunk});
+    return refs;
+  }
+
+  static Refs SlotRefs(Place place, int32_t peer, const Message& message) {
+    Refs refs;
+    for (int32_t i = 0; i < message.chunk_count; ++i) {
+      refs.push_back({place, peer, message.first_slot + i});
+    }
+    return refs;
+  }
+
+  // Whether another worker waits for it: then it must not wait for anything more.
+  bool AwaitedElsewhere(int32_t rank, const WorkerOp& op) const {
+    return std::any_of(op.of.begin(), op.of.end(),
+                       [&](int32_t index) { return awaited_elsewhere_[rank].contains(index); });
+  }
+
+  std::vector<WorkerOp> WorkerOps(int32_t rank, int32_t worker) const;
+  WorkerOp Translate(int32_t rank, int32_t index, const std::map<int32_t, ChunkRef>& landed) const;
+  WorkerOp Clear(int32_t rank) const;
+
+  const World& world_;
+  const std::vector<Program>& programs_;
+  DeviceGraph graph_;
+  std::vector<Message>& messages_;                    // the graph's
+  std::vector<std::set<int32_t>> awaited_elsewhere_;  // [rank]: ops that other workers wait for
+  std::vector<std::map<int32_t, int32_t>> scratch_;   // [rank]: chunk -> chunk kept
+  int32_t scratch_chunks_ = 0;
+  int32_t slot_chunks_ = 0;
+  int32_t arrivals_ = 0;
+  int32_t departures_ = 0;
+};
+
+// Output that no op writes: zeros.
+WorkerOp Packer::Clear(int32_t rank) const {
+  std::vector<bool> written(ChunksOf(BufferKind::kOutput), false);
+  for (const Op& op : programs_[rank].ops) {
+    if (IsSend(op) || op.destination.buffer != BufferKind::kOutput) continue;
+    for (const int32_t chunk : ListChunks(op.destination)) written[chunk] = true;
+  }
+  WorkerOp result;
+  Refs refs;
+  for (size_t chunk = 0; chunk < written.size(); ++chunk) {
+    if (written[chunk]) continue;
+    refs.push_back({Place::kOutput, 0, static_cast<int32_t>(chunk)});
+    result.positions.push_back(static_cast<int32_t>(chunk) % programs_[rank].chunks_per_block);
+  }
+  if (!refs.empty()) result.destinations = {refs};
+  return result;
+}
+
+WorkerOp Packer::Translate(int32_t rank, int32_t index,
+                           const std::map<int32_t, ChunkRef>& landed) const {
+  const Op& op = programs_[rank].ops[index];
+  WorkerOp result;
+  result.of = {index};
+  result.level = graph_.level[rank][index];
+  const Message* const message = IsSend(op) || IsReceive(op) ? &MessageOf(rank, index) : nullptr;
+  if (IsSend(op) && message->way == Message::kPulled) return result;
+  for (const int32_t chunk : ListChunks(op.destination)) {
+    result.positions.push_back(chunk % programs_[rank].chunks_per_block);
+  }
+  const auto wait = [&](ProgramWait::Kind kind, int32_t flag) {
+    result.waits.push_back({.kind = kind,
+                            .peer = op.peer,
+                            .flag = flag,
+                            .amount = 0,
+                            .channel = op.channel,
+                            .sequence = op.sequence,
+                            .op = index,
+                            .padding = 0});
+  };
+  if (IsSend(op)) {
+    result.sources = {LocalRefs(rank, op.sources[0], landed)};
+    if (message->way == Message::kPushed) {
+      result.destinations = {PeerRefs(Place::kPeerOutput, op.peer, op.destination)};
+    } else {
+      wait(ProgramWait::kFree, arrivals_ + message->departure);
+      result.destinations = {SlotRefs(Place::kPeerSlot, op.peer, *message)};
+    }
+    result.signals.push_back({ProgramSignal::kArrived, op.peer, message->arrival, 0});
+    return result;
+  }
+  if (IsReceive(op)) {
+    if (message->way != Message::kPulled) wait(ProgramWait::kArrived, message->arrival);
+    if (message->in_place || message->way == Message::kPushed) return result;
+    result.sources.push_back(message->way == Message::kPulled
+                                 ? PeerRefs(Place::kPeerInput, op.peer, op.sources[0])
+                                 : SlotRefs(Place::kSlot, op.peer, *message));
+    if (op.kind == OpKind::kRecvReduce) {
+      result.sources.push_back(LocalRefs(rank, op.sources[1], landed));
+    }
+  } else {
+    for (const Operand& source : op.sources) {
+      result.sources.push_back(LocalRefs(rank, source, landed));
+    }
+  }
+  result.destinations = {LocalRefs(rank, op.destination, landed)};
+  return result;
+}
+
+bool Overlap(const Refs& a, const Refs& b) {
+  const std::set<ChunkRef> chunks(a.begin(), a.end());
+  return std::any_of(b.begin(), b.end(), [&](const ChunkRef& ref) { return chunks.contains(ref); });
+}
+
+// Whether `next` may be done in the same pass as `op`, which comes right before it: it copies what
+// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier segments
+// or launches, so to wait for them earlier closes no circle.)
+bool MayJoin(const WorkerOp& op, const WorkerOp& next) {
+  if (!op.Moves() || !next.Moves() || next.sources.size() != 1 || op.sources.empty()) return false;
+  if (op.destinations.size() + next.destinations.size() > kMaxDestinations) return false;
+  if (op.positions != next.positions) return false;
+  if (std::any_of(next.waits.begin(), next.waits.end(),
+                  [](const ProgramWait& w) { return w.kind != ProgramWait::kFree; })) {
+    return false;
+  }
+  const bool same = op.sources.size() == 1 && op.sources[0] == next.sources[0];
+  const bool made = std::find(op.destinations.begin(), op.destinations.end(), next.sources[0]) !=
+                    op.destinations.end();
+  if (!same && !made) return false;
+  // Two passes would have read everything before the second one wrote.
+  for (const Refs& destination : next.destinations) {
+    for (const Refs& source : op.sources) {
+      if (Overlap(source, destination)) return false;
+    }
+    for (const Refs& other : op.destinations) {
+      if (Overlap(other, destination)) return false;
+    }
+  }
+  for (const Refs& destination : op.destinations) {
+    if (same && Overlap(destination, next.sources[0])) return false;
+  }
+  return true;
+}
+
+template <typename T>
+void Append(std::vector<T>& to, const std::vector<T>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+// Whether two ops, one right behind the other, may be one that waits for all that either waits for
+// and moves all chunks side by side. On one level neither waits for what the other makes possible.
+bool MayGoSideBySide(const WorkerOp& op, const WorkerOp& next) {
+  if (!op.Moves() || !next.Moves() || op.level != next.level) return false;
+  if (op.sources.size() != next.sources.size()) return false;
+  if (op.destinations.size() != next.destinations.size()) return false;
+  const auto overlap = [](const std::vector<Refs>& a, const std::vector<Refs>& b) {
+    return std::any_of(a.begin(), a.end(), [&](const Refs& one) {
+      return std::any_of(b.begin(), b.end(),
+                         [&](const Refs& other) { return Overlap(one, other); });
+    });
+  };
+  return !overlap(op.destinations, next.sources) && !overlap(op.sources, next.destinations) &&
+         !overlap(op.destinations, next.destinations);
+}
+
+// Puts ops side by side where that may be: each costs a round of flags.
+void PutSideBySide(std::vector<WorkerOp>& ops) {
+  std::vector<WorkerOp> fewer;
+  for (WorkerOp& op : ops) {
+    if (fewer.empty() || !MayGoSideBySide(fewer.back(), op)) {
+      fewer.push_back(std::move(op));
+      continue;
+    }
+    WorkerOp& last = fewer.back();
+    Append(last.waits, op.waits);
+    Append(last.positions, op.positions);
+    for (size_t s = 0; s < op.sources.size(); ++s) Append(last.sources[s], op.sources[s]);
+    for (size_t d = 0; d < op.destinations.size(); ++d) {
+      Append(last.destinations[d], op.destinations[d]);
+    }
+    Append(last.signals, op.signals);
+    Append(last.of, op.of);
+  }
+  ops = std::move(fewer);
+}
+
+// A worker's ops in order, joined where one pass over the data does for several, all but the waits
+// between workers.
+std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
+  const Program& program = programs_[rank];
+  std::map<int32_t, ChunkRef> landed;                   // scratch chunk -> slot
+  std::map<int32_t, std::vector<int32_t>> freed_after;  // op -> messages
+  for (size_t i = 0; i < program.ops.size(); ++i) {
+    if (!IsReceive(program.ops[i])) continue;
+    const Message& message = MessageOf(rank, i);
+    if (message.way == Message::kSlot) {
+      freed_after[message.last_reader].push_back(graph_.message_of[rank][i]);
+    }
+    if (!message.in_place) continue;
+    const std::vector<int32_t> chunks = ListChunks(program.ops[i].destination);
+    const Refs refs = message.way == Message::kPulled
+                          ? PeerRefs(Place::kPeerInput, message.source, program.ops[i].sources[0])
+                          : SlotRefs(Place::kSlot, message.source, message);
+    for (size_t c = 0; c < chunks.size(); ++c) landed[chunks[c]] = refs[c];
+  }
+  std::vector<WorkerOp> ops;
+  if (WorkerOp clear = Clear(rank); worker == 0 && clear.Moves()) ops.push_back(std::move(clear));
+  for (const int32_t index : graph_.order[rank][worker]) {
+    WorkerOp op = Translate(rank, index, landed);
+    for (const int32_t m : freed_after[index]) {
+      const Message& message = messages_[m];
+      op.signals.push_back(
+          {ProgramSignal::kFreed, message.source, arrivals_ + message.departure, 0});
+    }
+    // What another worker has to do first may hang on the op before this one.
+    const bool alone =
+        std::all_of(program.ops[index].depends_on.begin(), program.ops[index].depends_on.end(),
+                    [&](int32_t before) { return WorkerOf(program.ops[before]) == worker; });
+    const bool idle = !op.Moves() && op.waits.empty() && op.signals.empty();
+    if (!ops.empty() && alone && idle) {
+      Append(ops.back().of, op.of);
+    } else if (!ops.empty() && alone && MayJoin(ops.back(), op)) {
+      WorkerOp& last = ops.back();
+      Append(last.waits, op.waits);
+      Append(last.destinations, op.destinations);
+      Append(last.signals, op.signals);
+      Append(last.of, op.of);
+    } else if (!ops.empty() && !ops.back().Moves() && ops.back().signals.empty() &&
+               !AwaitedElsewhere(rank, ops.back())) {
+      // What only waits does so together with the next op.
+      WorkerOp last = std::exchange(ops.back(), std::move(op));
+      ops.back().waits.insert(ops.back().waits.begin(), last.waits.begin(), last.waits.end());
+      Append(ops.back().of, last.of);
+    } else {
+      ops.push_back(std::move(op));
+    }
+  }
+  return ops;
+}
+
+class TableWriter {
+ public:
+  TableWriter(const ProgramHeader& header) : header_(header) {}
+
+  void Add(const std::vector<WorkerOp>& ops) {
+    workers_.push_back({Count(ops_), Count(ops)});
+    for (const WorkerOp& op : ops) {
+      const int32_t first_piece = Count(pieces_);
+      for (size_t i = 0; i < op.positions.size() && op.Moves();) i = AddPiece(op, i);
+      ops_.push_back({Count(waits_), Count(op.waits), first_piece, Count(pieces_) - first_piece,
+                      op.Moves() ? Count(op.positions) : 0, Count(op.sources),
+                      Count(op.destinations), Count(signals_), Count(op.signals)});
+      Append(waits_, op.waits);
+      Append(signals_, op.signals);
+    }
+  }
+
+  DeviceProgram Finish() {
+    DeviceProgram program;
+    size_t at = sizeof(ProgramHeader);
+    const auto place = [&at](const auto& array, int32_t& offset) {
+      offset = static_cast<int32_t>(at);
+      at += array.size() * sizeof(array[0]);
+    };
+    place(workers_, header_.worker_offset);
+    place(ops_, header_.op_offset);
+    place(waits_, header_.wait_offset);
+    place(signals_, header_.signal_offset);
+    place(refs_, header_.ref_offset);
+    place(pieces_, header_.piece_offset);
+    // Whole units of 16 bytes: the kernel may copy it so.
+    program.words.resize((at + 15) / 16 * 2);
+    header_.total_bytes = static_cast<int32_t>(program.bytes());
+    auto* bytes = reinterpret_cast<unsigned char*>(program.words.data());
+    std::memcpy(bytes, &header_, sizeof(header_));
+    const auto write = [bytes](const auto& array, int32_t offset) {
+      if (!array.empty())
+        std::memcpy(bytes + offset, array.data(), array.size() * sizeof(array[0]));
+    };
+    write(workers_, header_.worker_offset);
+    write(ops_, header_.op_offset);
+    write(waits_, header_.wait_offset);
+    write(signals_, header_.signal_offset);
+    write(refs_, header_.ref_offset);
+    write(pieces_, header_.piece_offset);
+    return program;
+  }
+
+ private:
+  template <typename T>
+  static int32_t Count(const std::vector<T>& array) {
+    return static_cast<int32_t>(array.size());
+  }
+
+  bool Buffer(const ChunkRef& ref) const {
+    return ref.place == Place::kInput || ref.place == Place::kOutput ||
+           ref.place == Place::kPeerInput || ref.place == Place::kPeerOutput;
+  }
+
+  ProgramRef Ref(const ChunkRef& ref) const {
+    return {ref.place, static_cast<int16_t>(ref.peer),
+            Buffer(ref) ? ref.chunk / header_.chunks_per_block : ref.chunk};
+  }
+
+  // As many chunks from `first` on as follow each other in all operands. Returns the next one.
+  size_t AddPiece(const WorkerOp& op, size_t first) {
+    const bool whole_blocks = header_.chunks_per_block == 1;
+    const auto follows = [&](const Refs& refs, size_t i) {
+      return refs[i].place == refs[i - 1].place && refs[i].peer == refs[i - 1].peer &&
+             refs[i].chunk == refs[i - 1].chunk + 1;
+    };
+    size_t end = first + 1;
+    const auto all_follow = [&] {
+      if (!whole_blocks && op.positions[end] != op.positions[end - 1] + 1) return false;
+      for (const Refs& refs : op.sources) {
+        if (!follows(refs, end)) return false;
+      }
+      for (const Refs& refs : op.destinations) {
+        if (!follows(refs, end)) return false;
+      }
+      return true;
+    };
+    while (end < op.positions.size() && all_follow()) ++end;
+    pieces_.push_back({static_cast<int32_t>(end - first), op.positions[first], Count(refs_)});
+    for (const Refs& refs : op.sources) refs_.push_back(Ref(refs[first]));
+    for (const Refs& refs : op.destinations) refs_.push_back(Ref(refs[first]));
+    return end;
+  }
+
+  ProgramHeader header_;
+  std::vector<ProgramWorker> workers_;
+  std::vector<ProgramOp> ops_;
+  std::vector<ProgramWait> waits_;
+  std::vector<ProgramSignal> signals_;
+  std::vector<ProgramPiece> pieces_;
+  std::vector<ProgramRef> refs_;
+};
+
+// Stores to scratch that no op reads any more, since whoever did was joined to the writer.
+void DropDeadStores(std::vector<std::vector<WorkerOp>>& workers) {
+  std::set<ChunkRef> read;
+  for (const std::vector<WorkerOp>& ops : workers) {
+    for (const WorkerOp& op : ops) {
+      for (const Refs& refs : op.sources) read.insert(refs.begin(), refs.end());
+    }
+  }
+  for (std::vector<WorkerOp>& ops : workers) {
+    for (WorkerOp& op : ops) {
+      std::erase_if(op.destinations, [&](const Refs& refs) {
+        return std::all_of(refs.begin(), refs.end(), [&](const ChunkRef& ref) {
+          return ref.place == Place::kScratch && !read.contains(ref);
+        });
+      });
+      if (op.destinations.empty()) op.sources.clear();
+    }
+  }
+}
+
+DeviceProgram Packer::Table(int32_t rank) const {
+  const Program& program = programs_[rank];
+  std::vector<std::vector<WorkerOp>> workers;
+  for (int32_t worker = 0; worker < graph_.workers; ++worker)
+    workers.push_back(WorkerOps(rank, worker));
+  DropDeadStores(workers);
+  for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
+
+  // Where each op went: its worker, and how many ops of that must have ended for it to have.
+  std::vector<std::pair<int32_t, int32_t>> ended(program.ops.size());
+  for (int32_t worker = 0; worker < graph_.workers; ++worker) {
+    for (size_t at = 0; at < workers[worker].size(); ++at) {
+      for (const int32_t index : workers[worker][at].of) {
+        ended[index] = {worker, static_cast<int32_t>(at) + 1};
+      }
+    }
+  }
+  // Workers of one rank wait for each other through a counter each. Scratch is used again by the
+  // next segment, which is another reason to wait where workers share anything.
+  const int32_t progress = arrivals_ + departures_;
+  bool shared = false;
+  for (int32_t worker = 0; worker < graph_.workers; ++worker) {
+    for (WorkerOp& op : workers[worker]) {
+      std::map<int32_t, int32_t> amounts;  // by worker
+      for (const int32_t index : op.of) {
+        for (const int32_t before : program.ops[index].depends_on) {
+          const auto [other, amount] = ended[before];
+          if (other != worker) amounts[other] = std::max(amounts[other], amount);
+        }
+      }
+      for (const auto& [other, amount] : amounts) {
+        shared = true;
+        op.waits.push_back({ProgramWait::kWorker, other, progress, amount, -1, -1, op.of[0], 0});
+      }
+    }
+  }
+  for (int32_t worker = 0; shared && worker < graph_.workers; ++worker) {
+    std::vector<WorkerOp>& ops = workers[worker];
+    for (size_t at = 0; at < ops.size(); ++at) {
+      ops[at].signals.push_back(
+          {ProgramSignal::kWorker, 0, progress, static_cast<int32_t>(at) + 1});
+    }
+    for (int32_t other = 0; other < graph_.workers && !ops.empty(); ++other) {
+      if (other == worker || workers[other].empty()) continue;
+      ops[0].waits.push_back({ProgramWait::kWorkerSegment, other, progress,
+                              static_cast<int32_t>(workers[other].size()), -1, -1,
+                              ops[0].of.empty() ? -1 : ops[0].of[0], 0});
+    }
+  }
+
+  ProgramHeader header{};
+  header.magic = kProgramMagic;
+  header.rank = rank;
+  header.world_size = ranks();
+  header.chunks_per_block = program.chunks_per_block;
+  header.workers = graph_.workers;
+  header.slot_chunks = slot_chunks_;
+  header.scratch_chunks = scratch_chunks_;
+  header.arrivals = arrivals_;
+  header.departures = departures_;
+  header.flags_per_worker = progress + 1;
+  for (const Message& message : messages_) header.meets |= message.way != Message::kSlot;
+  for (const Program& other : programs_) {
+    for (const Op& op : other.ops)
+      header.reduces |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
+  }
+  TableWriter writer(header);
+  for (const std::vector<WorkerOp>& ops : workers) writer.Add(ops);
+  return writer.Finish();
+}
+
+}  // namespace
+
+StatusOr<std::vector<DeviceProgram>> Pack(const World& world, const std::vector<int32_t>& ranks,
+                                          int32_t max_workers, Reach reach) {
+  StatusOr<DeviceGraph> graph = BuildGraph(world, max_workers);
+  if (!graph.ok()) return graph.status();
+  JAXCOLL_CHECK(reach == Reach::kRegions || world.world_size() <= kMaxMeeting,
+                "so many ranks do not reach each other's operands");
+  const Packer packer(world, std::move(*graph), reach);
+  std::vector<DeviceProgram> tables;
+  for (const int32_t rank : ranks) {
+    if (rank < 0 || rank >= world.world_size()) {
+      return InvalidArgument("rank " + std::to_string(rank) + " has no program");
+    }
+    tables.push_back(packer.Table(rank));
+  }
+  return tables;
+}
+
+}  // namespace jaxcoll::cuda

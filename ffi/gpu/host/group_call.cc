@@ -1,0 +1,214 @@
+#include "gpu/host/group_call.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace jaxcoll::cuda {
+
+GroupCall::GroupCall(Communicator& communicator, Plan plan)
+    : communicator_(communicator), plan_(std::move(plan)) {}
+
+StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicator,
+                                                       const CallSpec& spec, const CallShape& shape,
+                                                       const std::string& key,
+                                                       const std::string& description,
+                                                       bool interpret, const void* operand) {
+  std::unique_ptr<GroupCall> call;
+  const auto made = [&](auto plan) {
+    if (plan.ok()) call.reset(new GroupCall(communicator, std::move(*plan)));
+    return plan.status();
+  };
+  const int blocks = communicator.max_blocks();
+  Status planned;
+  if (!interpret && communicator.reach() == nullptr && CallPlan::Serves(spec)) {
+    planned = made(CallPlan::Create(spec, shape, blocks));
+  } else if (RaggedPlan::Serves(spec)) {
+    planned = made(RaggedPlan::Create(spec, shape, blocks));
+  } else {
+    const bool operands = !communicator.staged() && communicator.world_size() <= kMaxMeeting;
+    planned = made(
+        ProgramPlan::Create(spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions));
+  }
+  if (!planned.ok()) return planned;
+  const OperandMap* const operands = communicator.operands();
+  call->known_ = operands != nullptr && operands->complete() && operands->Knows(operand);
+  if (Status status = call->Init(key, description); !status.ok()) return status;
+  return call;
+}
+
+GroupCall::~GroupCall() {
+  if (granted_) communicator_.ReturnLane(grant_);
+}
+
+Status GroupCall::Init(const std::string& key, const std::string& description) {
+  LaneRequest request;
+  request.key = key;
+  request.description = description;
+  if (const auto* const direct = std::get_if<CallPlan>(&plan_)) {
+    if (communicator_.staged()) {
+      request.area_bytes = [direct](uint64_t available) {
+        const int64_t slot_bytes = direct->SlotBytes(available);
+        return slot_bytes == 0 ? 0 : direct->StagingBytes(slot_bytes);
+      };
+    }
+    request.fingerprint = direct->fingerprint;
+  }
+  WithMessages([&](auto& plan) {
+    request.area_bytes = [&plan](uint64_t available) { return plan.AreaBytes(available); };
+    request.fingerprint = plan.fingerprint();
+  });
+  StatusOr<LaneGrant> grant = communicator_.TakeLane(request);
+  if (!grant.ok()) return grant.status();
+  grant_ = *grant;
+  granted_ = true;
+  Status status;
+  WithMessages([&](auto& plan) { status = InitRegion(plan, description); });
+  if (!status.ok()) return status;
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    if (!communicator_.is_local(rank)) continue;
+    status = communicator_.runtime().Preload(communicator_.member(rank).ordinal, KernelOfPlan());
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+template <typename MessagePlan>
+Status GroupCall::InitRegion(MessagePlan& plan, const std::string& description) {
+  if (Status status = plan.Divide(grant_.area_bytes); !status.ok()) return status;
+  if (Status status = ReachHosts(plan, description); !status.ok()) return status;
+  return UploadTables(plan);
+}
+
+unsigned char* GroupCall::Area(int rank, int seen_by) const {
+  return communicator_.workspace(rank, seen_by) + grant_.area;
+}
+
+template <typename MessagePlan>
+Status GroupCall::UploadTables(const MessagePlan& plan) const {
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    if (!communicator_.is_local(rank)) continue;
+    AreaAddresses addresses;
+    for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+      const bool remote = host_region_ != nullptr && communicator_.reach()->IsRemote(peer);
+      addresses.regions.push_back(remote ? host_region_->memory[peer] : Area(peer, rank));
+      addresses.inboxes.push_back(remote ? host_region_->memory[rank] : Area(rank, rank));
+      addresses.slots.push_back(remote ? host_region_->SlotsOf(rank, peer)
+                                       : addresses.regions.back());
+    }
+    const std::vector<unsigned char> table = plan.Table(rank, addresses);
+    Status status = communicator_.runtime().Upload(communicator_.member(rank).ordinal,
+                                                   Area(rank, rank) + plan.TableOffset(),
+                                                   table.data(), table.size());
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+template <typename MessagePlan>
+Status GroupCall::ReachHosts(const MessagePlan& plan, const std::string& description) {
+  HostReach* const reach = communicator_.reach();
+  if (reach == nullptr) return Status();
+  StatusOr<HostRoutes> routes = plan.Routes(reach->host_of_rank());
+  if (!routes.ok()) return routes.status();
+  StatusOr<const HostReach::Region*> region =
+      reach->Open(grant_.lane, std::move(*routes), description);
+  if (!region.ok()) return region.status();
+  host_region_ = *region;
+  return Status();
+}
+
+Kernel GroupCall::KernelOfPlan() const {
+  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
+    return {.family = Kernel::kInterpreter, .dtype = program->dtype()};
+  }
+  if (std::holds_alternative<RaggedPlan>(plan_)) return {.family = Kernel::kRaggedExchange};
+  return std::get<CallPlan>(plan_).kernel();
+}
+
+int GroupCall::launches() const {
+  return std::visit([](const auto& plan) { return plan.launches(); }, plan_);
+}
+
+int GroupCall::blocks() const {
+  if (const auto* direct = std::get_if<CallPlan>(&plan_)) return direct->blocks;
+  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) return ragged->blocks(0);
+  int most = 0;
+  const auto& program = std::get<ProgramPlan>(plan_);
+  for (int launch = 0; launch < program.launches(); ++launch) {
+    most = std::max(most, program.blocks(launch));
+  }
+  return most;
+}
+
+StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands) const {
+  Launch result;
+  result.kernel = KernelOfPlan();
+  const auto complete = [&](auto& call) {
+    call.lane = grant_.lane;
+    call.deadline_ns = communicator_.deadline_ns();
+    call.cause = communicator_.cause_record(rank);
+    call.logical_id = operands.logical_id;
+    call.expected_logical_id = operands.expected_logical_id;
+  };
+  const auto complete_messages = [&](ProgramCall& call) {
+    complete(call);
+    if (host_region_ != nullptr) {
+      call.doorbell = host_region_->doorbells[rank];
+      call.abort = communicator_.reach()->abort();
+    }
+    call.failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
+  };
+  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
+    StatusOr<ProgramCall> call =
+        program->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs);
+    if (!call.ok()) return call.status();
+    complete_messages(*call);
+    result.blocks = program->blocks(launch);
+    result.parameters = *call;
+    return result;
+  }
+  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) {
+    RaggedProgramCall call = ragged->Bind(Area(rank, rank), operands.inputs, operands.outputs);
+    complete_messages(call.program);
+    result.blocks = ragged->blocks(launch);
+    result.parameters = call;
+    return result;
+  }
+  const CallPlan& direct = std::get<CallPlan>(plan_);
+  StatusOr<Call> call = direct.Bind(rank, launch, operands.inputs, operands.outputs);
+  if (!call.ok()) return call.status();
+  complete(*call);
+  call->staged = communicator_.staged() ? 1 : 0;
+  call->staging = grant_.area;
+  call->slot_bytes = communicator_.staged() ? direct.SlotBytes(grant_.area_bytes) : 0;
+  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+    call->workspaces[peer] = communicator_.workspace(peer, rank);
+  }
+  if (const OperandMap* const operands = communicator_.operands()) {
+    call->mapped = 1;
+    call->reachable = known_ ? 1 : 0;
+    for (int32_t v = 0; v < call->vector_count; ++v) {
+      const Vector& vector = call->vectors[v];
+      if (!operands->Holds(vector.input) || !operands->Holds(vector.output)) call->reachable = 0;
+    }
+    for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+      call->bases[peer] = operands->base(peer);
+    }
+  }
+  result.blocks = direct.blocks;
+  result.parameters = *call;
+  return result;
+}
+
+Status GroupCall::Enqueue(int rank, void* stream, const Operands& operands) const {
+  for (int launch = 0; launch < launches(); ++launch) {
+    StatusOr<Launch> bound = Bind(rank, launch, operands);
+    if (!bound.ok()) return bound.status();
+    Status status =
+        communicator_.runtime().Start(communicator_.member(rank).ordinal, stream, *bound);
+    if (!status.ok()) return status;
+  }
+  return Status();
+}
+
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,138 @@
+#include "gpu/host/ragged_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "gpu/abi/fingerprint.h"
+#include "gpu/host/call_plan.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+constexpr int64_t kMostPairBytes = int64_t{1} << 40;
+
+}  // namespace
+
+StatusOr<RaggedPlan> RaggedPlan::Create(const CallSpec& spec, const CallShape& shape,
+                                        int max_blocks) {
+  if (spec.group_size > kMaxProgramRanks) {
+    return InvalidArgument("a group of " + std::to_string(spec.group_size) +
+                           " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
+                           " that are served");
+  }
+  RaggedPlan plan;
+  const auto ranks = static_cast<int32_t>(spec.group_size);
+  StatusOr<Ragged> ragged = RaggedOf(shape, ranks);
+  if (!ragged.ok()) return ragged.status();
+  plan.ragged_ = *ragged;
+  plan.result_bytes_ = plan.ragged_.output_rows * plan.ragged_.row_bytes;
+  // What one rank may send to another; see ShareOf().
+  const int64_t rows = std::min(plan.ragged_.operand_rows, plan.ragged_.output_rows);
+  if (plan.ragged_.updates_per_peer >
+      kMostPairBytes / std::max<int64_t>(rows * plan.ragged_.row_bytes, 1)) {
+    return InvalidArgument("ragged_all_to_all of " + std::to_string(plan.ragged_.updates_per_peer) +
+                           " updates for each peer, each of up to " +
+                           std::to_string(rows * plan.ragged_.row_bytes) +
+                           " bytes, may be more than a TiB from one GPU to another; use fewer "
+                           "updates, or several calls");
+  }
+  plan.max_blocks_ = std::max(max_blocks, 1);
+  ProgramHeader& header = plan.header_;
+  header.magic = kProgramMagic;
+  header.total_bytes = sizeof(ProgramHeader);
+  header.world_size = ranks;
+  header.chunks_per_block = 1;
+  header.workers = 1;
+  header.slot_chunks = ranks;
+  header.arrivals = ranks;
+  header.departures = ranks;
+  header.flags_per_worker = 2 * ranks;
+  Fingerprint fingerprint;
+  fingerprint.Add(spec.collective);
+  for (const int64_t value :
+       {int64_t{ranks}, plan.ragged_.operand_rows, plan.ragged_.output_rows, plan.ragged_.row_bytes,
+        int64_t{plan.ragged_.updates_per_peer}, static_cast<int64_t>(shape.outputs[0].dtype),
+        int64_t{plan.max_blocks_}}) {
+    fingerprint.Add(value);
+  }
+  plan.fingerprint_ = fingerprint.Value32();
+  return plan;
+}
+
+uint64_t RaggedPlan::TableBytes() const {
+  return RoundUpToSlots(sizeof(header_)) + AreaAddresses::Bytes(header_.world_size);
+}
+
+uint64_t RaggedPlan::ScratchBytes(int lanes) const {
+  return static_cast<uint64_t>(lanes) *
+         static_cast<uint64_t>(RaggedScratchBytes(header_.world_size, ragged_.updates_per_peer));
+}
+
+// Slots as for rows that are dealt out evenly; any other number of them is served, too.
+StatusOr<ProgramCall> RaggedPlan::Cut(uint64_t area_bytes) const {
+  const int64_t slots = int64_t{kSlotDepth} * header_.slot_chunks;
+  const int64_t rows = (result_bytes_ + header_.world_size - 1) / header_.world_size;
+  for (int32_t lanes = max_blocks_;;) {
+    const uint64_t taken = TableBytes() + ScratchBytes(lanes);
+    RegionSize region;
+    region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, taken));
+    region.depth = kSlotDepth;
+    region.max_slice_bytes = std::clamp(kBlockBytes / slots, kLeastSliceBytes, kMostSliceBytes);
+    region.min_slice_bytes = kLeastSliceBytes;
+    region.max_lanes = lanes;
+    region.flag_capacity = lanes * header_.flags_per_worker;
+    StatusOr<ProgramCall> call = PlanCall(header_, {rows}, DType::kUint8, ReduceOp::kSum, region);
+    if (!call.ok() && lanes == 1) return call.status();
+    if (call.ok() && call->lanes == lanes) {
+      call->segment_count = lanes;  // how many more there are, tables say
+      call->vectors[0].elements = result_bytes_;
+      return call;
+    }
+    lanes = call.ok() ? call->lanes : lanes / 2;
+  }
+}
+
+uint64_t RaggedPlan::AreaBytes(uint64_t available) const {
+  const StatusOr<ProgramCall> call = Cut(available);
+  if (!call.ok()) return 0;
+  return static_cast<uint64_t>(call->scratch_offset) + ScratchBytes(call->lanes) + TableBytes();
+}
+
+Status RaggedPlan::Divide(uint64_t area_bytes) {
+  StatusOr<ProgramCall> call = Cut(area_bytes);
+  if (!call.ok()) return call.status();
+  call_ = *call;
+  area_bytes_ = area_bytes;
+  return Status();
+}
+
+std::vector<unsigned char> RaggedPlan::Table(int rank, const AreaAddresses& addresses) const {
+  std::vector<unsigned char> bytes(TableBytes());
+  ProgramHeader header = header_;
+  header.rank = rank;
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  addresses.Write(bytes.data() + bytes.size());
+  return bytes;
+}
+
+RaggedProgramCall RaggedPlan::Bind(unsigned char* area, const void* const* inputs,
+                                   void* const* outputs) const {
+  RaggedProgramCall call = {};
+  call.program = call_;
+  unsigned char* const table = area + TableOffset();
+  call.program.program = reinterpret_cast<const ProgramHeader*>(table);
+  AreaAddresses::Bind(call.program, table + TableBytes(), header_.world_size);
+  call.program.fingerprint = fingerprint_;
+  call.program.vectors[0].input = inputs[0];
+  call.program.vectors[0].output = outputs[0];
+  call.ragged = ragged_;
+  call.ragged.output = inputs[1];
+  call.input_offsets = inputs[2];
+  call.send_sizes = inputs[3];
+  call.output_offsets = inputs[4];
+  call.recv_sizes = inputs[5];
+  return call;
+}
+
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,288 @@
+#include "gpu/proxy/routes.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "gpu/abi/ragged_call.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+// The arrays of a table.
+class Table {
+ public:
+  explicit Table(const DeviceProgram& program)
+      : header(program.header()), bytes_(reinterpret_cast<const unsigned char*>(&header)) {}
+  const ProgramHeader& header;
+  const ProgramWorker* workers() const { return At<ProgramWorker>(header.worker_offset); }
+  const ProgramOp* ops(int32_t worker) const {
+    return At<ProgramOp>(header.op_offset) + workers()[worker].first_op;
+  }
+  const ProgramWait* waits(const ProgramOp& op) const {
+    return At<ProgramWait>(header.wait_offset) + op.first_wait;
+  }
+  const ProgramSignal* signals(const ProgramOp& op) const {
+    return At<ProgramSignal>(header.signal_offset) + op.first_signal;
+  }
+  const ProgramPiece* pieces(const ProgramOp& op) const {
+    return At<ProgramPiece>(header.piece_offset) + op.first_piece;
+  }
+  // Where a piece's destination `d` lies.
+  const ProgramRef& destination(const ProgramOp& op, const ProgramPiece& piece, int32_t d) const {
+    return At<ProgramRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
+  }
+
+ private:
+  template <typename T>
+  const T* At(int32_t offset) const {
+    return reinterpret_cast<const T*>(bytes_ + offset);
+  }
+  const unsigned char* const bytes_;
+};
+
+Status Unmatched(int32_t rank) {
+  return Status(StatusCode::kInternal, "the table of rank " + std::to_string(rank) +
+                                           " has messages that its signals do not fit");
+}
+
+}  // namespace
+
+StatusOr<HostRoutes> HostRoutes::Make(const std::vector<DeviceProgram>& tables,
+                                      std::vector<ProgramCall> calls,
+                                      const std::vector<int>& host_of_rank) {
+  HostRoutes routes;
+  const ProgramHeader& header = tables[0].header();
+  if (tables.size() != host_of_rank.size() || calls.empty() ||
+      header.world_size != static_cast<int32_t>(tables.size())) {
+    return InvalidArgument("routes need the tables and hosts of all ranks, and a call");
+  }
+  routes.header_ = header;
+  routes.calls_ = std::move(calls);
+  routes.signals_.assign(tables.size(), std::vector<std::vector<Signal>>(header.workers));
+  for (const DeviceProgram& table : tables) {
+    if (Status status = routes.AddOps(table, host_of_rank); !status.ok()) return status;
+  }
+  for (const DeviceProgram& table : tables) {
+    if (Status status = routes.OrderSignals(table, host_of_rank); !status.ok()) return status;
+  }
+  routes.Digest();
+  return routes;
+}
+
+StatusOr<HostRoutes> HostRoutes::MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+                                            const std::vector<int>& host_of_rank) {
+  if (header.world_size != static_cast<int32_t>(host_of_rank.size())) {
+    return InvalidArgument("routes need the hosts of all ranks");
+  }
+  HostRoutes routes;
+  routes.header_ = header;
+  routes.calls_ = {call};
+  routes.sized_by_flags_ = true;
+  const int32_t ranks = header.world_size;
+  routes.signals_.assign(ranks, std::vector<std::vector<Signal>>(1));
+  for (int32_t from = 0; from < ranks; ++from) {
+    for (int32_t to = 0; to < ranks; ++to) {
+      if (host_of_rank[from] == host_of_rank[to]) continue;
+      routes.signals_[from][0].push_back({static_cast<int32_t>(routes.messages_.size()), -1});
+      routes.messages_.push_back(
+          {from, to, 0, {RaggedArrived(from)}, {RaggedFreed(to, ranks)}, {{from, 0, 1}}});
+    }
+  }
+  // A round's messages are sent before those that have come are freed.
+  for (size_t m = 0; m < routes.messages_.size(); ++m) {
+    routes.signals_[routes.messages_[m].destination][0].push_back({static_cast<int32_t>(m), 0});
+  }
+  routes.Digest();
+  return routes;
+}
+
+// The messages that a rank sends.
+Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
+  const Table table(program);
+  const int32_t rank = table.header.rank;
+  for (int32_t worker = 0; worker < workers(); ++worker) {
+    for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
+      const ProgramOp& op = table.ops(worker)[i];
+      std::map<int32_t, Message> sent;  // by peer
+      const auto to = [&](int32_t peer) -> Message& {
+        return sent.try_emplace(peer, Message{rank, peer, worker, {}, {}, {}}).first->second;
+      };
+      const auto remote = [&](int32_t peer) { return host_of_rank[peer] != host_of_rank[rank]; };
+      for (int32_t s = 0; s < op.signal_count; ++s) {
+        const ProgramSignal& signal = table.signals(op)[s];
+        if (signal.kind == ProgramSignal::kArrived && remote(signal.peer)) {
+          to(signal.peer).arrivals.push_back(signal.flag);
+        }
+      }
+      for (int32_t w = 0; w < op.wait_count; ++w) {
+        const ProgramWait& wait = table.waits(op)[w];
+        if (wait.kind == ProgramWait::kFree && remote(wait.peer)) {
+          to(wait.peer).departures.push_back(wait.flag);
+        }
+      }
+      for (int32_t p = 0; p < op.piece_count; ++p) {
+        const ProgramPiece& piece = table.pieces(op)[p];
+        for (int32_t d = 0; d < op.destination_count; ++d) {
+          const ProgramRef& ref = table.destination(op, piece, d);
+          if (ref.place != ProgramRef::kPeerSlot || !remote(ref.peer)) continue;
+          to(ref.peer).strips.push_back({ref.index, piece.position, piece.count});
+        }
+      }
+      for (auto& [peer, message] : sent) {
+        if (message.arrivals.empty() || message.arrivals.size() != message.departures.size()) {
+          return Unmatched(rank);
+        }
+        messages_.push_back(std::move(message));
+      }
+    }
+  }
+  return Status();
+}
+
+// What a rank raises elsewhere, in order, now that all messages are known.
+Status HostRoutes::OrderSignals(const DeviceProgram& program,
+                                const std::vector<int>& host_of_rank) {
+  using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
+  std::map<Place, Signal> arriving, departing;
+  for (size_t m = 0; m < messages_.size(); ++m) {
+    const Message& message = messages_[m];
+    for (size_t i = 0; i < message.arrivals.size(); ++i) {
+      arriving[{message.destination, message.worker, message.arrivals[i]}] = {
+          static_cast<int32_t>(m), -1};
+      departing[{message.source, message.worker, message.departures[i]}] = {
+          static_cast<int32_t>(m), static_cast<int32_t>(i)};
+    }
+  }
+  const Table table(program);
+  const int32_t rank = table.header.rank;
+  for (int32_t worker = 0; worker < workers(); ++worker) {
+    for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
+      const ProgramOp& op = table.ops(worker)[i];
+      for (int32_t s = 0; s < op.signal_count; ++s) {
+        const ProgramSignal& signal = table.signals(op)[s];
+        if (signal.kind == ProgramSignal::kWorker ||
+            host_of_rank[signal.peer] == host_of_rank[rank]) {
+          continue;
+        }
+        const auto& of = signal.kind == ProgramSignal::kArrived ? arriving : departing;
+        const auto found = of.find({signal.peer, worker, signal.flag});
+        if (found == of.end()) return Unmatched(rank);
+        // A message arrives once, however many flags say so.
+        const Message& message = messages_[found->second.message];
+        if (found->second.arrives() && message.arrivals[0] != signal.flag) continue;
+        signals_[rank][worker].push_back(found->second);
+      }
+    }
+  }
+  return Status();
+}
+
+void HostRoutes::Digest() {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&hash](int64_t value) {
+    for (int byte = 0; byte < 8; ++byte) {
+      hash = (hash ^ (static_cast<uint64_t>(value) >> (8 * byte) & 0xff)) * 0x100000001b3;
+    }
+  };
+  for (const int32_t value : {int32_t{sized_by_flags_}, header_.chunks_per_block, header_.workers,
+                              header_.slot_chunks, header_.flags_per_worker}) {
+    add(value);
+  }
+  for (const Message& m : messages_) {
+    for (const int32_t value : {m.source, m.destination, m.worker}) add(value);
+    for (const std::vector<int32_t>* flags : {&m.arrivals, &m.departures}) {
+      for (const int32_t flag : *flags) add(flag);
+    }
+    for (const Strips& strips : m.strips) {
+      for (const int32_t value : {strips.slot, strips.position, strips.count}) add(value);
+    }
+  }
+  for (const ProgramCall& call : calls_) {
+    for (const int64_t value :
+         {call.stride_bytes, call.slot_offset, int64_t{call.segment_count}, int64_t{call.lanes},
+          int64_t{call.depth}, int64_t{call.item_bytes}, int64_t{call.vector_count}}) {
+      add(value);
+    }
+    for (int32_t v = 0; v < call.vector_count; ++v) {
+      add(call.vectors[v].elements);
+      add(call.vectors[v].slice_elements);
+    }
+  }
+  digest_ = hash;
+}
+
+const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {
+  const ProgramCall& call = *use.call;
+  int32_t v = 0;
+  while (v + 1 < call.vector_count && use.segment >= call.vectors[v + 1].first_segment) ++v;
+  return call.vectors[v];
+}
+
+template <typename Visit>
+void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
+                         Visit visit) const {
+  const ProgramCall& call = *use.call;
+  const ProgramVector& vector = VectorOf(use);
+  const int64_t block = int64_t{message.worker} * call.lanes + use.lane();
+  const int64_t slots = call.slot_offset + (block * call.depth + use.count() % call.depth) *
+                                               header_.slot_chunks * call.stride_bytes;
+  int64_t before = 0;  // of the message
+  for (const Strips& strips : message.strips) {
+    for (int32_t i = 0; i < strips.count; ++i) {
+      if (before >= first + bytes) return;
+      const int32_t position = strips.position + (header_.chunks_per_block == 1 ? 0 : i);
+      const int64_t length =
+          sized_by_flags_ ? call.stride_bytes
+                          : StripAt(vector, header_.chunks_per_block, use.segment, position).count *
+                                call.item_bytes;
+      const int64_t begin = std::max(first - before, int64_t{0});
+      const int64_t end = std::min(first + bytes - before, length);
+      if (begin < end) {
+        visit(slots + int64_t{strips.slot + i} * call.stride_bytes + begin, before + begin - first,
+              end - begin);
+      }
+      before += length;
+    }
+  }
+}
+
+int64_t HostRoutes::Bytes(const Message& message, const SlotUse& use) const {
+  int64_t total = 0;
+  ForEach(message, use, 0, std::numeric_limits<int64_t>::max() / 2,
+          [&](int64_t, int64_t, int64_t bytes) { total += bytes; });
+  return total;
+}
+
+HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse& use, int64_t first,
+                                          int64_t most) const {
+  Stretch stretch{0, 0};
+  ForEach(message, use, first, most, [&](int64_t at, int64_t offset, int64_t bytes) {
+    if (offset == 0) stretch.at = at;
+    // What lies behind a gap is not reached any more.
+    if (offset == stretch.bytes && at == stretch.at + offset) stretch.bytes += bytes;
+  });
+  return stretch;
+}
+
+void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+                        int64_t first, std::span<std::byte> to) const {
+  ForEach(message, use, first, static_cast<int64_t>(to.size()),
+          [&](int64_t at, int64_t offset, int64_t bytes) {
+            std::memcpy(to.data() + offset, region + at, static_cast<size_t>(bytes));
+          });
+}
+
+void HostRoutes::Scatter(const Message& message, const SlotUse& use, unsigned char* region,
+                         int64_t first, std::span<const std::byte> from) const {
+  ForEach(message, use, first, static_cast<int64_t>(from.size()),
+          [&](int64_t at, int64_t offset, int64_t bytes) {
+            std::memcpy(region + at, from.data() + offset, static_cast<size_t>(bytes));
+          });
+}
+
+}  // namespace jaxcoll::cuda

@@ -1,0 +1,120 @@
+// What the ranks of a schedule send to ranks of other hosts, and in which order: what the host
+// needs to know so that a launch, or the replay of one, needs no call. Plain numbers, computed from
+// the packed tables (device_program.h) and equal on all hosts.
+//
+// A block of a rank runs the ops of its worker in order, segment by segment. So the flags that it
+// raises at ranks of other hosts come in an order that is known: `signals`, once for each segment
+// of its lane.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "gpu/abi/device_program.h"
+
+namespace jaxcoll::cuda {
+
+// A slot of one message, for one segment.
+struct SlotUse {
+  const ProgramCall* call;
+  int32_t segment;
+  int32_t lane() const { return segment % call->lanes; }
+  int32_t count() const { return segment / call->lanes; }
+};
+
+class HostRoutes {
+ public:
+  // Chunks that follow each other in their slot and in their block; see ProgramPiece.
+  struct Strips {
+    int32_t slot;
+    int32_t position;
+    int32_t count;
+  };
+  // All that one op sends to one rank: one message of the schedule, or several that go side by
+  // side, each with flags of its own.
+  struct Message {
+    int32_t source;
+    int32_t destination;
+    int32_t worker;                   // of the source and of the destination
+    std::vector<int32_t> arrivals;    // flags at the destination
+    std::vector<int32_t> departures;  // flags at the source: slots that are free again
+    std::vector<Strips> strips;
+  };
+  struct Signal {
+    int32_t message;
+    int32_t departure;  // which one; -1: the message arrives
+    bool arrives() const { return departure < 0; }
+  };
+
+  // `tables`: of all ranks. `calls`: the launches of one call of the instruction, one after the
+  // other; their sizes count, their pointers do not.
+  static StatusOr<HostRoutes> Make(const std::vector<DeviceProgram>& tables,
+                                   std::vector<ProgramCall> calls,
+                                   const std::vector<int>& host_of_rank);
+
+  // Of an exchange whose sizes stand in device memory (ragged_exchange.h): a message between each
+  // two ranks of different hosts. How often a lane uses its slot, and how much the last use holds,
+  // stands in its first flag.
+  static StatusOr<HostRoutes> MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+                                         const std::vector<int>& host_of_rank);
+  bool sized_by_flags() const { return sized_by_flags_; }
+
+  int32_t world_size() const { return static_cast<int32_t>(signals_.size()); }
+  int32_t workers() const { return header_.workers; }
+  const std::vector<ProgramCall>& calls() const { return calls_; }
+  const std::vector<Message>& messages() const { return messages_; }
+  // What the worker's blocks raise at ranks of other hosts in each segment.
+  const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
+    return signals_[rank][worker];
+  }
+  // Of everything above.
+  uint64_t digest() const { return digest_; }
+
+  // Bytes in a region, from its start.
+  size_t FlagAt(const Message& message, int32_t flag, const SlotUse& use) const {
+    return static_cast<size_t>(
+        FlagOffset(header_, use.call->lanes, use.lane(), message.worker, flag));
+  }
+  static size_t DoneAt(int32_t rank) { return static_cast<size_t>(DoneOffset(rank)); }
+  // How far a region is used.
+  static size_t RegionBytes(const ProgramCall& call) {
+    return static_cast<size_t>(call.scratch_offset);
+  }
+
+  // A message's numbers, one chunk behind the other, without the gaps that slots have. Sized by
+  // flags: of a full slot.
+  int64_t Bytes(const Message& message, const SlotUse& use) const;
+  // Of these from `first` on, as many as lie together in a slot, but no more than `most`.
+  struct Stretch {
+    int64_t at;  // in a region
+    int64_t bytes;
+  };
+  Stretch StretchAt(const Message& message, const SlotUse& use, int64_t first, int64_t most) const;
+  // Bytes [first, first + to.size()) of them, from or to the slot in `region`.
+  void Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+              int64_t first, std::span<std::byte> to) const;
+  void Scatter(const Message& message, const SlotUse& use, unsigned char* region, int64_t first,
+               std::span<const std::byte> from) const;
+
+ private:
+  // Calls `visit` for the part of each chunk that is within [first, first + bytes).
+  template <typename Visit>
+  void ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
+               Visit visit) const;
+  const ProgramVector& VectorOf(const SlotUse& use) const;
+  Status AddOps(const DeviceProgram& table, const std::vector<int>& host_of_rank);
+  Status OrderSignals(const DeviceProgram& table, const std::vector<int>& host_of_rank);
+  void Digest();
+
+  ProgramHeader header_ = {};  // of one of the tables: what is equal in all counts
+  std::vector<ProgramCall> calls_;
+  std::vector<Message> messages_;
+  std::vector<std::vector<std::vector<Signal>>> signals_;  // [rank][worker]
+  bool sized_by_flags_ = false;
+  uint64_t digest_ = 0;
+};
+
+}  // namespace jaxcoll::cuda

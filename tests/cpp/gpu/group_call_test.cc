@@ -1,0 +1,532 @@
+// Calls of any schedule from their spec to their results, by the code that sets them up and
+// enqueues them on GPUs, on devices made of threads: in one process, and between several.
+
+#include "gpu/host/group_call.h"
+
+#include <cstring>
+
+#include "engine/memory/local_plan.h"
+#include "gpu/host/gpu_call_site.h"
+#include "support/host_job.h"
+#include "support/op_lists.h"
+
+namespace jaxcoll::cuda {
+namespace {
+
+struct Values {
+  std::vector<int64_t> elements = {700};  // of a block, by vector
+  DType dtype = DType::kFloat32;
+  uint32_t seed = 1;
+};
+
+// One call site's calls on all ranks.
+class Site {
+ public:
+  Site(HostJob& job, const CallSpec& spec, const Values& values, const std::string& key = "site")
+      : job_(job), ranks_(static_cast<int>(spec.group_size)), calls_(job.processes()) {
+    const StatusOr<std::vector<Program>> programs = ProgramsOf(spec, AllRanks(ranks_));
+    EXPECT_TRUE(programs.ok()) << programs.status().message();
+    if (!programs.ok()) return;
+    const Program& first = programs->front();
+    for (const int64_t elements : values.elements) {
+      shape_.inputs.push_back({values.dtype, {first.input_blocks, elements}});
+      shape_.outputs.push_back({values.dtype, {first.output_blocks, elements}});
+    }
+    Fill(values.seed);
+    Expect(*programs, spec, values);
+    statuses_.resize(job.processes());
+    job.OnAllProcesses([&](int process) {
+      auto call = GroupCall::Create(job_.communicator(process), spec, shape_, key, spec.algorithm,
+                                    /*interpret=*/true);
+      statuses_[process] = call.status();
+      if (call.ok()) calls_[process] = std::move(*call);
+    });
+  }
+
+  const Status& status(int process) const { return statuses_[process]; }
+  GroupCall& call(int process) { return *calls_[process]; }
+
+  void Enqueue(const uint32_t* logical_id = nullptr) {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      GroupCall* const call = calls_[rank % job_.processes()].get();
+      ASSERT_NE(call, nullptr) << statuses_[rank % job_.processes()].message();
+      std::vector<const void*> inputs;
+      std::vector<void*> outputs;
+      for (const auto& memory : inputs_[rank]) inputs.push_back(memory->data());
+      for (const auto& memory : outputs_[rank]) outputs.push_back(memory->data());
+      const Status status =
+          call->Enqueue(rank, Stream(rank), {inputs.data(), outputs.data(), logical_id, 0});
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+  }
+
+  void ExpectRight(const std::string& what) {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      for (size_t v = 0; v < outputs_[rank].size(); ++v) {
+        DeviceMemory& output = *outputs_[rank][v];
+        EXPECT_EQ(std::memcmp(output.data(), expected_[rank][v]->data(), output.bytes()), 0)
+            << what << ", rank " << rank << ", vector " << v;
+        std::memset(output.data(), 0xa5, output.bytes());
+      }
+    }
+  }
+
+ private:
+  using Memories = std::vector<std::vector<std::unique_ptr<DeviceMemory>>>;  // [rank][vector]
+
+  static void* Stream(int rank) { return reinterpret_cast<void*>(uintptr_t{16} * (rank + 1)); }
+
+  void Fill(uint32_t seed) {
+    std::mt19937 random(seed);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      inputs_.emplace_back(), outputs_.emplace_back(), expected_.emplace_back();
+      for (size_t v = 0; v < shape_.inputs.size(); ++v) {
+        const size_t item = ItemBytes(shape_.inputs[v].dtype);
+        const size_t in = shape_.inputs[v].elements() * item;
+        const size_t out = shape_.outputs[v].elements() * item;
+        inputs_.back().push_back(std::make_unique<DeviceMemory>(in));
+        for (size_t i = 0; i < in; ++i) {
+          inputs_.back().back()->data()[i] = static_cast<unsigned char>(random() & 0x3f);
+        }
+        outputs_.back().push_back(std::make_unique<DeviceMemory>(out));
+        expected_.back().push_back(std::make_unique<DeviceMemory>(out));
+      }
+    }
+  }
+
+  // What the engine for CPUs makes of the same programs.
+  void Expect(const std::vector<Program>& programs, const CallSpec& spec, const Values& values) {
+    auto local = Compile(programs, *ParseCollective(spec.collective));
+    ASSERT_TRUE(local.ok()) << local.status().message();
+    const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.elements,
+                         values.dtype, ReduceOp::kSum);
+    RunBuffers buffers;
+    for (size_t v = 0; v < values.elements.size(); ++v) {
+      for (int rank = 0; rank < ranks_; ++rank) {
+        buffers.inputs.push_back(reinterpret_cast<std::byte*>(inputs_[rank][v]->data()));
+        buffers.outputs.push_back(reinterpret_cast<std::byte*>(expected_[rank][v]->data()));
+      }
+    }
+    const DeviceMemory scratch(std::max<size_t>(plan.scratch_bytes(), 1));
+    buffers.scratch = reinterpret_cast<std::byte*>(scratch.data());
+    for (int level = 0; level < plan.LevelCount(); ++level) {
+      for (int batch = 0; batch < plan.BatchCount(level); ++batch) {
+        plan.RunBatch(level, batch, buffers);
+      }
+    }
+  }
+
+  HostJob& job_;
+  const int ranks_;
+  CallShape shape_;
+  Memories inputs_, outputs_, expected_;
+  std::vector<Status> statuses_;                   // by process
+  std::vector<std::unique_ptr<GroupCall>> calls_;  // by process
+};
+
+CallSpec SpecOf(Collective collective, const std::string& algorithm, int ranks) {
+  const ScheduleSpec schedule = Spec(collective, algorithm, ranks);
+  CallSpec spec;
+  spec.collective = std::string(Name(collective));
+  spec.algorithm = algorithm;
+  const bool reduces = collective == Collective::kAllReduce || collective == Collective::kReduce ||
+                       collective == Collective::kReduceScatter;
+  if (reduces) spec.reduce_op = "sum";
+  spec.group_size = ranks;
+  spec.root = schedule.root;
+  for (const auto& [from, to] : schedule.permutation) {
+    spec.permutation.insert(spec.permutation.end(), {from, to});
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    spec.groups.push_back(rank);
+    spec.device_ids.push_back(rank);
+  }
+  return spec;
+}
+
+bool ServesRanks(Collective collective, const std::string& algorithm, int ranks) {
+  return !BuildAll(Spec(collective, algorithm, ranks)).empty();
+}
+
+// Every algorithm, for every number of ranks that it serves, in one process and in several, called
+// and replayed.
+void RunEveryAlgorithm(int processes, Hosts* hosts = nullptr,
+                       const std::function<void(HostRuntime&, CommunicatorOptions&)>& change = {}) {
+  constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
+                                         Collective::kAllGather, Collective::kAllToAll,
+                                         Collective::kBroadcast, Collective::kReduce,
+                                         Collective::kPermute};
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
+    if (ranks < processes || (hosts != nullptr && ranks % processes == 2)) continue;
+    HostJob job(ranks, processes, 4 << 20, hosts, change);
+    for (const Collective collective : kCollectives) {
+      for (const std::string& algorithm : Algorithms(collective)) {
+        if (!ServesRanks(collective, algorithm, ranks)) continue;
+        const std::string what = std::string(Name(collective)) + " " + algorithm + ", " +
+                                 std::to_string(ranks) + " ranks, " + std::to_string(processes) +
+                                 " processes";
+        Site site(job, SpecOf(collective, algorithm, ranks), {.elements = {333, 5}}, what);
+        site.Enqueue();
+        ASSERT_TRUE(job.Run(/*replays=*/3))
+            << what << ": " << job.communicator(0).Cause().value_or("");
+        site.ExpectRight(what);
+      }
+    }
+  }
+}
+
+TEST(GroupCall, RunsEveryAlgorithmInOneProcess) { RunEveryAlgorithm(1); }
+TEST(GroupCall, RunsEveryAlgorithmBetweenProcesses) { RunEveryAlgorithm(2); }
+
+// Two processes of one host and one of another.
+TEST(GroupCall, RunsEveryAlgorithmBetweenHosts) {
+  Hosts hosts({0, 1, 0}, Net::kFake, 1);
+  RunEveryAlgorithm(3, &hosts);
+}
+
+void WithDmabufs(HostRuntime& runtime, CommunicatorOptions&) { runtime.why_no_dmabuf = ""; }
+
+// To process 1 from device memory; between 0 and 2, and back, by copies.
+TEST(GroupCall, RunsEveryAlgorithmBetweenHostsFromDeviceMemory) {
+  Hosts hosts({0, 1, 2}, Net::kFake, 1);
+  hosts.takes_dmabuf = [](int, int to) { return to == 1; };
+  RunEveryAlgorithm(3, &hosts, WithDmabufs);
+  EXPECT_GT(hosts.net().lent_puts, 0u);
+  EXPECT_GT(hosts.net().own_puts, 0u);
+  EXPECT_EQ(hosts.net().lent_buffers, 0);
+}
+
+// What `jaxcoll info` says of the way from process 0 to process 1.
+std::string WayOf(bool takes, bool refuses,
+                  const std::function<void(HostRuntime&, CommunicatorOptions&)>& change) {
+  Hosts hosts({0, 1}, Net::kFake, 6);
+  hosts.takes_dmabuf = [=](int, int) { return takes; };
+  hosts.refuses_dmabuf = [=](int from, int) { return refuses && from == 0; };
+  HostJob job(4, 2, 1 << 20, &hosts, change);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  site.Enqueue();
+  EXPECT_TRUE(job.Run(2)) << job.communicator(0).Cause().value_or("");
+  site.ExpectRight("whichever way");
+  for (const std::string& line : Communicator::DescribeAll()) {
+    const size_t way = line.find(" what goes to process 1");
+    if (way != line.npos) return line.substr(line.rfind(';', way) + 2);
+  }
+  return "";
+}
+
+TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
+  using Options = CommunicatorOptions;
+  EXPECT_EQ(WayOf(true, false, WithDmabufs), "NICs read GPU memory for what goes to process 1");
+  const std::string copied = "the host copies what goes to process 1, for ";
+  EXPECT_EQ(WayOf(false, false, WithDmabufs), copied + "the link to it takes no device memory");
+  EXPECT_EQ(WayOf(true, false, {}), copied + "the test has no dma-bufs");
+  EXPECT_EQ(WayOf(true, false,
+                  [](HostRuntime& runtime, Options& options) {
+                    WithDmabufs(runtime, options);
+                    options.lend = false;
+                  }),
+            copied + "JAXCOLL_CUDA_DMABUF is 0");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(WayOf(true, true, WithDmabufs), copied + "the test refuses to register it");
+  const auto no_exports = [](HostRuntime& runtime, Options&) {
+    runtime.why_no_dmabuf = "";
+    runtime.exports = 0;
+  };
+  EXPECT_EQ(WayOf(true, false, no_exports), copied + "the test exports no more");
+  const std::string log = testing::internal::GetCapturedStderr();
+  const std::string line = "process 0: what goes from its GPUs to process 1 is copied by the host";
+  const size_t first = log.find(line + ", for the test refuses");
+  const size_t second = log.find(line + ", for the test exports no more");
+  ASSERT_NE(first, log.npos) << log;
+  ASSERT_NE(second, log.npos) << log;
+  EXPECT_EQ(log.find(line, second + 1), log.npos) << log;
+  EXPECT_EQ(log.find(line, first + 1), second) << log;
+}
+
+// The call site is gone and comes back, on one host alone: its region goes on counting.
+TEST(GroupCall, GoesOnBetweenHostsWhereItStopped) {
+  Hosts hosts({0, 1}, Net::kFake, 2);
+  HostJob job(4, 2, 1 << 20, &hosts);
+  const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 4);
+  for (int i = 0; i < 3; ++i) {
+    Site site(job, spec, {.seed = static_cast<uint32_t>(i)});
+    site.Enqueue();
+    ASSERT_TRUE(job.Run(2)) << i << ": " << job.communicator(0).Cause().value_or("");
+    site.ExpectRight("the same call site");
+  }
+}
+
+TEST(GroupCall, NamesTheFirstCauseOnAllHosts) {
+  Hosts hosts({0, 1}, Net::kFake, 3);
+  HostJob job(4, 2, 1 << 20, &hosts);
+  const std::vector<std::string> lines = Communicator::DescribeAll();
+  EXPECT_TRUE(std::any_of(lines.begin(), lines.end(), [](const std::string& line) {
+    return line.find("2 hosts, joined by a proxy with 32 MiB of pinned host memory") != line.npos;
+  }));
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 4), {});
+  site.Enqueue();
+  hosts.At(30, [&] { hosts.Cut(0, 1); });
+  EXPECT_FALSE(job.Run(100));
+  hosts.Settle();
+  for (const int process : {0, 1}) {
+    const std::string cause = job.communicator(process).Cause().value_or("");
+    EXPECT_NE(cause.find("process " + std::to_string(1 - process) + ")"), cause.npos) << cause;
+    EXPECT_NE(cause.find("is lost"), cause.npos) << cause;
+  }
+}
+
+// What a kernel found out here is what the other host says.
+TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
+  Hosts hosts({0, 1}, Net::kFake, 4);
+  HostJob job(2, 2, 1 << 20, &hosts);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  const uint32_t elsewhere = 1;
+  site.Enqueue(&elsewhere);
+  EXPECT_FALSE(job.Run(1));
+  const std::string cause = job.communicator(0).Cause().value_or("");
+  EXPECT_NE(cause.find("runs as partition 1"), cause.npos) << cause;
+  hosts.Settle();
+  EXPECT_EQ(job.communicator(1).Cause().value_or(""), cause);
+}
+
+// More vectors than a launch takes.
+TEST(GroupCall, IsSeveralLaunches) {
+  HostJob job(3, 1);
+  Values values{.elements = {}, .dtype = DType::kBFloat16};
+  for (int v = 0; v < kMaxProgramVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
+  EXPECT_EQ(site.call(0).launches(), 2);
+  site.Enqueue();
+  ASSERT_TRUE(job.runtime().Run(3));
+  site.ExpectRight("41 vectors");
+}
+
+// Call sites come and go: their regions are used again, with the flags as the last one left them.
+TEST(GroupCall, GoesOnInTheRegionOfOneThatIsGone) {
+  constexpr int kRanks = 4;
+  HostJob job(kRanks, 1, 256 << 10);
+  std::mt19937 random(3);
+  const std::vector<std::string> algorithms = Algorithms(Collective::kAllReduce);
+  for (int i = 0; i < 80; ++i) {
+    const std::string& algorithm = algorithms[random() % algorithms.size()];
+    if (!ServesRanks(Collective::kAllReduce, algorithm, kRanks)) continue;
+    const auto elements = static_cast<int64_t>(random() % 3000);
+    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kRanks), {.elements = {elements}});
+    site.Enqueue();
+    const std::string what = algorithm + ", site " + std::to_string(i);
+    ASSERT_TRUE(job.runtime().Run(1 + static_cast<int>(random() % 3))) << what;
+    site.ExpectRight(what);
+  }
+}
+
+// Of different call sites, in another order on each device.
+TEST(GroupCall, SharesNothingWithOtherCallSites) {
+  HostJob job(4, 2);
+  std::vector<std::unique_ptr<Site>> sites;
+  for (const char* algorithm : {"ring", "double_tree", "recursive_doubling", "direct2"}) {
+    sites.push_back(std::make_unique<Site>(job, SpecOf(Collective::kAllReduce, algorithm, 4),
+                                           Values{}, algorithm));
+  }
+  StreamOptions options;
+  for (uint32_t seed = 0; seed < 6; ++seed) {
+    options.disturb = [seed](int, int) { return Disturbance{.seed = seed, .yields = true}; };
+    for (const auto& site : sites) site->Enqueue();
+    ASSERT_TRUE(job.runtime().Run(2, options)) << "seed " << seed;
+    for (const auto& site : sites) site->ExpectRight("seed " + std::to_string(seed));
+  }
+}
+
+// More ranks than the kernels of single collectives serve.
+TEST(GroupCall, ServesGroupsOfMoreThanSixteen) {
+  HostJob job(kMaxRanks + 4, 4, 4 << 20);
+  for (const char* algorithm : {"direct", "ring", "recursive_doubling"}) {
+    Site site(job, SpecOf(Collective::kAllReduce, algorithm, kMaxRanks + 4), {.elements = {90}},
+              algorithm);
+    site.Enqueue();
+    ASSERT_TRUE(job.runtime().Run(2)) << algorithm;
+    site.ExpectRight(algorithm);
+  }
+}
+
+TEST(GroupCall, RefusesAProgramThatRunsElsewhere) {
+  HostJob job(2, 1);
+  Site site(job, SpecOf(Collective::kAllReduce, "ring", 2), {});
+  const uint32_t elsewhere = 1;
+  site.Enqueue(&elsewhere);
+  EXPECT_FALSE(job.runtime().Run());
+  const std::string cause = job.communicator(0).Cause().value_or("");
+  EXPECT_NE(cause.find("runs as partition 1"), std::string::npos) << cause;
+}
+
+// ---- Call sites ------------------------------------------------------------------------------
+
+constexpr int kDevices = 4;
+constexpr int64_t kFirstDevice = 10;  // of their ids
+
+// The job of this process; there is one.
+HostRuntime& TheJob() {
+  static HostRuntime& runtime = *[] {
+    auto* const made = new HostRuntime;
+    cuda::Job job;
+    for (int i = 0; i < kDevices; ++i) job.devices.push_back({kFirstDevice + i, 0, i});
+    job.options.workspace_bytes = 1 << 20;
+    job.runtime = made;
+    StartJob(std::move(job));
+    return made;
+  }();
+  return runtime;
+}
+
+// The sum over two groups, whose devices are not in the order of their ids.
+struct TwoGroups {
+  static constexpr int kElements = 900;
+
+  explicit TwoGroups(CallSpec with) : spec(std::move(with)) {
+    spec.group_size = 2;
+    spec.groups = {0, 3, 2, 1};
+    spec.device_ids = {kFirstDevice + 2, kFirstDevice, kFirstDevice + 3, kFirstDevice + 1};
+    spec.label = "axis 'x' (2 ranks)";
+    for (int device = 0; device < kDevices; ++device) {
+      inputs.emplace_back(kElements, 1 << device);
+      outputs.emplace_back(kElements, -1);
+    }
+    StatusOr<std::unique_ptr<GpuCallSite>> made = GpuCallSite::Create(spec);
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    site = std::move(*made);
+  }
+
+  Status Prepare() {
+    return site->Prepare({{{DType::kInt32, {kElements}}}, {{DType::kInt32, {kElements}}}});
+  }
+  Status Enqueue(int device, const uint32_t* logical_id = nullptr) {
+    const void* input = inputs[device].data();
+    void* output = outputs[device].data();
+    return site->Enqueue(device, reinterpret_cast<void*>(uintptr_t{16} * (device + 1)), &input,
+                         &output, logical_id);
+  }
+  bool Right() const {
+    // Logical ids 0 and 3 are devices 2 and 1.
+    const int sums[kDevices] = {1 | 8, 2 | 4, 2 | 4, 1 | 8};
+    for (int device = 0; device < kDevices; ++device) {
+      if (outputs[device] != std::vector<int32_t>(kElements, sums[device])) return false;
+    }
+    return true;
+  }
+
+  CallSpec spec;
+  std::vector<std::vector<int32_t>> inputs, outputs;
+  std::unique_ptr<GpuCallSite> site;
+};
+
+TEST(GpuCallSite, SumsOverItsGroups) {
+  HostRuntime& runtime = TheJob();
+  CallSpec written = SpecOf(Collective::kAllReduce, "custom", 2);
+  written.schedule = Serialize(BuildAll(Spec(Collective::kAllReduce, "recursive_doubling", 2)));
+  for (const CallSpec& spec : {SpecOf(Collective::kAllReduce, "ring", 2), written}) {
+    TwoGroups call(spec);
+    ASSERT_TRUE(call.Prepare().ok());
+    const uint32_t logical[kDevices] = {1, 3, 0, 2};  // as the program says, by device
+    for (int replay = 0; replay < 2; ++replay) {
+      for (int device = 0; device < kDevices; ++device) {
+        ASSERT_TRUE(call.Enqueue(device, &logical[device]).ok());
+      }
+    }
+    ASSERT_TRUE(runtime.Run(2));
+    EXPECT_TRUE(call.Right()) << spec.algorithm;
+  }
+}
+
+TEST(GpuCallSite, SaysWhichCallCannotBeServed) {
+  TheJob();
+  TwoGroups unknown(SpecOf(Collective::kAllReduce, "nonsense", 2));
+  const std::string text = unknown.Prepare().message();
+  EXPECT_NE(text.find("all_reduce(sum) of int32[900] over axis 'x' (2 ranks), algorithm nonsense"),
+            std::string::npos)
+      << text;
+  TwoGroups call(SpecOf(Collective::kAllReduce, "ring", 2));
+  ASSERT_TRUE(call.Prepare().ok());
+  const Status status = call.site->Enqueue(kDevices, nullptr, nullptr, nullptr, nullptr);
+  EXPECT_NE(status.message().find("GPU 4 is in none of its groups"), std::string::npos);
+}
+
+// ---- Failure: what is said, and what to do --------------------------------------------------
+
+// Members of one process, as options and devices say.
+Status CreateWith(HostRuntime& runtime, uint64_t workspace_bytes = 1 << 20) {
+  CommunicatorOptions options;
+  options.workspace_bytes = workspace_bytes;
+  return Communicator::Create({{0, 0, 0}, {1, 0, 1}, {2, 0, 2}}, 0, options, nullptr, runtime)
+      .status();
+}
+
+TEST(Communicator, SaysWhatToDoWithoutPeerAccess) {
+  HostRuntime runtime;
+  runtime.apart = {1, 2};
+  ExpectSays(CreateWith(runtime), {"GPU 1 cannot reach the memory of GPU 2", "use lax's"});
+}
+
+TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
+  HostRuntime runtime;
+  runtime.device_bytes = 1 << 20;
+  ExpectSays(CreateWith(runtime, 2 << 20), {"workspace of 2 MiB", "does not fit", "out of memory"});
+  ExpectSays(CreateWith(runtime, 4096), {"JAXCOLL_CUDA_WORKSPACE_MIB is too small"});
+}
+
+// What the first of two processes is told, which are on one host or on two.
+Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
+  HostExchange exchange;
+  Status statuses[2];
+  std::vector<std::thread> processes;
+  for (int process = 0; process < 2; ++process) {
+    processes.emplace_back([&, process] {
+      CommunicatorOptions options;
+      options.workspace_bytes = 1 << 20;
+      options.host = one_host ? "one" : std::to_string(process);
+      statuses[process] =
+          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
+              .status();
+    });
+  }
+  for (std::thread& process : processes) process.join();
+  return statuses[0];
+}
+
+TEST(Communicator, SaysThatItIsNotLinkedToOtherHosts) {
+  HostRuntime runtime;
+  ExpectSays(CreateOnTwoProcesses(runtime, false), {"several hosts", "not linked"});
+}
+
+TEST(Communicator, SaysWhichPeerCannotBeMapped) {
+  HostRuntime runtime;
+  runtime.imports = false;
+  ExpectSays(CreateOnTwoProcesses(runtime, true),
+             {"rank 1 (device 1, process 1)", "peer access", "use lax's"});
+}
+
+// One is told by its own process, the other by that of rank 0.
+TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
+  HostJob job(64, 2, 64 << 10);
+  Site site(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  for (int process = 0; process < 2; ++process) {
+    ExpectSays(site.status(process),
+               {"has no room for this call", "JAXCOLL_CUDA_WORKSPACE_MIB", "in all processes"});
+  }
+  // It is for good: the same call site is told the same again.
+  Site again(job, SpecOf(Collective::kAllToAll, "direct", 64), {});
+  ExpectSays(again.status(0), {"has no room"});
+}
+
+TEST(Communicator, HasAPlaceForAsManyCallSitesAsTheWorkspaceHasLanes) {
+  HostJob job(2, 1, 256 << 10);
+  std::vector<std::unique_ptr<Site>> sites;
+  const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);
+  while (sites.size() < 100) {
+    sites.push_back(std::make_unique<Site>(job, spec, Values{.elements = {8}}));
+    if (!sites.back()->status(0).ok()) break;
+  }
+  ExpectSays(sites.back()->status(0), {"JAXCOLL_CUDA_WORKSPACE_MIB"});
+  EXPECT_GT(sites.size(), 3u);
+}
+
+}  // namespace
+}  // namespace jaxcoll::cuda
