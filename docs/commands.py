@@ -26,9 +26,7 @@ def page() -> str:
     os.environ["COLUMNS"] = str(COLUMNS)
     parts = helps("jaxcoll", main.parser())
     for name in main._COMMANDS:
-        parts += helps(
-            f"jaxcoll {name}", importlib.import_module(f"jaxcoll._cli.{name}").parser()
-        )
+        parts += helps(f"jaxcoll {name}", importlib.import_module(f"jaxcoll._cli.{name}").parser())
     return "\n".join(f"## {name}\n\n```text\n{text}```\n" for name, text in parts)
 
 

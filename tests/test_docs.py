@@ -1,10 +1,10 @@
 """The documentation: its programs run, its commands parse, and the files that it names exist.
 
-A ```python block runs, with those before it on its page, on eight CPU devices. A ```text block that
-follows it is what it prints; `...` in it stands for any text. Blocks of a page run in a namespace
-of their own. `<!-- no-run: reason -->` before a block leaves it at compiling, `<!-- needs: module -->`
-does so where the module is not installed. A ```console block
-holds commands behind `$ `, which the commands' parsers must take.
+A ```python block runs, with those before it on its page, on eight CPU devices; pages share a
+process but no names. A ```text block that follows at once is what the program prints, where `...`
+stands for any text. `<!-- no-run: reason -->` before a block leaves it at compiling, and so does
+`<!-- needs: module -->` where that module is not installed. A ```console block holds commands
+behind `$ `, which the commands' parsers must take.
 """
 
 import contextlib
@@ -144,7 +144,8 @@ def test_every_command_parses(name: str, capsys: pytest.CaptureFixture[str]) -> 
             try:
                 parser.parse_args(words[2:])
             except SystemExit as end:
-                assert end.code == 0, f"{where}\n{capsys.readouterr().err}"
+                if end.code:
+                    pytest.fail(f"{where}\n{capsys.readouterr().err}")
 
 
 def test_the_blocks_of_the_docs_are_of_known_languages() -> None:
