@@ -171,6 +171,19 @@ def test_links_and_paths_lead_to_files(name: str) -> None:
         assert path == "jaxcoll/tuning.json" or (ROOT / path).exists(), f"{name} names {path}"
 
 
+@pytest.mark.parametrize("name", ["jaxcoll", "jaxcoll.simulate", "jaxcoll.topology"])
+def test_the_reference_lists_every_public_function_and_class(name: str) -> None:
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    listed = re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in pages), re.MULTILINE)
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        error = isinstance(value, type) and issubclass(value, Exception)
+        if getattr(value, "__module__", "").startswith("jaxcoll"):  # not constants and aliases
+            full = f"jaxcoll.schedule.{public}" if public == "verify" else f"{name}.{public}"
+            assert (f"jaxcoll.{public}" if error else full) in listed, full
+
+
 def test_the_page_of_commands_holds_every_command() -> None:
     """mkdocs fills it by this hook."""
     spec = importlib.util.spec_from_file_location("commands", ROOT / "docs" / "commands.py")

@@ -1,4 +1,4 @@
-"""Which exceptions JAX makes of an error at run time, as docs/how-to/failures.md and the docstrings say."""
+"""Which exceptions JAX makes of an error at run time, as the docs and the docstrings say."""
 
 import pytest
 from processes import run
