@@ -6,13 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import warm_python
+from support import warm_python, xla_flags
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return warm_python.run(arguments, environment, timeout_s=120)
 
 
@@ -62,8 +62,15 @@ def test_digits_in_processes_with_too_few_devices_says_what_to_do() -> None:
     assert "--devices-per-process" in finished.stderr
 
 
-def test_the_program_in_the_readme_prints_what_it_says() -> None:
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_program_in_the_readme_prints_what_it_says(devices: int) -> None:
+    text = (ROOT / "README.md").read_text()
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert program is not None
-    finished = run("-c", program[1])
-    assert finished.stdout == re.search(r"# (.*)\n", program[1])[1] + "\n", finished.stderr  # type: ignore[index]
+    rows = dict(re.findall(r"^\| (.*device.*) \| (.*) \|$", text, re.MULTILINE))
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    said = rows["not set: one device" if devices == 1 else f"`{flag}`"]
+    printed = re.findall(r"`(\[.*?\])`", said) * (2 if said.endswith("twice") else 1)
+    assert len(printed) == 2
+    finished = run("-c", program[1], XLA_FLAGS=xla_flags.with_devices(devices))
+    assert finished.stdout.splitlines() == printed, finished.stderr

@@ -58,6 +58,7 @@ PYTHON_LAYERS = [
 WITHOUT_JAX = set().union(*PYTHON_LAYERS[: PYTHON_LAYERS.index({"_jax.compat", "_jax.plugin"})])
 TOP_LEVEL = {
     *("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "CHANGELOG.md"),
+    *("CONTRIBUTING.md", "mkdocs.yml", "docs"),
     *(".ci", ".clang-format", ".clang-tidy", ".gitignore", ".pre-commit-config.yaml"),
     *("jaxcoll", "ffi", "tests", "benchmarks"),
 }
@@ -524,15 +525,16 @@ def test_only_one_module_reads_jaxcolls_variables_from_the_environment() -> None
         assert not read, f"{path} reads {read} itself; ask _environment.values()"
 
 
-def test_readme_shows_the_table_of_environment_variables() -> None:
+def test_the_docs_show_the_table_of_environment_variables() -> None:
     rows = [
         f"| `{v.name}` | {v.default} | {v.takes} | {v.meaning} |"
         for v in _environment.VARIABLES
         if not v.internal
     ]
     head = ["| variable | default | takes | what it does |", "|---|---|---|---|"]
+    page = (ROOT / "docs/reference/environment.md").read_text()
     section = re.search(
-        r"<!-- environment: begin.*?-->\n(.*?)<!-- environment: end", readme(), re.DOTALL
+        r"<!-- environment: begin.*?-->\n(.*?)<!-- environment: end", page, re.DOTALL
     )
     assert section is not None
     assert section[1].splitlines() == head + rows

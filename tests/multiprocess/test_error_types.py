@@ -1,4 +1,4 @@
-"""The exceptions that JAX makes of an error at run time, as README and the docstrings say."""
+"""The exceptions that JAX makes of an error at run time, as the docs and the docstrings say."""
 
 import pytest
 from processes import run
