@@ -31,5 +31,5 @@ def page() -> str:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """What mkdocs calls for each page."""
+    """The hook that mkdocs calls for each page."""
     return markdown.replace(MARKER, page()) if MARKER in markdown else markdown

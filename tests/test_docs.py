@@ -138,7 +138,7 @@ def test_every_command_parses(name: str, capsys: pytest.CaptureFixture[str]) -> 
         if words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]) is not None, where
         elif words[:1] == ["python"]:
-            # What a reader writes for himself has a name without a folder.
+            # A reader's own file has a name without a folder.
             assert "/" not in words[1] or (ROOT / words[1]).is_file(), where
         elif words[:1] == ["jaxcoll"]:
             command = importlib.import_module(f"jaxcoll._cli.{words[1]}")

@@ -1,4 +1,4 @@
-// The HLO's description of one custom call. See "The custom call" in ffi/README.md.
+// The HLO's description of one custom call. See docs/explanation/custom-call.md.
 #pragma once
 
 #include <cstdint>

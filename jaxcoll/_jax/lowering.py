@@ -1,4 +1,6 @@
-"""Primitives -> custom calls: one body for all collectives. See ffi/README.md for the contract.
+"""Primitives -> custom calls: one body for all collectives.
+
+docs/explanation/custom-call.md has the contract.
 
 The text that goes into the HLO is size-free and equal on every process; in particular JAX may emit
 equal equations once, so nothing here may count calls.

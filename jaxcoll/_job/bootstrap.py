@@ -81,7 +81,7 @@ def _link_timeout_s(timeout_s: float) -> float:
 
 
 def _silence_s(timeout_s: float) -> float:
-    """How long a peer may be silent; the engine's rule, see README, Failures."""
+    """How long a peer may be silent; the engine's rule, see docs/how-to/failures.md."""
     return max(timeout_s / 5, min(timeout_s, 10.0))
 
 

@@ -266,7 +266,7 @@ def test_algorithms_that_cannot_run_so_many_ranks_are_not_picked():
     table = _tuning.parse(text(row([None, "halving_doubling"], layout="host")))
     small = {"byte_count": 64}
     assert chosen(table, "all_reduce", 64, processes=64, **small) == "halving_doubling"
-    assert chosen(table, "all_reduce", 4096, processes=4096, **small) == "recursive_doubling"
+    assert chosen(table, "all_reduce", 16384, processes=16384, **small) == "recursive_doubling"
 
 
 def test_gpus_have_rules_of_their_own():

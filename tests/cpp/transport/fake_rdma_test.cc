@@ -63,7 +63,7 @@ class FakeRdmaTest : public testing::Test {
   std::optional<LinkPair> pair_;
 };
 
-// --- what a message costs: ffi/README.md has the same numbers ------------------------------------
+// --- what a message costs: docs/explanation/transports.md has them, too --------------------------
 
 TEST_F(FakeRdmaTest, AMessageCostsAsManyRequestsAndCompletionsAsTheReadmeSays) {
   struct Case {
