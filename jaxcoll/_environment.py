@@ -1,8 +1,8 @@
 """Every environment variable that jaxcoll reads, in one table, and the one parser of their values.
 
 docs/reference/environment.md and `info` show the same table. Nothing else of jaxcoll, in either
-language, reads a `JAXCOLL_` variable or parses one: Python asks `values`, and the C++ side is handed
-what was understood (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and its row
+language, reads a `JAXCOLL_` variable or parses one: Python asks `values`, and hands what it has
+understood to the C++ side (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and its row
 in that page; with `engine` it is also a field of the settings in ffi/base/environment.h.
 
 One grammar for all: digits are ASCII, there are no signs, underscores or blanks, except blanks
