@@ -2,8 +2,8 @@
 
 docs/reference/environment.md and `info` show the same table. Nothing else of jaxcoll, in either
 language, reads a `JAXCOLL_` variable or parses one: Python asks `values`, and hands what it has
-understood to the C++ side (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and its row
-in that page; with `engine` it is also a field of the settings in ffi/base/environment.h.
+understood to the C++ side (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and
+its row in that page; with `engine` it is also a field of the settings in ffi/base/environment.h.
 
 One grammar for all: digits are ASCII, there are no signs, underscores or blanks, except blanks
 around the words of a list. A variable that is empty is not set.
