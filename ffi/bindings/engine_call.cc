@@ -203,9 +203,9 @@ std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algori
 
 // Sets a call up as in a job whose ranks are all processes of their own. CPU seconds, and how many
 // ops it built.
-std::tuple<double, int64_t> Instantiate(std::string collective, std::string algorithm,
-                                        int64_t world_size, std::vector<int64_t> dims, int rank,
-                                        std::string dtype, int64_t block_elements) {
+std::tuple<double, int64_t> InstantiateCall(std::string collective, std::string algorithm,
+                                            int64_t world_size, std::vector<int64_t> dims, int rank,
+                                            std::string dtype, int64_t block_elements) {
   CallSpec spec =
       SpecOf(std::move(collective), std::move(algorithm), world_size, std::move(dims), "");
   spec.device_ids = spec.groups;
@@ -243,8 +243,8 @@ void BindEngineCall(nb::module_& m) {
   m.def("engine_memory", &MemoryOf, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
         "dtype"_a, "block_elements"_a,
         "A call within one process: levels that follow each other, bytes read and written.");
-  m.def("engine_instantiate", &Instantiate, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
-        "rank"_a, "dtype"_a, "block_elements"_a,
+  m.def("engine_instantiate", &InstantiateCall, "collective"_a, "algorithm"_a, "world_size"_a,
+        "dims"_a, "rank"_a, "dtype"_a, "block_elements"_a,
         "Sets up a call of one rank, each of which is a process: CPU seconds, ops built.");
 }
 

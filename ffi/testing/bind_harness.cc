@@ -21,7 +21,7 @@ namespace jaxcoll {
 namespace {
 
 template <typename T>
-T ValueOrThrow(StatusOr<T> result) {
+T ValueOrRuntimeError(StatusOr<T> result) {
   if (!result.ok()) throw std::runtime_error(result.status().message());
   return std::move(*result);
 }
@@ -72,7 +72,7 @@ void BindHarness(nb::module_& m) {
             options.workspace_bytes = static_cast<uint64_t>(workspace_mib) << 20;
             const CallShape shape = ShapeFromTuples(inputs, outputs);
             nb::gil_scoped_release release;
-            return ValueOrThrow(cuda::Harness::Create(std::move(spec), shape, options));
+            return ValueOrRuntimeError(cuda::Harness::Create(std::move(spec), shape, options));
           },
           nb::arg("collective"), nb::arg("algorithm"), nb::arg("reduce_op"), nb::arg("ranks"),
           nb::arg("root"), nb::arg("permutation"), nb::arg("inputs"), nb::arg("outputs"),
@@ -93,7 +93,7 @@ void BindHarness(nb::module_& m) {
             std::vector<std::vector<std::string>> outputs;
             {
               nb::gil_scoped_release release;
-              outputs = ValueOrThrow(harness.Run(from, calls, leave_out));
+              outputs = ValueOrRuntimeError(harness.Run(from, calls, leave_out));
             }
             std::vector<std::vector<nb::bytes>> to;
             for (const auto& rank : outputs) {
@@ -110,7 +110,7 @@ void BindHarness(nb::module_& m) {
           "time",
           [](cuda::Harness& harness, int chain, int samples, int sets) {
             nb::gil_scoped_release release;
-            return ValueOrThrow(harness.Time(chain, samples, sets));
+            return ValueOrRuntimeError(harness.Time(chain, samples, sets));
           },
           nb::arg("chain"), nb::arg("samples"), nb::arg("sets"),
           "Seconds of one call, from replays of graphs of `chain` calls on `sets` of operands.")
@@ -118,14 +118,14 @@ void BindHarness(nb::module_& m) {
   m.def(
       "cuda_copy_bandwidth",
       [](uint64_t bytes, int samples) {
-        return ValueOrThrow(cuda::CopyBandwidth(0, bytes, samples));
+        return ValueOrRuntimeError(cuda::CopyBandwidth(0, bytes, samples));
       },
       nb::call_guard<nb::gil_scoped_release>(), nb::arg("bytes"), nb::arg("samples"),
       "Bytes read plus written per second by a device-to-device copy.");
   m.def(
       "cuda_device",
       [] {
-        const cuda::DeviceInfo info = ValueOrThrow(cuda::GetDeviceInfo(0));
+        const cuda::DeviceInfo info = ValueOrRuntimeError(cuda::GetDeviceInfo(0));
         nb::dict all;
         all["name"] = info.name;
         all["sm_count"] = info.sm_count;

@@ -23,7 +23,7 @@ struct GpuInstruction {
 ffi::TypeId GpuInstruction::id = {};
 ffi::TypeInfo GpuInstruction::info = ffi::MakeTypeInfo<GpuInstruction>();
 
-ffi::ErrorOr<std::unique_ptr<GpuInstruction>> Instantiate(ffi::Dictionary attributes) {
+ffi::ErrorOr<std::unique_ptr<GpuInstruction>> InstantiateGpu(ffi::Dictionary attributes) {
   StatusOr<CallSpec> spec = ReadCallSpec(attributes);
   if (!spec.ok()) return ffi::Unexpected(ToFfiError(spec.status()));
   StatusOr<std::unique_ptr<cuda::GpuCallSite>> site = cuda::GpuCallSite::Create(std::move(*spec));
@@ -49,8 +49,8 @@ Status EnsurePrepared(cuda::GpuCallSite& site, ffi::RemainingArgs arguments,
 
 // XLA runs this on all devices before it starts a kernel of the program on any: taking memory here
 // cannot wait for a kernel that waits for this device.
-ffi::Error Initialize(GpuInstruction* instruction, ffi::RemainingArgs arguments,
-                      ffi::RemainingRets results, ffi::Dictionary) {
+ffi::Error InitializeGpu(GpuInstruction* instruction, ffi::RemainingArgs arguments,
+                         ffi::RemainingRets results, ffi::Dictionary) {
   cuda::GpuCallSite& site = *instruction->site;
   // A version of XLA that does not show the buffers at this stage shows them to Execute.
   if (results.size() == 0 || arguments.size() < site.vector_operands(results.size())) {
@@ -60,8 +60,8 @@ ffi::Error Initialize(GpuInstruction* instruction, ffi::RemainingArgs arguments,
 }
 
 // May run while a graph is being captured: then it is called once for many runs.
-ffi::Error Execute(int32_t ordinal, void* stream, GpuInstruction* instruction,
-                   ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Dictionary) {
+ffi::Error ExecuteGpu(int32_t ordinal, void* stream, GpuInstruction* instruction,
+                      ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Dictionary) {
   cuda::GpuCallSite& site = *instruction->site;
   const size_t operands = site.vector_operands(results.size());
   const uint32_t* logical_id = nullptr;  // in device memory: the kernel checks it
@@ -90,16 +90,16 @@ ffi::Error Execute(int32_t ordinal, void* stream, GpuInstruction* instruction,
       site.Enqueue(ordinal, stream, inputs.span().data(), outputs.span().data(), logical_id));
 }
 
-XLA_FFI_DEFINE_HANDLER(kInstantiate, Instantiate, ffi::Ffi::BindInstantiate().Attrs(),
+XLA_FFI_DEFINE_HANDLER(kInstantiateGpu, InstantiateGpu, ffi::Ffi::BindInstantiate().Attrs(),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kInitialize, Initialize,
+XLA_FFI_DEFINE_HANDLER(kInitializeGpu, InitializeGpu,
                        ffi::Ffi::BindInitialize()
                            .Ctx<ffi::State<GpuInstruction>>()
                            .RemainingArgs()
                            .RemainingRets()
                            .Attrs(),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
+XLA_FFI_DEFINE_HANDLER(kExecuteGpu, ExecuteGpu,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::DeviceOrdinal>()
                            .Ctx<ffi::PlatformStream<void*>>()
@@ -112,8 +112,8 @@ XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
 }  // namespace
 
 FfiRegistration GetCudaFfiRegistration() {
-  return {reinterpret_cast<void*>(+kInstantiate), reinterpret_cast<void*>(+kInitialize),
-          reinterpret_cast<void*>(+kExecute), &GpuInstruction::id, &GpuInstruction::info};
+  return {reinterpret_cast<void*>(+kInstantiateGpu), reinterpret_cast<void*>(+kInitializeGpu),
+          reinterpret_cast<void*>(+kExecuteGpu), &GpuInstruction::id, &GpuInstruction::info};
 }
 
 }  // namespace jaxcoll
