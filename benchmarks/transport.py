@@ -280,14 +280,14 @@ def main(argv: list[str] | None = None) -> int:
         command.error("-f is at least 2, -n at least 1, and -b not larger than -e")
     if options.e > native.comm_window_bytes:
         command.error(f"-e is at most {native.comm_window_bytes}, the window of a link")
-    if not native.testing_built:
-        command.error(
-            "this build has no links alone: CMAKE_ARGS=-DJAXCOLL_TESTING=ON pip install ."
-        )
     if unknown := set(options.transports) - set(TRANSPORTS) - set(PROTECTIONS):
         command.error(f"there is no transport {', '.join(sorted(unknown))}")
     if options.source == "lent" and options.transports != ["rdma"]:
         command.error("only rdma takes what is lent: --transports rdma")
+    if not native.testing_built:
+        command.error(
+            "this build has no links alone: CMAKE_ARGS=-DJAXCOLL_TESTING=ON pip install ."
+        )
     if "JAX_COORDINATOR_ADDRESS" not in os.environ:
         launch = [sys.executable, "-m", "jaxcoll", "launch", "-n", "2", "-m"]
         return subprocess.call([*launch, "benchmarks.transport", *arguments])

@@ -95,7 +95,7 @@ def test_an_exception_is_told_as_ever() -> None:
 
 
 def test_neighbours_have_another_seed_of_hash_and_other_addresses() -> None:
-    script = "print(hash('x'), id(object))"
+    script = "print(hash('x'), id(object()))"
     first, second = (output(forked(script, place=place))[0].split() for place in (0, 1))
     assert first[0] != second[0]
     assert first[1] != second[1]
