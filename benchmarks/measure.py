@@ -1,8 +1,8 @@
-"""Code that both benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it
-ran."""
+"""Code that the benchmarks share: a mesh of CPU devices, timing, memory bandwidth, where it ran."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import gc
@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import jaxcoll
+from jaxcoll import _files
 
 
 def make_mesh(shape: Mapping[str, int]) -> Mesh:
@@ -147,6 +148,37 @@ def copy_bandwidth_Bps(repeats: int = 9) -> float:
 def cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def command_of_rows(name: str, description: str | None, *, quick: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that measures each row in processes of its own.
+
+    Args:
+      name: of the module in this folder.
+      description: the module's docstring.
+      quick: what --quick leaves out.
+    """
+    command = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--quick", action="store_true", help=quick)
+    command.add_argument("--repeats", type=int, default=3, metavar="N", help="processes a row [3]")
+    command.add_argument(
+        "--json",
+        type=_files.output(make_folders=True),
+        help=f"default: benchmarks/results/{name}-DATE-COMMIT.json",
+    )
+    return command
+
+
+def print_heading(about: Mapping[str, Any]) -> None:
+    """The first line of a table: jaxcoll's version and the machine, of `provenance`."""
+    print(
+        f"# jaxcoll {jaxcoll.__version__}, {cores()} cores, "
+        f"load of the last minute {about['machine']['load_1min']:.1f}"
+    )
 
 
 def provenance(mesh: Mapping[str, int]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import numpy as np
 
-import jaxcoll
 from benchmarks import measure
 from benchmarks.compare import default_json
 from jaxcoll import _files
@@ -128,18 +127,7 @@ def growth(rows: list[dict[str, Any]], key: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table and writes JSON; returns 1 if a row is above a bound."""
-    command = argparse.ArgumentParser(
-        prog="python -m benchmarks.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--quick", action="store_true", help="two sizes, one process a row")
-    command.add_argument("--repeats", type=int, default=3, metavar="N", help="processes a row [3]")
-    command.add_argument(
-        "--json",
-        type=_files.output(make_folders=True),
-        help="default: benchmarks/results/scale-DATE-COMMIT.json",
-    )
+    command = measure.command_of_rows("scale", __doc__, quick="two sizes, one process a row")
     command.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)  # instantiate_apart's
     options = command.parse_args(argv)
     if options.repeats < 1:
@@ -151,10 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     about = measure.provenance({})
     path = options.json or default_json(about, "scale")
     _files.check_can_write(path, make_folders=True)
-    print(
-        f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores, "
-        f"load of the last minute {about['machine']['load_1min']:.1f}"
-    )
+    measure.print_heading(about)
     print(f"{'call':36} {'ranks':>6} {'ops':>7} {'CPU ms':>8} {'peak MB':>8}")
     sizes = (SIZES[0], SIZES[-1]) if options.quick else SIZES
     rows, series = [], []

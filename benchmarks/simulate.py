@@ -31,7 +31,6 @@ from typing import Any, Final
 
 import numpy as np
 
-import jaxcoll
 from benchmarks import measure
 from benchmarks.compare import default_json
 from jaxcoll import _files
@@ -262,17 +261,8 @@ def draw(path: Path, series: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table, writes JSON and figure; returns the exit code."""
-    command = argparse.ArgumentParser(
-        prog="python -m benchmarks.simulate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--quick", action="store_true", help="an eighth of the ranks, no growth")
-    command.add_argument("--repeats", type=int, default=3, metavar="N", help="processes a row [3]")
-    command.add_argument(
-        "--json",
-        type=_files.output(make_folders=True),
-        help="default: benchmarks/results/simulate-DATE-COMMIT.json",
+    command = measure.command_of_rows(
+        "simulate", __doc__, quick="an eighth of the ranks, no growth"
     )
     command.add_argument(
         "--figure",
@@ -292,10 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     figure = options.figure or path.with_suffix(".png")
     for result_file in (path, figure):
         _files.check_can_write(result_file, make_folders=True)
-    print(
-        f"# jaxcoll {jaxcoll.__version__}, {measure.cores()} cores, "
-        f"load of the last minute {about['machine']['load_1min']:.1f}"
-    )
+    measure.print_heading(about)
     heads = f"{'wall s':>8} {'CPU s':>8} {'floor s':>8} {'':6} {'peak MB':>8} {'events':>9}"
     print(f"{'work':48} {heads} {'messages':>9}")
     rows = []

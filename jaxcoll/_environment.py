@@ -408,7 +408,9 @@ def is_command() -> bool:
     before any code of the command's.
     """
     if sys.argv[:1] == ["-m"]:  # what runpy leaves there until it has found the module
-        return "jaxcoll" in sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]
+        # The name of the module stands before its arguments, alone or joined: -Bmjaxcoll.
+        last = sys.orig_argv[len(sys.orig_argv) - len(sys.argv)]
+        return (last.partition("m")[2] if last.startswith("-") else last) == "jaxcoll"
     return os.path.basename(sys.argv[0] if sys.argv else "") == "jaxcoll"
 
 

@@ -1,10 +1,12 @@
 """The command line, and the environment variables it shows."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import pytest
@@ -55,6 +57,34 @@ def test_the_installed_command_is_the_module() -> None:
     assert finished.returncode == 0
     assert "info" in finished.stdout
     assert "verify" in finished.stdout
+
+
+@pytest.mark.parametrize("start", [["-mjaxcoll"], ["-Bm", "jaxcoll"], ["-X", "utf8", "-Bmjaxcoll"]])
+def test_the_command_starts_however_python_is_told_its_module(start: list[str]) -> None:
+    finished = subprocess.run(
+        [sys.executable, *start, "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (finished.returncode, finished.stdout) == (0, f"jaxcoll {jaxcoll.__version__}\n")
+
+
+@pytest.mark.parametrize("start", [["-mmodel.train"], ["-m", "model.train"], ["-Bmmodel.train"]])
+def test_a_package_that_imports_jaxcoll_is_set_up_however_it_is_started(
+    start: list[str], tmp_path: Path
+) -> None:
+    """Its `__init__` runs while Python looks for the module, before sys.argv says what is run."""
+    package = tmp_path / "model"
+    package.mkdir()
+    (package / "__init__.py").write_text("import jaxcoll\n")
+    (package / "train.py").write_text(
+        "import sys\nassert sys.modules['jaxcoll._jax.startup'].started\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run(
+        [sys.executable, *start, "-m", "jaxcoll"],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def test_an_unknown_command_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ class Text:
 
     path: str
     line: int
-    kind: Literal["comment", "docstring", "string"]
+    kind: Literal["comment", "docstring", "string", "prose"]
     words: str
 
 
@@ -100,6 +100,28 @@ def cpp_texts(path: str, source: str) -> Iterator[Text]:
     yield from [text] if text else []
 
 
+def markdown_texts(path: str, source: str) -> Iterator[Text]:
+    """Paragraphs, items of lists and cells of tables; no headings, and no code."""
+    text, code = None, False
+    for number, line in enumerate(source.splitlines(), 1):
+        fence = line.lstrip().startswith("```")
+        code ^= fence
+        words = re.sub(r"^\s*(?:[-*>]|\d+\.) +", "", line)
+        begins = words != line or line.startswith("|")
+        if fence or code or not line.strip() or line.startswith("#") or begins:
+            yield from [text] if text else []
+            text = None
+        if fence or code or not line.strip() or line.startswith("#"):
+            continue
+        if line.startswith("|"):
+            yield from (Text(path, number, "prose", c.strip()) for c in line.split("|") if c)
+        elif text:
+            text.words += f" {words}"
+        else:
+            text = Text(path, number, "prose", words)
+    yield from [text] if text else []
+
+
 @functools.cache
 def texts() -> list[Text]:
     """Everything that people read in our sources but the names."""
@@ -111,7 +133,9 @@ def texts() -> list[Text]:
             found += python_texts(path, (ROOT / path).read_text())
         elif path.endswith(CPP):
             found += cpp_texts(path, (ROOT / path).read_text())
-        elif path.endswith("CMakeLists.txt"):
+        elif path.endswith(".md"):
+            found += markdown_texts(path, (ROOT / path).read_text())
+        elif path.endswith(("CMakeLists.txt", ".ci/run", ".sh")):
             for number, line in enumerate((ROOT / path).read_text().splitlines(), 1):
                 if line.strip().startswith("#"):
                     found.append(Text(path, number, "comment", line.strip("# ")))
@@ -209,7 +233,7 @@ def test_files_that_comments_name_exist() -> None:
     missing = [
         f"{text.path}:{text.line}: {name}"
         for text in texts()
-        for name in (FILE.findall(text.words) if text.kind != "string" else [])
+        for name in (FILE.findall(text.words) if text.kind in ("comment", "docstring") else [])
         if name not in there | ELSEWHERE and "DATE-COMMIT" not in name
     ]
     assert not missing, "\n".join(missing)

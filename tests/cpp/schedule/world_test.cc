@@ -9,33 +9,10 @@
 #include <vector>
 
 #include "support/op_lists.h"
+#include "support/schedules.h"
 
 namespace jaxcoll {
 namespace {
-
-constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
-                                       Collective::kAllGather, Collective::kAllToAll,
-                                       Collective::kBroadcast, Collective::kReduce,
-                                       Collective::kPermute};
-
-ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t world_size) {
-  ScheduleSpec spec;
-  spec.collective = collective;
-  spec.algorithm = std::move(algorithm);
-  spec.world_size = world_size;
-  return spec;
-}
-
-// Empty where the algorithm does not serve so many ranks.
-std::vector<Program> BuildAll(const ScheduleSpec& spec) {
-  std::vector<Program> programs;
-  for (int32_t rank = 0; rank < spec.world_size; ++rank) {
-    StatusOr<Program> program = BuildSchedule(spec, rank);
-    if (!program.ok()) return {};
-    programs.push_back(std::move(*program));
-  }
-  return programs;
-}
 
 // All algorithms, for the ranks given: every root, two channels, dims of two extents.
 void ForEachSpec(const std::vector<int32_t>& sizes,
@@ -43,7 +20,7 @@ void ForEachSpec(const std::vector<int32_t>& sizes,
   for (const Collective collective : kCollectives) {
     for (const std::string& algorithm : Algorithms(collective)) {
       for (const int32_t size : sizes) {
-        ScheduleSpec spec = Spec(collective, algorithm, size);
+        ScheduleSpec spec = PlainSpec(collective, algorithm, size);
         std::vector<std::vector<int32_t>> all_dims = {{}};
         const DimsKind kind = DimsKindOf(collective, algorithm);
         for (int32_t d = 1; d <= size; ++d) {
@@ -113,7 +90,7 @@ TEST(World, EverySendHasOneReceiver) {
 }
 
 TEST(World, AFewRanksHaveTheMessagesBetweenThem) {
-  const std::vector<Program> all = BuildAll(Spec(Collective::kAllReduce, "direct", 6));
+  const std::vector<Program> all = BuildAll(PlainSpec(Collective::kAllReduce, "direct", 6));
   const StatusOr<World> world = World::Create({all[1], all[4]}, 6);
   ASSERT_TRUE(world.ok()) << world.status().message();
   EXPECT_FALSE(world->complete());
@@ -134,7 +111,7 @@ TEST(World, AFewRanksHaveTheMessagesBetweenThem) {
 TEST(World, RefusesWhatDoesNotFitTogether) {
   const auto refused = [](const std::function<void(std::vector<Program>&)>& spoil,
                           const std::string& because) {
-    std::vector<Program> programs = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
+    std::vector<Program> programs = BuildAll(PlainSpec(Collective::kAllReduce, "ring", 3));
     spoil(programs);
     const StatusOr<World> world = World::Create(programs, 3);
     ASSERT_FALSE(world.ok()) << because;
@@ -184,7 +161,7 @@ TEST(World, TheRootHasALargestMessage) {
 }
 
 TEST(World, ScratchThatIsACopyOfAnInputIsForwarded) {
-  const StatusOr<World> world = WorldOf(BuildAll(Spec(Collective::kAllReduce, "direct", 4)));
+  const StatusOr<World> world = WorldOf(BuildAll(PlainSpec(Collective::kAllReduce, "direct", 4)));
   ASSERT_TRUE(world.ok());
   const ScratchUse use(*world);
   for (int32_t id = 0; id < world->op_count(); ++id) {
@@ -251,7 +228,7 @@ TEST(World, ScratchWrittenTwiceIsNot) {
 }
 
 TEST(World, LevelsAreTheLongestWays) {
-  const StatusOr<World> ring = WorldOf(BuildAll(Spec(Collective::kAllReduce, "ring", 4)));
+  const StatusOr<World> ring = WorldOf(BuildAll(PlainSpec(Collective::kAllReduce, "ring", 4)));
   ASSERT_TRUE(ring.ok());
   for (const Sending sending : {Sending::kRendezvous, Sending::kBuffered}) {
     const StatusOr<std::vector<int32_t>> levels = Levels(*ring, sending);

@@ -17,13 +17,9 @@
 #include "engine/memory/local_plan.h"
 #include "support/device_world.h"
 #include "support/op_lists.h"
+#include "support/schedules.h"
 
 namespace jaxcoll::cuda {
-
-inline constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
-                                              Collective::kAllGather, Collective::kAllToAll,
-                                              Collective::kBroadcast, Collective::kReduce,
-                                              Collective::kPermute};
 
 // Numbers of every size, and every code where there are few.
 inline void Fill(unsigned char* data, size_t count, DType dtype, std::mt19937& random) {

@@ -28,6 +28,7 @@
 #include "gpu/device/interpreter.h"
 #include "schedule/schedule.h"
 #include "support/pause.h"
+#include "support/schedules.h"
 
 namespace jaxcoll::cuda {
 
@@ -386,17 +387,6 @@ inline ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t r
     for (int32_t r = 0; r + 1 < ranks; ++r) spec.permutation.push_back({r, (r + 2) % ranks});
   }
   return spec;
-}
-
-// Empty where the algorithm does not serve so many ranks.
-inline std::vector<Program> BuildAll(const ScheduleSpec& spec) {
-  std::vector<Program> programs;
-  for (int32_t rank = 0; rank < spec.world_size; ++rank) {
-    StatusOr<Program> program = BuildSchedule(spec, rank);
-    if (!program.ok()) return {};
-    programs.push_back(std::move(*program));
-  }
-  return programs;
 }
 
 inline std::vector<int32_t> AllRanks(size_t count) {

@@ -9,14 +9,10 @@
 #include "engine/memory/local_program.h"
 #include "support/op_lists.h"
 #include "support/reactor_world.h"
+#include "support/schedules.h"
 
 namespace jaxcoll {
 namespace {
-
-constexpr Collective kCollectives[] = {Collective::kAllReduce, Collective::kReduceScatter,
-                                       Collective::kAllGather, Collective::kAllToAll,
-                                       Collective::kBroadcast, Collective::kReduce,
-                                       Collective::kPermute};
 
 void StoreElement(DType dtype, float value, std::byte* to) {
   uint32_t bits;
