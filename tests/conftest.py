@@ -26,6 +26,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = xla_flags.optimizing(os.environ["XLA_FLAGS"])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A worker that is done takes tests from one that is not, unless --dist says otherwise.
+
+    The tests between processes mostly wait. In xdist's own order one worker is left with the last
+    of them, which takes minutes.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A case for each of N seeds: `seeds(usual, exhaustive=N)`, or the N of --seeds."""
     if (marker := metafunc.definition.get_closest_marker("seeds")) is None:
