@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# pip brings Ninja to a build, so that a machine on which jaxcoll was built may have neither.
+GENERATORS = {"ninja": "Ninja", "make": "Unix Makefiles"}
+BUILD_PROGRAM = next(filter(shutil.which, GENERATORS), None)
 
 
 def configured(tmp_path: Path, nvidia_smi: str, *options: str) -> str:
     """The words of CMake where nvidia-smi prints so much; empty: it fails."""
+    assert BUILD_PROGRAM is not None
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{nvidia_smi}'\ntest '{nvidia_smi}'\n")
     (tools / "nvidia-smi").chmod(0o755)
     done = subprocess.run(
-        ["cmake", "-S", ROOT, "-B", tmp_path / "build", "-DJAXCOLL_BUILD_PYTHON=OFF", *options],
+        [
+            *("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", GENERATORS[BUILD_PROGRAM]),
+            *("-DJAXCOLL_BUILD_PYTHON=OFF", *options),
+        ],
         env={**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -28,7 +35,10 @@ def configured(tmp_path: Path, nvidia_smi: str, *options: str) -> str:
     return done.stdout
 
 
-needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake")
+needs_cmake = pytest.mark.skipif(
+    shutil.which("cmake") is None or BUILD_PROGRAM is None,
+    reason="there is no cmake, or neither ninja nor make",
+)
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
 
