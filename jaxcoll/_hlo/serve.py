@@ -18,6 +18,7 @@ from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
+CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program's collectives
 _TYPED_FFI = 4
 
 
@@ -91,7 +92,7 @@ def _with_computations(module: Any) -> Any:
         yield body, by_first[body.instructions[0].id]
 
 
-_OPCODES = {
+OPCODES = {
     "all-reduce": "all_reduce",
     "all-gather": "all_gather",
     "reduce-scatter": "reduce_scatter",
@@ -107,7 +108,7 @@ _DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
 def _is_collective(instruction: Any) -> bool:
     """Whether devices take part in an instruction together, known or not."""
     opcode = instruction.opcode
-    if opcode in _OPCODES or opcode in _ASYNCHRONOUS or opcode in _DONE:
+    if opcode in OPCODES or opcode in _ASYNCHRONOUS or opcode in _DONE:
         return True
     if opcode in _POINT_TO_POINT:
         return False
@@ -138,6 +139,7 @@ _REDUCE_OPS = {
 }
 _COMPLEX = {15, 18}
 _FLOATS = {10, 11, 12, 16, 19, 20, 23, 24, 25, 28, 29, 33}
+_F32, _F64 = 11, 12
 _E8M0 = 33  # has no zero, which is what a rank that receives nothing gets
 _OFFSETS = {4, 5}
 
@@ -164,7 +166,7 @@ class _Server:
         if opcode in _ASYNCHRONOUS:
             instruction, done = self._synchronous(instruction)
             opcode = instruction.opcode
-        if opcode not in _OPCODES:
+        if opcode not in OPCODES:
             raise NotServed("a collective that is not known here")
         operands = self._body.operands(instruction)
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
@@ -203,7 +205,7 @@ class _Server:
 
     def _request(self, instruction: Any, operands: Sequence[Any], **changes: Any) -> Request:
         fields: dict[str, Any] = {
-            "collective": _OPCODES[instruction.opcode],
+            "collective": OPCODES[instruction.opcode],
             "byte_count": sum(_module.byte_count(o) for o in operands),
             "signature": ", ".join(map(_module.text, operands)),
             "source": _module.source(self._module, instruction),
@@ -219,16 +221,7 @@ class _Server:
         found = [c for c in self._module.computations if c.id in called]
         if len(called) != 1 or len(found) != 1:
             raise NotServed("its reduction is not one computation")
-        instructions = {i.id: i for i in found[0].instructions}
-        root = instructions.get(found[0].root_id)
-        parameters = [i for i in instructions.values() if i.opcode == "parameter"]
-        if root is None or len(instructions) != 3 or len(parameters) != 2:
-            raise NotServed("its reduction is not one operation of two values")
-        for i in instructions.values():
-            if i.shape.element_type != element_type or i.shape.dimensions:
-                raise NotServed("its reduction is of another type than its operands")
-        if sorted(root.operand_ids) != sorted(i.id for i in parameters):
-            raise NotServed("its reduction is not one operation of two values")
+        root = _operation(found[0], element_type)
         op = _REDUCE_OPS.get(root.opcode)
         if op is None:
             raise NotServed(f"its reduction is '{root.opcode}'")
@@ -445,6 +438,49 @@ class _Server:
 
 
 _Made = tuple[list[Request], list[Any]]
+
+
+def _operation(computation: Any, element_type: int) -> Any:
+    """The one operation of two values that a reduction's computation is.
+
+    Small floats may be widened for it, and its result narrowed: the engine does the same. Where XLA
+    has widened the operands of a collective, the computation may still be of the narrow type.
+    """
+    instructions = {i.id: i for i in computation.instructions}
+    parameters = [i.id for i in instructions.values() if i.opcode == "parameter"]
+    root = instructions[computation.root_id]
+    used = {root.id}
+    if root.opcode == "convert":
+        root = instructions[root.operand_ids[0]]
+        used.add(root.id)
+    sources = []
+    for operand in root.operand_ids:
+        used.add(operand)
+        value = instructions[operand]
+        if value.opcode == "convert":
+            operand = value.operand_ids[0]
+            used.add(operand)
+        sources.append(operand)
+    outer = {instructions[i].shape.element_type for i in [*parameters, computation.root_id]}
+    inner = {instructions[i].shape.element_type for i in [*root.operand_ids, root.id]}
+    if used != set(instructions) or sorted(sources) != sorted(parameters) or len(sources) != 2:
+        raise NotServed("its reduction is not one operation of two values")
+    if any(i.shape.dimensions for i in instructions.values()) or len(outer) != 1 or len(inner) != 1:
+        raise NotServed("its reduction is not one operation of two numbers")
+    if not (_is_as_exact(element_type, *outer) and inner in (outer, {_F32})):
+        raise NotServed("its reduction is done in another type than its operands'")
+    if inner != outer and not (outer < _FLOATS and _is_as_exact(_F32, *outer)):
+        raise NotServed("its reduction is done in another type than its operands'")
+    return root
+
+
+def _is_as_exact(wide: int, narrow: int) -> bool:
+    """Whether a type is another one, or a float of more bytes than that."""
+    if wide == narrow:
+        return True
+    if not {wide, narrow} < _FLOATS:
+        return False
+    return (_module.element_bytes(wide) or 0) > (_module.element_bytes(narrow) or 0)
 
 
 def _check(shape: Any) -> None:

@@ -25,6 +25,7 @@ from jaxcoll._errors import JaxcollError
 from jaxcoll._hlo import fingerprint, proto, serve
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
+from jaxcoll._hlo.report import ProgramReport, of_module
 from jaxcoll._jax import compat
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
@@ -73,6 +74,21 @@ def register(is_on: Callable[[], bool]) -> str:
             compat.register_module_transformation("jaxcoll", _transform)
             _registered = True
     return ""
+
+
+OPCODES = tuple(serve.OPCODES)
+trouble = compat.hook_trouble
+
+
+def report(compiled: Any) -> ProgramReport:
+    """What has become of a compiled program's collectives. Raises: TypeError."""
+    if not isinstance(compiled, jax.stages.Compiled):
+        raise TypeError(
+            f"a compiled program is wanted, jax.jit(f).lower(...).compile(), not {type(compiled)}"
+        )
+    executable: Any = compiled.runtime_executable()
+    (module,) = executable.hlo_modules()
+    return of_module(module.as_serialized_hlo_module_proto())
 
 
 def reports() -> list[Served]:

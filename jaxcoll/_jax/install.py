@@ -16,7 +16,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -90,20 +90,36 @@ def installed(compiler: bool = True) -> Iterator[None]:
 
 
 class Treatment(NamedTuple):
-    """How install() treats one of lax's primitives."""
+    """How install() treats one of lax's primitives, or a collective that XLA inserts."""
 
-    primitive: str
+    primitive: str  # "psum"; "all-reduce", with a hyphen, is XLA's
     treatment: Literal["served", "left to XLA"]
     reason: str  # why it is left to XLA, or which of its uses are
     fell_back: tuple[str, ...] = ()  # why this process has left some of its uses to XLA so far
 
 
-def install_report() -> list[Treatment]:
-    """How install() treats each collective primitive of the JAX that is running.
+@overload
+def install_report() -> list[Treatment]: ...
+@overload
+def install_report(compiled: jax.stages.Compiled) -> hook.ProgramReport: ...
+def install_report(
+    compiled: jax.stages.Compiled | None = None,
+) -> list[Treatment] | hook.ProgramReport:
+    """How install() treats each kind of collective, or each collective of one program.
 
-    `fell_back` tells what no other entry can: which uses jaxcoll could not lower and has left to
-    XLA in this process, each reason once.
+    Args:
+      compiled: a program, `jax.jit(f).lower(...).compile()`. None: all kinds of the JAX that is
+        running, by lax's names for its primitives and XLA's for what it inserts.
+
+    Returns:
+      A list of `Treatment`, whose `fell_back` tells what no other entry can: which uses jaxcoll
+      could not serve and has left to XLA in this process, each reason once. Of a program, what was
+      served and what was left, and why; print it.
+
+    Raises: TypeError for what is no compiled program.
     """
+    if compiled is not None:
+        return hook.report(compiled)
     report = []
     for name in sorted(compat.parallel_primitives()):
         if name in _NOT_COLLECTIVE:
@@ -115,7 +131,20 @@ def install_report() -> list[Treatment]:
         else:
             reason = _LEFT_TO_XLA.get(name, "not known to this version of jaxcoll")
             report.append(Treatment(name, "left to XLA", reason))
-    return report
+    return report + _of_xla()
+
+
+def _of_xla() -> list[Treatment]:
+    """How what XLA inserts is treated."""
+    with _registration:
+        trouble = _hook_trouble or hook.trouble()
+    if trouble:
+        return [Treatment(opcode, "left to XLA", trouble) for opcode in hook.OPCODES]
+    reasons: dict[str, dict[str, None]] = {opcode: {} for opcode in hook.OPCODES}
+    for report in hook.reports():
+        for left in report.left:
+            reasons.setdefault(left.origin, {})[left.reason] = None
+    return [Treatment(opcode, "served", "", tuple(found)) for opcode, found in reasons.items()]
 
 
 def unknown_primitives() -> list[str]:
