@@ -107,8 +107,7 @@ class Body:
         *_, last = new
         last.id, last.name = old.id, old.name
         for instruction in new:
-            if instruction.opcode == "custom-call":
-                instruction.control_predecessor_ids[:] = old.control_predecessor_ids
+            instruction.control_predecessor_ids[:] = old.control_predecessor_ids
         self._replaced[old.id] = list(new)
 
     def drop(self, old: Any, instead: Any) -> None:
@@ -134,7 +133,7 @@ class Body:
         return True
 
 
-def bodies(module: Any) -> Iterator[Body]:
+def bodies(module: Any) -> Iterator[tuple[Any, Body]]:
     """The computations of a module that may hold collectives."""
     # XLA numbers instructions within the upper half of their computation's number, or through.
     through = max((i.id for c in module.computations for i in c.instructions), default=0)
@@ -145,7 +144,7 @@ def bodies(module: Any) -> Iterator[Body]:
         by_computation = last >> 32 == computation.id
         start = last if by_computation else through
         body = Body(computation, iter(range(start + 1, start + (1 << 30))))
-        yield body
+        yield computation, body
         if not by_computation:
             through = max(through, next(body._ids))
 

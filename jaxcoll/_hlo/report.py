@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo import proto, serve
+from jaxcoll._hlo import proto, serve, simplify
 
 
 class Call(NamedTuple):
@@ -53,7 +53,7 @@ def of_module(serialized: bytes) -> ProgramReport:
                         _text(config, "algorithm"),
                         _module.text(instruction.shape),
                         _text(config, "label"),
-                        _module.attributes(instruction).get(serve.CHANGES, ""),
+                        _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
     # What is left would be left again, for the same reason.

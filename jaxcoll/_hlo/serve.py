@@ -18,7 +18,6 @@ from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
-CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program's collectives
 _TYPED_FFI = 4
 
 
@@ -62,7 +61,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
         for called in instruction.called_computation_ids
     }
     devices: _groups.Devices | None = None
-    for body, computation in _with_computations(module):
+    for computation, body in _module.bodies(module):
         for instruction in body.instructions:
             if not _is_collective(instruction):
                 continue
@@ -84,12 +83,6 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                 )
         body.write()
     return served, left
-
-
-def _with_computations(module: Any) -> Any:
-    by_first = {c.instructions[0].id: c for c in module.computations if c.instructions}
-    for body in _module.bodies(module):
-        yield body, by_first[body.instructions[0].id]
 
 
 OPCODES = {
@@ -289,9 +282,14 @@ class _Server:
         ranks = groups.shape[1]
         grows = ranks if instruction.opcode == "all-gather" else 1
         shrinks = ranks if instruction.opcode == "reduce-scatter" else 1
-        requests: list[Request] = []
+        element = _one_type(operands)
+        scatters = instruction.opcode == "reduce-scatter"
+        fields: dict[str, Any] = {"groups": groups}
+        if scatters:
+            fields["reduce_op"] = self._reduce_op(instruction, element)
+        request = self._request(instruction, [operand.shape for operand in operands], **fields)
         made: list[Any] = []
-        ends = []
+        values, shapes = [], []
         for operand, result in zip(operands, results, strict=True):
             before, after = list(operand.shape.dimensions), list(result.dimensions)
             if dimension >= len(before) or len(before) != len(after):
@@ -302,31 +300,35 @@ class _Server:
                 raise NotServed("a result of another shape than its operand's")
             if max(before[dimension], after[dimension]) % ranks:
                 raise NotServed("a dimension that the ranks do not divide")
-            element = result.element_type
-            fields: dict[str, Any] = {"groups": groups}
-            if instruction.opcode == "reduce-scatter":
-                fields["reduce_op"] = self._reduce_op(instruction, element)
-            requests.append(self._request(instruction, [operand.shape], **fields))
             chunk = _module.element_count(operand.shape)
             if instruction.opcode == "all-gather":
                 value, more = self._flat(instruction, operand, [chunk])
-                shape = _module.array(element, [ranks, chunk])
             else:
                 chunk //= ranks
                 value, more = self._chunked(instruction, operand, dimension, ranks)
-                scatters = instruction.opcode == "reduce-scatter"
-                shape = _module.array(element, [chunk] if scatters else [ranks, chunk])
-            call = self._call(instruction, requests[-1], shape, [value])
-            made += [*more, call]
-            if instruction.opcode == "reduce-scatter":
-                after = [self._body.make(instruction, "bitcast", result, [call])]
+            shapes.append(_module.array(element, [chunk] if scatters else [ranks, chunk]))
+            values.append(value)
+            made += more
+        alone = len(operands) == 1
+        whole = shapes[0] if alone else _module.tuple_of(shapes)
+        call = self._call(instruction, request, whole, values)
+        made.append(call)
+        ends = []
+        for place, result in enumerate(results):
+            value = call
+            if not alone:
+                value = self._body.make(
+                    instruction, "get-tuple-element", shapes[place], [call], tuple_index=place
+                )
+                made.append(value)
+            if scatters:
+                made.append(self._body.make(instruction, "bitcast", result, [value]))
             else:
-                after = self._unchunked(instruction, call, result, dimension, ranks)
-            made += after
+                made += self._unchunked(instruction, value, result, dimension, ranks)
             ends.append(made[-1])
         if instruction.shape.element_type == _module.TUPLE:
             made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
-        return requests, made
+        return [request], made
 
     def _flat(
         self, like: Any, value: Any, dimensions: Sequence[int]
@@ -481,6 +483,13 @@ def _is_as_exact(wide: int, narrow: int) -> bool:
     if not {wide, narrow} < _FLOATS:
         return False
     return (_module.element_bytes(wide) or 0) > (_module.element_bytes(narrow) or 0)
+
+
+def _one_type(operands: Sequence[Any]) -> int:
+    types = {operand.shape.element_type for operand in operands}
+    if len(types) != 1:
+        raise NotServed("operands of several types")
+    return int(types.pop())
 
 
 def _check(shape: Any) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, proto, serve
+from jaxcoll._hlo import fingerprint, proto, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.report import ProgramReport, of_module
@@ -166,12 +166,17 @@ def _transformed(serialized: bytes) -> bytes | None:
     if marking is None:
         return None
     decider = _Decider(serialized, module, json.loads(marking))
+    simplify.simplify(module, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
     if served or left:
         with _lock:
             _reports.append(Served(module.name, tuple(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
     return module.SerializeToString() if served else None
+
+
+# Each element is added up from rank 0 to the last, in one place.
+_IN_RANK_ORDER = {"direct", "direct2"}
 
 
 class _Decider:
@@ -191,27 +196,9 @@ class _Decider:
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
-        if len(self._places) < len(self._ids):
-            raise NotServed("the program is for devices that this process does not know")
-        processes = [place.process for place in self._places]
-        hosts = [place.host for place in self._places]
-        several = len(set(processes)) > 1
+        several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request)
-        try:
-            choice = select.choose(
-                request.collective,
-                "auto",
-                request.groups.shape[1],
-                byte_count=request.byte_count,
-                ranks_per_node=communicator.ranks_per_node(request.groups, processes, hosts),
-                processes=communicator.places_per_group(request.groups, processes),
-                hosts=communicator.places_per_group(request.groups, hosts),
-                axes=axes,
-                on_gpu=False,
-                table=table.active(),
-            )
-        except JaxcollError as error:
-            raise NotServed(str(error)) from error
+        choice = self._choice(request.collective, request.groups, request.byte_count, axes)
         return {
             "collective": request.collective,
             "algorithm": choice.algorithm,
@@ -230,6 +217,39 @@ class _Decider:
             "signature": f"{request.signature} #{next(self._ordinals)}" if several else "",
             "label": label,
         }
+
+    def may_scatter(self, groups: np.ndarray, byte_count: int) -> bool:
+        """Whether a reduce_scatter adds in the order in which an all_reduce would."""
+        try:
+            reduce = self._choice("all_reduce", groups, byte_count, ())
+            scatter = self._choice("reduce_scatter", groups, byte_count, ())
+        except NotServed:
+            return False
+        return reduce.algorithm in _IN_RANK_ORDER and scatter.algorithm in _IN_RANK_ORDER
+
+    def _choice(
+        self, collective: str, groups: np.ndarray, byte_count: int, axes: tuple[int, ...]
+    ) -> select.Choice:
+        """The algorithm. Raises: NotServed."""
+        if len(self._places) < len(self._ids):
+            raise NotServed("the program is for devices that this process does not know")
+        processes = [place.process for place in self._places]
+        hosts = [place.host for place in self._places]
+        try:
+            return select.choose(
+                collective,
+                "auto",
+                groups.shape[1],
+                byte_count=byte_count,
+                ranks_per_node=communicator.ranks_per_node(groups, processes, hosts),
+                processes=communicator.places_per_group(groups, processes),
+                hosts=communicator.places_per_group(groups, hosts),
+                axes=axes,
+                on_gpu=False,
+                table=table.active(),
+            )
+        except JaxcollError as error:
+            raise NotServed(str(error)) from error
 
     def _fingerprint(self) -> str:
         """That of the module as XLA has made it. The engine keeps the lines, to tell differences."""
