@@ -22,10 +22,10 @@ import numpy as np
 import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, proto, serve, simplify
+from jaxcoll._hlo import fingerprint, merge, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
-from jaxcoll._hlo.report import ProgramReport, of_module
+
 from jaxcoll._jax import compat
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
@@ -80,7 +80,7 @@ OPCODES = tuple(serve.OPCODES)
 trouble = compat.hook_trouble
 
 
-def report(compiled: Any) -> ProgramReport:
+def report_of(compiled: Any) -> report.ProgramReport:
     """What has become of a compiled program's collectives. Raises: TypeError."""
     if not isinstance(compiled, jax.stages.Compiled):
         raise TypeError(
@@ -88,7 +88,7 @@ def report(compiled: Any) -> ProgramReport:
         )
     executable: Any = compiled.runtime_executable()
     (module,) = executable.hlo_modules()
-    return of_module(module.as_serialized_hlo_module_proto())
+    return report.of_module(module.as_serialized_hlo_module_proto())
 
 
 def reports() -> list[Served]:
@@ -128,17 +128,26 @@ def _marking(module: Any) -> str:
             "version": jaxcoll.__version__,
             "tuning": table.digest(),
             "match": _environment.values()["JAXCOLL_MATCH"],
+            "merge_bytes": _merge_bytes(),
             "meshes": [[list(mesh.items()), ids] for mesh, ids in meshes],
         },
         separators=(",", ":"),
     )
 
 
+_MERGE_BYTES = 4 << 20
+
+
+def _merge_bytes() -> int:
+    value = _environment.values()["JAXCOLL_MERGE_BYTES"]
+    return _MERGE_BYTES if value is None else int(value)
+
+
 # --- the callback -------------------------------------------------------------------------------
 
 _MARK = f"{ATTRIBUTE}".encode()
 # All opcodes of collectives have one of these in them.
-_SIGNS = (b"all-", b"collective-", b"reduce-scatter")
+_SIGNS = (b"all-", b"collective-", b"reduce-scatter", serve.TARGET.encode())
 
 
 def _transform(serialized: bytes) -> bytes | None:
@@ -165,14 +174,19 @@ def _transformed(serialized: bytes) -> bytes | None:
     marking = _module.attributes(module).get(ATTRIBUTE)
     if marking is None:
         return None
-    decider = _Decider(serialized, module, json.loads(marking))
+    marking = json.loads(marking)
+    decider = _Decider(serialized, module, marking)
     simplify.simplify(module, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
     if served or left:
         with _lock:
             _reports.append(Served(module.name, tuple(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
-    return module.SerializeToString() if served else None
+    _module.forward_tuples(module)
+    if most_bytes := marking["merge_bytes"]:
+        merge.merge(module, most_bytes, decider.rechoose)
+        _module.forward_tuples(module)
+    return module.SerializeToString()
 
 
 # Each element is added up from rank 0 to the last, in one place.
@@ -226,6 +240,21 @@ class _Decider:
         except NotServed:
             return False
         return reduce.algorithm in _IN_RANK_ORDER and scatter.algorithm in _IN_RANK_ORDER
+
+    def rechoose(self, config: str, byte_count: int) -> str | None:
+        """A call's attributes with the algorithm for more bytes, if that adds in the same order."""
+        if report.text(config, "collective") != "all_reduce":
+            return None
+        algorithm = report.text(config, "algorithm")
+        groups = np.array(report.integers(config, "groups"), np.int64)
+        groups = groups.reshape(-1, report.integer(config, "group_size"))
+        try:
+            choice = self._choice("all_reduce", groups, byte_count, ())
+        except NotServed:
+            return None
+        if choice.dims or not {algorithm, choice.algorithm} <= _IN_RANK_ORDER:
+            return None
+        return config.replace(f'algorithm = "{algorithm}"', f'algorithm = "{choice.algorithm}"')
 
     def _choice(
         self, collective: str, groups: np.ndarray, byte_count: int, axes: tuple[int, ...]
