@@ -119,6 +119,10 @@ class Body:
         self._renamed[old] = new
         self._replaced[old] = []
 
+    def add(self, instructions: Sequence[Any]) -> None:
+        """Adds instructions that nothing uses."""
+        _write(self._computation, [*self._computation.instructions, *instructions], {})
+
     def write(self, more: Sequence[Any] = ()) -> bool:
         """Puts what has been replaced into the computation, and more; whether anything was."""
         if not self._replaced:

@@ -18,7 +18,7 @@ from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
-_TYPED_FFI = 4
+TYPED_FFI = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,7 +430,7 @@ class _Server:
         call = self._body.make(
             *(like, "custom-call", shape, operands),
             custom_call_target=TARGET,
-            custom_call_api_version=_TYPED_FFI,
+            custom_call_api_version=TYPED_FFI,
             backend_config=dictionary(attributes).encode(),
             constrain_layout=True,
             operand_shapes_with_layout=[operand.shape for operand in operands],

@@ -22,7 +22,7 @@ import numpy as np
 import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, merge, proto, report, serve, simplify
+from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
 
@@ -186,6 +186,7 @@ def _transformed(serialized: bytes) -> bytes | None:
     if most_bytes := marking["merge_bytes"]:
         merge.merge(module, most_bytes, decider.rechoose)
         _module.forward_tuples(module)
+    overlap.overlap(module)
     return module.SerializeToString()
 
 
