@@ -31,7 +31,9 @@ class Costs:
         if opcode in ("dot", "convolution"):
             # Of a product M x K by K x N and its result, elements multiply to (M K N)^2.
             counts = [_elements(by_id[o].shape) for o in instruction.operand_ids[:2]]
-            cost += 2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
+            cost += (
+                2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
+            )
         if opcode in ("fusion", "call", "while", "conditional"):
             times = _LOOP if opcode == "while" else 1
             cost += times * sum(self._within(c) for c in instruction.called_computation_ids)

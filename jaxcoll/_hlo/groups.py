@@ -53,7 +53,10 @@ def groups_of(instruction: Any, devices: Devices) -> np.ndarray:
         groups = _looked_up(table.reshape(-1), listed)
     elif not has_channel:  # of replicas, once for each partition
         groups = np.concatenate(
-            [_looked_up(column, listed if listed is not None else _all(column)) for column in table.T]
+            [
+                _looked_up(column, listed if listed is not None else _all(column))
+                for column in table.T
+            ]
         )
     elif instruction.opcode in _OF_ALL_PARTITIONS:  # of replicas, with all their partitions
         rows = listed if listed is not None else _all(table)
@@ -98,7 +101,7 @@ def _all(ids: np.ndarray) -> np.ndarray:
 
 
 def _looked_up(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    if groups.size and not (0 <= groups.min() and groups.max() < len(table)):
+    if groups.size and not (groups.min() >= 0 and groups.max() < len(table)):
         raise NotServed("a group names a device that is not there")
     return table[groups]
 
@@ -145,8 +148,10 @@ def _of_list(groups: Sequence[Any]) -> np.ndarray:
 
 
 def _iota(reshape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
-    if not reshape or min(reshape) < 1 or sorted(transpose or range(len(reshape))) != list(
-        range(len(reshape))
+    if (
+        not reshape
+        or min(reshape) < 1
+        or sorted(transpose or range(len(reshape))) != list(range(len(reshape)))
     ):
         raise NotServed("a list of devices that cannot be read")
     ids = np.arange(math.prod(reshape)).reshape(tuple(reshape))

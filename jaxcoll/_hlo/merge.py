@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxcoll._hlo import module as _module
@@ -176,7 +176,9 @@ class _Merger:
                 bits ^= low
                 for number in self._group_of.get(low.bit_length() - 1, set()) - found:
                     found.add(number)
-                    todo += [self._before[p.operand] | self._bits(p.operand) for p in groups[number]]
+                    todo += [
+                        self._before[p.operand] | self._bits(p.operand) for p in groups[number]
+                    ]
         return found
 
     def _bits(self, instruction: int) -> int:
@@ -246,14 +248,15 @@ class _Merger:
         return self._rechoose(config, sum(part.bytes for part in group)) or config
 
     def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:
-        notes = [
-            a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES
-        ]
+        notes = [a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES]
         if len(sources) > 1:
             notes.append(f"{len(group)} operands of {len(sources)} calls merged")
         elif len(group) < len(sources[0].operand_ids):
             notes.append(f"{len(group)} operands of a call of {len(sources[0].operand_ids)}")
         others = [(a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES]
         del call.frontend_attributes.map[:]
-        for key, value in [*others, *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else [])]:
+        for key, value in [
+            *others,
+            *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else []),
+        ]:
             call.frontend_attributes.map.add(key=key, value=value)

@@ -31,9 +31,11 @@ _BEHIND_A_CALL = 4  # instructions that are put there, at most: others mostly wa
 _U8 = 6
 
 
-def overlap(module: Any) -> None:
-    """Lets the collectives of a module go on beside its other instructions."""
+def overlap(module: Any) -> bool:
+    """Lets the collectives of a module go on beside its other instructions; whether that took a
+    change."""
     costs = Costs(module)
+    changed = False
     for computation, body in _module.bodies(module):
         calls = [i for i in computation.instructions if i.custom_call_target == serve.TARGET]
         if not calls:
@@ -45,6 +47,8 @@ def overlap(module: Any) -> None:
             beside.put_first(call)
         length = sum(i.opcode not in FREE for i in computation.instructions)
         body.add([_nothing(body, calls[0]) for _ in range(_SHORT + 1 - length)])
+        changed = True
+    return changed
 
 
 def _nothing(body: _module.Body, like: Any) -> Any:

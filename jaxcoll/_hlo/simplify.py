@@ -138,7 +138,9 @@ class _Scatter:
             if called.id in instruction.called_computation_ids
         ]
         parameters = [
-            i for i in called.instructions if i.opcode == "parameter" and i.parameter_number == place
+            i
+            for i in called.instructions
+            if i.opcode == "parameter" and i.parameter_number == place
         ]
         if len(callers) != 1 or len(parameters) != 1 or parameters[0].id == called.root_id:
             return None
@@ -227,7 +229,6 @@ class _Scatter:
         for uses in turned.values():
             for use in uses:
                 _keep_slice(use)  # drops instructions: the last that is done with a computation
-
 
     def _copy_participants(self, reduce: Any, collective: Any) -> None:
         """Makes a collective one of the same devices with the same reduction."""
