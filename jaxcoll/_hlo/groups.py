@@ -7,6 +7,7 @@ partition, whatever numbers the instruction itself uses. The rules are those of 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -197,15 +198,14 @@ def _of_mesh(groups: Any) -> np.ndarray:
     places: dict[tuple[int, int], int] = {}  # (axis, where a factor begins) -> dimension
     for index, points in enumerate(cuts):
         ordered = sorted(points)
-        for begin, end in zip(ordered, ordered[1:], strict=False):
+        for begin, end in itertools.pairwise(ordered):
             if begin < 1 or end % begin:
                 raise NotServed("a mesh that cannot be read")
             places[index, begin] = len(shape)
             shape.append(end // begin)
     grouped = []
     for index, begin, end in spans:
-        points = sorted(p for p in cuts[index] if begin <= p < end)
-        grouped += [places[index, point] for point in points]
+        grouped += [places[index, p] for p in sorted(cuts[index]) if begin <= p < end]
     if math.prod(shape) != count or len(set(grouped)) != len(grouped):
         raise NotServed("a mesh that cannot be read")
     rest = [dimension for dimension in range(len(shape)) if dimension not in grouped]

@@ -138,7 +138,7 @@ class _Merger:
             )
         return parts
 
-    # --- which parts become a call ------------------------------------------------------------------
+    # --- which parts become a call ---------------------------------------------------------------
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
         groups: list[list[_Part]] = []
@@ -185,7 +185,7 @@ class _Merger:
         number = self._number.get(instruction)
         return 0 if number is None else 1 << number
 
-    # --- the calls that they become -----------------------------------------------------------------
+    # --- the calls that they become --------------------------------------------------------------
 
     def _write(self, groups: list[list[_Part]]) -> None:
         results: dict[tuple[int, int], int] = {}  # (old call, place) -> what stands for it now

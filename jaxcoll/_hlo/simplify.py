@@ -51,9 +51,9 @@ def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> Non
 def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
     pairs = _groups.pairs_of(permute, devices)
     operands = body.operands(permute)
-    if len(operands) == 1 and sorted(pairs) == [(i, i) for i in range(len(devices))]:
-        if operands[0].shape == permute.shape:
-            body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
+    to_itself = sorted(pairs) == [(i, i) for i in range(len(devices))]
+    if to_itself and len(operands) == 1 and operands[0].shape == permute.shape:
+        body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
 
 
 _ALIASING = 74  # HloInstructionProto.output_operand_aliasing
