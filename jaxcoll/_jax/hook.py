@@ -310,7 +310,7 @@ class _Decider:
             raise NotServed(str(error)) from error
 
     def _fingerprint(self) -> str:
-        """That of the module as XLA has made it. The engine keeps its lines, to tell differences."""
+        """That of the module as XLA made it. The engine keeps its lines, to tell differences."""
         if self._program is None:
             if _environment.values()["JAXCOLL_MATCH"] == _IN_ORDER:
                 self._program = _IN_ORDER
