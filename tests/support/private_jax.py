@@ -12,7 +12,8 @@ from typing import Any
 def wait_for_all(name: str, timeout_s: float) -> None:
     """Waits until all processes of the job have called it with this name.
 
-    `multihost_utils.sync_global_devices` is a collective: it needs back ends, and is what is tested.
+    `multihost_utils.sync_global_devices` is a collective, which takes back ends and may be
+    what is tested.
     """
     from jax._src import distributed
 
