@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/environment.h"
+#include "base/log.h"
 #include "call/call_site_internal.h"
 #include "call/flight_recorder.h"
 #include "call/watchdog.h"

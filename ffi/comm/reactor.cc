@@ -15,6 +15,7 @@
 
 #include "base/environment.h"
 #include "base/interruption.h"
+#include "base/log.h"
 #include "comm/reactor_internal.h"
 #include "comm/words.h"
 
@@ -306,8 +307,7 @@ void Reactor::AddLink(int process, std::unique_ptr<Link> link) {
     std::lock_guard lock(mutex_);
     Peer& peer = PeerOf(process);
     if (peer.state() == Peer::State::kUp || peer.state() == Peer::State::kDown) return;
-    Log(LogLevel::kInfo, "process %d: linked to process %d, %s", process_, process,
-        link->Describe().c_str());
+    Log(LogLevel::kInfo, "linked to process %d, %s", process, link->Describe().c_str());
     if (link->remote_window_bytes() < kWindowBytes || link->window().size() < kWindowBytes) {
       PeerDown(peer, "its window is smaller than ours; are both of one version of jaxcoll?");
       return;

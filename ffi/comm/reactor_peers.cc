@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/environment.h"
+#include "base/log.h"
 #include "comm/reactor.h"
 #include "comm/reactor_internal.h"
 
@@ -206,7 +207,7 @@ void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
   const auto it = communicators_.find(id);
   if (it == communicators_.end() || !it->second.cause.empty()) return;
   it->second.cause = cause;
-  Log(LogLevel::kInfo, "process %d: a communicator failed: %s", process_, cause.c_str());
+  Log(LogLevel::kInfo, "a communicator failed: %s", cause.c_str());
   char text[32];
   std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
   for (const int process : it->second.processes) {
@@ -230,7 +231,7 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
   const std::string who = "process " + std::to_string(peer.process()) + " (" + peer.description() +
                           ") is lost: " + reason;
   peer.Disconnect(who);
-  Log(LogLevel::kInfo, "process %d: %s", process_, who.c_str());
+  Log(LogLevel::kInfo, "%s", who.c_str());
   std::vector<uint64_t> poisoned;
   for (const auto& [id, communicator] : communicators_) {
     if (communicator.processes.count(peer.process()) != 0) poisoned.push_back(id);
@@ -255,7 +256,7 @@ void Reactor::PeerLeft(Peer& peer) {
     reason += "; " + std::to_string(missing) + " of the messages that it had sent did not come";
   }
   peer.Retire(std::move(reason));
-  Log(LogLevel::kInfo, "process %d: %s", process_, peer.down_reason().c_str());
+  Log(LogLevel::kInfo, "%s", peer.down_reason().c_str());
   some_left_ = true;
   if (guest_ != nullptr) guest_->OnLeft(peer.process(), peer.down_reason());
 }
@@ -335,7 +336,7 @@ std::string Reactor::DeadlineMessage(const Call& call) {
 void Reactor::DiscountStoppedTime(Clock::time_point now) {
   const Clock::duration stopped = stopped_time_.Since(now);
   if (stopped <= Clock::duration::zero()) return;
-  Log(LogLevel::kInfo, "process %d did not run for %s; its deadlines are put off", process_,
+  Log(LogLevel::kInfo, "this process did not run for %s; its deadlines are put off",
       Seconds(duration<double>(stopped).count()).c_str());
   const auto put_off = [&](Clock::time_point& from) {
     if (from != Clock::time_point()) from = std::min(from + stopped, now);

@@ -23,7 +23,7 @@ inline constexpr BufferKind kTmp = BufferKind::kScratch;
 struct Layout {
   int64_t chunks = 1;  // per block and channel
   int64_t scratch_blocks = 0;
-  int64_t lanes = 1;  // channels of ops that one copy of the pattern uses
+  int64_t subchannels = 1;  // channels of ops that one copy of the pattern uses
 };
 
 int32_t InputBlocks(Collective collective, int32_t world_size);
@@ -66,10 +66,10 @@ class ProgramBuilder {
   void SetStep(int32_t step) { step_ = step; }
   void NextStep() { ++step_; }
   int32_t Step() const { return step_; }
-  // Ops of different lanes do not wait for each other to start. Back to 0 with every channel.
-  void SetLane(int32_t lane) { lane_ = lane; }
+  // Ops of different subchannels do not wait for each other to start. Back to 0 with every channel.
+  void SetSubchannel(int32_t subchannel) { subchannel_ = subchannel; }
 
-  // The copy of the pattern that is being written; starts at step 0, lane 0.
+  // The copy of the pattern that is being written; starts at step 0, subchannel 0.
   void SetChannel(int32_t channel);
 
   Program Finish() &&;
@@ -82,7 +82,7 @@ class ProgramBuilder {
   const Layout layout_;
   Program program_;
   int32_t channel_ = 0;
-  int32_t lane_ = 0;
+  int32_t subchannel_ = 0;
   int32_t step_ = 0;
   // Messages so far, by (peer, channel of ops).
   std::map<std::pair<int32_t, int32_t>, int32_t> sent_, received_;

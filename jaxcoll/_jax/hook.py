@@ -25,7 +25,7 @@ from jaxcoll._errors import JaxcollError
 from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
-from jaxcoll._jax import compat
+from jaxcoll._jax import compat, job_log
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select, table
@@ -138,6 +138,8 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
         for device in devices:
             _places[device.id] = _Place(device.process_index, getattr(device, "slice_index", 0))
     _environment.values()  # a program may have changed them since the import
+    native.log_process(jax.process_index(), jax.process_count())
+    job_log.devices()
     if len(processes) > 1:
         presence.start_engine()
         communicator.agree_on_tuning()
@@ -241,6 +243,8 @@ class _Decider:
         """Raises: NotServed."""
         several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request)
+        job_log.communicator(label, request.groups, self._ids, on_gpu=False)
+        place = f" for {request.source}" if request.source else ""
         choice = self._choice(request.collective, request.groups, request.byte_count, axes)
         return {
             "collective": request.collective,
@@ -258,7 +262,7 @@ class _Decider:
             "program": self._fingerprint() if several else "",
             # Instructions are in the same order on all processes.
             "signature": f"{request.signature} #{next(self._ordinals)}" if several else "",
-            "label": label,
+            "label": f"{label}, {request.origin} that XLA inserted{place}",
         }
 
     def may_scatter(self, groups: np.ndarray, byte_count: int) -> bool:
@@ -332,8 +336,7 @@ class _Decider:
                 sizes = tuple(mesh.shape[axis] for axis in axes)
                 label = communicator.label(axes, mesh.shape, ranks)
                 break
-        place = f" for {request.source}" if request.source else ""
-        return sizes, f"{label}, {request.origin} that XLA inserted{place}"
+        return sizes, label
 
 
 class _Mesh:

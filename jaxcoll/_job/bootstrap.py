@@ -302,6 +302,7 @@ class Bootstrap(LoopThread):
             return
         self._end = reason
         if tell:
+            _log.info("the other processes are told: %s", reason)
             self._told = self._spawn(self._tell(reason))
         for index in range(self._count):
             if index != self._index:
@@ -399,7 +400,6 @@ class Bootstrap(LoopThread):
         try:
             return tuple(self._native.comm_rdma_fabrics()), ""
         except ValueError as error:
-            _log.info("rdma cannot be used: %s", error)
             return (), str(error)[: host.REASON_CHARACTERS_MAX]
 
     # --- peers ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from jaxcoll import _environment
 from jaxcoll._errors import LinkError, TuningError, UnsupportedError
 from jaxcoll._jax import compat
 from jaxcoll._job import bootstrap, host, presence, secret
-from jaxcoll._native import cuda
+from jaxcoll._native import cuda, native
 from jaxcoll.tune import table
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
@@ -127,6 +127,7 @@ def start(mesh: Mesh | AbstractMesh) -> None:
       a rank lives in would not be known.
     """
     _environment.values()  # a program may have changed them since the import
+    native.log_process(jax.process_index(), jax.process_count())
     if jax.process_count() == 1:
         return
     if isinstance(mesh, AbstractMesh):

@@ -102,13 +102,13 @@ std::byte* LocalPlan::Address(const ChunkRange& range, int32_t vector,
                               const RunBuffers& buffers) const {
   const int64_t offset =
       ChunkOffset(range.first_chunk, block_elements_[vector]) * static_cast<int64_t>(item_bytes_);
-  const size_t slot = static_cast<size_t>(vector) * program_->world_size + range.rank;
+  const size_t array = static_cast<size_t>(vector) * program_->world_size + range.rank;
   switch (range.buffer) {
     case BufferKind::kInput:
       // Only ever read: Compile() refuses a schedule that writes an input.
-      return const_cast<std::byte*>(buffers.inputs[slot]) + offset;
+      return const_cast<std::byte*>(buffers.inputs[array]) + offset;
     case BufferKind::kOutput:
-      return buffers.outputs[slot] + offset;
+      return buffers.outputs[array] + offset;
     case BufferKind::kScratch:
       return buffers.scratch + scratch_offset_[vector] + range.rank * scratch_stride_[vector] +
              offset;

@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "gpu/abi/cause.h"
 #include "gpu/abi/fingerprint.h"
 

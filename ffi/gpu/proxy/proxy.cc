@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "base/environment.h"
+#include "base/log.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -501,7 +501,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
 void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
-  Log(LogLevel::kInfo, "process %d: a communicator of GPUs failed: %s", process_, cause.c_str());
+  Log(LogLevel::kInfo, "a communicator of GPUs failed: %s", cause.c_str());
   group.untold = group.processes;
   group.untold.erase(told_by);
   std::atomic_ref<uint32_t>(*group.spec.abort).store(1, std::memory_order_release);
