@@ -44,6 +44,7 @@ PYTHON_LAYERS = [
     {"_environment", "_errors", "_files", "_log", "_native", "debug"},
     {"schedule", "interop"},
     {"sim", "simulate", "topology"},
+    {"_hlo"},
     {"_job"},
     {"tune"},
     {"_jax.compat", "_jax.plugin"},
@@ -508,6 +509,8 @@ def test_cpp_reads_no_environment_variables() -> None:
 
 def test_only_one_module_reads_jaxcolls_variables_from_the_environment() -> None:
     for path in files("*.py", "jaxcoll"):
+        if path.name == "plugin.py":  # runs where jaxcoll is imported only if the variable is set
+            continue
         read = re.findall(r"""environ(?:\.get\(|\[)\s*["'](JAXCOLL_\w+)""", path.read_text())
         assert not read, f"{path} reads {read} itself; ask _environment.values()"
 

@@ -54,7 +54,7 @@ _places: dict[int, _Place] = {}  # of the devices of all programs, by id; guarde
 
 
 class Served(NamedTuple):
-    """What has become of the collectives of a module that XLA has compiled in this process."""
+    """The fate of the collectives of a module that XLA has compiled in this process."""
 
     module: str  # its name, "jit_step"
     served: tuple[serve.Request, ...]
@@ -101,7 +101,7 @@ trouble = compat.hook_trouble
 
 
 def report_of(compiled: Any) -> report.ProgramReport:
-    """What has become of a compiled program's collectives. Raises: TypeError."""
+    """The fate of a compiled program's collectives. Raises: TypeError."""
     if not isinstance(compiled, jax.stages.Compiled):
         raise TypeError(
             f"a compiled program is wanted, jax.jit(f).lower(...).compile(), not {type(compiled)}"
@@ -112,7 +112,7 @@ def report_of(compiled: Any) -> report.ProgramReport:
 
 
 def reports() -> list[Served]:
-    """What has become of the modules that this process has compiled, in their order."""
+    """The fate of the modules that this process has compiled, in their order."""
     with _lock:
         return list(_reports)
 

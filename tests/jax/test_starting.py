@@ -91,7 +91,7 @@ def test_a_start_is_a_pytree_that_leaves_jitted_functions():
     assert result["count"] == 8
 
 
-def test_what_is_refused_is_refused_where_it_starts():
+def test_a_start_refuses_what_its_collective_refuses():
     with pytest.raises(jaxcoll.UnknownAlgorithmError, match="no-such"):
         jax.jit(
             mapped(lambda x, axis: jaxcoll.all_reduce_start(x, axis, algorithm="no-such").done())
