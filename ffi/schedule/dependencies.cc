@@ -8,7 +8,7 @@
 namespace jaxcoll {
 namespace {
 
-constexpr int32_t kNone = -1;
+constexpr int32_t kNobody = -1;
 using Dependencies = decltype(Op::depends_on);
 
 // The accesses since, and with, the last write of each chunk of one buffer.
@@ -20,7 +20,7 @@ class AccessLog {
   void Read(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
       ForEachSegment(chunks, [&](Segment& segment) {
-        if (segment.writer != kNone) depends_on.push_back(segment.writer);
+        if (segment.writer != kNobody) depends_on.push_back(segment.writer);
         if (segment.readers.empty() || segment.readers.back() != op) segment.readers.push_back(op);
       });
     }
@@ -30,7 +30,7 @@ class AccessLog {
     for (const Interval& chunks : operand.chunks) {
       ForEachSegment(chunks, [&](Segment& segment) {
         // Readers already wait for the writer, so waiting for them is enough.
-        if (segment.readers.empty() && segment.writer != kNone) {
+        if (segment.readers.empty() && segment.writer != kNobody) {
           depends_on.push_back(segment.writer);
         }
         depends_on.Append(segment.readers.begin(), segment.readers.end());
@@ -44,7 +44,7 @@ class AccessLog {
   // Chunks [key, end) with equal histories.
   struct Segment {
     int64_t end;
-    int32_t writer = kNone;
+    int32_t writer = kNobody;
     SmallVector<int32_t, 2> readers;
   };
   using Segments = std::pmr::map<int64_t, Segment>;
@@ -85,7 +85,7 @@ class AccessLog {
     for (auto next = segments_.lower_bound(begin); begin < end; ++next) {
       if (next == segments_.end() || next->first > begin) {
         const int64_t gap_end = next == segments_.end() ? end : std::min(end, next->first);
-        next = segments_.emplace_hint(next, begin, Segment{gap_end, kNone, {}});
+        next = segments_.emplace_hint(next, begin, Segment{gap_end, kNobody, {}});
       }
       visit(next->second);
       begin = next->second.end;
