@@ -134,6 +134,14 @@ VARIABLES = (
         engine="log",
     ),
     Variable(
+        "JAXCOLL_INSTALL",
+        default="0",
+        takes="0, 1",
+        meaning="1: every JAX program that starts is served as if it called `jaxcoll.install()` "
+        "first",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_TIMEOUT_S",
         default="300",
         takes="seconds, 0.001 to 1e8",
