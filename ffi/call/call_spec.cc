@@ -140,7 +140,10 @@ StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<i
   if (spec.schedule.empty()) {
     const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
     if (!schedule.ok()) return schedule.status();
-    const StatusOr<int32_t> largest = LargestMessage(*schedule);
+    const int32_t root = mine->MemberOf(schedule->root);
+    const StatusOr<int32_t> largest = root != World::kNone
+                                          ? StatusOr(LargestMessage(mine->programs()[root]))
+                                          : LargestMessage(*schedule);
     if (!largest.ok()) return largest.status();
     return CompileSegments(*mine, *largest);
   }

@@ -1,4 +1,4 @@
-// What equal instructions share, such as a compiled schedule.
+// Things that equal instructions share, such as a compiled schedule.
 #pragma once
 
 #include <map>

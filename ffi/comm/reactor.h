@@ -106,7 +106,7 @@ class Reactor final {
   // This process will take part in nothing any more: its links end, and calls over them fail.
   void Refuse(const std::string& reason);
 
-  // What call sites use of it.
+  // The interface that call sites use.
   Interprocess& interprocess() { return for_call_sites_; }
   // The calling thread has compiled or loaded an executable, or begins to.
   void EndBuild();
@@ -144,15 +144,15 @@ class Reactor final {
    private:
     Reactor& reactor_;
   };
-  // What one look at a peer's link brings (reactor_incoming.cc). mutex_ held.
+  // Takes what one look at a peer's link brings (reactor_incoming.cc). mutex_ held.
   class Incoming final : public LinkSink {
    public:
     Incoming(Reactor& reactor, Peer& peer) : reactor_(reactor), peer_(peer) {}
     void OnNotice(int process, const Notice& notice) override;
     void OnTold(int process, std::string_view message) override;
     void OnSent(int process, uint64_t token) override;
-    // The first fault by which the peer has broken the protocol; empty: none. What comes after one
-    // is not looked at, since the link is about to end.
+    // The first fault by which the peer has broken the protocol; empty: none. Nothing that comes
+    // after one is looked at, since the link is about to end.
     const std::string& violation() const { return violation_; }
 
    private:

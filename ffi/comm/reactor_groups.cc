@@ -1,5 +1,5 @@
-// The groups that call sites open: what an instruction is told apart by, and what the processes of a
-// group have in common.
+// The groups that call sites open, the slots that tell instructions apart, and the communicators
+// that groups share.
 #include <algorithm>
 #include <functional>
 #include <set>

@@ -1,4 +1,4 @@
-// What peers' links bring: messages of calls, words, and sources that may be reused.
+// The messages of calls, the words, and the sources that may be reused, as links bring them.
 #include <cstdlib>
 #include <utility>
 

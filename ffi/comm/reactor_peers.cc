@@ -1,4 +1,4 @@
-// What happens when a peer is late, lost or lying.
+// Peers that are late, lost or lying.
 #include <algorithm>
 #include <cstdio>
 #include <utility>

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "schedule/algorithms/algorithms.h"
+#include "schedule/dependencies.h"
 #include "schedule/program_builder.h"
 
 namespace jaxcoll {
@@ -251,7 +252,7 @@ StatusOr<Resolved> Resolve(const ScheduleSpec& asked) {
 
 Status CheckSchedule(const ScheduleSpec& spec) { return Resolve(spec).status(); }
 
-StatusOr<Program> BuildSchedule(const ScheduleSpec& asked, int32_t rank) {
+StatusOr<Program> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
   StatusOr<Resolved> resolved = Resolve(asked);
   if (!resolved.ok()) return resolved.status();
   const ScheduleSpec& spec = resolved->spec;
@@ -266,6 +267,12 @@ StatusOr<Program> BuildSchedule(const ScheduleSpec& asked, int32_t rank) {
     }
   }
   return std::move(builder).Finish();
+}
+
+StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
+  StatusOr<Program> program = BuildUnordered(spec, rank);
+  if (program.ok()) InferDependencies(*program);
+  return program;
 }
 
 DimsKind DimsKindOf(Collective collective, std::string_view algorithm) {

@@ -28,7 +28,7 @@ struct PackedSchedule {
   uint64_t fingerprint = 0;
 
   const DeviceProgram& TableOf(int32_t rank) const;  // one of `tables`
-  // Of any rank; but for its rank and its size.
+  // Holds for any rank, but for its rank and its size.
   const ProgramHeader& header() const { return tables.front().header(); }
 };
 

@@ -43,7 +43,7 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // What the area of one of `own` ranks holds from TableOffset() on.
+  // The table that the area of one of `own` ranks holds from TableOffset() on.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 

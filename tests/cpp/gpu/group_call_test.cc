@@ -455,7 +455,7 @@ TEST(GpuCallSite, SaysWhichCallCannotBeServed) {
   EXPECT_NE(status.message().find("GPU 4 is in none of its groups"), std::string::npos);
 }
 
-// What a platform's call site says of a call that cannot run, when it is made or prepared.
+// The words with which a platform's call site refuses a call, when it is made or prepared.
 template <typename Site>
 std::string Refusal(const CallSpec& spec, const CallShape& shape) {
   const StatusOr<std::unique_ptr<Site>> site = Site::Create(spec);
