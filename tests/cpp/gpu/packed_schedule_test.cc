@@ -1,5 +1,5 @@
-// What a process packs of a schedule: the tables of its ranks, and what their proxies need of other
-// hosts.
+// The tables that a process packs of a schedule: those of its ranks, and those that their proxies
+// need of other hosts.
 #include "gpu/host/packed_schedule.h"
 
 #include <gtest/gtest.h>

@@ -67,7 +67,7 @@ TEST(ScheduleTest, NegativeSpecsAreRefused) {
   }
 }
 
-// What a spec is refused for is known without its ops.
+// The reason to refuse a spec is known without its ops.
 TEST(ScheduleTest, CheckingASpecBuildsNothing) {
   int64_t refused = 0;
   for (const Collective collective : kCollectives) {
