@@ -12,14 +12,57 @@ from jaxcoll._hlo import proto
 TUPLE = 13
 PRED = 1
 _BYTES = {
-    **{1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 2, 8: 4, 9: 8, 10: 2, 11: 4, 12: 8, 15: 8, 16: 2},
-    **{18: 16, 19: 1, 20: 1, 23: 1, 24: 1, 25: 1, 28: 1, 29: 1, 33: 1},
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 2,
+    8: 4,
+    9: 8,
+    10: 2,
+    11: 4,
+    12: 8,
+    15: 8,
+    16: 2,
+    18: 16,
+    19: 1,
+    20: 1,
+    23: 1,
+    24: 1,
+    25: 1,
+    28: 1,
+    29: 1,
+    33: 1,
 }
 _NAMES = {
-    **{1: "pred", 2: "s8", 3: "s16", 4: "s32", 5: "s64", 6: "u8", 7: "u16", 8: "u32", 9: "u64"},
-    **{10: "f16", 11: "f32", 12: "f64", 15: "c64", 16: "bf16", 18: "c128", 19: "f8e5m2"},
-    **{20: "f8e4m3fn", 23: "f8e4m3b11fnuz", 24: "f8e5m2fnuz", 25: "f8e4m3fnuz", 28: "f8e4m3"},
-    **{29: "f8e3m4", 33: "f8e8m0fnu", 13: "tuple", 14: "opaque", 17: "token"},
+    1: "pred",
+    2: "s8",
+    3: "s16",
+    4: "s32",
+    5: "s64",
+    6: "u8",
+    7: "u16",
+    8: "u32",
+    9: "u64",
+    10: "f16",
+    11: "f32",
+    12: "f64",
+    15: "c64",
+    16: "bf16",
+    18: "c128",
+    19: "f8e5m2",
+    20: "f8e4m3fn",
+    23: "f8e4m3b11fnuz",
+    24: "f8e5m2fnuz",
+    25: "f8e4m3fnuz",
+    28: "f8e4m3",
+    29: "f8e3m4",
+    33: "f8e8m0fnu",
+    13: "tuple",
+    14: "opaque",
+    17: "token",
 }
 
 
@@ -46,7 +89,9 @@ def arrays(shape: Any) -> list[Any]:
     return list(shape.tuple_shapes) if shape.element_type == TUPLE else [shape]
 
 
-def array(element_type: int, dimensions: Sequence[int], minor_to_major: Sequence[int] | None = None) -> Any:
+def array(
+    element_type: int, dimensions: Sequence[int], minor_to_major: Sequence[int] | None = None
+) -> Any:
     """The shape of an array; row-major unless it says otherwise."""
     shape = proto.Shape(element_type=element_type, dimensions=dimensions)
     shape.is_dynamic_dimension.extend([False] * len(dimensions))
@@ -93,7 +138,9 @@ class Body:
     def operands(self, instruction: Any) -> list[Any]:
         return [self.by_id[operand] for operand in instruction.operand_ids]
 
-    def make(self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any) -> Any:
+    def make(
+        self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any
+    ) -> Any:
         """A new instruction, which stands for a part of `like`."""
         made = proto.Instruction(opcode=opcode, id=next(self._ids), **fields)
         made.name = f"{like.name}.{opcode}.{made.id & 0xFFFFFFFF}"
@@ -107,34 +154,100 @@ class Body:
         *_, last = new
         last.id, last.name = old.id, old.name
         for instruction in new:
-            if instruction.opcode == "custom-call":
-                instruction.control_predecessor_ids[:] = old.control_predecessor_ids
+            instruction.control_predecessor_ids[:] = old.control_predecessor_ids
         self._replaced[old.id] = list(new)
 
     def drop(self, old: Any, instead: Any) -> None:
         """Removes an instruction; who uses it uses `instead`."""
-        self._renamed[old.id] = instead.id
-        self._replaced[old.id] = []
+        self.rename(old.id, instead.id)
 
-    def write(self) -> bool:
-        """Puts what has been replaced into the computation; returns whether anything was."""
+    def rename(self, old: int, new: int) -> None:
+        """As `drop`, by ids."""
+        self._renamed[old] = new
+        self._replaced[old] = []
+
+    def add(self, instructions: Sequence[Any]) -> None:
+        """Adds instructions that nothing uses."""
+        _write(self._computation, [*self._computation.instructions, *instructions], {})
+
+    def write(self, more: Sequence[Any] = ()) -> bool:
+        """Puts what has been replaced into the computation, and more; whether anything was."""
         if not self._replaced:
             return False
         order = []
         for instruction in self._computation.instructions:
             order += self._replaced.get(instruction.id, [instruction])
-        kept = [proto.Instruction.FromString(i.SerializeToString()) for i in order]
-        for instruction in kept if self._renamed else ():
-            for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
-                ids[:] = [self._renamed.get(i, i) for i in ids]
-        del self._computation.instructions[:]
-        self._computation.instructions.extend(kept)
-        root = self._computation.root_id
-        self._computation.root_id = self._renamed.get(root, root)
+        _write(self._computation, [*order, *more], self._renamed)
         return True
 
 
-def bodies(module: Any) -> Iterator[Body]:
+def _write(computation: Any, instructions: Sequence[Any], renamed: dict[int, int]) -> None:
+    """Gives a computation other instructions, under which some ids have come to be others."""
+
+    def now(number: int) -> int:
+        while number in renamed:
+            number = renamed[number]
+        return number
+
+    kept = [proto.Instruction.FromString(i.SerializeToString()) for i in instructions]
+    if renamed:
+        for instruction in kept:
+            for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
+                if any(i in renamed for i in ids):
+                    ids[:] = [now(i) for i in ids]
+    del computation.instructions[:]
+    computation.instructions.extend(_in_order(kept))
+    computation.root_id = now(computation.root_id)
+
+
+def _in_order(instructions: Sequence[Any]) -> list[Any]:
+    """Instructions behind what they need, and otherwise as they were."""
+    by_id = {i.id: i for i in instructions}
+    done: set[int] = set()
+    ordered = []
+    for first in instructions:
+        stack = [first]
+        while stack:
+            i = stack[-1]
+            sources = (*i.operand_ids, *i.control_predecessor_ids)
+            missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if i.id not in done:
+                done.add(i.id)
+                ordered.append(i)
+    return ordered
+
+
+def forward_tuples(module: Any) -> None:
+    """Has who takes an element of a tuple that is put together take what was put in.
+
+    Else it would wait for the other elements, too.
+    """
+    for computation in module.computations:
+        if computation.is_fusion_computation:
+            continue
+        tuples = {i.id: i for i in computation.instructions if i.opcode == "tuple"}
+        renamed = {
+            i.id: tuples[i.operand_ids[0]].operand_ids[i.tuple_index]
+            for i in computation.instructions
+            if i.opcode == "get-tuple-element" and i.operand_ids[0] in tuples
+        }
+        if not renamed:
+            continue
+        kept = [i for i in computation.instructions if i.id not in renamed]
+        _write(computation, kept, renamed)
+        used = {s for i in computation.instructions for s in i.operand_ids}
+        used |= {s for i in computation.instructions for s in i.control_predecessor_ids}
+        used.add(computation.root_id)
+        kept = [i for i in computation.instructions if i.opcode != "tuple" or i.id in used]
+        if len(kept) < len(computation.instructions):
+            _write(computation, kept, {})
+
+
+def bodies(module: Any) -> Iterator[tuple[Any, Body]]:
     """The computations of a module that may hold collectives."""
     # XLA numbers instructions within the upper half of their computation's number, or through.
     through = max((i.id for c in module.computations for i in c.instructions), default=0)
@@ -145,7 +258,7 @@ def bodies(module: Any) -> Iterator[Body]:
         by_computation = last >> 32 == computation.id
         start = last if by_computation else through
         body = Body(computation, iter(range(start + 1, start + (1 << 30))))
-        yield body
+        yield computation, body
         if not by_computation:
             through = max(through, next(body._ids))
 

@@ -18,6 +18,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 _SCALARS = {
     "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
+    "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
+    "uint32": descriptor_pb2.FieldDescriptorProto.TYPE_UINT32,
     "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
     "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
     "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
@@ -35,6 +37,8 @@ _TYPES = {
         "layout 5 Layout",
         "is_dynamic_dimension 6 bool*",
     ],
+    "ProgramShape": ["parameters 1 Shape*", "result 2 Shape", "parameter_names 3 string*"],
+    "Literal": ["s32s 4 int32*", "s64s 5 int64*", "u32s 6 uint32*", "u64s 7 uint64*"],
     "Metadata": [
         "op_type 1 string",
         "op_name 2 string",
@@ -65,8 +69,9 @@ _TYPES = {
         "opcode 2 string",
         "shape 3 Shape",
         "metadata 7 Metadata",
-        "literal 8 bytes",
+        "literal 8 Literal",
         "parameter_number 9 int64",
+        "fusion_kind 11 string",
         "tuple_index 13 int64",
         "dimensions 14 int64*",
         "slice_dimensions 17 SliceDimensions*",
@@ -96,6 +101,7 @@ _TYPES = {
     "Computation": [
         "name 1 string",
         "instructions 2 Instruction*",
+        "program_shape 4 ProgramShape",
         "id 5 int64",
         "root_id 6 int64",
         "is_fusion_computation 7 bool",
@@ -166,7 +172,8 @@ def unknown_fields(message: Any) -> Iterator[int]:
 
     Metadata, which decides nothing, is not looked at.
     """
-    for field in UnknownFieldSet(message):
+    fields: Any = UnknownFieldSet(message)
+    for field in fields:
         yield field.field_number
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None and descriptor.message_type.name != "Metadata":

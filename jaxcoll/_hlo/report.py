@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo import proto, serve
+from jaxcoll._hlo import proto, serve, simplify
 
 
 class Call(NamedTuple):
@@ -30,9 +30,8 @@ class ProgramReport(NamedTuple):
         lines = [f"{self.program}: {len(self.served)} served, {len(self.left)} left to XLA"]
         for call in self.served:
             changes = f"; {call.changes}" if call.changes else ""
-            lines.append(
-                f"  {call.collective} ({call.algorithm}) -> {call.result} over {call.label}{changes}"
-            )
+            what = f"{call.collective} ({call.algorithm}) -> {call.result}"
+            lines.append(f"  {what} over {call.label}{changes}")
         for left in self.left:
             place = f" for {left.source}" if left.source else ""
             lines.append(f"  left: {left.origin} -> {left.shape}{place}: {left.reason}")
@@ -49,11 +48,11 @@ def of_module(serialized: bytes) -> ProgramReport:
                 config = instruction.backend_config.decode()
                 calls.append(
                     Call(
-                        _text(config, "collective"),
-                        _text(config, "algorithm"),
+                        text(config, "collective"),
+                        text(config, "algorithm"),
                         _module.text(instruction.shape),
-                        _text(config, "label"),
-                        _module.attributes(instruction).get(serve.CHANGES, ""),
+                        text(config, "label"),
+                        _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
     # What is left would be left again, for the same reason.
@@ -61,7 +60,19 @@ def of_module(serialized: bytes) -> ProgramReport:
     return ProgramReport(module.name, tuple(calls), tuple(left))
 
 
-def _text(config: str, name: str) -> str:
+def integer(config: str, name: str) -> int:
+    """An integer of an MLIR dictionary."""
+    found = re.search(rf"[{{ ]{name} = (-?\d+)", config)
+    return int(found[1]) if found else 0
+
+
+def integers(config: str, name: str) -> list[int]:
+    """An array of integers of an MLIR dictionary."""
+    found = re.search(rf"[{{ ]{name} = array<i64:? ?([-0-9, ]*)>", config)
+    return [int(number) for number in found[1].split(",") if number.strip()] if found else []
+
+
+def text(config: str, name: str) -> str:
     """A string of an MLIR dictionary."""
     found = re.search(rf'[{{ ]{name} = "((?:[^"\\]|\\.)*)"', config)
     if found is None:

@@ -18,8 +18,7 @@ from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
-CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program's collectives
-_TYPED_FFI = 4
+TYPED_FFI = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
         for called in instruction.called_computation_ids
     }
     devices: _groups.Devices | None = None
-    for body, computation in _with_computations(module):
+    for computation, body in _module.bodies(module):
         for instruction in body.instructions:
             if not _is_collective(instruction):
                 continue
@@ -84,12 +83,6 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                 )
         body.write()
     return served, left
-
-
-def _with_computations(module: Any) -> Any:
-    by_first = {c.instructions[0].id: c for c in module.computations if c.instructions}
-    for body in _module.bodies(module):
-        yield body, by_first[body.instructions[0].id]
 
 
 OPCODES = {
@@ -134,8 +127,13 @@ _MEANT = {
 }
 
 _REDUCE_OPS = {
-    **{"add": "sum", "multiply": "prod", "minimum": "min", "maximum": "max"},
-    **{"and": "and", "or": "or", "xor": "xor"},
+    "add": "sum",
+    "multiply": "prod",
+    "minimum": "min",
+    "maximum": "max",
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
 }
 _COMPLEX = {15, 18}
 _FLOATS = {10, 11, 12, 16, 19, 20, 23, 24, 25, 28, 29, 33}
@@ -147,9 +145,7 @@ _OFFSETS = {4, 5}
 class _Server:
     """Replaces one collective."""
 
-    def __init__(
-        self, module: Any, body: Body, devices: _groups.Devices, decide: Decide
-    ) -> None:
+    def __init__(self, module: Any, body: Body, devices: _groups.Devices, decide: Decide) -> None:
         self._module = module
         self._body = body
         self._devices = devices
@@ -289,9 +285,14 @@ class _Server:
         ranks = groups.shape[1]
         grows = ranks if instruction.opcode == "all-gather" else 1
         shrinks = ranks if instruction.opcode == "reduce-scatter" else 1
-        requests: list[Request] = []
+        element = _one_type(operands)
+        scatters = instruction.opcode == "reduce-scatter"
+        fields: dict[str, Any] = {"groups": groups}
+        if scatters:
+            fields["reduce_op"] = self._reduce_op(instruction, element)
+        request = self._request(instruction, [operand.shape for operand in operands], **fields)
         made: list[Any] = []
-        ends = []
+        values, shapes = [], []
         for operand, result in zip(operands, results, strict=True):
             before, after = list(operand.shape.dimensions), list(result.dimensions)
             if dimension >= len(before) or len(before) != len(after):
@@ -302,35 +303,37 @@ class _Server:
                 raise NotServed("a result of another shape than its operand's")
             if max(before[dimension], after[dimension]) % ranks:
                 raise NotServed("a dimension that the ranks do not divide")
-            element = result.element_type
-            fields: dict[str, Any] = {"groups": groups}
-            if instruction.opcode == "reduce-scatter":
-                fields["reduce_op"] = self._reduce_op(instruction, element)
-            requests.append(self._request(instruction, [operand.shape], **fields))
             chunk = _module.element_count(operand.shape)
             if instruction.opcode == "all-gather":
                 value, more = self._flat(instruction, operand, [chunk])
-                shape = _module.array(element, [ranks, chunk])
             else:
                 chunk //= ranks
                 value, more = self._chunked(instruction, operand, dimension, ranks)
-                scatters = instruction.opcode == "reduce-scatter"
-                shape = _module.array(element, [chunk] if scatters else [ranks, chunk])
-            call = self._call(instruction, requests[-1], shape, [value])
-            made += [*more, call]
-            if instruction.opcode == "reduce-scatter":
-                after = [self._body.make(instruction, "bitcast", result, [call])]
+            shapes.append(_module.array(element, [chunk] if scatters else [ranks, chunk]))
+            values.append(value)
+            made += more
+        alone = len(operands) == 1
+        whole = shapes[0] if alone else _module.tuple_of(shapes)
+        call = self._call(instruction, request, whole, values)
+        made.append(call)
+        ends = []
+        for place, result in enumerate(results):
+            value = call
+            if not alone:
+                value = self._body.make(
+                    instruction, "get-tuple-element", shapes[place], [call], tuple_index=place
+                )
+                made.append(value)
+            if scatters:
+                made.append(self._body.make(instruction, "bitcast", result, [value]))
             else:
-                after = self._unchunked(instruction, call, result, dimension, ranks)
-            made += after
+                made += self._unchunked(instruction, value, result, dimension, ranks)
             ends.append(made[-1])
         if instruction.shape.element_type == _module.TUPLE:
             made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
-        return requests, made
+        return [request], made
 
-    def _flat(
-        self, like: Any, value: Any, dimensions: Sequence[int]
-    ) -> tuple[Any, list[Any]]:
+    def _flat(self, like: Any, value: Any, dimensions: Sequence[int]) -> tuple[Any, list[Any]]:
         shape = _module.array(value.shape.element_type, dimensions)
         if value.shape == shape:
             return value, []
@@ -428,7 +431,7 @@ class _Server:
         call = self._body.make(
             *(like, "custom-call", shape, operands),
             custom_call_target=TARGET,
-            custom_call_api_version=_TYPED_FFI,
+            custom_call_api_version=TYPED_FFI,
             backend_config=dictionary(attributes).encode(),
             constrain_layout=True,
             operand_shapes_with_layout=[operand.shape for operand in operands],
@@ -483,6 +486,13 @@ def _is_as_exact(wide: int, narrow: int) -> bool:
     return (_module.element_bytes(wide) or 0) > (_module.element_bytes(narrow) or 0)
 
 
+def _one_type(operands: Sequence[Any]) -> int:
+    types = {operand.shape.element_type for operand in operands}
+    if len(types) != 1:
+        raise NotServed("operands of several types")
+    return int(types.pop())
+
+
 def _check(shape: Any) -> None:
     """Raises: NotServed unless a shape is an array of a type and a layout that the engine takes."""
     if _module.element_bytes(shape.element_type) is None:
@@ -516,7 +526,9 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         # Every byte that MLIR's strings give a meaning to, by its number.
         plain = "".join(
-            c if 32 <= ord(c) < 127 and c not in '"\\' else "".join(f"\\{b:02X}" for b in c.encode())
+            c
+            if 32 <= ord(c) < 127 and c not in '"\\'
+            else "".join(f"\\{b:02X}" for b in c.encode())
             for c in value
         )
         return f'"{plain}"'

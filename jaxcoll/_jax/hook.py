@@ -22,10 +22,9 @@ import numpy as np
 import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, proto, serve
+from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
-from jaxcoll._hlo.report import ProgramReport, of_module
 from jaxcoll._jax import compat
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
@@ -44,6 +43,13 @@ class _Place(NamedTuple):
 
 _lock = threading.Lock()
 _registered = False
+_overlap_wanted = False
+
+
+def _is_on() -> bool:
+    return False
+
+
 _places: dict[int, _Place] = {}  # of the devices of all programs, by id; guarded by _lock
 
 
@@ -60,17 +66,31 @@ _REPORTS_AT_MOST = 1000
 
 
 def register(is_on: Callable[[], bool]) -> str:
-    """Registers the hook, once per process; returns why there is none, "" if there is one.
+    """Registers the hook; returns why there is none, "" if there is one.
 
     Args:
       is_on: whether what this thread compiles now is to be served.
     """
+    global _is_on
+    _is_on = is_on
+    return _register()
+
+
+def want_overlap() -> None:
+    """Has jaxcoll's own calls go on beside other work in all programs compiled from now on."""
+    global _overlap_wanted
+    if not _overlap_wanted:
+        _overlap_wanted = not _register()
+
+
+def _register() -> str:
+    """Registers the hook, once per process."""
     global _registered
     with _lock:
         if not _registered:
             if trouble := compat.hook_trouble():
                 return trouble
-            compat.before_compilation(lambda module, devices: _mark(module, devices, is_on))
+            compat.before_compilation(_mark)
             compat.register_module_transformation("jaxcoll", _transform)
             _registered = True
     return ""
@@ -80,7 +100,7 @@ OPCODES = tuple(serve.OPCODES)
 trouble = compat.hook_trouble
 
 
-def report(compiled: Any) -> ProgramReport:
+def report_of(compiled: Any) -> report.ProgramReport:
     """What has become of a compiled program's collectives. Raises: TypeError."""
     if not isinstance(compiled, jax.stages.Compiled):
         raise TypeError(
@@ -88,7 +108,7 @@ def report(compiled: Any) -> ProgramReport:
         )
     executable: Any = compiled.runtime_executable()
     (module,) = executable.hlo_modules()
-    return of_module(module.as_serialized_hlo_module_proto())
+    return report.of_module(module.as_serialized_hlo_module_proto())
 
 
 def reports() -> list[Served]:
@@ -100,13 +120,18 @@ def reports() -> list[Served]:
 # --- where a compilation is asked for -----------------------------------------------------------
 
 
-def _mark(module: Any, devices: Sequence[Any], is_on: Callable[[], bool]) -> None:
+def _mark(module: Any, devices: Sequence[Any]) -> None:
     """Marks a module that is to be served, and makes this process ready to run it.
 
     It may come from the persistent cache, where it has been served already, so the engine is
     started here.
     """
-    if not is_on() or len(devices) < 2 or any(d.platform != "cpu" for d in devices):
+    serves = _is_on()
+    if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
+        return
+    if not serves:
+        if _overlap_wanted:
+            compat.set_frontend_attribute(module, ATTRIBUTE, "{}")
         return
     processes = {device.process_index for device in devices}
     with _lock:
@@ -128,17 +153,26 @@ def _marking(module: Any) -> str:
             "version": jaxcoll.__version__,
             "tuning": table.digest(),
             "match": _environment.values()["JAXCOLL_MATCH"],
+            "merge_bytes": _merge_bytes(),
             "meshes": [[list(mesh.items()), ids] for mesh, ids in meshes],
         },
         separators=(",", ":"),
     )
 
 
+_MERGE_BYTES = 4 << 20
+
+
+def _merge_bytes() -> int:
+    value = _environment.values()["JAXCOLL_MERGE_BYTES"]
+    return _MERGE_BYTES if value is None else int(value)
+
+
 # --- the callback -------------------------------------------------------------------------------
 
 _MARK = f"{ATTRIBUTE}".encode()
 # All opcodes of collectives have one of these in them.
-_SIGNS = (b"all-", b"collective-", b"reduce-scatter")
+_SIGNS = (b"all-", b"collective-", b"reduce-scatter", serve.TARGET.encode())
 
 
 def _transform(serialized: bytes) -> bytes | None:
@@ -165,13 +199,27 @@ def _transformed(serialized: bytes) -> bytes | None:
     marking = _module.attributes(module).get(ATTRIBUTE)
     if marking is None:
         return None
-    decider = _Decider(serialized, module, json.loads(marking))
+    marking = json.loads(marking)
+    if not marking:
+        changed = overlap.overlap(module)
+        return module.SerializeToString() if changed else None
+    decider = _Decider(serialized, module, marking)
+    simplify.simplify(module, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
     if served or left:
         with _lock:
             _reports.append(Served(module.name, tuple(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
-    return module.SerializeToString() if served else None
+    _module.forward_tuples(module)
+    if most_bytes := marking["merge_bytes"]:
+        merge.merge(module, most_bytes, decider.rechoose)
+        _module.forward_tuples(module)
+    overlap.overlap(module)
+    return module.SerializeToString()
+
+
+# Each element is added up from rank 0 to the last, in one place.
+_IN_RANK_ORDER = {"direct", "direct2"}
 
 
 class _Decider:
@@ -191,27 +239,9 @@ class _Decider:
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
-        if len(self._places) < len(self._ids):
-            raise NotServed("the program is for devices that this process does not know")
-        processes = [place.process for place in self._places]
-        hosts = [place.host for place in self._places]
-        several = len(set(processes)) > 1
+        several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request)
-        try:
-            choice = select.choose(
-                request.collective,
-                "auto",
-                request.groups.shape[1],
-                byte_count=request.byte_count,
-                ranks_per_node=communicator.ranks_per_node(request.groups, processes, hosts),
-                processes=communicator.places_per_group(request.groups, processes),
-                hosts=communicator.places_per_group(request.groups, hosts),
-                axes=axes,
-                on_gpu=False,
-                table=table.active(),
-            )
-        except JaxcollError as error:
-            raise NotServed(str(error)) from error
+        choice = self._choice(request.collective, request.groups, request.byte_count, axes)
         return {
             "collective": request.collective,
             "algorithm": choice.algorithm,
@@ -231,8 +261,56 @@ class _Decider:
             "label": label,
         }
 
+    def may_scatter(self, groups: np.ndarray, byte_count: int) -> bool:
+        """Whether a reduce_scatter adds in the order in which an all_reduce would."""
+        try:
+            reduce = self._choice("all_reduce", groups, byte_count, ())
+            scatter = self._choice("reduce_scatter", groups, byte_count, ())
+        except NotServed:
+            return False
+        return reduce.algorithm in _IN_RANK_ORDER and scatter.algorithm in _IN_RANK_ORDER
+
+    def rechoose(self, config: str, byte_count: int) -> str | None:
+        """A call's attributes with the algorithm for more bytes, if that adds in the same order."""
+        if report.text(config, "collective") != "all_reduce":
+            return None
+        algorithm = report.text(config, "algorithm")
+        groups = np.array(report.integers(config, "groups"), np.int64)
+        groups = groups.reshape(-1, report.integer(config, "group_size"))
+        try:
+            choice = self._choice("all_reduce", groups, byte_count, ())
+        except NotServed:
+            return None
+        if choice.dims or not {algorithm, choice.algorithm} <= _IN_RANK_ORDER:
+            return None
+        return config.replace(f'algorithm = "{algorithm}"', f'algorithm = "{choice.algorithm}"')
+
+    def _choice(
+        self, collective: str, groups: np.ndarray, byte_count: int, axes: tuple[int, ...]
+    ) -> select.Choice:
+        """The algorithm. Raises: NotServed."""
+        if len(self._places) < len(self._ids):
+            raise NotServed("the program is for devices that this process does not know")
+        processes = [place.process for place in self._places]
+        hosts = [place.host for place in self._places]
+        try:
+            return select.choose(
+                collective,
+                "auto",
+                groups.shape[1],
+                byte_count=byte_count,
+                ranks_per_node=communicator.ranks_per_node(groups, processes, hosts),
+                processes=communicator.places_per_group(groups, processes),
+                hosts=communicator.places_per_group(groups, hosts),
+                axes=axes,
+                on_gpu=False,
+                table=table.active(),
+            )
+        except JaxcollError as error:
+            raise NotServed(str(error)) from error
+
     def _fingerprint(self) -> str:
-        """That of the module as XLA has made it. The engine keeps the lines, to tell differences."""
+        """That of the module as XLA made it. The engine keeps its lines, to tell differences."""
         if self._program is None:
             if _environment.values()["JAXCOLL_MATCH"] == _IN_ORDER:
                 self._program = _IN_ORDER

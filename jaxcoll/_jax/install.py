@@ -101,10 +101,10 @@ class Treatment(NamedTuple):
 @overload
 def install_report() -> list[Treatment]: ...
 @overload
-def install_report(compiled: jax.stages.Compiled) -> hook.ProgramReport: ...
+def install_report(compiled: jax.stages.Compiled) -> hook.report.ProgramReport: ...
 def install_report(
     compiled: jax.stages.Compiled | None = None,
-) -> list[Treatment] | hook.ProgramReport:
+) -> list[Treatment] | hook.report.ProgramReport:
     """How install() treats each kind of collective, or each collective of one program.
 
     Args:
@@ -119,7 +119,7 @@ def install_report(
     Raises: TypeError for what is no compiled program.
     """
     if compiled is not None:
-        return hook.report(compiled)
+        return hook.report_of(compiled)
     report = []
     for name in sorted(compat.parallel_primitives()):
         if name in _NOT_COLLECTIVE:
