@@ -13,8 +13,8 @@
 // mapped, too: operand_map.h.
 //
 // Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
-// processes, and wait for the store, without a lock that a launch needs. Cause may be called at any time
-// and is cheap.
+// processes, and wait for the store, without a lock that a launch needs. Cause may be called at any
+// time and is cheap.
 #pragma once
 
 #include <cstdint>
