@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "gpu/host/communicator.h"
-#include "support/host_store.h"
 #include "support/host_runtime.h"
+#include "support/host_store.h"
 #include "support/hosts.h"
 
 namespace jaxcoll::cuda {
