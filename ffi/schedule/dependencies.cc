@@ -8,7 +8,7 @@
 namespace jaxcoll {
 namespace {
 
-constexpr int32_t kNone = -1;
+constexpr int32_t kNobody = -1;
 using Dependencies = decltype(Op::depends_on);
 
 // The accesses since, and with, the last write of each chunk of one buffer.
@@ -20,7 +20,7 @@ class AccessLog {
   void Read(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
       ForEachRange(chunks, [&](Range& range) {
-        if (range.writer != kNone) depends_on.push_back(range.writer);
+        if (range.writer != kNobody) depends_on.push_back(range.writer);
         if (range.readers.empty() || range.readers.back() != op) range.readers.push_back(op);
       });
     }
@@ -30,7 +30,7 @@ class AccessLog {
     for (const Interval& chunks : operand.chunks) {
       ForEachRange(chunks, [&](Range& range) {
         // Readers already wait for the writer, so waiting for them is enough.
-        if (range.readers.empty() && range.writer != kNone) {
+        if (range.readers.empty() && range.writer != kNobody) {
           depends_on.push_back(range.writer);
         }
         depends_on.Append(range.readers.begin(), range.readers.end());
@@ -44,7 +44,7 @@ class AccessLog {
   // Chunks [key, end) with equal histories.
   struct Range {
     int64_t end;
-    int32_t writer = kNone;
+    int32_t writer = kNobody;
     SmallVector<int32_t, 2> readers;
   };
   using Ranges = std::pmr::map<int64_t, Range>;
@@ -85,7 +85,7 @@ class AccessLog {
     for (auto next = ranges_.lower_bound(begin); begin < end; ++next) {
       if (next == ranges_.end() || next->first > begin) {
         const int64_t gap_end = next == ranges_.end() ? end : std::min(end, next->first);
-        next = ranges_.emplace_hint(next, begin, Range{gap_end, kNone, {}});
+        next = ranges_.emplace_hint(next, begin, Range{gap_end, kNobody, {}});
       }
       visit(next->second);
       begin = next->second.end;

@@ -2,8 +2,6 @@
 
 #include <atomic>
 
-#include "schedule/dependencies.h"
-
 namespace jaxcoll {
 namespace {
 
@@ -119,7 +117,6 @@ void ProgramBuilder::SetChannel(int32_t channel) {
 }
 
 Program ProgramBuilder::Finish() && {
-  InferDependencies(program_);
   ops_built.fetch_add(static_cast<int64_t>(program_.ops.size()), std::memory_order_relaxed);
   return std::move(program_);
 }

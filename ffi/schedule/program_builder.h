@@ -1,8 +1,8 @@
 // The builder that an algorithm writes its ops with.
 //
 // A builder is born with a spec, a rank and a layout; the algorithm's function then runs once per
-// channel, naming chunks of that channel's share only, and Finish() derives the dependencies. The
-// builder numbers messages and records rounds, so that a ring is a dozen lines.
+// channel, naming chunks of that channel's share only. The builder numbers messages and records
+// rounds, so that a ring is a dozen lines; BuildSchedule derives what the ops wait for.
 #pragma once
 
 #include <map>
@@ -28,6 +28,10 @@ struct Layout {
 
 int32_t InputBlocks(Collective collective, int32_t world_size);
 int32_t OutputBlocks(Collective collective, int32_t world_size);
+
+// The ops of BuildSchedule() without what they wait for, at half the cost: to ask what messages
+// there are.
+StatusOr<Program> BuildUnordered(const ScheduleSpec& spec, int32_t rank);
 
 class ProgramBuilder {
  public:
@@ -72,7 +76,7 @@ class ProgramBuilder {
   // The copy of the pattern that is being written; starts at step 0, subchannel 0.
   void SetChannel(int32_t channel);
 
-  Program Finish() &&;
+  Program Finish() &&;  // the ops wait for no more than the algorithm has said
 
  private:
   void Add(OpKind kind, int32_t peer, std::vector<Operand> sources, Operand destination);

@@ -1,7 +1,8 @@
 """The groups of devices that take part in a collective, as logical ids.
 
 A logical id is a device's place in the module's device assignment, replica * partitions +
-partition, whatever numbers the instruction itself uses. The rules are XLA's (`GetCollectiveOpGroupMode`); a form that is not known here raises `NotServed` and is never guessed.
+partition, whatever numbers the instruction itself uses. The rules are XLA's
+(`GetCollectiveOpGroupMode`); a form that is not known here raises `NotServed` and is never guessed.
 """
 
 from __future__ import annotations

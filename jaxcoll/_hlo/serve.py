@@ -116,8 +116,8 @@ def _is_collective(instruction: Any) -> bool:
 
 _POINT_TO_POINT = {"send", "send-done", "recv", "recv-done"}
 
-# The fields that a collective may have. Those that nothing here reads say neither who takes part nor
-# what becomes of the values.
+# The fields that a collective may have. Those that nothing here reads say neither who takes part
+# nor what becomes of the values.
 _MEANT = {
     *("name", "opcode", "shape", "metadata", "channel_id", "id", "operand_ids", "dimensions"),
     *("control_predecessor_ids", "called_computation_ids", "sharding", "replica_groups"),

@@ -2,7 +2,7 @@
 
 lax keeps its API, its types and its rules for differentiation and batching; only what its
 primitives become in the compiled program changes. Collectives that XLA's partitioner inserts are
-served after that, by the compiler's hook (`hook.py`). Calls that jaxcoll cannot serve are left to XLA.
+served after that, by the compiler's hook (`hook.py`). Whatever jaxcoll cannot serve is left to XLA.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
 compiled anew under the other, and both executables stay cached. For lax's collectives the setting
@@ -27,8 +27,8 @@ from jaxcoll.tune import table
 
 _log = logging.getLogger("jaxcoll")
 
-# The collectives that go through jaxcoll. The global value is install()'s, a thread's own value is installed()'s
-# and wins.
+# The collectives that go through jaxcoll. The global value is install()'s, a thread's own value is
+# installed()'s and wins.
 _NOTHING, _PRIMITIVES, _ALL = "", "primitives", "all"
 _routed = jax.make_user_context(default_value=_NOTHING)
 

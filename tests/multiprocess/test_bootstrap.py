@@ -333,7 +333,7 @@ def test_a_store_that_fails_is_an_error() -> None:
     with processes(2, present=0) as job:
         job.add(0, store=Broken()).want(1)
         assert job.engines[0].failure(1) == (
-            "the key-value store of jax.distributed has failed: coordinator gone"
+            "the job's store (jax.distributed) has failed: coordinator gone"
         )
 
 

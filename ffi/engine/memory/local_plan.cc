@@ -90,7 +90,7 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
     largest_level_written = std::max(largest_level_written, level_written);
     levels_.push_back(std::move(level));
   }
-  if (largest_level_written >= StreamingThresholdBytes()) store_ = Store::kStreaming;
+  if (largest_level_written >= StreamingThresholdBytes()) caching_ = Caching::kStreaming;
 }
 
 int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
@@ -132,13 +132,13 @@ void LocalPlan::RunBatch(int level, int batch, const RunBuffers& buffers) const 
       }
     } else if (action.sources.size() == 1) {
       Copy(destinations.span(), Address(action.sources[0], task.vector, buffers) + skip,
-           task.count * item_bytes_, store_);
+           task.count * item_bytes_, caching_);
     } else {
       Pointers<const void*> sources(action.sources.size());
       for (size_t i = 0; i < action.sources.size(); ++i) {
         sources[i] = Address(action.sources[i], task.vector, buffers) + skip;
       }
-      Reduce(destinations.span(), sources.span(), task.count, dtype_, reduce_op_, store_);
+      Reduce(destinations.span(), sources.span(), task.count, dtype_, reduce_op_, caching_);
     }
   }
 }
