@@ -33,7 +33,6 @@
 #include "call/interprocess.h"
 #include "engine/completion.h"
 #include "engine/memory/local_plan.h"
-#include "engine/segments/ragged.h"
 #include "engine/worker_pool.h"
 
 namespace jaxcoll {
@@ -130,7 +129,7 @@ class CallSite {
   StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
                                                         const std::vector<int64_t>& block_elements,
                                                         DType dtype, ReduceOp op) const;
-  std::shared_ptr<const RunPlan> PlanRagged(int32_t group) const;
+  StatusOr<std::shared_ptr<const RunPlan>> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
   CallFacts FactsOf(int32_t group) const;

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "comm/reactor.h"
-#include "engine/segments/ragged_run.h"
+#include "engine/ragged.h"
 #include "engine/segments/segment_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
