@@ -10,14 +10,15 @@
 
 namespace jaxcoll::cuda {
 
-StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape& shape,
-                                          int max_blocks, Reach reach) {
+StatusOr<std::unique_ptr<MessagePlan>> ProgramPlan::Create(const CallSpec& spec,
+                                                           const CallShape& shape, int max_blocks,
+                                                           Reach reach) {
   if (spec.group_size > kMaxProgramRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
                            " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
                            " that are served");
   }
-  ProgramPlan plan;
+  std::unique_ptr<ProgramPlan> plan(new ProgramPlan);
   std::vector<int32_t> ranks(spec.group_size);
   std::iota(ranks.begin(), ranks.end(), 0);
   StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
@@ -25,52 +26,52 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
   if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {
     return InvalidArgument(spec.collective + " returns as many vectors as it takes");
   }
-  plan.max_blocks_ = std::max(max_blocks, 1);
-  plan.dtype_ = shape.inputs[0].dtype;
+  plan->max_blocks_ = std::max(max_blocks, 1);
+  plan->dtype_ = shape.inputs[0].dtype;
   if (!spec.reduce_op.empty()) {
     const std::optional<ReduceOp> op = ParseReduceOp(spec.reduce_op);
     if (!op) return InvalidArgument("unknown reduce op '" + spec.reduce_op + "'");
-    if (!Supports(plan.dtype_, *op)) {
+    if (!Supports(plan->dtype_, *op)) {
       return InvalidArgument(spec.reduce_op + " is not defined for " +
-                             std::string(Name(plan.dtype_)));
+                             std::string(Name(plan->dtype_)));
     }
-    plan.reduce_op_ = *op;
+    plan->reduce_op_ = *op;
   }
   const Program& first = programs->front();
   for (size_t v = 0; v < shape.inputs.size(); ++v) {
     const CallShape::Array& input = shape.inputs[v];
     const CallShape::Array& output = shape.outputs[v];
     const int64_t block = input.elements() / first.input_blocks;
-    if (input.dtype != plan.dtype_ || output.dtype != plan.dtype_ ||
+    if (input.dtype != plan->dtype_ || output.dtype != plan->dtype_ ||
         block * first.input_blocks != input.elements() ||
         block * first.output_blocks != output.elements()) {
       return InvalidArgument(spec.collective + " over " + std::to_string(spec.group_size) +
                              " ranks cannot turn " + std::to_string(input.elements()) +
                              " elements into " + std::to_string(output.elements()));
     }
-    plan.elements_.push_back(block);
+    plan->elements_.push_back(block);
   }
   const StatusOr<World> world =
       World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
   if (!world.ok()) return world.status();
-  StatusOr<std::vector<DeviceProgram>> tables = Pack(*world, ranks, plan.max_blocks_, reach);
+  StatusOr<std::vector<DeviceProgram>> tables = Pack(*world, ranks, plan->max_blocks_, reach);
   if (!tables.ok()) return tables.status();
-  plan.tables_ = std::move(*tables);
+  plan->tables_ = std::move(*tables);
   Fingerprint fingerprint;
-  for (const DeviceProgram& table : plan.tables_) {
-    plan.table_bytes_ = std::max<uint64_t>(plan.table_bytes_, table.bytes());
+  for (const DeviceProgram& table : plan->tables_) {
+    plan->table_bytes_ = std::max<uint64_t>(plan->table_bytes_, table.bytes());
     for (const uint64_t word : table.words) fingerprint.Add(static_cast<int64_t>(word));
   }
-  plan.table_bytes_ = RoundUpToSlots(plan.table_bytes_) + AreaAddresses::Bytes(ranks.size());
+  plan->table_bytes_ = RoundUpToSlots(plan->table_bytes_) + AreaAddresses::Bytes(ranks.size());
   fingerprint.Add(spec.collective);
   for (const int64_t value :
-       {static_cast<int64_t>(plan.dtype_), static_cast<int64_t>(plan.reduce_op_),
-        static_cast<int64_t>(plan.max_blocks_)}) {
+       {static_cast<int64_t>(plan->dtype_), static_cast<int64_t>(plan->reduce_op_),
+        static_cast<int64_t>(plan->max_blocks_)}) {
     fingerprint.Add(value);
   }
-  for (const int64_t count : plan.elements_) fingerprint.Add(count);
-  plan.fingerprint_ = fingerprint.Value32();
-  return plan;
+  for (const int64_t count : plan->elements_) fingerprint.Add(count);
+  plan->fingerprint_ = fingerprint.Value32();
+  return std::unique_ptr<MessagePlan>(std::move(plan));
 }
 
 StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
@@ -136,9 +137,11 @@ std::vector<unsigned char> ProgramPlan::Table(int rank, const AreaAddresses& add
   return bytes;
 }
 
-StatusOr<ProgramCall> ProgramPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
-                                        void* const* outputs) const {
-  ProgramCall call = calls_[launch];
+ProgramCall& ProgramPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
+                               void* const* outputs, Launch& result) const {
+  result.kernel = kernel();
+  result.blocks = blocks(launch);
+  ProgramCall& call = result.parameters.emplace<ProgramCall>(calls_[launch]);
   unsigned char* const table = area + TableOffset();
   call.program = reinterpret_cast<const ProgramHeader*>(table);
   AreaAddresses::Bind(call, table + table_bytes_, tables_.size());

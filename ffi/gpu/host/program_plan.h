@@ -1,59 +1,42 @@
-// The launch that every rank of a group makes for one custom call whose schedule the interpreter
-// runs: any algorithm, and schedules written in Python. As CallPlan, it is computed from what the
-// HLO says and the shapes, so it is equal on all ranks; plain C++.
+// The plan of a call whose schedule the interpreter runs: any algorithm, and schedules written in
+// Python.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "base/dtype.h"
 #include "base/status.h"
 #include "call/call_site.h"
 #include "call/call_spec.h"
-#include "gpu/abi/area.h"
 #include "gpu/abi/device_program.h"
-#include "gpu/proxy/routes.h"
+#include "gpu/host/message_plan.h"
 
 namespace jaxcoll::cuda {
 
-class ProgramPlan {
+class ProgramPlan final : public MessagePlan {
  public:
   // `max_blocks` is the communicator's; `reach`: what its ranks reach of each other.
-  static StatusOr<ProgramPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks,
-                                      Reach reach);
+  static StatusOr<std::unique_ptr<MessagePlan>> Create(const CallSpec& spec, const CallShape& shape,
+                                                       int max_blocks, Reach reach);
 
-  int world_size() const { return static_cast<int>(tables_.size()); }
-  DType dtype() const { return dtype_; }
-  uint64_t fingerprint() const { return fingerprint_; }
-  int launches() const {
+  Kernel kernel() const override { return {.family = Kernel::kInterpreter, .dtype = dtype_}; }
+  int launches() const override {
     return static_cast<int>((elements_.size() + kMaxProgramVectors - 1) / kMaxProgramVectors);
   }
-  int blocks(int launch) const { return BlockCount(tables_[0].header(), calls_[launch]); }
-
-  // An area of a workspace: a region, and behind it the rank's table and where it finds all
-  // ranks' regions, what they write for it, and their slots.
-  //
-  // Bytes that are worth having when `available` may be taken; 0 if they do not suffice.
-  uint64_t AreaBytes(uint64_t available) const;
-  // Cuts the call for an area; once, before what follows. Fails, saying what would do, if it is too
-  // small.
-  Status Divide(uint64_t area_bytes);
-
-  // The tables that the area of a rank holds from TableOffset() on.
-  uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
-  std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
-
-  // The messages that the ranks send from host to host.
-  StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
+  int blocks(int launch) const override { return BlockCount(tables_[0].header(), calls_[launch]); }
+  uint64_t AreaBytes(uint64_t available) const override;
+  Status Divide(uint64_t area_bytes) override;
+  std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const override;
+  StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const override {
     return HostRoutes::Make(tables_, calls_, host_of_rank);
   }
-
-  // The parameters of launch `launch` for one rank whose area is at `area`, but for the cause, the
-  // deadline and the logical id.
-  StatusOr<ProgramCall> Bind(int launch, unsigned char* area, const void* const* inputs,
-                             void* const* outputs) const;
+  ProgramCall& Bind(int launch, unsigned char* area, const void* const* inputs,
+                    void* const* outputs, Launch& result) const override;
 
  private:
+  uint64_t TableBytes() const override { return table_bytes_; }
   StatusOr<std::vector<ProgramCall>> Cut(uint64_t area_bytes) const;
 
   DType dtype_ = DType::kUint8;
@@ -62,9 +45,7 @@ class ProgramPlan {
   std::vector<int64_t> elements_;      // by vector: of one block
   std::vector<DeviceProgram> tables_;  // by rank
   uint64_t table_bytes_ = 0;           // of the longest, with the addresses
-  uint64_t fingerprint_ = 0;
-  uint64_t area_bytes_ = 0;
-  std::vector<ProgramCall> calls_;  // by launch
+  std::vector<ProgramCall> calls_;     // by launch
 };
 
 }  // namespace jaxcoll::cuda
