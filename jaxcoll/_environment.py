@@ -134,6 +134,14 @@ VARIABLES = (
         engine="log",
     ),
     Variable(
+        "JAXCOLL_INSTALL",
+        default="0",
+        takes="0, 1",
+        meaning="1: every JAX program that starts is served as if it called `jaxcoll.install()` "
+        "first",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_TIMEOUT_S",
         default="300",
         takes="seconds, 0.001 to 1e8",
@@ -279,6 +287,15 @@ VARIABLES = (
         "included; or, whatever differs in the programs, those of equal kind and shapes in the "
         "order of their launches, as with XLA's own collectives; the same in all processes",
         parse=_one_of("program", "order"),
+    ),
+    Variable(
+        "JAXCOLL_MERGE_BYTES",
+        default="4194304",
+        takes="0 to 2^40",
+        meaning="under `install()`: independent collectives of one kind become one call of up to "
+        "so many bytes, and larger calls of many arrays are cut to it; 0: never; the same in all "
+        "processes",
+        parse=_integer_from(0, 1 << 40),
     ),
     Variable(
         "JAXCOLL_SECRET_FILE",

@@ -26,6 +26,7 @@ Starts the processes of a job on this machine.
     jaxcoll launch -n 4 train.py --lr 0.1
     jaxcoll launch -n 2 --devices-per-process 4 -m package.train
     jaxcoll launch -n 4 -- ./train.sh
+    jaxcoll launch -n 4 --install train.py     # which has never heard of jaxcoll
 
 In each of them a bare jax.distributed.initialize() finds the others. Each line they print comes
 out behind the rank it is from. When one fails, the others get SIGTERM and, after a time of grace,
@@ -72,6 +73,7 @@ class Job:
     coordinator: str
     devices: int | None  # per process; None leaves it to XLA_FLAGS
     secret: int | None = None  # a descriptor to inherit
+    install: bool = False
 
 
 def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -102,6 +104,8 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
         result[_secret.FD_VARIABLE] = str(job.secret)
     if _is_loopback(host):  # by default JAX's coordinator listens on every interface
         result.setdefault("JAX_COORDINATOR_BIND_ADDRESS", job.coordinator)
+    if job.install:
+        result["JAXCOLL_INSTALL"] = "1"
     result.setdefault("JAX_PLATFORMS", "cpu")
     result.setdefault("PYTHONUNBUFFERED", "1")
     if job.devices is not None:
@@ -398,6 +402,11 @@ def parser() -> argparse.ArgumentParser:
         "--coordinator (default: N)",
     )
     add("--first", type=int, default=0, metavar="R", help="rank of our first process (default: 0)")
+    add(
+        "--install",
+        action="store_true",
+        help="serve all collectives of the program, as if it called jaxcoll.install()",
+    )
     add("-m", nargs=argparse.REMAINDER, metavar="MODULE", help="run a Python module")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return command
@@ -433,5 +442,7 @@ def main(argv: list[str] | None = None) -> int:
         address = options.coordinator or stack.enter_context(_local_coordinator())
         secret = stack.enter_context(_inherited_secret(total, options.n))
         devices = options.devices_per_process
-        job = Job(command, options.n, total, options.first, address, devices, secret)
+        job = Job(
+            *(command, options.n, total, options.first, address, devices, secret, options.install)
+        )
         return _Launcher(job).run()

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax
+from jax._src import compiler as _compiler
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
@@ -35,11 +36,16 @@ from jax._src.interpreters import partial_eval as _pe
 from jax._src.lax import parallel as _parallel
 from jax._src.lib import xla_client as _xla_client
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import func, hlo
+from jax._src.lib.mlir.dialects import func, hlo, sdy
 from jax._src.sharding_impls import SPMDAxisContext
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.sharding import PartitionSpec as P
+
+try:
+    from jaxlib import _xla  # from 0.10.2 on
+except ImportError:
+    _xla = None
 
 AxisName = Hashable
 if TYPE_CHECKING:
@@ -454,6 +460,65 @@ def register_partitioner(
 def dictionary_entries(dictionary: ir.Attribute) -> dict[str, ir.Attribute]:
     parsed: Any = ir.DictAttr(dictionary)
     return {item.name: item.attr for item in parsed}
+
+
+# --- the compiler's hook ------------------------------------------------------------------------
+
+
+def hook_trouble() -> str:
+    """Why this JAX hands out no modules between partitioning and scheduling; "" if it does."""
+    if not hasattr(_xla, "register_xla_transform"):
+        return f"JAX {jax.__version__} has no hook in its compiler; 0.10.2 and later have one"
+    if not hasattr(_compiler, "compile_or_get_cached"):
+        return f"JAX {jax.__version__} compiles in another way than is known here"
+    return ""
+
+
+def register_module_transformation(name: str, transform: Callable[[bytes], bytes | None]) -> None:
+    """Has `transform` called with every module that is compiled for CPUs, in any thread.
+
+    JAX's own function for this starts the back ends in some versions.
+    """
+    _xla.register_xla_transform(name, 0, transform)  # 0: before the scheduler
+
+
+def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None:
+    """Has `look` called with each module that JAX is about to compile, or to look for in its
+    persistent cache, and its devices, in the thread that asks for it."""
+    compile_or_get_cached = _compiler.compile_or_get_cached
+
+    def wrapper(
+        backend: Any, computation: ir.Module, devices: Any, *rest: Any, **named: Any
+    ) -> Any:
+        look(computation, list(devices.flat))
+        return compile_or_get_cached(backend, computation, devices, *rest, **named)
+
+    _compiler.compile_or_get_cached = wrapper
+
+
+_FRONTEND_ATTRIBUTES = "mhlo.frontend_attributes"
+
+
+def set_frontend_attribute(module: ir.Module, name: str, value: str) -> None:
+    """Sets an attribute of a module that XLA carries along."""
+    with module.context:
+        attributes = module.operation.attributes
+        entries = {}
+        if _FRONTEND_ATTRIBUTES in attributes:
+            entries = dictionary_entries(attributes[_FRONTEND_ATTRIBUTES])
+        entries[name] = ir.StringAttr.get(value)
+        attributes[_FRONTEND_ATTRIBUTES] = ir.DictAttr.get(entries)
+
+
+def meshes_of(module: ir.Module) -> list[tuple[dict[str, int], list[int]]]:
+    """The meshes that a module names: sizes of their axes, and their logical ids, [] in order."""
+    meshes = []
+    for op in module.body.operations:
+        if op.operation.name == "sdy.mesh":
+            mesh = sdy.MeshAttr(op.attributes["mesh"])
+            axes = [sdy.MeshAxisAttr(axis) for axis in mesh.axes]
+            meshes.append(({axis.name: axis.size for axis in axes}, list(mesh.device_ids)))
+    return meshes
 
 
 # --- exported programs --------------------------------------------------------------------------

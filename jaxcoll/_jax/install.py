@@ -1,11 +1,13 @@
-"""install(): lax's own collectives, lowered through jaxcoll.
+"""install(): lax's own collectives, and those that XLA inserts, through jaxcoll.
 
 lax keeps its API, its types and its rules for differentiation and batching; only what its
-primitives become in the compiled program changes. Calls that jaxcoll cannot serve are left to XLA.
+primitives become in the compiled program changes. What XLA's partitioner inserts is served after
+that, by the compiler's hook (`hook.py`). Calls that jaxcoll cannot serve are left to XLA.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
-compiled anew under the other, and both executables stay cached. The setting that counts is the one
-in force where a program is lowered: at the first call of a jitted function, or at `.lower()`.
+compiled anew under the other, and both executables stay cached. For lax's collectives the setting
+counts that is in force where a program is lowered, for XLA's the one where it is compiled: both are
+at the first call of a jitted function, or at `.lower()` and `.compile()`.
 """
 
 from __future__ import annotations
@@ -14,49 +16,63 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import numpy as np
 
 from jaxcoll._errors import JaxcollError, SetupError, UnsupportedError
-from jaxcoll._jax import api, compat, lowering
+from jaxcoll._jax import api, compat, hook, lowering
 from jaxcoll.tune import table
 
-# True: lower lax's collectives through jaxcoll. The global value is install()'s, a thread's own
-# value is installed()'s and wins.
-_routed = jax.make_user_context(default_value=False)
+_log = logging.getLogger("jaxcoll")
+
+# What goes through jaxcoll. The global value is install()'s, a thread's own value is installed()'s
+# and wins.
+_NOTHING, _PRIMITIVES, _ALL = "", "primitives", "all"
+_routed = jax.make_user_context(default_value=_NOTHING)
 
 _registration = threading.Lock()
 _registered = False
+_hook_trouble = ""  # why the compiler's hook could not be registered; guarded by _registration
 
 
-def install() -> None:
-    """Routes lax's collectives through jaxcoll in every thread, from now on until `uninstall()`.
+def install(compiler: bool = True) -> None:
+    """Routes collectives through jaxcoll in every thread, from now on until `uninstall()`.
+
+    These are the ones that a program calls by `jax.lax`, and the ones that XLA inserts where arrays
+    are sharded (`jax.jit` with a NamedSharding), on CPUs and from JAX 0.10.2 on; an older JAX logs
+    one warning.
 
     Programs that are already compiled keep running as they are; calling the functions they came
     from compiles them anew. `install_report()` lists which collectives are served, and why some of
     their uses were left to XLA: whatever keeps jaxcoll from lowering a call, lax's rule takes over.
     A call that lax refuses too is refused in lax's words. Faults of the job's set-up are raised.
 
+    Args:
+      compiler: False serves those of `jax.lax` alone.
+
     Raises: TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
     table.active()  # found here rather than while a program is lowered
-    _register()
-    _routed.set_global(True)
+    _register(compiler)
+    _routed.set_global(_ALL if compiler else _PRIMITIVES)
 
 
 def uninstall() -> None:
     """Undoes `install()`; inside `installed()` the context manager stays in force."""
-    _routed.set_global(False)
+    _routed.set_global(_NOTHING)
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
-    """Routes lax's collectives through jaxcoll in this thread, within a `with` statement.
+def installed(compiler: bool = True) -> Iterator[None]:
+    """As `install()`, in this thread, within a `with` statement.
 
     A function that `custom_partitioning` partitions is lowered in a thread of XLA's: that takes
     `install()`.
+
+    Args:
+      compiler: False serves the collectives of `jax.lax` alone.
 
     Raises: RuntimeError when entered in a function that is being traced, where it would have no
       effect: programs are lowered after they are traced. Enter it around the call instead.
@@ -68,26 +84,42 @@ def installed() -> Iterator[None]:
             "jaxcoll.installed() has no effect inside a function that JAX is tracing; "
             "enter it around the call of the jitted function"
         )
-    _register()
-    with _routed(True):
+    _register(compiler)
+    with _routed(_ALL if compiler else _PRIMITIVES):
         yield
 
 
 class Treatment(NamedTuple):
-    """How install() treats one of lax's primitives."""
+    """How install() treats one of lax's primitives, or a collective that XLA inserts."""
 
-    primitive: str
+    primitive: str  # "psum"; "all-reduce", with a hyphen, is XLA's
     treatment: Literal["served", "left to XLA"]
     reason: str  # why it is left to XLA, or which of its uses are
     fell_back: tuple[str, ...] = ()  # why this process has left some of its uses to XLA so far
 
 
-def install_report() -> list[Treatment]:
-    """How install() treats each collective primitive of the JAX that is running.
+@overload
+def install_report() -> list[Treatment]: ...
+@overload
+def install_report(compiled: jax.stages.Compiled) -> hook.report.ProgramReport: ...
+def install_report(
+    compiled: jax.stages.Compiled | None = None,
+) -> list[Treatment] | hook.report.ProgramReport:
+    """How install() treats each kind of collective, or each collective of one program.
 
-    `fell_back` tells what no other entry can: which uses jaxcoll could not lower and has left to
-    XLA in this process, each reason once.
+    Args:
+      compiled: a program, `jax.jit(f).lower(...).compile()`. None: all kinds of the JAX that is
+        running, by lax's names for its primitives and XLA's for what it inserts.
+
+    Returns:
+      A list of `Treatment`, whose `fell_back` tells what no other entry can: which uses jaxcoll
+      could not serve and has left to XLA in this process, each reason once. Of a program, what was
+      served and what was left, and why; print it.
+
+    Raises: TypeError for what is no compiled program.
     """
+    if compiled is not None:
+        return hook.report_of(compiled)
     report = []
     for name in sorted(compat.parallel_primitives()):
         if name in _NOT_COLLECTIVE:
@@ -99,7 +131,20 @@ def install_report() -> list[Treatment]:
         else:
             reason = _LEFT_TO_XLA.get(name, "not known to this version of jaxcoll")
             report.append(Treatment(name, "left to XLA", reason))
-    return report
+    return report + _of_xla()
+
+
+def _of_xla() -> list[Treatment]:
+    """How what XLA inserts is treated."""
+    with _registration:
+        trouble = _hook_trouble or hook.trouble()
+    if trouble:
+        return [Treatment(opcode, "left to XLA", trouble) for opcode in hook.OPCODES]
+    reasons: dict[str, dict[str, None]] = {opcode: {} for opcode in hook.OPCODES}
+    for report in hook.reports():
+        for left in report.left:
+            reasons.setdefault(left.origin, {})[left.reason] = None
+    return [Treatment(opcode, "served", "", tuple(found)) for opcode, found in reasons.items()]
 
 
 def unknown_primitives() -> list[str]:
@@ -240,13 +285,21 @@ _NOT_COLLECTIVE = {"axis_index", "preduced", "vary_unreduced_cast", "vary_unredu
 # --- the lowering rules -------------------------------------------------------------------------
 
 
-def _register() -> None:
+def _register(compiler: bool) -> None:
     """Puts a rule that looks at the switch in front of each of lax's, once per process.
 
-    It stays there: with the switch off it is lax's own rule.
+    It stays there: with the switch off it is lax's own rule. So does the compiler's hook.
     """
-    global _registered
+    global _registered, _hook_trouble
     with _registration:
+        if compiler and not _hook_trouble:
+            _hook_trouble = hook.register(lambda: _routed.value == _ALL)
+            if _hook_trouble:
+                _log.warning(
+                    "jaxcoll.install(): what XLA inserts is left to XLA: %s. lax's own collectives "
+                    "are served",
+                    _hook_trouble,
+                )
         if _registered:
             return
         primitives = compat.parallel_primitives()
@@ -307,7 +360,7 @@ def _note(name: str, why: Exception) -> None:
             return
         reasons.append(reason)
     if not foreseen:
-        logging.getLogger("jaxcoll").warning(
+        _log.warning(
             "jaxcoll.install(): a %s that jaxcoll could not lower is left to XLA: %s", name, reason
         )
 

@@ -1,16 +1,35 @@
 """The hook that JAX calls when it makes its back ends: the other processes of the job learn of this
-one.
+one, and JAXCOLL_INSTALL=1 installs jaxcoll in a program that does not know of it.
 
 JAX initialises every module in `jax_plugins`, and those of the entry points of that name, after
 `jax.distributed.initialize` and before the first device can be used. There is no back end here.
-Nothing happens in a program that has not imported jaxcoll.
+Without the variable nothing happens in a program that has not imported jaxcoll.
 """
 
+import os
 import sys
 
 
 def initialize() -> None:
     """Called by JAX, once."""
+    if os.environ.get("JAXCOLL_INSTALL", "0") not in ("", "0"):
+        _install()
     startup = sys.modules.get("jaxcoll._jax.startup")
     if getattr(startup, "started", False):  # else `import jaxcoll` has not come so far, and will
         sys.modules["jaxcoll._job.presence"].announce()
+
+
+def _install() -> None:
+    """As the program would, before it compiles anything.
+
+    Who sets the variable wants jaxcoll: JAX would log an exception and go on without.
+    """
+    import importlib
+
+    try:
+        jaxcoll = importlib.import_module("jaxcoll")
+        jaxcoll.install()
+    except Exception as error:
+        print(f"JAXCOLL_INSTALL: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)

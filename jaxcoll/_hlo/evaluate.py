@@ -1,0 +1,119 @@
+"""The values of integers that a module computes from the device's number, on every device at once.
+
+Where a device cuts its slice out of an array is such a number: partition-id times a size, or an
+entry of a table. Anything else has no value here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxcoll._hlo.groups import Devices
+
+# XLA's types of integers.
+_DTYPES = {
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.uint8,
+    7: np.uint16,
+    8: np.uint32,
+    9: np.uint64,
+}
+_LITERALS = {4: "s32s", 5: "s64s", 8: "u32s", 9: "u64s"}
+_SAME = {"bitcast", "reshape", "copy"}
+_BINARY: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+}
+
+
+class Evaluator:
+    """Evaluates instructions of one module."""
+
+    def __init__(self, module: Any, devices: Devices) -> None:
+        self._computations = {c.id: c for c in module.computations}
+        self._by_id = {c.id: {i.id: i for i in c.instructions} for c in module.computations}
+        logical = np.arange(len(devices))
+        self._numbers = {
+            "partition-id": logical % devices.partitions,
+            "replica-id": logical // devices.partitions,
+        }
+        self._devices = len(devices)
+
+    def value(
+        self, computation: int, instruction: Any, parameters: list[np.ndarray | None] | None = None
+    ) -> np.ndarray | None:
+        """(devices, *dimensions); None if it is not known.
+
+        Args:
+          computation: the id of that of `instruction`.
+          parameters: the values of the computation's parameters, where they are known.
+        """
+        dtype = _DTYPES.get(instruction.shape.element_type)
+        if dtype is None or np.prod(instruction.shape.dimensions, dtype=int) > 1 << 20:
+            return None
+        shape = (self._devices, *instruction.shape.dimensions)
+        opcode = instruction.opcode
+        if opcode in self._numbers:
+            return self._numbers[opcode].astype(dtype)
+        if opcode == "parameter":
+            return parameters[instruction.parameter_number] if parameters else None
+        if opcode == "constant":
+            return self._constant(instruction, shape, dtype)
+        operands = []
+        for operand in instruction.operand_ids:
+            found = self._by_id[computation][operand]
+            operands.append(self.value(computation, found, parameters))
+        if opcode == "fusion":
+            (called,) = instruction.called_computation_ids
+            root = self._by_id[called][self._computations[called].root_id]
+            return self.value(called, root, operands)
+        known = [operand for operand in operands if operand is not None]
+        if len(known) < len(operands):
+            return None
+        with np.errstate(over="ignore"):
+            return self._result(instruction, known, shape, dtype)
+
+    def _constant(self, instruction: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
+        name = _LITERALS.get(instruction.shape.element_type)
+        if name is None:
+            return None
+        values = np.array(list(getattr(instruction.literal, name)), dtype)
+        order = list(instruction.shape.layout.minor_to_major)
+        if values.size != np.prod(shape[1:], dtype=int) or order != sorted(order, reverse=True):
+            return None
+        return np.broadcast_to(values.reshape(shape[1:]), shape)
+
+    def _result(
+        self, instruction: Any, operands: list[np.ndarray], shape: tuple[int, ...], dtype: Any
+    ) -> np.ndarray | None:
+        opcode = instruction.opcode
+        if opcode == "convert":
+            return operands[0].astype(dtype)
+        if opcode in _SAME and operands[0].dtype == dtype and operands[0].size == np.prod(shape):
+            return operands[0].reshape(shape)
+        if opcode in _BINARY and all(o.shape == shape for o in operands) and len(operands) == 2:
+            return _BINARY[opcode](*operands).astype(dtype)
+        if opcode == "dynamic-slice":
+            return self._dynamic_slice(instruction, operands)
+        return None
+
+    def _dynamic_slice(self, instruction: Any, operands: list[np.ndarray]) -> np.ndarray:
+        array, *starts = operands
+        sizes = list(instruction.dynamic_slice_sizes)
+        rows = []
+        for device in range(self._devices):
+            index = []
+            for dimension, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+                first = min(max(int(start[device]), 0), array.shape[dimension + 1] - size)
+                index.append(slice(first, first + size))
+            rows.append(array[device][tuple(index)])
+        return np.stack(rows)

@@ -1,0 +1,262 @@
+"""Independent calls of one kind become one call with many operands, up to a number of bytes.
+
+A call costs its messages' latency whatever it carries. XLA combines all independent all-reduces
+behind the last operand, whatever they carry, and other collectives not at all. So calls of many
+operands are taken apart, and what is left are parts, an operand and its result each. They are put
+together anew in the order in which their operands are ready:
+
+- parts of equal attributes (collective, algorithm, groups, ...) only. Each stays a collective of
+  its own with the schedule that it had, so no bit of a result changes;
+- none that is needed for another one of its call, directly or by way of other calls;
+- none whose call would become ready only after its result is needed on the critical path.
+
+The times that this goes by are estimates from the sizes of arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxcoll._hlo import module as _module
+from jaxcoll._hlo import proto, serve
+from jaxcoll._hlo.costs import Costs, Times
+from jaxcoll._hlo.simplify import CHANGES
+
+_UNMERGED = {"ragged_all_to_all"}
+
+# (attributes of a call, bytes of its operands) -> its algorithm, and dims, or None to keep it.
+Rechoose = Callable[[str, int], str | None]
+
+
+@dataclasses.dataclass
+class _Part:
+    """One operand of a call, and its result."""
+
+    call: Any
+    place: int
+    operand: int  # id
+    key: str
+    bytes: int
+    ready: float = 0.0  # when its operand is, in estimated time from the start
+    needed: float = 0.0  # when its result must be there, lest the program takes longer
+
+
+def merge(module: Any, most_bytes: int, rechoose: Rechoose) -> None:
+    """Merges the calls of a module."""
+    costs = Costs(module)
+    for computation, body in _module.bodies(module):
+        calls = [i for i in computation.instructions if _is_ours(i)]
+        if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
+            _Merger(body, computation, calls, costs, most_bytes, rechoose).merge()
+
+
+def _is_ours(instruction: Any) -> bool:
+    if instruction.custom_call_target != serve.TARGET:
+        return False
+    results = len(_module.arrays(instruction.shape))
+    # One more operand says on which device the call is made.
+    return len(instruction.operand_ids) == results and not any(
+        f'collective = "{name}"' in instruction.backend_config.decode() for name in _UNMERGED
+    )
+
+
+_TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
+
+
+def _key(call: Any, element_type: int) -> str:
+    """What must be equal of two calls that become one."""
+    config = _TOLD_APART.sub(r'\1 = ""', call.backend_config.decode())
+    several = 'program = ""' not in call.backend_config.decode()
+    attributes = sorted((a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES)
+    return f"{config} {element_type} {several} {attributes}"
+
+
+class _Merger:
+    """Merges the calls of one computation."""
+
+    def __init__(
+        self,
+        body: Any,
+        computation: Any,
+        calls: Sequence[Any],
+        costs: Costs,
+        most_bytes: int,
+        rechoose: Rechoose,
+    ) -> None:
+        self._body = body
+        self._computation = computation
+        self._instructions = {i.id: i for i in computation.instructions}
+        self._calls = calls
+        self._most_bytes = most_bytes
+        self._rechoose = rechoose
+        self._number = {call.id: number for number, call in enumerate(calls)}
+        self._before = self._calls_before()  # by id: a bit for each call that it depends on
+        self._times = Times(computation, costs)
+        self._made = 0
+
+    def merge(self) -> None:
+        parts = [part for call in self._calls for part in self._parts(call)]
+        # What a part depends on comes before it.
+        groups = self._grouped(sorted(parts, key=lambda p: (p.ready, self._number[p.call.id])))
+        if any({p.call.id for p in g} != {g[0].call.id} for g in groups) or len(groups) != len(
+            self._calls
+        ):
+            self._write(groups)
+
+    # --- what is known of the computation ---------------------------------------------------------
+
+    def _calls_before(self) -> dict[int, int]:
+        before: dict[int, int] = {}
+        for i in self._computation.instructions:
+            bits = 0
+            for source in (*i.operand_ids, *i.control_predecessor_ids):
+                bits |= before[source]
+                if source in self._number:
+                    bits |= 1 << self._number[source]
+            before[i.id] = bits
+        return before
+
+    def _parts(self, call: Any) -> list[_Part]:
+        parts = []
+        needed = {
+            i.tuple_index: self._times.must_end[i.id]
+            for i in self._computation.instructions
+            if i.opcode == "get-tuple-element" and list(i.operand_ids) == [call.id]
+        }
+        for place, operand in enumerate(call.operand_ids):
+            shape = self._instructions[operand].shape
+            parts.append(
+                _Part(
+                    *(call, place, operand, _key(call, shape.element_type)),
+                    _module.byte_count(shape),
+                    self._times.end[operand],
+                    needed.get(place, self._times.must_end[call.id]),
+                )
+            )
+        return parts
+
+    # --- which parts become a call ---------------------------------------------------------------
+
+    def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
+        groups: list[list[_Part]] = []
+        self._group_of: dict[int, set[int]] = {}  # call -> the groups that its parts are in
+        open_groups: dict[str, int] = {}
+        for part in parts:
+            number = open_groups.get(part.key)
+            if number is None or not self._may_join(groups, number, part):
+                number = len(groups)
+                groups.append([])
+                open_groups[part.key] = number
+            groups[number].append(part)
+            self._group_of.setdefault(self._number[part.call.id], set()).add(number)
+        return groups
+
+    def _may_join(self, groups: list[list[_Part]], number: int, part: _Part) -> bool:
+        group = groups[number]
+        if sum(p.bytes for p in group) + part.bytes > self._most_bytes:
+            return False
+        if any(part.ready > p.needed for p in group):
+            return False
+        # Nothing in a group needs what comes later, unless by way of a group that it has joined.
+        return number not in self._needed_groups(groups, part)
+
+    def _needed_groups(self, groups: list[list[_Part]], part: _Part) -> set[int]:
+        """The groups that a part depends on, by way of whole groups."""
+        found: set[int] = set()
+        todo = [self._before[part.operand] | self._bits(part.operand)]
+        seen = 0
+        while todo:
+            bits = todo.pop() & ~seen
+            seen |= bits
+            while bits:
+                low = bits & -bits
+                bits ^= low
+                for number in self._group_of.get(low.bit_length() - 1, set()) - found:
+                    found.add(number)
+                    todo += [
+                        self._before[p.operand] | self._bits(p.operand) for p in groups[number]
+                    ]
+        return found
+
+    def _bits(self, instruction: int) -> int:
+        number = self._number.get(instruction)
+        return 0 if number is None else 1 << number
+
+    # --- the calls that they become --------------------------------------------------------------
+
+    def _write(self, groups: list[list[_Part]]) -> None:
+        results: dict[tuple[int, int], int] = {}  # (old call, place) -> what stands for it now
+        made: list[Any] = []
+        for group in groups:
+            call = self._call(group)
+            made.append(call)
+            for index, part in enumerate(group):
+                if len(group) > 1:
+                    shape = _module.arrays(part.call.shape)[part.place]
+                    made.append(
+                        self._body.make(call, "get-tuple-element", shape, [call], tuple_index=index)
+                    )
+                results[part.call.id, part.place] = made[-1].id
+        for call in self._calls:
+            ids = [results[call.id, place] for place in range(len(call.operand_ids))]
+            if call.shape.element_type == _module.TUPLE:
+                whole = self._body.make(call, "tuple", call.shape, [])
+                whole.operand_ids[:] = ids
+                made.append(whole)
+                ids = [whole.id]
+            self._body.rename(call.id, ids[0])
+        self._body.write(made)
+
+    def _call(self, group: list[_Part]) -> Any:
+        first = group[0]
+        shapes = [_module.arrays(part.call.shape)[part.place] for part in group]
+        whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
+        made = self._body.make(first.call, "custom-call", whole, [])
+        call = proto.Instruction()
+        call.CopyFrom(first.call)
+        call.id, call.name = made.id, made.name
+        call.shape.CopyFrom(whole)
+        call.operand_ids[:] = [part.operand for part in group]
+        layouts = [p.call.operand_shapes_with_layout[p.place] for p in group]
+        copies = [proto.Shape.FromString(layout.SerializeToString()) for layout in layouts]
+        del call.operand_shapes_with_layout[:]
+        call.operand_shapes_with_layout.extend(copies)
+        before = dict.fromkeys(p for part in group for p in part.call.control_predecessor_ids)
+        call.control_predecessor_ids[:] = list(before)
+        sources = list({part.call.id: part.call for part in group}.values())
+        call.backend_config = self._config(sources, group).encode()
+        self._note(call, sources, group)
+        return call
+
+    def _config(self, sources: Sequence[Any], group: list[_Part]) -> str:
+        config = sources[0].backend_config.decode()
+        texts = [dict(_TOLD_APART.findall(s.backend_config.decode())) for s in sources]
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        self._made += 1
+        shown = {
+            "label": texts[0]["label"] + more,
+            "program": texts[0]["program"],
+            # Processes merge alike: the number of the call tells it from others of its program.
+            "signature": " + ".join(dict.fromkeys(t["signature"] for t in texts if t["signature"])),
+        }
+        if shown["signature"]:
+            shown["signature"] += f" merged {self._made}"
+        config = _TOLD_APART.sub(lambda match: f'{match[1]} = "{shown[match[1]]}"', config)
+        return self._rechoose(config, sum(part.bytes for part in group)) or config
+
+    def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:
+        notes = [a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES]
+        if len(sources) > 1:
+            notes.append(f"{len(group)} operands of {len(sources)} calls merged")
+        elif len(group) < len(sources[0].operand_ids):
+            notes.append(f"{len(group)} operands of a call of {len(sources[0].operand_ids)}")
+        others = [(a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES]
+        del call.frontend_attributes.map[:]
+        for key, value in [
+            *others,
+            *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else []),
+        ]:
+            call.frontend_attributes.map.add(key=key, value=value)

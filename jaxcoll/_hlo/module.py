@@ -1,0 +1,282 @@
+"""Computations while they are rewritten: their instructions in order, and new ones among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from jaxcoll._hlo import proto
+
+# The number of XLA's type, and a type's name there: its bytes.
+TUPLE = 13
+PRED = 1
+_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 2,
+    8: 4,
+    9: 8,
+    10: 2,
+    11: 4,
+    12: 8,
+    15: 8,
+    16: 2,
+    18: 16,
+    19: 1,
+    20: 1,
+    23: 1,
+    24: 1,
+    25: 1,
+    28: 1,
+    29: 1,
+    33: 1,
+}
+_NAMES = {
+    1: "pred",
+    2: "s8",
+    3: "s16",
+    4: "s32",
+    5: "s64",
+    6: "u8",
+    7: "u16",
+    8: "u32",
+    9: "u64",
+    10: "f16",
+    11: "f32",
+    12: "f64",
+    15: "c64",
+    16: "bf16",
+    18: "c128",
+    19: "f8e5m2",
+    20: "f8e4m3fn",
+    23: "f8e4m3b11fnuz",
+    24: "f8e5m2fnuz",
+    25: "f8e4m3fnuz",
+    28: "f8e4m3",
+    29: "f8e3m4",
+    33: "f8e8m0fnu",
+    13: "tuple",
+    14: "opaque",
+    17: "token",
+}
+
+
+def element_bytes(element_type: int) -> int | None:
+    """Bytes of an element; None for types that jaxcoll's engines do not have."""
+    return _BYTES.get(element_type)
+
+
+def type_name(element_type: int) -> str:
+    return _NAMES.get(element_type, f"type {element_type}")
+
+
+def element_count(shape: Any) -> int:
+    return math.prod(shape.dimensions)
+
+
+def byte_count(shape: Any) -> int:
+    """Bytes of an array whose type the engines have."""
+    return element_count(shape) * _BYTES[shape.element_type]
+
+
+def arrays(shape: Any) -> list[Any]:
+    """The arrays of a shape: itself, or the elements of a tuple of arrays."""
+    return list(shape.tuple_shapes) if shape.element_type == TUPLE else [shape]
+
+
+def array(
+    element_type: int, dimensions: Sequence[int], minor_to_major: Sequence[int] | None = None
+) -> Any:
+    """The shape of an array; row-major unless it says otherwise."""
+    shape = proto.Shape(element_type=element_type, dimensions=dimensions)
+    shape.is_dynamic_dimension.extend([False] * len(dimensions))
+    order = range(len(dimensions) - 1, -1, -1) if minor_to_major is None else minor_to_major
+    shape.layout.minor_to_major.extend(order)
+    shape.layout.tail_padding_alignment_in_elements = 1
+    return shape
+
+
+def tuple_of(shapes: Iterable[Any]) -> Any:
+    return proto.Shape(element_type=TUPLE, tuple_shapes=shapes)
+
+
+def text(shape: Any) -> str:
+    """A shape as XLA prints it, without its layout."""
+    if shape.element_type == TUPLE:
+        return f"({', '.join(map(text, shape.tuple_shapes))})"
+    return f"{type_name(shape.element_type)}[{','.join(map(str, shape.dimensions))}]"
+
+
+class Body:
+    """A computation whose instructions are replaced."""
+
+    def __init__(self, computation: Any, ids: Iterator[int]) -> None:
+        self._computation = computation
+        self._ids = ids
+        self.by_id: dict[int, Any] = {i.id: i for i in computation.instructions}
+        self.users: dict[int, list[Any]] = {i.id: [] for i in computation.instructions}
+        for instruction in computation.instructions:
+            for operand in dict.fromkeys(instruction.operand_ids):
+                self.users[operand].append(instruction)
+        self._replaced: dict[int, list[Any]] = {}  # by id of what they replace
+        self._renamed: dict[int, int] = {}  # id -> the id that stands for it now
+
+    @property
+    def instructions(self) -> Sequence[Any]:
+        """Those of the computation, as it was."""
+        return self._computation.instructions
+
+    @property
+    def root_id(self) -> int:
+        return int(self._computation.root_id)
+
+    def operands(self, instruction: Any) -> list[Any]:
+        return [self.by_id[operand] for operand in instruction.operand_ids]
+
+    def make(
+        self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any
+    ) -> Any:
+        """A new instruction, which stands for a part of `like`."""
+        made = proto.Instruction(opcode=opcode, id=next(self._ids), **fields)
+        made.name = f"{like.name}.{opcode}.{made.id & 0xFFFFFFFF}"
+        made.shape.CopyFrom(shape)
+        made.operand_ids.extend(operand.id for operand in operands)
+        made.metadata.CopyFrom(like.metadata)
+        return made
+
+    def replace(self, old: Any, new: Sequence[Any]) -> None:
+        """Puts `new` where `old` is. The last of them stands for it, and has its id."""
+        *_, last = new
+        last.id, last.name = old.id, old.name
+        for instruction in new:
+            instruction.control_predecessor_ids[:] = old.control_predecessor_ids
+        self._replaced[old.id] = list(new)
+
+    def drop(self, old: Any, instead: Any) -> None:
+        """Removes an instruction; who uses it uses `instead`."""
+        self.rename(old.id, instead.id)
+
+    def rename(self, old: int, new: int) -> None:
+        """As `drop`, by ids."""
+        self._renamed[old] = new
+        self._replaced[old] = []
+
+    def add(self, instructions: Sequence[Any]) -> None:
+        """Adds instructions that nothing uses."""
+        _write(self._computation, [*self._computation.instructions, *instructions], {})
+
+    def write(self, more: Sequence[Any] = ()) -> bool:
+        """Puts what has been replaced into the computation, and more; whether anything was."""
+        if not self._replaced:
+            return False
+        order = []
+        for instruction in self._computation.instructions:
+            order += self._replaced.get(instruction.id, [instruction])
+        _write(self._computation, [*order, *more], self._renamed)
+        return True
+
+
+def _write(computation: Any, instructions: Sequence[Any], renamed: dict[int, int]) -> None:
+    """Gives a computation other instructions, under which some ids have come to be others."""
+
+    def now(number: int) -> int:
+        while number in renamed:
+            number = renamed[number]
+        return number
+
+    kept = [proto.Instruction.FromString(i.SerializeToString()) for i in instructions]
+    if renamed:
+        for instruction in kept:
+            for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
+                if any(i in renamed for i in ids):
+                    ids[:] = [now(i) for i in ids]
+    del computation.instructions[:]
+    computation.instructions.extend(_in_order(kept))
+    computation.root_id = now(computation.root_id)
+
+
+def _in_order(instructions: Sequence[Any]) -> list[Any]:
+    """Instructions behind what they need, and otherwise as they were."""
+    by_id = {i.id: i for i in instructions}
+    done: set[int] = set()
+    ordered = []
+    for first in instructions:
+        stack = [first]
+        while stack:
+            i = stack[-1]
+            sources = (*i.operand_ids, *i.control_predecessor_ids)
+            missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if i.id not in done:
+                done.add(i.id)
+                ordered.append(i)
+    return ordered
+
+
+def forward_tuples(module: Any) -> None:
+    """Has who takes an element of a tuple that is put together take what was put in.
+
+    Else it would wait for the other elements, too.
+    """
+    for computation in module.computations:
+        if computation.is_fusion_computation:
+            continue
+        tuples = {i.id: i for i in computation.instructions if i.opcode == "tuple"}
+        renamed = {
+            i.id: tuples[i.operand_ids[0]].operand_ids[i.tuple_index]
+            for i in computation.instructions
+            if i.opcode == "get-tuple-element" and i.operand_ids[0] in tuples
+        }
+        if not renamed:
+            continue
+        kept = [i for i in computation.instructions if i.id not in renamed]
+        _write(computation, kept, renamed)
+        used = {s for i in computation.instructions for s in i.operand_ids}
+        used |= {s for i in computation.instructions for s in i.control_predecessor_ids}
+        used.add(computation.root_id)
+        kept = [i for i in computation.instructions if i.opcode != "tuple" or i.id in used]
+        if len(kept) < len(computation.instructions):
+            _write(computation, kept, {})
+
+
+def bodies(module: Any) -> Iterator[tuple[Any, Body]]:
+    """The computations of a module that may hold collectives."""
+    # XLA numbers instructions within the upper half of their computation's number, or through.
+    through = max((i.id for c in module.computations for i in c.instructions), default=0)
+    for computation in module.computations:
+        if computation.is_fusion_computation or not computation.instructions:
+            continue
+        last = max(i.id for i in computation.instructions)
+        by_computation = last >> 32 == computation.id
+        start = last if by_computation else through
+        body = Body(computation, iter(range(start + 1, start + (1 << 30))))
+        yield computation, body
+        if not by_computation:
+            through = max(through, next(body._ids))
+
+
+def attributes(message: Any) -> dict[str, str]:
+    """Frontend attributes of a module or an instruction."""
+    return {entry.key: entry.value for entry in message.frontend_attributes.map}
+
+
+def source(module: Any, instruction: Any) -> str:
+    """Where an instruction comes from: "train.py:57 (dot_general)"; "" if XLA does not know."""
+    metadata = instruction.metadata
+    file, line = metadata.source_file, metadata.source_line
+    index = module.stack_frame_index
+    if metadata.stack_frame_id and metadata.stack_frame_id <= len(index.stack_frames):
+        frame = index.stack_frames[metadata.stack_frame_id - 1]
+        location = index.file_locations[frame.file_location_id - 1]
+        file, line = index.file_names[location.file_name_id - 1], location.line
+    operation = metadata.op_name.rpartition("/")[2]
+    place = f"{file.rpartition('/')[2]}:{line}" if file else ""
+    return f"{place} ({operation})" if place and operation else place or operation

@@ -1,0 +1,538 @@
+"""XLA's collectives -> jaxcoll's custom call.
+
+Every form is checked, down to the layouts; what is not known here is left to XLA, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcoll._hlo import groups as _groups
+from jaxcoll._hlo import module as _module
+from jaxcoll._hlo import proto
+from jaxcoll._hlo.groups import NotServed
+from jaxcoll._hlo.module import Body
+
+TARGET = "jaxcoll_collective"
+TYPED_FFI = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a collective asks for."""
+
+    collective: str  # by the engine's name
+    groups: np.ndarray  # int64, (groups, ranks per group): logical ids
+    byte_count: int  # of the operands
+    signature: str  # the operands' types
+    source: str  # where the program asks for it; "" if unknown
+    origin: str  # XLA's opcode
+    reduce_op: str = ""
+    permutation: Sequence[tuple[int, int]] = ()  # of ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """A collective that is left to XLA."""
+
+    origin: str
+    shape: str
+    source: str
+    reason: str
+
+
+# A request -> the custom call's attributes. Raises NotServed.
+Decide = Callable[[Request], dict[str, Any]]
+
+
+def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
+    """Replaces the collectives of a module."""
+    served: list[Request] = []
+    left: list[Left] = []
+    wrapped = {
+        called
+        for computation in module.computations
+        for instruction in computation.instructions
+        if instruction.opcode.startswith("async-")
+        for called in instruction.called_computation_ids
+    }
+    devices: _groups.Devices | None = None
+    for computation, body in _module.bodies(module):
+        for instruction in body.instructions:
+            if not _is_collective(instruction):
+                continue
+            if instruction.opcode.endswith("-done"):
+                continue  # goes with its start
+            try:
+                if computation.id in wrapped:
+                    raise NotServed("an asynchronous form that is not known here")
+                devices = devices or _groups.Devices(module)
+                served.extend(_Server(module, body, devices, decide).serve(instruction))
+            except NotServed as why:
+                left.append(
+                    Left(
+                        instruction.opcode,
+                        _module.text(instruction.shape),
+                        _module.source(module, instruction),
+                        str(why),
+                    )
+                )
+        body.write()
+    return served, left
+
+
+OPCODES = {
+    "all-reduce": "all_reduce",
+    "all-gather": "all_gather",
+    "reduce-scatter": "reduce_scatter",
+    "all-to-all": "all_to_all",
+    "collective-permute": "permute",
+    "collective-broadcast": "broadcast",
+    "ragged-all-to-all": "ragged_all_to_all",
+}
+_ASYNCHRONOUS = {"all-reduce-start", "all-gather-start", "collective-permute-start"}
+_DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
+
+
+def _is_collective(instruction: Any) -> bool:
+    """Whether devices take part in an instruction together, known or not."""
+    opcode = instruction.opcode
+    if opcode in OPCODES or opcode in _ASYNCHRONOUS or opcode in _DONE:
+        return True
+    if opcode in _POINT_TO_POINT:
+        return False
+    return bool(
+        instruction.replica_groups
+        or instruction.source_target_pairs
+        or instruction.HasField("collective_device_list")
+        or instruction.HasField("iota_collective_device_list")
+        or instruction.HasField("mesh_axes_replica_group_list")
+    )
+
+
+_POINT_TO_POINT = {"send", "send-done", "recv", "recv-done"}
+
+# What a collective may have beside that by which it is known: none of it says who takes part or
+# what becomes of the values.
+_MEANT = {
+    *("name", "opcode", "shape", "metadata", "channel_id", "id", "operand_ids", "dimensions"),
+    *("control_predecessor_ids", "called_computation_ids", "sharding", "replica_groups"),
+    *("source_target_pairs", "constrain_layout", "frontend_attributes", "use_global_device_ids"),
+    *("statistics_viz", "collective_device_list", "original_value", "iota_collective_device_list"),
+    *("mesh_axes_replica_group_list", "backend_config"),
+}
+
+_REDUCE_OPS = {
+    "add": "sum",
+    "multiply": "prod",
+    "minimum": "min",
+    "maximum": "max",
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
+}
+_COMPLEX = {15, 18}
+_FLOATS = {10, 11, 12, 16, 19, 20, 23, 24, 25, 28, 29, 33}
+_F32, _F64 = 11, 12
+_E8M0 = 33  # has no zero, which is what a rank that receives nothing gets
+_OFFSETS = {4, 5}
+
+
+class _Server:
+    """Replaces one collective."""
+
+    def __init__(self, module: Any, body: Body, devices: _groups.Devices, decide: Decide) -> None:
+        self._module = module
+        self._body = body
+        self._devices = devices
+        self._decide = decide
+
+    def serve(self, instruction: Any) -> list[Request]:
+        for number in proto.unknown_fields(instruction):
+            raise NotServed(f"a field that is not known here: number {number} of hlo.proto")
+        for descriptor, _ in instruction.ListFields():
+            if descriptor.name not in _MEANT:
+                raise NotServed(f"a field that a collective has not had so far: {descriptor.name}")
+        opcode = instruction.opcode
+        done = None
+        if opcode in _ASYNCHRONOUS:
+            instruction, done = self._synchronous(instruction)
+            opcode = instruction.opcode
+        if opcode not in OPCODES:
+            raise NotServed("a collective that is not known here")
+        operands = self._body.operands(instruction)
+        for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
+            _check(shape)
+        match opcode:
+            case "all-reduce" | "collective-permute" | "collective-broadcast":
+                made = self._elementwise(instruction, operands)
+            case "all-gather" | "reduce-scatter":
+                made = self._by_dimension(instruction, operands)
+            case "all-to-all" if instruction.shape.element_type != _module.TUPLE:
+                made = self._by_dimension(instruction, operands)
+            case "all-to-all":
+                made = self._all_to_all_of_tuples(instruction, operands)
+            case _:
+                made = self._ragged(instruction, operands)
+        requests, instructions = made
+        start = self._body.by_id[instruction.id]
+        self._body.replace(start, instructions)
+        if done is not None:
+            self._body.drop(done, start)
+        return requests
+
+    def _synchronous(self, start: Any) -> tuple[Any, Any]:
+        """The synchronous form of a start, and its done."""
+        users = self._body.users[start.id]
+        opcode = start.opcode.removesuffix("-start")
+        if [user.opcode for user in users] != [f"{opcode}-done"] or start.id == self._body.root_id:
+            raise NotServed("a start that is used by others than its done")
+        made = proto.Instruction()
+        made.CopyFrom(start)
+        made.opcode = opcode
+        made.shape.CopyFrom(users[0].shape)
+        return made, users[0]
+
+    # --- what is asked for ----------------------------------------------------------------------
+
+    def _request(self, instruction: Any, operands: Sequence[Any], **changes: Any) -> Request:
+        fields: dict[str, Any] = {
+            "collective": OPCODES[instruction.opcode],
+            "byte_count": sum(_module.byte_count(o) for o in operands),
+            "signature": ", ".join(map(_module.text, operands)),
+            "source": _module.source(self._module, instruction),
+            "origin": instruction.opcode,
+            **changes,
+        }
+        if "groups" not in fields:
+            fields["groups"] = _groups.groups_of(instruction, self._devices)
+        return Request(**fields)
+
+    def _reduce_op(self, instruction: Any, element_type: int) -> str:
+        called = list(instruction.called_computation_ids)
+        found = [c for c in self._module.computations if c.id in called]
+        if len(called) != 1 or len(found) != 1:
+            raise NotServed("its reduction is not one computation")
+        root = _operation(found[0], element_type)
+        op = _REDUCE_OPS.get(root.opcode)
+        if op is None:
+            raise NotServed(f"its reduction is '{root.opcode}'")
+        if element_type == _module.PRED:
+            op = {"min": "and", "max": "or", "and": "and", "or": "or", "xor": "xor"}.get(op, "")
+        elif element_type in _COMPLEX:
+            op = op if op in ("sum", "prod") else ""
+        elif element_type in _FLOATS:
+            op = op if op in ("sum", "prod", "min", "max") else ""
+        if not op:
+            raise NotServed(f"'{root.opcode}' of {_module.type_name(element_type)}")
+        return op
+
+    # --- the forms ------------------------------------------------------------------------------
+
+    def _elementwise(self, instruction: Any, operands: Sequence[Any]) -> _Made:
+        results = _module.arrays(instruction.shape)
+        if len(operands) != len(results) or not operands:
+            raise NotServed("another number of results than of operands")
+        for operand, result in zip(operands, results, strict=True):
+            if operand.shape != result:
+                raise NotServed("a result in another layout than its operand")
+        types = list(dict.fromkeys(o.shape.element_type for o in operands))
+        permutes = instruction.opcode == "collective-permute"
+        fields: dict[str, Any] = {}
+        if permutes:
+            pairs = _groups.pairs_of(instruction, self._devices)
+            if _E8M0 in types and len(pairs) < len(self._devices):
+                raise NotServed("a type that has no zero, for ranks that receive nothing")
+            groups = np.arange(len(self._devices)).reshape(1, -1)
+            fields = {"groups": groups, "permutation": pairs}
+        requests, calls = [], []
+        places: dict[int, tuple[int, int]] = {}  # operand -> call, place in it
+        for element_type in types:
+            chosen = [i for i, o in enumerate(operands) if o.shape.element_type == element_type]
+            if instruction.opcode == "all-reduce":
+                fields["reduce_op"] = self._reduce_op(instruction, element_type)
+            parts = [operands[i] for i in chosen]
+            requests.append(self._request(instruction, [p.shape for p in parts], **fields))
+            shapes = [p.shape for p in parts]
+            as_tuple = instruction.shape.element_type == _module.TUPLE
+            shape = _module.tuple_of(shapes) if as_tuple else shapes[0]
+            calls.append(self._call(instruction, requests[-1], shape, parts))
+            places |= {operand: (len(calls) - 1, place) for place, operand in enumerate(chosen)}
+        if len(calls) == 1:
+            return requests, calls
+        elements = [
+            self._body.make(
+                instruction, "get-tuple-element", results[i], [calls[call]], tuple_index=place
+            )
+            for i, (call, place) in sorted(places.items())
+        ]
+        whole = self._body.make(instruction, "tuple", instruction.shape, elements)
+        return requests, [*calls, *elements, whole]
+
+    def _by_dimension(self, instruction: Any, operands: Sequence[Any]) -> _Made:
+        """all-gather, reduce-scatter, all-to-all: chunks along a dimension."""
+        results = _module.arrays(instruction.shape)
+        if len(operands) != len(results) or not operands:
+            raise NotServed("another number of results than of operands")
+        if len(instruction.dimensions) != 1:
+            raise NotServed("several dimensions")
+        (dimension,) = instruction.dimensions
+        groups = _groups.groups_of(instruction, self._devices)
+        ranks = groups.shape[1]
+        grows = ranks if instruction.opcode == "all-gather" else 1
+        shrinks = ranks if instruction.opcode == "reduce-scatter" else 1
+        element = _one_type(operands)
+        scatters = instruction.opcode == "reduce-scatter"
+        fields: dict[str, Any] = {"groups": groups}
+        if scatters:
+            fields["reduce_op"] = self._reduce_op(instruction, element)
+        request = self._request(instruction, [operand.shape for operand in operands], **fields)
+        made: list[Any] = []
+        values, shapes = [], []
+        for operand, result in zip(operands, results, strict=True):
+            before, after = list(operand.shape.dimensions), list(result.dimensions)
+            if dimension >= len(before) or len(before) != len(after):
+                raise NotServed("a dimension that is not there")
+            before[dimension] *= grows
+            after[dimension] *= shrinks
+            if before != after or operand.shape.element_type != result.element_type:
+                raise NotServed("a result of another shape than its operand's")
+            if max(before[dimension], after[dimension]) % ranks:
+                raise NotServed("a dimension that the ranks do not divide")
+            chunk = _module.element_count(operand.shape)
+            if instruction.opcode == "all-gather":
+                value, more = self._flat(instruction, operand, [chunk])
+            else:
+                chunk //= ranks
+                value, more = self._chunked(instruction, operand, dimension, ranks)
+            shapes.append(_module.array(element, [chunk] if scatters else [ranks, chunk]))
+            values.append(value)
+            made += more
+        alone = len(operands) == 1
+        whole = shapes[0] if alone else _module.tuple_of(shapes)
+        call = self._call(instruction, request, whole, values)
+        made.append(call)
+        ends = []
+        for place, result in enumerate(results):
+            value = call
+            if not alone:
+                value = self._body.make(
+                    instruction, "get-tuple-element", shapes[place], [call], tuple_index=place
+                )
+                made.append(value)
+            if scatters:
+                made.append(self._body.make(instruction, "bitcast", result, [value]))
+            else:
+                made += self._unchunked(instruction, value, result, dimension, ranks)
+            ends.append(made[-1])
+        if instruction.shape.element_type == _module.TUPLE:
+            made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
+        return [request], made
+
+    def _flat(self, like: Any, value: Any, dimensions: Sequence[int]) -> tuple[Any, list[Any]]:
+        shape = _module.array(value.shape.element_type, dimensions)
+        if value.shape == shape:
+            return value, []
+        made = self._body.make(like, "bitcast", shape, [value])
+        return made, [made]
+
+    def _chunked(self, like: Any, value: Any, dimension: int, ranks: int) -> tuple[Any, list[Any]]:
+        """An array cut along a dimension: row-major [ranks, elements of a chunk]."""
+        chunk = _module.element_count(value.shape) // ranks
+        order = _major_to_minor(value.shape)
+        place = order.index(dimension)
+        sizes = [value.shape.dimensions[d] for d in order]
+        if all(size == 1 for size in sizes[:place]):
+            return self._flat(like, value, [ranks, chunk])
+        split = [*sizes[:place], ranks, sizes[place] // ranks, *sizes[place + 1 :]]
+        cut, more = self._flat(like, value, split)
+        front = [place, *(d for d in range(len(split)) if d != place)]
+        element = value.shape.element_type
+        moved = self._body.make(
+            *(like, "transpose", _module.array(element, [split[d] for d in front]), [cut]),
+            dimensions=front,
+        )
+        flat, last = self._flat(like, moved, [ranks, chunk])
+        return flat, [*more, moved, *last]
+
+    def _unchunked(
+        self, like: Any, value: Any, result: Any, dimension: int, ranks: int
+    ) -> list[Any]:
+        """The inverse: [ranks, elements of a chunk] -> a result of these chunks."""
+        order = _major_to_minor(result)
+        place = order.index(dimension)
+        sizes = [result.dimensions[d] for d in order]
+        if all(size == 1 for size in sizes[:place]):
+            return [self._body.make(like, "bitcast", result, [value])]
+        rest = [*sizes[:place], sizes[place] // ranks, *sizes[place + 1 :]]
+        cut, more = self._flat(like, value, [ranks, *rest])
+        # Dimension 0, the ranks, goes to `place`.
+        back = [*range(1, place + 1), 0, *range(place + 1, len(rest) + 1)]
+        shape = _module.array(result.element_type, [([ranks, *rest])[d] for d in back])
+        moved = self._body.make(like, "transpose", shape, [cut], dimensions=back)
+        return [*more, moved, self._body.make(like, "bitcast", result, [moved])]
+
+    def _all_to_all_of_tuples(self, instruction: Any, operands: Sequence[Any]) -> _Made:
+        """One operand for each rank, one result from each."""
+        results = list(instruction.shape.tuple_shapes)
+        groups = _groups.groups_of(instruction, self._devices)
+        ranks = groups.shape[1]
+        if len(operands) != ranks or len(results) != ranks:
+            raise NotServed("another number of operands than of ranks")
+        first = results[0]
+        if any(shape != first for shape in [*results, *(o.shape for o in operands)]):
+            raise NotServed("operands of several shapes")
+        element, count = first.element_type, _module.element_count(first)
+        request = self._request(instruction, [o.shape for o in operands], groups=groups)
+        made = []
+        rows = []
+        for operand in operands:
+            row, more = self._flat(instruction, operand, [1, count])
+            rows.append(row)
+            made += more
+        whole = _module.array(element, [ranks, count])
+        joined = self._body.make(instruction, "concatenate", whole, rows, dimensions=[0])
+        call = self._call(instruction, request, whole, [joined])
+        made += [joined, call]
+        ends = []
+        for rank, result in enumerate(results):
+            cut = self._body.make(
+                *(instruction, "slice", _module.array(element, [1, count]), [call]),
+                slice_dimensions=[
+                    {"start": rank, "limit": rank + 1, "stride": 1},
+                    {"start": 0, "limit": count, "stride": 1},
+                ],
+            )
+            end = self._body.make(instruction, "bitcast", result, [cut])
+            made += [cut, end]
+            ends.append(end)
+        made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
+        return [request], made
+
+    def _ragged(self, instruction: Any, operands: Sequence[Any]) -> _Made:
+        if len(operands) != 6 or operands[1].shape != instruction.shape:
+            raise NotServed("other operands than a ragged exchange has")
+        if len({o.shape.element_type for o in operands[2:]} | _OFFSETS) > len(_OFFSETS) or (
+            len({o.shape.element_type for o in operands[2:]}) != 1
+        ):
+            raise NotServed("offsets that are neither int32 nor int64")
+        for operand in operands:
+            if _major_to_minor(operand.shape) != list(range(len(operand.shape.dimensions))):
+                raise NotServed("an operand that is not row-major")
+        request = self._request(instruction, [operands[0].shape])
+        return [request], [self._call(instruction, request, instruction.shape, operands)]
+
+    def _call(self, like: Any, request: Request, shape: Any, operands: Sequence[Any]) -> Any:
+        attributes = self._decide(request)
+        call = self._body.make(
+            *(like, "custom-call", shape, operands),
+            custom_call_target=TARGET,
+            custom_call_api_version=TYPED_FFI,
+            backend_config=dictionary(attributes).encode(),
+            constrain_layout=True,
+            operand_shapes_with_layout=[operand.shape for operand in operands],
+        )
+        call.frontend_attributes.CopyFrom(like.frontend_attributes)
+        return call
+
+
+_Made = tuple[list[Request], list[Any]]
+
+
+def _operation(computation: Any, element_type: int) -> Any:
+    """The one operation of two values that a reduction's computation is.
+
+    Small floats may be widened for it, and its result narrowed: the engine does the same. Where XLA
+    has widened the operands of a collective, the computation may still be of the narrow type.
+    """
+    instructions = {i.id: i for i in computation.instructions}
+    parameters = [i.id for i in instructions.values() if i.opcode == "parameter"]
+    root = instructions[computation.root_id]
+    used = {root.id}
+    if root.opcode == "convert":
+        root = instructions[root.operand_ids[0]]
+        used.add(root.id)
+    sources = []
+    for operand in root.operand_ids:
+        used.add(operand)
+        value = instructions[operand]
+        if value.opcode == "convert":
+            operand = value.operand_ids[0]
+            used.add(operand)
+        sources.append(operand)
+    outer = {instructions[i].shape.element_type for i in [*parameters, computation.root_id]}
+    inner = {instructions[i].shape.element_type for i in [*root.operand_ids, root.id]}
+    if used != set(instructions) or sorted(sources) != sorted(parameters) or len(sources) != 2:
+        raise NotServed("its reduction is not one operation of two values")
+    if any(i.shape.dimensions for i in instructions.values()) or len(outer) != 1 or len(inner) != 1:
+        raise NotServed("its reduction is not one operation of two numbers")
+    if not (_is_as_exact(element_type, *outer) and inner in (outer, {_F32})):
+        raise NotServed("its reduction is done in another type than its operands'")
+    if inner != outer and not (outer < _FLOATS and _is_as_exact(_F32, *outer)):
+        raise NotServed("its reduction is done in another type than its operands'")
+    return root
+
+
+def _is_as_exact(wide: int, narrow: int) -> bool:
+    """Whether a type is another one, or a float of more bytes than that."""
+    if wide == narrow:
+        return True
+    if not {wide, narrow} < _FLOATS:
+        return False
+    return (_module.element_bytes(wide) or 0) > (_module.element_bytes(narrow) or 0)
+
+
+def _one_type(operands: Sequence[Any]) -> int:
+    types = {operand.shape.element_type for operand in operands}
+    if len(types) != 1:
+        raise NotServed("operands of several types")
+    return int(types.pop())
+
+
+def _check(shape: Any) -> None:
+    """Raises: NotServed unless a shape is an array of a type and a layout that the engine takes."""
+    if _module.element_bytes(shape.element_type) is None:
+        raise NotServed(f"the engine has no {_module.type_name(shape.element_type)}")
+    if any(shape.is_dynamic_dimension):
+        raise NotServed("a dimension whose size is known only when the program runs")
+    if _module.element_count(shape) == 0:
+        raise NotServed("an array without elements")
+    for number in proto.unknown_fields(shape):
+        raise NotServed(f"a shape with a field that is not known here: number {number}")
+    layout = shape.layout
+    known = {"minor_to_major", "tail_padding_alignment_in_elements"}
+    if (
+        sorted(layout.minor_to_major) != list(range(len(shape.dimensions)))
+        or {descriptor.name for descriptor, _ in layout.ListFields()} - known
+        or layout.tail_padding_alignment_in_elements > 1
+    ):
+        raise NotServed("a layout that is not known here")
+
+
+def _major_to_minor(shape: Any) -> list[int]:
+    return list(shape.layout.minor_to_major)[::-1]
+
+
+def dictionary(attributes: dict[str, Any]) -> str:
+    """Attributes as an MLIR dictionary: strings, int64 and arrays of int64."""
+    return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in sorted(attributes.items())) + "}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        # Every byte that MLIR's strings give a meaning to, by its number.
+        plain = "".join(
+            c
+            if 32 <= ord(c) < 127 and c not in '"\\'
+            else "".join(f"\\{b:02X}" for b in c.encode())
+            for c in value
+        )
+        return f'"{plain}"'
+    if isinstance(value, int):
+        return f"{value} : i64"
+    numbers = ", ".join(str(int(number)) for number in np.ravel(value))
+    return f"array<i64: {numbers}>" if numbers else "array<i64>"

@@ -1,0 +1,289 @@
+"""Collectives that move more than the program needs, in forms that move less: bit for bit equal.
+
+- An all-reduce of which every device keeps its own slice is a reduce-scatter.
+- A collective-permute from each device to itself is a copy.
+
+Both stay XLA's instructions here; `serve` makes calls of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcoll._hlo import groups as _groups
+from jaxcoll._hlo import module as _module
+from jaxcoll._hlo import proto
+from jaxcoll._hlo.evaluate import Evaluator
+from jaxcoll._hlo.groups import NotServed
+from jaxcoll._hlo.module import Body
+
+CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program's collectives
+
+
+def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> None:
+    """Changes a module's collectives.
+
+    Args:
+      may_scatter: (groups, bytes) -> whether a reduce-scatter adds in the order of an all-reduce.
+    """
+    try:
+        devices = _groups.Devices(module)
+    except NotServed:
+        return
+    evaluator = Evaluator(module, devices)
+    for computation, body in _module.bodies(module):
+        for instruction in body.instructions:
+            try:
+                if instruction.opcode == "all-reduce":
+                    _Scatter(module, computation, body, devices, evaluator).turn(
+                        instruction, may_scatter
+                    )
+                elif instruction.opcode == "collective-permute":
+                    _drop_identity(body, instruction, devices)
+            except NotServed:
+                pass  # serve says why
+        body.write()
+
+
+def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
+    pairs = _groups.pairs_of(permute, devices)
+    operands = body.operands(permute)
+    to_itself = sorted(pairs) == [(i, i) for i in range(len(devices))]
+    if to_itself and len(operands) == 1 and operands[0].shape == permute.shape:
+        body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
+
+
+_ALIASING = 74  # HloInstructionProto.output_operand_aliasing
+
+
+class _Use(NamedTuple):
+    """A dynamic-slice of a value, in the value's computation or within a fusion there."""
+
+    computation: Any
+    slice: Any  # the instruction
+    dimension: int
+    fusion: Any = None  # and its parameter, where it is within one
+    parameter: Any = None
+
+
+class _Scatter:
+    """Turns one all-reduce, or some of its results."""
+
+    def __init__(
+        self,
+        module: Any,
+        computation: Any,
+        body: Body,
+        devices: _groups.Devices,
+        evaluator: Evaluator,
+    ) -> None:
+        self._module = module
+        self._computations = {c.id: c for c in module.computations}
+        self._computation = computation
+        self._body = body
+        self._devices = devices
+        self._evaluator = evaluator
+        self._last_channel = 0
+
+    def turn(self, reduce: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> None:
+        """Raises: NotServed for groups that cannot be read."""
+        groups = _groups.groups_of(reduce, self._devices)
+        operands = self._body.operands(reduce)
+        turned: dict[int, list[_Use]] = {}
+        for place, operand in enumerate(operands):
+            value = self._result(reduce, place)
+            if value is None or _module.element_bytes(operand.shape.element_type) is None:
+                continue
+            if not may_scatter(groups, _module.byte_count(operand.shape)):
+                continue
+            if uses := self._uses(value, groups):
+                turned[place] = uses
+        if turned:
+            self._write(reduce, operands, turned)
+
+    def _result(self, reduce: Any, place: int) -> Any:
+        """The instruction that stands for a result; None if the result is used otherwise, too."""
+        if reduce.shape.element_type != _module.TUPLE:
+            return None if reduce.id == self._body.root_id else reduce
+        users = self._body.users[reduce.id]
+        if reduce.id == self._body.root_id or any(u.opcode != "get-tuple-element" for u in users):
+            return None
+        found = [user for user in users if user.tuple_index == place]
+        return found[0] if len(found) == 1 and found[0].id != self._body.root_id else None
+
+    def _uses(self, value: Any, groups: np.ndarray) -> list[_Use]:
+        """All uses of a value, if each is the slice of the device's rank along one dimension."""
+        uses: list[_Use] = []
+        for user in self._body.users[value.id]:
+            places = [i for i, operand in enumerate(user.operand_ids) if operand == value.id]
+            found = None
+            if user.opcode == "dynamic-slice" and places == [0]:
+                found = self._use(self._computation, user, value, None, groups)
+            elif user.fusion_kind == "kLoop" and len(places) == 1:
+                found = self._use_within(user, places[0], groups)
+            if found is None or (uses and found.dimension != uses[0].dimension):
+                return []
+            uses.append(found)
+        return uses
+
+    def _use_within(self, fusion: Any, place: int, groups: np.ndarray) -> _Use | None:
+        called = self._computations[fusion.called_computation_ids[0]]
+        callers = [
+            instruction
+            for computation in self._module.computations
+            for instruction in computation.instructions
+            if called.id in instruction.called_computation_ids
+        ]
+        parameters = [
+            i
+            for i in called.instructions
+            if i.opcode == "parameter" and i.parameter_number == place
+        ]
+        if len(callers) != 1 or len(parameters) != 1 or parameters[0].id == called.root_id:
+            return None
+        users = [i for i in called.instructions if parameters[0].id in i.operand_ids]
+        if len(users) != 1 or users[0].opcode != "dynamic-slice":
+            return None
+        if list(users[0].operand_ids).count(parameters[0].id) != 1:
+            return None
+        if _ALIASING in proto.unknown_fields(fusion):  # goes by the numbers of operands
+            return None
+        outer = [
+            self._evaluator.value(self._computation.id, operand)
+            for operand in self._body.operands(fusion)
+        ]
+        found = self._use(called, users[0], parameters[0], outer, groups)
+        return found and found._replace(fusion=fusion, parameter=parameters[0])
+
+    def _use(
+        self,
+        computation: Any,
+        cut: Any,
+        value: Any,
+        outer: list[np.ndarray | None] | None,
+        groups: np.ndarray,
+    ) -> _Use | None:
+        ranks = groups.shape[1]
+        whole, sizes = list(value.shape.dimensions), list(cut.dynamic_slice_sizes)
+        cuts = [d for d in range(len(whole)) if whole[d] != sizes[d]]
+        if len(cuts) != 1 or whole[cuts[0]] != sizes[cuts[0]] * ranks:
+            return None
+        if value.shape.layout != cut.shape.layout:
+            return None
+        by_id = {i.id: i for i in computation.instructions}
+        for dimension, start in enumerate(cut.operand_ids[1:]):
+            at = self._evaluator.value(computation.id, by_id[start], outer)
+            if dimension not in cuts:
+                # Where all of a dimension is taken, XLA clamps every start to 0.
+                continue
+            expected = np.zeros(len(self._devices), np.int64)
+            for row in groups:
+                expected[row] = np.arange(ranks) * sizes[dimension]
+            if at is None or not np.array_equal(at.astype(np.int64), expected):
+                return None
+        return _Use(computation, cut, cuts[0])
+
+    def _write(self, reduce: Any, operands: list[Any], turned: dict[int, list[_Use]]) -> None:
+        as_tuple = reduce.shape.element_type == _module.TUPLE
+        shapes = list(_module.arrays(reduce.shape))
+        made: list[Any] = []
+        results: list[Any] = [None] * len(operands)
+        by_dimension: dict[int, list[int]] = {}
+        for place, uses in turned.items():
+            by_dimension.setdefault(uses[0].dimension, []).append(place)
+            shapes[place] = _slice_shape(uses[0])
+        rest = [place for place in range(len(operands)) if place not in turned]
+        for dimension, places in [(None, rest), *by_dimension.items()]:
+            if not places:
+                continue
+            parts = [shapes[place] for place in places]
+            alone = not as_tuple or len(places) == 1
+            collective = self._body.make(
+                *(reduce, "all-reduce" if dimension is None else "reduce-scatter"),
+                parts[0] if alone else _module.tuple_of(parts),
+                [operands[place] for place in places],
+            )
+            self._copy_participants(reduce, collective)
+            if dimension is not None:
+                collective.dimensions[:] = [dimension]
+                note = collective.frontend_attributes.map.add(key=CHANGES)
+                note.value = "an all-reduce of which each device keeps a slice"
+            made.append(collective)
+            for index, place in enumerate(places):
+                results[place] = collective
+                if not alone:
+                    results[place] = self._body.make(
+                        *(reduce, "get-tuple-element", parts[index], [collective]),
+                        tuple_index=index,
+                    )
+                    made.append(results[place])
+        if as_tuple:
+            made.append(self._body.make(reduce, "tuple", _module.tuple_of(shapes), results))
+            for place in turned:
+                element = self._result(reduce, place)
+                element.shape.CopyFrom(shapes[place])
+        self._body.replace(reduce, made)
+        for uses in turned.values():
+            for use in uses:
+                _keep_slice(use)  # drops instructions: the last that is done with a computation
+
+    def _copy_participants(self, reduce: Any, collective: Any) -> None:
+        """Makes a collective one of the same devices with the same reduction."""
+        for descriptor, value in reduce.ListFields():
+            if descriptor.name in _PARTICIPANTS:
+                getattr(collective, descriptor.name).MergeFrom(value)
+        collective.use_global_device_ids = reduce.use_global_device_ids
+        if reduce.channel_id > 0:  # XLA's own collectives meet by it
+            channels = [i.channel_id for c in self._module.computations for i in c.instructions]
+            self._last_channel = max(*channels, self._last_channel) + 1
+            collective.channel_id = self._last_channel
+
+
+_PARTICIPANTS = {
+    *("replica_groups", "collective_device_list", "iota_collective_device_list"),
+    *("mesh_axes_replica_group_list", "called_computation_ids", "frontend_attributes"),
+}
+
+
+def _slice_shape(use: _Use) -> Any:
+    shape = proto.Shape()
+    shape.CopyFrom(use.slice.shape)
+    return shape
+
+
+def _keep_slice(use: _Use) -> None:
+    """Makes a slice pass on its operand, which is that slice now."""
+    if use.parameter is not None:
+        use.parameter.shape.CopyFrom(use.slice.shape)
+    del use.slice.operand_ids[1:]
+    del use.slice.dynamic_slice_sizes[:]
+    use.slice.opcode = "bitcast"
+    if use.fusion is not None:
+        _drop_unused(use.fusion, use.computation)
+
+
+def _drop_unused(fusion: Any, computation: Any) -> None:
+    """Removes from a fusion what nobody in it uses any more, operands too: XLA refuses it."""
+    kept = list(computation.instructions)
+    while True:
+        used = {operand for i in kept for operand in i.operand_ids} | {computation.root_id}
+        rest = [i for i in kept if i.id in used]
+        if len(rest) == len(kept):
+            break
+        kept = rest
+    parameters = sorted(
+        (i for i in kept if i.opcode == "parameter"), key=lambda i: int(i.parameter_number)
+    )
+    fusion.operand_ids[:] = [fusion.operand_ids[i.parameter_number] for i in parameters]
+    for number, parameter in enumerate(parameters):
+        parameter.parameter_number = number
+    shapes = [proto.Shape.FromString(i.shape.SerializeToString()) for i in parameters]
+    del computation.program_shape.parameters[:]
+    computation.program_shape.parameters.extend(shapes)
+    computation.program_shape.ClearField("parameter_names")
+    copies = [proto.Instruction.FromString(i.SerializeToString()) for i in kept]
+    del computation.instructions[:]
+    computation.instructions.extend(copies)
