@@ -51,7 +51,7 @@ struct RaggedShape {
   size_t output_bytes() const { return output_rows * row_bytes; }
 };
 
-// What a sender's tables say of one of its blocks.
+// One block, as its sender's tables have it.
 struct RaggedBlock {
   int64_t input_offset = 0;
   int64_t output_offset = 0;
@@ -68,8 +68,8 @@ struct RaggedRank {
   const void* recv_sizes = nullptr;
   std::byte* result = nullptr;
 
-  // Of rank `r` of `ranks`, whose inputs, in the order of the custom call, are
-  // inputs[vector * ranks + rank].
+  // Takes those of rank `r` out of all ranks' buffers, [vector * ranks + rank], whose vectors are in
+  // the order of the custom call.
   static RaggedRank Of(std::span<const std::byte* const> inputs,
                        std::span<std::byte* const> outputs, size_t ranks, size_t r);
   RaggedBlock BlockAt(const RaggedShape& shape, int64_t i) const;

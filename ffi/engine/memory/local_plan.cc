@@ -146,7 +146,7 @@ RaggedRank LocalPlan::RankOf(int32_t rank, const RunBuffers& buffers) const {
   return RaggedRank::Of(buffers.inputs, buffers.outputs, program_->world_size, rank);
 }
 
-// What one rank sends to another; the first one's blocks come on top of the operand `output`.
+// Moves one rank's blocks for another; the first one's come on top of the operand `output`.
 void LocalPlan::MoveBlocks(const Action& action, const RunBuffers& buffers) const {
   const ChunkRange& from = action.sources[0];
   const RaggedRank sender = RankOf(from.rank, buffers);

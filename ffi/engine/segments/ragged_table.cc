@@ -23,8 +23,8 @@ size_t PieceBytes(size_t bytes, size_t piece, int32_t number) {
 
 // ---- The group ---------------------------------------------------------------------------------
 
-RaggedGroup::RaggedGroup(const RaggedShape& shape, const std::vector<int>& process_of_rank,
-                         int process, size_t message_bytes)
+RaggedProcesses::RaggedProcesses(const RaggedShape& shape, const std::vector<int>& process_of_rank,
+                                 int process, size_t message_bytes)
     : shape_(shape), message_bytes_(message_bytes) {
   std::map<int, std::vector<int32_t>> processes;
   for (size_t rank = 0; rank < process_of_rank.size(); ++rank) {
@@ -49,7 +49,7 @@ RaggedGroup::RaggedGroup(const RaggedShape& shape, const std::vector<int>& proce
   }
 }
 
-StatusOr<SegmentProgram> RaggedGroup::Program() const {
+StatusOr<SegmentProgram> RaggedProcesses::Program() const {
   ScheduleSpec spec;
   spec.collective = Collective::kAllToAll;
   spec.world_size = static_cast<int32_t>(first_ranks_.size());
@@ -76,7 +76,7 @@ StatusOr<SegmentProgram> RaggedGroup::Program() const {
 
 // ---- Filling the table -------------------------------------------------------------------------
 
-RaggedTable::RaggedTable(const RaggedGroup& group, const MemberBuffers& buffers)
+RaggedTable::RaggedTable(const RaggedProcesses& group, const MemberBuffers& buffers)
     : group_(group), peers_(group.peers().size()), segment_count_(group.header_segments()) {
   const size_t members = group.members().size();
   for (size_t member = 0; member < members; ++member) {

@@ -24,14 +24,14 @@
 
 namespace jaxcoll {
 
-// What is known before a call: the ranks of a group and the processes that they live in.
-class RaggedGroup {
+// The ranks of a group and the processes that they live in: known before any call.
+class RaggedProcesses {
  public:
   // `process` must have some of the ranks, but not all.
-  RaggedGroup(const RaggedShape& shape, const std::vector<int>& process_of_rank, int process,
-              size_t message_bytes);
+  RaggedProcesses(const RaggedShape& shape, const std::vector<int>& process_of_rank, int process,
+                  size_t message_bytes);
 
-  // Of the direct all_to_all of the processes. In it each is named by its first rank.
+  // Compiles the direct all_to_all of the processes, each named by its first rank.
   StatusOr<SegmentProgram> Program() const;
 
   const RaggedShape& shape() const { return shape_; }
@@ -56,10 +56,10 @@ class RaggedGroup {
   int32_t header_segments_ = 1;
 };
 
-// Of one call. Segments and peers that it is asked for must exist.
+// The table of one call. Segments and peers that it is asked for must exist.
 class RaggedTable {
  public:
-  RaggedTable(const RaggedGroup& group, const MemberBuffers& buffers);
+  RaggedTable(const RaggedProcesses& group, const MemberBuffers& buffers);
 
   // With what this process's ranks know, before the first segment begins.
   std::optional<RaggedFault> FillOwn();
@@ -108,7 +108,7 @@ class RaggedTable {
   template <typename Visit>
   void ForBlocks(const Stream& stream, int32_t segment, const Visit& visit) const;
 
-  const RaggedGroup& group_;
+  const RaggedProcesses& group_;
   std::vector<RaggedRank> ranks_;              // by member
   std::vector<Peer> peers_;                    // as the group's
   std::vector<std::vector<Visible>> visible_;  // by member, in order, disjoint

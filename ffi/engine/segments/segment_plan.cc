@@ -88,7 +88,7 @@ StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::CreateRagged(
     size_t message_bytes) {
   std::shared_ptr<SegmentPlan> plan(new SegmentPlan);
   plan->ragged_ =
-      std::make_unique<const RaggedGroup>(shape, process_of_rank, process, message_bytes);
+      std::make_unique<const RaggedProcesses>(shape, process_of_rank, process, message_bytes);
   StatusOr<SegmentProgram> program = plan->ragged_->Program();
   if (!program.ok()) return program.status();
   plan->program_ = std::make_shared<const SegmentProgram>(std::move(*program));

@@ -29,7 +29,7 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
 
   std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
   const SegmentProgram& program() const { return *program_; }
-  const RaggedGroup* ragged() const { return ragged_.get(); }  // null: uniform
+  const RaggedProcesses* ragged() const { return ragged_.get(); }  // null: uniform
   int32_t segment_count() const { return static_cast<int32_t>(segments_.size()); }
   int32_t in_flight() const;  // segments that a run works at together
   // Bytes of an op's message. In it, and in scratch, every chunk of a part has `stride` bytes.
@@ -87,7 +87,7 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   std::byte* Address(const LocalChunk& chunk, size_t part, const Place& place) const;
 
   std::shared_ptr<const SegmentProgram> program_;
-  std::unique_ptr<const RaggedGroup> ragged_;
+  std::unique_ptr<const RaggedProcesses> ragged_;
   std::vector<int64_t> block_elements_;
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;
