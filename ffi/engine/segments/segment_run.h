@@ -7,8 +7,8 @@
 //
 // Ragged, the first segments carry the extents of the others, each small enough to be eager, and
 // how many others there are is known when they are over. Every message of these others waits for
-// its receiver, however small it is. A fault in the extents goes to every peer in the place of a send,
-// as segment kRefusal, and ends the run.
+// its receiver, however small it is. A fault in the extents goes to every peer in the place of a
+// send, as segment kRefusal, and ends the run.
 //
 // Thread rule: that of Run.
 #pragma once
