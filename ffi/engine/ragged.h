@@ -68,8 +68,8 @@ struct RaggedRank {
   const void* recv_sizes = nullptr;
   std::byte* result = nullptr;
 
-  // Takes those of rank `r` out of all ranks' buffers, [vector * ranks + rank], whose vectors are in
-  // the order of the custom call.
+  // Takes those of rank `r` out of all ranks' buffers, [vector * ranks + rank], whose vectors are
+  // in the order of the custom call.
   static RaggedRank Of(std::span<const std::byte* const> inputs,
                        std::span<std::byte* const> outputs, size_t ranks, size_t r);
   RaggedBlock BlockAt(const RaggedShape& shape, int64_t i) const;

@@ -39,8 +39,8 @@ RaggedProcesses::RaggedProcesses(const RaggedShape& shape, const std::vector<int
     sizes.push_back(ranks.size());
   }
   std::partial_sort(sizes.begin(), sizes.begin() + 2, sizes.end(), std::greater<>());
-  header_segments_ =
-      Pieces(sizes[0] * sizes[1] * shape.updates_per_peer * 2 * sizeof(int64_t), kEagerBytes);
+  const size_t header_bytes = sizes[0] * sizes[1] * shape.updates_per_peer * 2 * sizeof(int64_t);
+  header_segments_ = std::max(1, Pieces(header_bytes, kEagerBytes));
   members_ = std::move(processes.extract(process).mapped());
   peer_of_rank_.resize(process_of_rank.size());
   for (auto& [owner, ranks] : processes) {
