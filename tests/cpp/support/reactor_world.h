@@ -57,7 +57,7 @@ struct Site {
   Collective collective;
   ScheduleSpec spec;
   DType dtype;
-  bool exact;  // small integers: summed exactly whatever the order
+  bool exact = false;  // small integers: summed exactly whatever the order
   std::vector<int64_t> block_elements;
   std::vector<Program> programs;
   int32_t largest_message = 1;
