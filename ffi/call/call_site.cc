@@ -12,7 +12,6 @@
 #include "call/call_site_internal.h"
 #include "call/flight_recorder.h"
 #include "call/watchdog.h"
-#include "engine/segments/ragged.h"
 
 namespace jaxcoll {
 namespace {
@@ -63,7 +62,11 @@ CallSite::CallSite(CallCore core, Interprocess* processes)
 }
 
 Status CallSite::BuildPrograms() {
-  if (core_.ragged()) return Status();
+  CallSpec exchange;  // see engine/ragged.h
+  exchange.collective = Name(Collective::kAllToAll);
+  exchange.algorithm = "direct";
+  exchange.group_size = spec_.group_size;
+  const CallSpec& spec = core_.ragged() ? exchange : spec_;
   const auto take_layout = [this](const auto& program) {
     input_blocks_ = program.input_blocks;
     output_blocks_ = program.output_blocks;
@@ -72,12 +75,12 @@ Status CallSite::BuildPrograms() {
   for (Members& members : members_) {
     if (members.ranks.empty()) continue;
     if (members.here && program_ == nullptr) {
-      StatusOr<std::shared_ptr<const LocalProgram>> program = ProgramFor(spec_);
+      StatusOr<std::shared_ptr<const LocalProgram>> program = ProgramFor(spec);
       if (!program.ok()) return program.status();
       program_ = std::move(*program);
       take_layout(*program_);
-    } else if (!members.here) {
-      StatusOr<std::shared_ptr<const SegmentProgram>> segments = SegmentsFor(spec_, members.ranks);
+    } else if (!members.here && !core_.ragged()) {
+      StatusOr<std::shared_ptr<const SegmentProgram>> segments = SegmentsFor(spec, members.ranks);
       if (!segments.ok()) return segments.status();
       members.segments = std::move(*segments);
       take_layout(*members.segments);
@@ -86,7 +89,7 @@ Status CallSite::BuildPrograms() {
   }
   if (built) return Status();
   // A device in no group: nothing runs, but what could not run anywhere is refused here, too.
-  const StatusOr<std::vector<Program>> first = ProgramsOf(spec_, {0});
+  const StatusOr<std::vector<Program>> first = ProgramsOf(spec, {0});
   if (!first.ok()) return first.status();
   take_layout(first->front());
   return Status();
@@ -115,8 +118,12 @@ Status CallSite::Plan() {
   std::string shapes;
   for (const CallShape::Array& array : shape.inputs) shapes += array.Text() + ' ';
   for (int32_t group = 0; group < groups_.group_count(); ++group) {
-    if (members_[group].reaches_out()) OpenRemote(group, shapes, PlanRagged(group));
+    if (!members_[group].reaches_out()) continue;
+    auto plan = PlanRagged(group);
+    if (!plan.ok()) return plan.status();
+    OpenRemote(group, shapes, std::move(*plan));
   }
+  if (program_ != nullptr) plan_ = std::make_shared<const LocalPlan>(program_, ShapeOfRagged());
   return Status();
 }
 
@@ -264,29 +271,11 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     pool.Complete(std::move(completions), std::move(status), cost);
   };
 
-  if (core_.ragged()) {
-    auto call = std::make_shared<RaggedCall>();
-    const int64_t world_size = spec_.group_size;
-    const RunBuffers& buffers = meeting->buffers;
-    for (int64_t rank = 0; rank < world_size; ++rank) {
-      const auto input = [&](int64_t v) { return buffers.inputs[v * world_size + rank]; };
-      call->ranks.push_back(
-          {input(0), input(1), input(2), input(3), input(4), input(5), buffers.outputs[rank]});
-    }
-    call->shape = ShapeOfRagged();
-    if (Status status = CheckRagged(*call); !status.ok()) {
-      finish(std::move(meeting), std::make_shared<const Status>(
-                                     status.code(), core_.Describe() + ": " + status.message()));
-      return Entry::kPending;
-    }
-    auto shared = std::make_shared<std::unique_ptr<Meeting>>(std::move(meeting));
-    pool.Run(MakeWork(
-        {static_cast<int>(world_size)}, [call](int, int batch) { RunRagged(*call, batch); },
-        [finish, shared] { finish(std::move(*shared), OkStatus()); }));
+  RunBuffers& buffers = meeting->buffers;
+  if (const Status status = plan_->Check(buffers); !status.ok()) {
+    finish(std::move(meeting), std::make_shared<const Status>(core_.Describe(status)));
     return Entry::kPending;
   }
-
-  RunBuffers& buffers = meeting->buffers;
   if (plan_->scratch_bytes() > 0 && meeting->scratch == nullptr) {
     const size_t bytes = (plan_->scratch_bytes() + 63) / 64 * 64;
     meeting->scratch.reset(static_cast<std::byte*>(std::aligned_alloc(64, bytes)));

@@ -33,7 +33,6 @@
 #include "call/interprocess.h"
 #include "engine/completion.h"
 #include "engine/memory/local_plan.h"
-#include "engine/segments/ragged.h"
 #include "engine/worker_pool.h"
 
 namespace jaxcoll {
@@ -117,7 +116,7 @@ class CallSite {
   // The part of one call that the processes of a group do with each other.
   StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
                                                         const CallVectors& vectors) const;
-  std::shared_ptr<const RunPlan> PlanRagged(int32_t group) const;
+  StatusOr<std::shared_ptr<const RunPlan>> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
   CallFacts FactsOf(int32_t group) const;

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "call/call_site_internal.h"
-#include "engine/segments/ragged_run.h"
 #include "engine/segments/segment_plan.h"
 
 namespace jaxcoll {
@@ -77,13 +76,15 @@ StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(const Members& m
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
 
-std::shared_ptr<const RunPlan> CallSite::PlanRagged(int32_t group) const {
+StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanRagged(int32_t group) const {
   std::vector<int> process_of_rank;
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     process_of_rank.push_back(ProcessOfRank({group, rank}));
   }
-  return std::make_shared<const RaggedRunPlan>(ShapeOfRagged(), process_of_rank,
-                                               processes_->process(), kSlotBytes);
+  StatusOr<std::shared_ptr<const SegmentPlan>> plan = SegmentPlan::CreateRagged(
+      ShapeOfRagged(), process_of_rank, processes_->process(), kSlotBytes);
+  if (!plan.ok()) return plan.status();
+  return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
 
 void CallSite::OpenRemote(int32_t group, const std::string& shapes,

@@ -95,7 +95,6 @@ StatusOr<std::vector<Program>> Written(const CallSpec& spec) {
 }
 
 StatusOr<Collective> CollectiveOf(const CallSpec& spec) {
-  // A ragged all_to_all's sizes are only known at run time: ragged.cc.
   const std::optional<Collective> collective = ParseCollective(spec.collective);
   if (!collective) return InvalidArgument("unknown collective '" + spec.collective + "'");
   return *collective;

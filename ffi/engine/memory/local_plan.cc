@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <span>
+#include <utility>
 
 namespace jaxcoll {
 namespace {
@@ -93,6 +94,73 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
   if (largest_level_written >= StreamingThresholdBytes()) caching_ = Caching::kStreaming;
 }
 
+// Blocks of one receiver may overlap, so its actions are one batch, in the order of their senders.
+LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program, const RaggedShape& shape)
+    : program_(std::move(program)), dtype_(DType::kUint8), item_bytes_(1), ragged_(shape) {
+  JAXCOLL_CHECK(program_->levels.size() == 1 && program_->chunks_per_block == 1,
+                "a ragged_all_to_all runs the direct schedule");
+  const std::vector<Action>& actions = program_->levels[0];
+  Level level;
+  for (size_t a = 0; a < actions.size(); ++a) {
+    level.tasks.push_back({static_cast<int32_t>(a), 0, 0, 0});
+  }
+  std::sort(level.tasks.begin(), level.tasks.end(), [&](const Task& a, const Task& b) {
+    const auto order = [&](const Task& task) {
+      const Action& action = actions[task.action];
+      return std::pair(action.destinations[0].rank, action.sources[0].rank);
+    };
+    return order(a) < order(b);
+  });
+  const auto ranks = static_cast<size_t>(program_->world_size);
+  moved_bytes_ = 2 * ranks * shape.output_bytes();
+  // Only what is small is as fast on one thread.
+  const size_t batch_ranks = moved_bytes_ < kBatchBytes ? ranks : 1;
+  for (size_t first = 0; first <= ranks; first += batch_ranks) {
+    level.batch_first.push_back(static_cast<int32_t>(first * ranks));
+  }
+  levels_.push_back(std::move(level));
+}
+
+Status LocalPlan::Check(const RunBuffers& buffers) const {
+  if (!ragged_) return Status();
+  const int64_t updates = ragged_->updates_per_peer;
+  for (int32_t from = 0; from < world_size(); ++from) {
+    const RaggedRank sender = RankOf(from, buffers);
+    for (int32_t to = 0; to < world_size(); ++to) {
+      const RaggedRank receiver = RankOf(to, buffers);
+      for (int64_t u = 0; u < updates; ++u) {
+        const RaggedBlock block = sender.BlockAt(*ragged_, to * updates + u);
+        const int64_t expected = receiver.ExpectedRows(*ragged_, from * updates + u);
+        std::optional<RaggedFault> fault = CheckSent(*ragged_, from, to, block);
+        if (!fault) {
+          fault = CheckReceived(*ragged_, from, to, block.output_offset, block.rows, expected);
+        }
+        if (fault) return InvalidArgument(Text(*fault, *ragged_));
+      }
+    }
+  }
+  return Status();
+}
+
+RaggedRank LocalPlan::RankOf(int32_t rank, const RunBuffers& buffers) const {
+  return RaggedRank::Of(buffers.inputs, buffers.outputs, program_->world_size, rank);
+}
+
+// Moves one rank's blocks for another; the first one's come on top of the operand `output`.
+void LocalPlan::MoveBlocks(const Action& action, const RunBuffers& buffers) const {
+  const ChunkRange& from = action.sources[0];
+  const RaggedRank sender = RankOf(from.rank, buffers);
+  const RaggedRank receiver = RankOf(action.destinations[0].rank, buffers);
+  if (from.rank == 0) std::memcpy(receiver.result, receiver.output, ragged_->output_bytes());
+  const int64_t updates = ragged_->updates_per_peer;
+  for (int64_t i = from.first_chunk * updates; i < (from.first_chunk + 1) * updates; ++i) {
+    const RaggedBlock block = sender.BlockAt(*ragged_, i);
+    std::memcpy(receiver.result + block.output_offset * ragged_->row_bytes,
+                sender.operand + block.input_offset * ragged_->row_bytes,
+                block.rows * ragged_->row_bytes);
+  }
+}
+
 int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
   const int64_t positions = program_->chunks_per_block;
   return chunk / positions * block_elements + chunk % positions * block_elements / positions;
@@ -121,6 +189,10 @@ void LocalPlan::RunBatch(int level, int batch, const RunBuffers& buffers) const 
   for (int32_t t = row.batch_first[batch]; t < row.batch_first[batch + 1]; ++t) {
     const Task& task = row.tasks[t];
     const Action& action = program_->levels[level][task.action];
+    if (ragged_) {
+      MoveBlocks(action, buffers);
+      continue;
+    }
     const size_t skip = task.first * item_bytes_;
     Pointers<void*> destinations(action.destinations.size());
     for (size_t i = 0; i < action.destinations.size(); ++i) {

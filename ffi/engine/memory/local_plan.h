@@ -4,11 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/dtype.h"
 #include "base/kernels.h"
 #include "engine/memory/local_program.h"
+#include "engine/ragged.h"
 
 namespace jaxcoll {
 
@@ -27,6 +29,12 @@ class LocalPlan {
   // reduced; then dtype only gives the size of an element.
   LocalPlan(std::shared_ptr<const LocalProgram> program, std::vector<int64_t> block_elements,
             DType dtype, ReduceOp reduce_op);
+  // A ragged_all_to_all: `program` is that of the direct all_to_all.
+  LocalPlan(std::shared_ptr<const LocalProgram> program, const RaggedShape& shape);
+
+  // Whether a run may begin. Ragged: refuses, naming both ranks, rows outside the operand or the
+  // output, and a sender and a receiver that disagree on a size. Nothing has been written then.
+  Status Check(const RunBuffers& buffers) const;
 
   int LevelCount() const { return static_cast<int>(levels_.size()); }
   int BatchCount(int level) const {
@@ -39,9 +47,10 @@ class LocalPlan {
   int world_size() const { return program_->world_size; }
   // Bytes of the output of vector v on one rank.
   size_t output_bytes(size_t v) const {
-    return block_elements_[v] * item_bytes_ * program_->output_blocks;
+    return ragged_ ? ragged_->output_bytes()
+                   : block_elements_[v] * item_bytes_ * program_->output_blocks;
   }
-  size_t vector_count() const { return block_elements_.size(); }
+  size_t vector_count() const { return ragged_ ? 1 : block_elements_.size(); }
 
  private:
   // Elements [first, first + count) of an action on one vector, counted from the action's start.
@@ -58,6 +67,8 @@ class LocalPlan {
 
   int64_t ChunkOffset(int32_t chunk, int64_t block_elements) const;
   std::byte* Address(const ChunkRange& range, int32_t vector, const RunBuffers& buffers) const;
+  RaggedRank RankOf(int32_t rank, const RunBuffers& buffers) const;
+  void MoveBlocks(const Action& action, const RunBuffers& buffers) const;
 
   std::shared_ptr<const LocalProgram> program_;
   std::vector<int64_t> block_elements_;
@@ -70,6 +81,7 @@ class LocalPlan {
   size_t moved_bytes_ = 0;
   Caching caching_ = Caching::kCached;
   std::vector<Level> levels_;
+  std::optional<RaggedShape> ragged_;
 };
 
 }  // namespace jaxcoll

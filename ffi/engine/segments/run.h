@@ -2,7 +2,7 @@
 //
 // A RunPlan is bound to a call site, a Run to one of its calls. A run consists of messages between
 // this process's ranks and those of others; what they mean is the run's affair, how they travel the
-// wire's. SegmentRun runs schedules, RaggedRun exchanges blocks whose sizes are data.
+// wire's.
 //
 // Thread rule: a Run is under the reactor's lock, like the Wire.
 #pragma once

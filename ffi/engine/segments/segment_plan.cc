@@ -82,6 +82,18 @@ StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
   return std::shared_ptr<const SegmentPlan>(std::move(plan));
 }
 
+StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::CreateRagged(
+    const RaggedShape& shape, const std::vector<int>& process_of_rank, int process,
+    size_t message_bytes) {
+  std::shared_ptr<SegmentPlan> plan(new SegmentPlan);
+  plan->ragged_ =
+      std::make_unique<const RaggedProcesses>(shape, process_of_rank, process, message_bytes);
+  StatusOr<SegmentProgram> program = plan->ragged_->Program();
+  if (!program.ok()) return program.status();
+  plan->program_ = std::make_shared<const SegmentProgram>(std::move(*program));
+  return std::shared_ptr<const SegmentPlan>(std::move(plan));
+}
+
 SegmentPlan::Strip SegmentPlan::StripOf(int32_t chunk, const Part& part) const {
   const int64_t n = block_elements_[part.vector];
   const int64_t positions = program_->chunks_per_block;

@@ -9,6 +9,7 @@
 
 #include "base/dtype.h"
 #include "base/kernels.h"
+#include "engine/segments/ragged_table.h"
 #include "engine/segments/run.h"
 #include "engine/segments/segment_program.h"
 
@@ -20,9 +21,15 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   static StatusOr<std::shared_ptr<const SegmentPlan>> Create(
       std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements,
       DType dtype, ReduceOp reduce_op, size_t message_bytes);
+  // A ragged_all_to_all: each run fills a table of its own that says how it is cut.
+  // `process_of_rank` is the group's; `process` must have some of the ranks, but not all.
+  static StatusOr<std::shared_ptr<const SegmentPlan>> CreateRagged(
+      const RaggedShape& shape, const std::vector<int>& process_of_rank, int process,
+      size_t message_bytes);
 
   std::unique_ptr<Run> MakeRun(MemberBuffers buffers, Wire& wire) const override;
   const SegmentProgram& program() const { return *program_; }
+  const RaggedProcesses* ragged() const { return ragged_.get(); }  // null: uniform
   int32_t segment_count() const { return static_cast<int32_t>(segments_.size()); }
   int32_t in_flight() const;  // segments that a run works at together
   // Bytes of an op's message. In it, and in scratch, every chunk of a part has `stride` bytes.
@@ -80,6 +87,7 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   std::byte* Address(const LocalChunk& chunk, size_t part, const Place& place) const;
 
   std::shared_ptr<const SegmentProgram> program_;
+  std::unique_ptr<const RaggedProcesses> ragged_;
   std::vector<int64_t> block_elements_;
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;

@@ -1,6 +1,7 @@
 #include "engine/segments/segment_run.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace jaxcoll {
@@ -31,7 +32,13 @@ SegmentRun::SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers bu
     : plan_(std::move(plan)),
       buffers_(std::move(buffers)),
       wire_(wire),
-      in_flight_(plan_->in_flight()) {}
+      in_flight_(plan_->in_flight()),
+      segment_count_(plan_->segment_count()) {
+  if (plan_->ragged() == nullptr) return;
+  table_ = std::make_unique<RaggedTable>(*plan_->ragged(), buffers_);
+  segment_count_ = table_->segment_count();
+  accepted_.resize(plan_->ragged()->peers().size());
+}
 
 SegmentRun::~SegmentRun() {
   for (const std::unique_ptr<Instance>& instance : active_) {
@@ -44,6 +51,9 @@ SegmentRun::~SegmentRun() {
 }
 
 void SegmentRun::Begin() {
+  if (table_ != nullptr) {
+    if (const auto fault = table_->FillOwn()) return Refuse(*fault);
+  }
   plan_->ClearUnwritten(buffers_);
   Admit();
   Drain();
@@ -58,7 +68,7 @@ SegmentRun::Instance* SegmentRun::Find(int32_t segment) const {
 
 void SegmentRun::Admit() {
   const SegmentProgram& program = plan_->program();
-  while (static_cast<int32_t>(active_.size()) < in_flight_ && admitted_ < plan_->segment_count()) {
+  while (static_cast<int32_t>(active_.size()) < in_flight_ && admitted_ < segment_count_) {
     std::unique_ptr<Instance> instance;
     if (!unused_.empty()) {
       instance = std::move(unused_.back());
@@ -111,8 +121,11 @@ void SegmentRun::Drain() {
                                  [&](const auto& a) { return a.get() == &instance; });
     unused_.push_back(std::move(*it));
     active_.erase(it);
-    Admit();
+    if (table_ != nullptr && !complete_ && finished_ == segment_count_) CompleteTable();
+    if (status_.ok()) Admit();
   }
+  // Last, while the peers send: they have been told that this process is ready.
+  if (std::exchange(owe_own_, false)) table_->CopyOwn();
   draining_ = false;
 }
 
@@ -152,8 +165,10 @@ void SegmentRun::Start(Instance& instance, int32_t index) {
     case SegmentOp::Kind::kReceive:
     case SegmentOp::Kind::kInPlace: {
       const MessageId id{instance.segment, op.key};
+      if (Absent(instance.segment, op)) return Complete(instance, index);
       if (!Eager(instance.segment, op)) {
         wire_.SendReady(*this, op.peer, id);
+        if (BytesOf(instance.segment, op) == 0) Complete(instance, index);
         return;
       }
       const auto early = early_data_.find(id);
@@ -172,24 +187,40 @@ void SegmentRun::TrySend(Instance& instance, int32_t index) {
   const SegmentOp& op = plan_->program().ops[index];
   uint8_t& state = instance.state[index];
   if (!(state & kStarted) || (state & kSending)) return;
-  if (!(state & kReady) && !Eager(instance.segment, op)) return;
+  const bool absent = Absent(instance.segment, op);
+  if (!absent && !(state & kReady) && !Eager(instance.segment, op)) return;
   state |= kSending;
+  if (absent || (table_ != nullptr && BytesOf(instance.segment, op) == 0)) {
+    return Complete(instance, index);
+  }
   wire_.SendData(*this, op.peer, instance.segment, index);
 }
 
 // The message goes where the op wants it: it is not needed after this.
 void SegmentRun::Take(Instance& instance, int32_t index, const std::byte* message) {
-  plan_->Move(plan_->program().ops[index], message, PlaceOf(instance));
+  const SegmentOp& op = plan_->program().ops[index];
+  if (table_ != nullptr) {
+    table_->Take(instance.segment, PeerOf(op), message);
+  } else {
+    plan_->Move(op, message, PlaceOf(instance));
+  }
   Complete(instance, index);
 }
 
 bool SegmentRun::OnReady(const MessageId& id) {
   const auto it = plan_->program().messages.find(id.key);
   if (it == plan_->program().messages.end() || id.segment < 0 ||
-      id.segment >= plan_->segment_count() ||
       plan_->program().ops[it->second].kind != SegmentOp::Kind::kSend) {
     return false;
   }
+  if (!status_.ok()) return true;
+  int32_t segments = segment_count_;
+  if (table_ != nullptr) {
+    const int32_t peer = PeerOf(plan_->program().ops[it->second]);
+    segments = table_->SegmentsTo(peer);
+    accepted_[peer] = accepted_[peer] || !table_->IsHeader(id.segment);
+  }
+  if (id.segment >= segments) return false;
   Instance* instance = Find(id.segment);
   if (Eager(id.segment, plan_->program().ops[it->second])) {  // it answers a request
     if (instance == nullptr || !(instance->state[it->second] & kHeld)) return false;
@@ -209,6 +240,7 @@ bool SegmentRun::OnReady(const MessageId& id) {
 }
 
 bool SegmentRun::Hold(int32_t segment, int32_t op) {
+  if (segment == kRefusal) return false;
   uint8_t& state = Find(segment)->state[op];
   if (state & kReady) return false;
   state |= kHeld;
@@ -217,10 +249,10 @@ bool SegmentRun::Hold(int32_t segment, int32_t op) {
 
 bool SegmentRun::OnRequest(const MessageId& id) {
   const auto it = plan_->program().messages.find(id.key);
-  if (it == plan_->program().messages.end() || id.segment < 0 ||
-      id.segment >= plan_->segment_count()) {
+  if (it == plan_->program().messages.end() || id.segment < 0 || id.segment >= segment_count_) {
     return false;
   }
+  if (!status_.ok()) return true;
   const SegmentOp& op = plan_->program().ops[it->second];
   if (op.kind == SegmentOp::Kind::kSend || !Eager(id.segment, op)) return false;
   Instance* const instance = Find(id.segment);
@@ -237,18 +269,18 @@ bool SegmentRun::OnRequest(const MessageId& id) {
 SegmentRun::Taken SegmentRun::OnData(const MessageId& id, const std::byte* message, size_t bytes,
                                      std::optional<uint64_t> handle) {
   const auto it = plan_->program().messages.find(id.key);
-  if (it == plan_->program().messages.end() || id.segment < 0 ||
-      id.segment >= plan_->segment_count()) {
-    return Taken::kUnknown;
-  }
+  if (it == plan_->program().messages.end()) return Taken::kUnknown;
   const int32_t index = it->second;
   const SegmentOp& op = plan_->program().ops[index];
-  if (op.kind == SegmentOp::Kind::kSend || plan_->MessageBytes(id.segment, op) != bytes) {
+  if (op.kind == SegmentOp::Kind::kSend) return Taken::kUnknown;
+  if (!status_.ok()) return Taken::kAtOnce;
+  if (id.segment == kRefusal && table_ != nullptr) return TakeRefusal(op, message, bytes);
+  if (id.segment < 0 || id.segment >= segment_count_ || BytesOf(id.segment, op) != bytes) {
     return Taken::kUnknown;
   }
   Instance* instance = Find(id.segment);
   if (instance == nullptr || !(instance->state[index] & kStarted)) {
-    if (bytes > kEagerBytes) return Taken::kUnknown;  // nobody asked for it
+    if (!Eager(id.segment, op)) return Taken::kUnknown;  // nobody asked for it
     early_data_[id].assign(message, message + bytes);
     return Taken::kAtOnce;
   }
@@ -267,33 +299,96 @@ SegmentRun::Taken SegmentRun::OnData(const MessageId& id, const std::byte* messa
 }
 
 void SegmentRun::OnSent(int32_t segment, int32_t op) {
-  if (Instance* instance = Find(segment)) {
+  if (segment == kRefusal) {
+    --refusals_left_;
+  } else if (Instance* instance = Find(segment)) {
     Complete(*instance, op);
     Drain();
   }
 }
 
 void SegmentRun::Write(int32_t segment, int32_t op, std::byte* message) const {
-  plan_->Gather(plan_->program().ops[op], message, PlaceOf(*Find(segment)));
+  const SegmentOp& send = plan_->program().ops[op];
+  if (table_ == nullptr) {
+    plan_->Gather(send, message, PlaceOf(*Find(segment)));
+  } else if (segment == kRefusal) {
+    std::memcpy(message, &*fault_, sizeof(*fault_));
+  } else {
+    table_->Write(segment, PeerOf(send), message);
+  }
 }
 
 const std::byte* SegmentRun::Contiguous(int32_t segment, int32_t op) const {
+  if (table_ != nullptr) return nullptr;
   return plan_->Contiguous(plan_->program().ops[op], PlaceOf(*Find(segment)));
 }
 
 std::vector<int32_t> SegmentRun::WaitingFor() const {
   std::set<int32_t> ranks;
+  const auto add = [&](const SegmentOp& op) {
+    if (table_ == nullptr) {
+      ranks.insert(op.peer);
+      return;
+    }
+    const std::vector<int32_t>& all = plan_->ragged()->peers()[PeerOf(op)];
+    ranks.insert(all.begin(), all.end());
+  };
   for (const std::unique_ptr<Instance>& instance : active_) {
     for (size_t index = 0; index < instance->state.size(); ++index) {
       const SegmentOp& op = plan_->program().ops[index];
       const uint8_t state = instance->state[index];
       if (!(state & kStarted) || (state & kCompleted)) continue;
       if (op.kind != SegmentOp::Kind::kNothing && op.kind != SegmentOp::Kind::kMove) {
-        ranks.insert(op.peer);
+        add(op);
       }
     }
   }
   return {ranks.begin(), ranks.end()};
+}
+
+// ---- Ragged ------------------------------------------------------------------------------------
+
+int32_t SegmentRun::PeerOf(const SegmentOp& op) const { return plan_->ragged()->PeerOf(op.peer); }
+
+size_t SegmentRun::BytesOf(int32_t segment, const SegmentOp& op) const {
+  if (table_ == nullptr) return plan_->MessageBytes(segment, op);
+  if (segment == kRefusal) return sizeof(RaggedFault);
+  return table_->MessageBytes(segment, PeerOf(op), op.kind == SegmentOp::Kind::kSend);
+}
+
+bool SegmentRun::Absent(int32_t segment, const SegmentOp& op) const {
+  return table_ != nullptr && segment != plan_->ragged()->header_segments() &&
+         BytesOf(segment, op) == 0;
+}
+
+void SegmentRun::CompleteTable() {
+  complete_ = true;
+  if (const auto fault = table_->Complete()) return Refuse(*fault);
+  segment_count_ = table_->segment_count();
+  owe_own_ = true;
+}
+
+void SegmentRun::Refuse(const RaggedFault& fault) {
+  fault_ = fault;
+  status_ = InvalidArgument(plan_->ragged()->Describe(fault));
+  refusals_left_ = static_cast<int32_t>(accepted_.size());
+  const std::vector<SegmentOp>& ops = plan_->program().ops;
+  for (size_t op = 0; op < ops.size(); ++op) {
+    if (ops[op].kind != SegmentOp::Kind::kSend) continue;
+    wire_.SendData(*this, ops[op].peer, kRefusal, static_cast<int32_t>(op));
+  }
+}
+
+Run::Taken SegmentRun::TakeRefusal(const SegmentOp& op, const std::byte* message, size_t bytes) {
+  RaggedFault fault;
+  if (bytes != sizeof(fault) || accepted_[PeerOf(op)]) return Taken::kUnknown;
+  std::memcpy(&fault, message, bytes);
+  const int64_t ranks = plan_->ragged()->world_size();
+  for (const int64_t rank : {fault.from, fault.to}) {
+    if (rank < 0 || rank >= ranks) return Taken::kUnknown;
+  }
+  status_ = InvalidArgument(plan_->ragged()->Describe(fault));
+  return Taken::kAtOnce;
 }
 
 }  // namespace jaxcoll

@@ -5,6 +5,11 @@
 // An eager message that comes too early is copied out of its slot; where too many have been, the
 // wire holds the next ones back and asks the receiver to say when it is ready for them.
 //
+// Ragged, the first segments carry the extents of the others, each small enough to be eager, and
+// how many others there are is known when they are over. Every message of these others waits for
+// its receiver, however small it is. A fault in the extents goes to every peer in the place of a
+// send, as segment kRefusal, and ends the run.
+//
 // Thread rule: that of Run.
 #pragma once
 
@@ -28,9 +33,11 @@ class SegmentRun final : public Run {
   ~SegmentRun() override;
 
   void Begin() override;
-  bool done() const override { return finished_ == plan_->segment_count(); }
+  bool done() const override {
+    return status_.ok() ? finished_ == segment_count_ : refusals_left_ == 0;
+  }
 
-  const Status& status() const override { return status_; }  // of a schedule: always good
+  const Status& status() const override { return status_; }  // not ragged: always good
 
   bool OnReady(const MessageId& id) override;
   bool OnRequest(const MessageId& id) override;
@@ -41,11 +48,12 @@ class SegmentRun final : public Run {
 
   MessageKey Key(int32_t op) const override { return plan_->program().ops[op].key; }
   size_t MessageBytes(int32_t segment, int32_t op) const override {
-    return plan_->MessageBytes(segment, plan_->program().ops[op]);
+    return BytesOf(segment, plan_->program().ops[op]);
   }
   void Write(int32_t segment, int32_t op, std::byte* message) const override;
   const std::byte* Contiguous(int32_t segment, int32_t op) const override;
   std::span<const std::byte> ArrayOf(int32_t segment, int32_t op) const override {
+    if (table_ != nullptr) return {};
     return plan_->ArrayOf(plan_->program().ops[op], segment, buffers_);
   }
 
@@ -85,24 +93,41 @@ class SegmentRun final : public Run {
   void Take(Instance& instance, int32_t op, const std::byte* message);
   void Complete(Instance& instance, int32_t op) { events_.push_back({&instance, op, true}); }
   void Arm(Instance& instance, const std::vector<int32_t>& ops);
+  size_t BytesOf(int32_t segment, const SegmentOp& op) const;
   bool Eager(int32_t segment, const SegmentOp& op) const {
-    return plan_->MessageBytes(segment, op) <= kEagerBytes;
+    return table_ != nullptr ? table_->IsHeader(segment) : BytesOf(segment, op) <= kEagerBytes;
   }
+  // The rest is ragged.
+  int32_t PeerOf(const SegmentOp& op) const;  // as the table numbers them
+  static constexpr int32_t kRefusal = -1;
+  // Whether there is no message, and its receiver does not announce that it is ready, either.
+  bool Absent(int32_t segment, const SegmentOp& op) const;
+  void CompleteTable();
+  void Refuse(const RaggedFault& fault);
+  Taken TakeRefusal(const SegmentOp& op, const std::byte* message, size_t bytes);
 
   const std::shared_ptr<const SegmentPlan> plan_;
   const MemberBuffers buffers_;
   Wire& wire_;
   const int32_t in_flight_;  // segments, at most
-  const Status status_;
+  Status status_;
   std::vector<std::unique_ptr<Instance>> active_;
   std::vector<std::unique_ptr<Instance>> unused_;
   int32_t admitted_ = 0;
   int32_t finished_ = 0;
+  int32_t segment_count_;  // as far as known
   std::deque<Event> events_;
   bool draining_ = false;
   std::set<MessageId> early_ready_;
   std::set<MessageId> requests_;  // for ops that have not started
   std::map<MessageId, std::vector<std::byte>> early_data_;
+
+  std::unique_ptr<RaggedTable> table_;  // null: not ragged
+  bool complete_ = false;               // the table is
+  bool owe_own_ = false;                // RaggedTable::CopyOwn() has to be called
+  std::vector<bool> accepted_;          // by peer of the table: it has announced readiness
+  std::optional<RaggedFault> fault_;    // that this process has found
+  int32_t refusals_left_ = 0;           // to be sent
 };
 
 }  // namespace jaxcoll

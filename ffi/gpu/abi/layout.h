@@ -83,7 +83,7 @@ struct Vector {
   int64_t elements;  // of one block of the schedule: of the whole vector, or one rank's part
 };
 
-// ragged_all_to_all. Offsets and sizes count rows; see engine/segments/ragged.h. Its vectors are
+// ragged_all_to_all. Offsets and sizes count rows; see engine/ragged.h. Its vectors are
 // {operand, result}, {input_offsets, send_sizes}, {output_offsets, recv_sizes}, so that these
 // addresses are exchanged.
 struct Ragged {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "gpu/host/program_plan.h"
+#include "gpu/host/ragged_plan.h"
+
 namespace jaxcoll::cuda {
 
 GroupCall::GroupCall(Communicator& communicator, Plan plan)
@@ -59,26 +62,28 @@ Status GroupCall::Init(const std::string& key, const std::string& description) {
     }
     request.fingerprint = direct->fingerprint;
   }
-  WithMessages([&](auto& plan) {
-    request.area_bytes = [&plan](uint64_t available) { return plan.AreaBytes(available); };
-    request.fingerprint = plan.fingerprint();
-  });
+  MessagePlan* const plan = messages();
+  if (plan != nullptr) {
+    request.area_bytes = [plan](uint64_t available) { return plan->AreaBytes(available); };
+    request.fingerprint = plan->fingerprint();
+  }
   StatusOr<LaneGrant> grant = communicator_.TakeLane(request);
   if (!grant.ok()) return grant.status();
   grant_ = *grant;
   granted_ = true;
-  Status status;
-  WithMessages([&](auto& plan) { status = InitRegion(plan, description); });
-  if (!status.ok()) return status;
+  if (plan != nullptr) {
+    if (Status status = InitRegion(*plan, description); !status.ok()) return status;
+  }
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
-    status = communicator_.runtime().Preload(communicator_.member(rank).ordinal, KernelOfPlan());
+    const int ordinal = communicator_.member(rank).ordinal;
+    Status status = communicator_.runtime().Preload(
+        ordinal, plan != nullptr ? plan->kernel() : std::get<CallPlan>(plan_).kernel());
     if (!status.ok()) return status;
   }
   return Status();
 }
 
-template <typename MessagePlan>
 Status GroupCall::InitRegion(MessagePlan& plan, const std::string& description) {
   if (Status status = plan.Divide(grant_.area_bytes); !status.ok()) return status;
   if (Status status = ReachHosts(plan, description); !status.ok()) return status;
@@ -89,7 +94,6 @@ unsigned char* GroupCall::Area(int rank, int seen_by) const {
   return communicator_.workspace(rank, seen_by) + grant_.area;
 }
 
-template <typename MessagePlan>
 Status GroupCall::UploadTables(const MessagePlan& plan) const {
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     if (!communicator_.is_local(rank)) continue;
@@ -110,7 +114,6 @@ Status GroupCall::UploadTables(const MessagePlan& plan) const {
   return Status();
 }
 
-template <typename MessagePlan>
 Status GroupCall::ReachHosts(const MessagePlan& plan, const std::string& description) {
   HostReach* const reach = communicator_.reach();
   if (reach == nullptr) return Status();
@@ -123,32 +126,23 @@ Status GroupCall::ReachHosts(const MessagePlan& plan, const std::string& descrip
   return Status();
 }
 
-Kernel GroupCall::KernelOfPlan() const {
-  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
-    return {.family = Kernel::kInterpreter, .dtype = program->dtype()};
-  }
-  if (std::holds_alternative<RaggedPlan>(plan_)) return {.family = Kernel::kRaggedExchange};
-  return std::get<CallPlan>(plan_).kernel();
-}
-
 int GroupCall::launches() const {
-  return std::visit([](const auto& plan) { return plan.launches(); }, plan_);
+  const MessagePlan* const plan = messages();
+  return plan != nullptr ? plan->launches() : std::get<CallPlan>(plan_).launches();
 }
 
 int GroupCall::blocks() const {
-  if (const auto* direct = std::get_if<CallPlan>(&plan_)) return direct->blocks;
-  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) return ragged->blocks(0);
+  const MessagePlan* const plan = messages();
+  if (plan == nullptr) return std::get<CallPlan>(plan_).blocks;
   int most = 0;
-  const auto& program = std::get<ProgramPlan>(plan_);
-  for (int launch = 0; launch < program.launches(); ++launch) {
-    most = std::max(most, program.blocks(launch));
+  for (int launch = 0; launch < plan->launches(); ++launch) {
+    most = std::max(most, plan->blocks(launch));
   }
   return most;
 }
 
 StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands) const {
   Launch result;
-  result.kernel = KernelOfPlan();
   const auto complete = [&](auto& call) {
     call.lane = grant_.lane;
     call.deadline_ns = communicator_.deadline_ns();
@@ -156,28 +150,15 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
     call.logical_id = operands.logical_id;
     call.expected_logical_id = operands.expected_logical_id;
   };
-  const auto complete_messages = [&](ProgramCall& call) {
+  if (const MessagePlan* const plan = messages()) {
+    ProgramCall& call =
+        plan->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs, result);
     complete(call);
     if (host_region_ != nullptr) {
       call.doorbell = host_region_->doorbells[rank];
       call.abort = communicator_.reach()->abort();
     }
     call.failing = &reinterpret_cast<Header*>(communicator_.workspace(rank, rank))->failing;
-  };
-  if (const auto* program = std::get_if<ProgramPlan>(&plan_)) {
-    StatusOr<ProgramCall> call =
-        program->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs);
-    if (!call.ok()) return call.status();
-    complete_messages(*call);
-    result.blocks = program->blocks(launch);
-    result.parameters = *call;
-    return result;
-  }
-  if (const auto* ragged = std::get_if<RaggedPlan>(&plan_)) {
-    RaggedProgramCall call = ragged->Bind(Area(rank, rank), operands.inputs, operands.outputs);
-    complete_messages(call.program);
-    result.blocks = ragged->blocks(launch);
-    result.parameters = call;
     return result;
   }
   const CallPlan& direct = std::get<CallPlan>(plan_);
@@ -201,6 +182,7 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
       call->bases[peer] = operands->base(peer);
     }
   }
+  result.kernel = direct.kernel();
   result.blocks = direct.blocks;
   result.parameters = *call;
   return result;

@@ -3,7 +3,7 @@
 // Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
 // algorithms, schedules written in Python, larger groups, and groups of several hosts
 // (program_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
-// regions, flags and proxies as the interpreter's.
+// regions, flags and proxies as the interpreter's: a MessagePlan is either.
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
 // memory and waits for nothing.
@@ -20,8 +20,7 @@
 #include "gpu/abi/runtime.h"
 #include "gpu/host/call_plan.h"
 #include "gpu/host/communicator.h"
-#include "gpu/host/program_plan.h"
-#include "gpu/host/ragged_plan.h"
+#include "gpu/host/message_plan.h"
 
 namespace jaxcoll::cuda {
 
@@ -57,23 +56,18 @@ class GroupCall {
   Status Enqueue(int rank, void* stream, const Operands& operands) const;
 
  private:
-  using Plan = std::variant<CallPlan, ProgramPlan, RaggedPlan>;
+  using Plan = std::variant<CallPlan, std::unique_ptr<MessagePlan>>;
 
   GroupCall(Communicator& communicator, Plan plan);
   Status Init(const std::string& key, const std::string& description);
-  // Calls `f` with the plan of what goes by messages.
-  template <typename F>
-  void WithMessages(F f) {
-    if (auto* const program = std::get_if<ProgramPlan>(&plan_)) f(*program);
-    if (auto* const ragged = std::get_if<RaggedPlan>(&plan_)) f(*ragged);
+  // Null where a kernel of its own runs.
+  MessagePlan* messages() const {
+    const auto* const plan = std::get_if<std::unique_ptr<MessagePlan>>(&plan_);
+    return plan == nullptr ? nullptr : plan->get();
   }
-  template <typename MessagePlan>
   Status InitRegion(MessagePlan& plan, const std::string& description);
-  template <typename MessagePlan>
   Status UploadTables(const MessagePlan& plan) const;
-  template <typename MessagePlan>
   Status ReachHosts(const MessagePlan& plan, const std::string& description);
-  Kernel KernelOfPlan() const;
   unsigned char* Area(int rank, int seen_by) const;
 
   Communicator& communicator_;

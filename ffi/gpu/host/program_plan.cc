@@ -9,9 +9,11 @@
 
 namespace jaxcoll::cuda {
 
-StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape& shape,
-                                          int max_blocks, Reach reach, std::span<const int32_t> own,
-                                          std::span<const int> host_of_rank) {
+StatusOr<std::unique_ptr<MessagePlan>> ProgramPlan::Create(const CallSpec& spec,
+                                                           const CallShape& shape, int max_blocks,
+                                                           Reach reach,
+                                                           std::span<const int32_t> own,
+                                                           std::span<const int> host_of_rank) {
   if (spec.group_size > kMaxProgramRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
                            " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
@@ -23,22 +25,22 @@ StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape&
   StatusOr<CallVectors> vectors =
       CheckVectors(spec, shape, (*packed)->input_blocks, (*packed)->output_blocks);
   if (!vectors.ok()) return vectors.status();
-  ProgramPlan plan;
-  plan.packed_ = std::move(*packed);
-  plan.own_.assign(own.begin(), own.end());
-  plan.max_blocks_ = std::max(max_blocks, 1);
-  plan.dtype_ = vectors->dtype;
-  plan.reduce_op_ = vectors->reduce_op;
-  plan.elements_ = std::move(vectors->block_elements);
-  plan.table_bytes_ = RoundUpToSlots(plan.packed_->table_bytes) +
-                      AreaAddresses::Bytes(static_cast<size_t>(plan.world_size()));
+  std::unique_ptr<ProgramPlan> plan(new ProgramPlan);
+  plan->packed_ = std::move(*packed);
+  plan->own_.assign(own.begin(), own.end());
+  plan->max_blocks_ = std::max(max_blocks, 1);
+  plan->dtype_ = vectors->dtype;
+  plan->reduce_op_ = vectors->reduce_op;
+  plan->elements_ = std::move(vectors->block_elements);
+  plan->table_bytes_ = RoundUpToSlots(plan->packed_->table_bytes) +
+                       AreaAddresses::Bytes(static_cast<size_t>(plan->world_size()));
   Fingerprint fingerprint;
-  fingerprint.Add(static_cast<int64_t>(plan.packed_->fingerprint));
-  fingerprint.Add(static_cast<int64_t>(plan.dtype_));
-  fingerprint.Add(static_cast<int64_t>(plan.reduce_op_));
-  for (const int64_t count : plan.elements_) fingerprint.Add(count);
-  plan.fingerprint_ = fingerprint.Value32();
-  return plan;
+  fingerprint.Add(static_cast<int64_t>(plan->packed_->fingerprint));
+  fingerprint.Add(static_cast<int64_t>(plan->dtype_));
+  fingerprint.Add(static_cast<int64_t>(plan->reduce_op_));
+  for (const int64_t count : plan->elements_) fingerprint.Add(count);
+  plan->fingerprint_ = fingerprint.Value32();
+  return std::unique_ptr<MessagePlan>(std::move(plan));
 }
 
 StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
@@ -105,9 +107,11 @@ std::vector<unsigned char> ProgramPlan::Table(int rank, const AreaAddresses& add
   return bytes;
 }
 
-StatusOr<ProgramCall> ProgramPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
-                                        void* const* outputs) const {
-  ProgramCall call = calls_[launch];
+ProgramCall& ProgramPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
+                               void* const* outputs, Launch& result) const {
+  result.kernel = kernel();
+  result.blocks = blocks(launch);
+  ProgramCall& call = result.parameters.emplace<ProgramCall>(calls_[launch]);
   unsigned char* const table = area + TableOffset();
   call.program = reinterpret_cast<const ProgramHeader*>(table);
   AreaAddresses::Bind(call, table + table_bytes_, static_cast<size_t>(world_size()));

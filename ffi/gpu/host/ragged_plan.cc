@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "gpu/abi/fingerprint.h"
 #include "gpu/host/call_plan.h"
@@ -14,31 +15,31 @@ constexpr int64_t kMostPairBytes = int64_t{1} << 40;
 
 }  // namespace
 
-StatusOr<RaggedPlan> RaggedPlan::Create(const CallSpec& spec, const CallShape& shape,
-                                        int max_blocks) {
+StatusOr<std::unique_ptr<MessagePlan>> RaggedPlan::Create(const CallSpec& spec,
+                                                          const CallShape& shape, int max_blocks) {
   if (spec.group_size > kMaxProgramRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
                            " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
                            " that are served");
   }
-  RaggedPlan plan;
+  std::unique_ptr<RaggedPlan> plan(new RaggedPlan);
   const auto ranks = static_cast<int32_t>(spec.group_size);
   StatusOr<Ragged> ragged = RaggedOf(shape, ranks);
   if (!ragged.ok()) return ragged.status();
-  plan.ragged_ = *ragged;
-  plan.result_bytes_ = plan.ragged_.output_rows * plan.ragged_.row_bytes;
+  plan->ragged_ = *ragged;
+  plan->result_bytes_ = plan->ragged_.output_rows * plan->ragged_.row_bytes;
   // The most that one rank may send to another; see ShareOf().
-  const int64_t rows = std::min(plan.ragged_.operand_rows, plan.ragged_.output_rows);
-  if (plan.ragged_.updates_per_peer >
-      kMostPairBytes / std::max<int64_t>(rows * plan.ragged_.row_bytes, 1)) {
-    return InvalidArgument("ragged_all_to_all of " + std::to_string(plan.ragged_.updates_per_peer) +
-                           " updates for each peer, each of up to " +
-                           std::to_string(rows * plan.ragged_.row_bytes) +
-                           " bytes, may be more than a TiB from one GPU to another; use fewer "
-                           "updates, or several calls");
+  const int64_t rows = std::min(plan->ragged_.operand_rows, plan->ragged_.output_rows);
+  if (plan->ragged_.updates_per_peer >
+      kMostPairBytes / std::max<int64_t>(rows * plan->ragged_.row_bytes, 1)) {
+    return InvalidArgument(
+        "ragged_all_to_all of " + std::to_string(plan->ragged_.updates_per_peer) +
+        " updates for each peer, each of up to " + std::to_string(rows * plan->ragged_.row_bytes) +
+        " bytes, may be more than a TiB from one GPU to another; use fewer "
+        "updates, or several calls");
   }
-  plan.max_blocks_ = std::max(max_blocks, 1);
-  ProgramHeader& header = plan.header_;
+  plan->max_blocks_ = std::max(max_blocks, 1);
+  ProgramHeader& header = plan->header_;
   header.magic = kProgramMagic;
   header.total_bytes = sizeof(ProgramHeader);
   header.world_size = ranks;
@@ -51,13 +52,13 @@ StatusOr<RaggedPlan> RaggedPlan::Create(const CallSpec& spec, const CallShape& s
   Fingerprint fingerprint;
   fingerprint.Add(spec.collective);
   for (const int64_t value :
-       {int64_t{ranks}, plan.ragged_.operand_rows, plan.ragged_.output_rows, plan.ragged_.row_bytes,
-        int64_t{plan.ragged_.updates_per_peer}, static_cast<int64_t>(shape.outputs[0].dtype),
-        int64_t{plan.max_blocks_}}) {
+       {int64_t{ranks}, plan->ragged_.operand_rows, plan->ragged_.output_rows,
+        plan->ragged_.row_bytes, int64_t{plan->ragged_.updates_per_peer},
+        static_cast<int64_t>(shape.outputs[0].dtype), int64_t{plan->max_blocks_}}) {
     fingerprint.Add(value);
   }
-  plan.fingerprint_ = fingerprint.Value32();
-  return plan;
+  plan->fingerprint_ = fingerprint.Value32();
+  return std::unique_ptr<MessagePlan>(std::move(plan));
 }
 
 uint64_t RaggedPlan::TableBytes() const {
@@ -116,9 +117,11 @@ std::vector<unsigned char> RaggedPlan::Table(int rank, const AreaAddresses& addr
   return bytes;
 }
 
-RaggedProgramCall RaggedPlan::Bind(unsigned char* area, const void* const* inputs,
-                                   void* const* outputs) const {
-  RaggedProgramCall call = {};
+ProgramCall& RaggedPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
+                              void* const* outputs, Launch& result) const {
+  result.kernel = kernel();
+  result.blocks = blocks(launch);
+  RaggedProgramCall& call = result.parameters.emplace<RaggedProgramCall>();
   call.program = call_;
   unsigned char* const table = area + TableOffset();
   call.program.program = reinterpret_cast<const ProgramHeader*>(table);
@@ -132,7 +135,7 @@ RaggedProgramCall RaggedPlan::Bind(unsigned char* area, const void* const* input
   call.send_sizes = inputs[3];
   call.output_offsets = inputs[4];
   call.recv_sizes = inputs[5];
-  return call;
+  return call.program;
 }
 
 }  // namespace jaxcoll::cuda

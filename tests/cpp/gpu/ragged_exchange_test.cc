@@ -6,10 +6,11 @@
 #include <cstring>
 #include <random>
 
-#include "engine/segments/ragged.h"
+#include "engine/memory/local_plan.h"
 #include "gpu/host/group_call.h"
 #include "support/device_case.h"
 #include "support/host_job.h"
+#include "support/op_lists.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -123,19 +124,30 @@ class RaggedSite {
 
   // The results that the engine for CPUs makes of the same operands.
   std::string Wrong() {
-    RaggedCall call;
-    call.shape = {shape_.updates, shape_.operand_rows, shape_.output_rows, shape_.row_bytes(),
-                  shape_.index};
+    ScheduleSpec exchange;
+    exchange.collective = Collective::kAllToAll;
+    exchange.world_size = shape_.ranks;
+    std::vector<Program> programs;
     for (int rank = 0; rank < shape_.ranks; ++rank) {
-      const auto& memory = operands_[rank];
-      const auto bytes = [&](int i) { return reinterpret_cast<std::byte*>(memory[i]->data()); };
-      call.ranks.push_back({bytes(kOperand), bytes(kOutput), bytes(kInputOffsets),
-                            bytes(kSendSizes), bytes(kOutputOffsets), bytes(kRecvSizes),
-                            reinterpret_cast<std::byte*>(expected_[rank]->data())});
+      programs.push_back(*BuildSchedule(exchange, rank));
     }
-    if (const Status status = CheckRagged(call); !status.ok()) return status.message();
+    const RaggedShape shape = {shape_.updates, shape_.operand_rows, shape_.output_rows,
+                               shape_.row_bytes(), shape_.index};
+    const LocalPlan plan(
+        std::make_shared<const LocalProgram>(*Compile(programs, exchange.collective)), shape);
+    RunBuffers buffers;
+    for (const int table :
+         {kOperand, kOutput, kInputOffsets, kSendSizes, kOutputOffsets, kRecvSizes}) {
+      for (const auto& memory : operands_) {
+        buffers.inputs.push_back(reinterpret_cast<std::byte*>(memory[table]->data()));
+      }
+    }
+    for (const auto& memory : expected_) {
+      buffers.outputs.push_back(reinterpret_cast<std::byte*>(memory->data()));
+    }
+    if (const Status status = plan.Check(buffers); !status.ok()) return status.message();
+    for (int batch = 0; batch < plan.BatchCount(0); ++batch) plan.RunBatch(0, batch, buffers);
     for (int rank = 0; rank < shape_.ranks; ++rank) {
-      jaxcoll::RunRagged(call, rank);
       for (size_t i = 0; i < results_[rank]->bytes(); ++i) {
         if (results_[rank]->data()[i] != expected_[rank]->data()[i]) {
           return "rank " + std::to_string(rank) + ", byte " + std::to_string(i);

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "comm/reactor.h"
-#include "engine/segments/ragged_run.h"
+#include "engine/ragged.h"
 #include "engine/segments/segment_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
@@ -57,7 +57,7 @@ struct Site {
   Collective collective;
   ScheduleSpec spec;
   DType dtype;
-  bool exact;  // small integers: summed exactly whatever the order
+  bool exact = false;  // small integers: summed exactly whatever the order
   std::vector<int64_t> block_elements;
   std::vector<Program> programs;
   int32_t largest_message = 1;

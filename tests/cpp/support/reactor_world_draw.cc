@@ -280,8 +280,9 @@ void ReactorWorld::DrawRagged(Site& site) {
   size_t message_bytes = kSlotBytes;
   if (Chance(random_, 60)) message_bytes = size_t{1} << Draw(random_, 10, 16);
   for (const int process : site.processes) {
-    site.plans[process] =
-        std::make_shared<const RaggedRunPlan>(shape, site.process_of_rank, process, message_bytes);
+    auto plan = SegmentPlan::CreateRagged(shape, site.process_of_rank, process, message_bytes);
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    site.plans[process] = *plan;
   }
   site.operation = "ragged_all_to_all " + std::to_string(sites_.size());
   site.description = "ragged_all_to_all over " + std::to_string(ranks) + " ranks, site " +

@@ -14,7 +14,7 @@
 #include "comm/reactor.h"
 #include "engine/memory/local_plan.h"
 #include "engine/memory/local_program.h"
-#include "engine/segments/ragged_run.h"
+#include "engine/ragged.h"
 #include "engine/segments/segment_plan.h"
 #include "schedule/schedule.h"
 #include "support/link_pair.h"
@@ -208,6 +208,14 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
   shape.operand_rows = 9000;
   shape.output_rows = 9000;
   shape.row_bytes = 24;
+  ScheduleSpec exchange;
+  exchange.collective = Collective::kAllToAll;
+  exchange.world_size = ranks;
+  std::vector<Program> programs;
+  for (int rank = 0; rank < ranks; ++rank) programs.push_back(*BuildSchedule(exchange, rank));
+  StatusOr<LocalProgram> program = Compile(programs, exchange.collective);
+  ASSERT_TRUE(program.ok()) << program.status().message();
+  const LocalPlan one_process(std::make_shared<const LocalProgram>(std::move(*program)), shape);
   std::vector<int> process_of_rank(ranks);
   std::iota(process_of_rank.begin(), process_of_rank.end(), 0);
   for (int round = 0; round < 5; ++round) {
@@ -232,27 +240,29 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
     Buffers operands(ranks), bases(ranks), results(ranks), expected(ranks);
     std::vector<std::shared_ptr<const RunPlan>> plans;
     std::vector<MemberBuffers> buffers;
-    RaggedCall reference;
-    reference.shape = shape;
+    RunBuffers reference;
+    reference.inputs.resize(6 * ranks);
     for (int rank = 0; rank < ranks; ++rank) {
       operands[rank].resize(9000 * shape.row_bytes);
       for (std::byte& byte : operands[rank]) byte = static_cast<std::byte>(random());
       bases[rank].assign(9000 * shape.row_bytes, std::byte{0xBA});
       results[rank].resize(bases[rank].size());
       expected[rank].resize(bases[rank].size());
-      plans.push_back(
-          std::make_shared<const RaggedRunPlan>(shape, process_of_rank, rank, kSlotBytes));
+      auto plan = SegmentPlan::CreateRagged(shape, process_of_rank, rank, kSlotBytes);
+      ASSERT_TRUE(plan.ok()) << plan.status().message();
+      plans.push_back(*plan);
       MemberBuffers own{{operands[rank].data(), bases[rank].data()}, {results[rank].data()}};
       for (const auto& table : tables[rank]) {
         own.inputs.push_back(reinterpret_cast<const std::byte*>(table.data()));
       }
       buffers.push_back(own);
-      reference.ranks.push_back({operands[rank].data(), bases[rank].data(), tables[rank][0].data(),
-                                 tables[rank][1].data(), tables[rank][2].data(),
-                                 tables[rank][3].data(), expected[rank].data()});
+      for (size_t v = 0; v < 6; ++v) reference.inputs[v * ranks + rank] = own.inputs[v];
+      reference.outputs.push_back(expected[rank].data());
     }
-    ASSERT_TRUE(CheckRagged(reference).ok());
-    for (int rank = 0; rank < ranks; ++rank) RunRagged(reference, rank);
+    ASSERT_TRUE(one_process.Check(reference).ok());
+    for (int batch = 0; batch < one_process.BatchCount(0); ++batch) {
+      one_process.RunBatch(0, batch, reference);
+    }
     const Status status = Call("ragged_all_to_all", plans, buffers);
     ASSERT_TRUE(status.ok()) << status.message();
     EXPECT_EQ(results, expected) << "round " << round;

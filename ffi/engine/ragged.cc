@@ -1,6 +1,4 @@
-#include "engine/segments/ragged.h"
-
-#include <cstring>
+#include "engine/ragged.h"
 
 namespace jaxcoll {
 namespace {
@@ -17,14 +15,19 @@ bool Within(int64_t first, int64_t count, int64_t total) {
 
 }  // namespace
 
-RaggedBlock BlockAt(const RaggedShape& shape, const RaggedRank& sender, int64_t i) {
-  return {At(sender.input_offsets, i, shape.index_dtype),
-          At(sender.output_offsets, i, shape.index_dtype),
-          At(sender.send_sizes, i, shape.index_dtype)};
+RaggedRank RaggedRank::Of(std::span<const std::byte* const> inputs,
+                          std::span<std::byte* const> outputs, size_t ranks, size_t r) {
+  const auto input = [&](size_t v) { return inputs[v * ranks + r]; };
+  return {input(0), input(1), input(2), input(3), input(4), input(5), outputs[r]};
 }
 
-int64_t ExpectedRows(const RaggedShape& shape, const RaggedRank& receiver, int64_t i) {
-  return At(receiver.recv_sizes, i, shape.index_dtype);
+RaggedBlock RaggedRank::BlockAt(const RaggedShape& shape, int64_t i) const {
+  return {At(input_offsets, i, shape.index_dtype), At(output_offsets, i, shape.index_dtype),
+          At(send_sizes, i, shape.index_dtype)};
+}
+
+int64_t RaggedRank::ExpectedRows(const RaggedShape& shape, int64_t j) const {
+  return At(recv_sizes, j, shape.index_dtype);
 }
 
 std::string Text(const RaggedFault& fault, const RaggedShape& shape,
@@ -66,39 +69,6 @@ std::optional<RaggedFault> CheckReceived(const RaggedShape& shape, int64_t from,
   }
   if (rows != expected) return RaggedFault{RaggedFault::kSizes, from, to, rows, expected};
   return std::nullopt;
-}
-
-Status CheckRagged(const RaggedCall& call) {
-  const auto world_size = static_cast<int64_t>(call.ranks.size());
-  const int64_t updates = call.shape.updates_per_peer;
-  for (int64_t from = 0; from < world_size; ++from) {
-    for (int64_t i = 0; i < world_size * updates; ++i) {
-      const int64_t to = i / updates;
-      const RaggedBlock block = BlockAt(call.shape, call.ranks[from], i);
-      std::optional<RaggedFault> fault = CheckSent(call.shape, from, to, block);
-      if (!fault) {
-        const int64_t expected =
-            ExpectedRows(call.shape, call.ranks[to], from * updates + i % updates);
-        fault = CheckReceived(call.shape, from, to, block.output_offset, block.rows, expected);
-      }
-      if (fault) return InvalidArgument(Text(*fault, call.shape));
-    }
-  }
-  return Status();
-}
-
-void RunRagged(const RaggedCall& call, int64_t destination) {
-  const RaggedRank& receiver = call.ranks[destination];
-  const RaggedShape& shape = call.shape;
-  std::memcpy(receiver.result, receiver.output, shape.output_rows * shape.row_bytes);
-  for (const RaggedRank& sender : call.ranks) {
-    for (int64_t u = 0; u < shape.updates_per_peer; ++u) {
-      const RaggedBlock block = BlockAt(shape, sender, destination * shape.updates_per_peer + u);
-      std::memcpy(receiver.result + block.output_offset * shape.row_bytes,
-                  sender.operand + block.input_offset * shape.row_bytes,
-                  block.rows * shape.row_bytes);
-    }
-  }
 }
 
 }  // namespace jaxcoll
