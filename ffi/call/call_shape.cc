@@ -45,16 +45,26 @@ StatusOr<CallVectors> CheckVectors(const CallSpec& spec, const CallShape& shape,
     }
     vectors.reduce_op = *op;
   }
-  for (size_t v = 0; v < shape.inputs.size(); ++v) {
+  const size_t arrays = shape.inputs.size();
+  if (spec.separate_blocks != 0 &&
+      (input_blocks != output_blocks || arrays % static_cast<size_t>(input_blocks) != 0)) {
+    return InvalidArgument(spec.collective + " takes its blocks in one array");
+  }
+  // Separate blocks: the arrays of a vector follow each other, one for each block.
+  const int64_t in = spec.separate_blocks != 0 ? 1 : input_blocks;
+  const int64_t out = spec.separate_blocks != 0 ? 1 : output_blocks;
+  const size_t step = spec.separate_blocks != 0 ? static_cast<size_t>(input_blocks) : 1;
+  for (size_t v = 0; v < arrays; ++v) {
     const CallShape::Array& input = shape.inputs[v];
     const CallShape::Array& output = shape.outputs[v];
-    const int64_t block = input.elements() / input_blocks;
+    const int64_t block = input.elements() / in;
     if (input.dtype != vectors.dtype || output.dtype != vectors.dtype ||
-        block * input_blocks != input.elements() || block * output_blocks != output.elements()) {
+        block * in != input.elements() || block * out != output.elements() ||
+        (v % step != 0 && block != vectors.block_elements.back())) {
       return InvalidArgument(spec.collective + " over " + std::to_string(spec.group_size) +
                              " ranks cannot turn " + input.Text() + " into " + output.Text());
     }
-    vectors.block_elements.push_back(block);
+    if (v % step == 0) vectors.block_elements.push_back(block);
   }
   return vectors;
 }

@@ -139,8 +139,12 @@ Status CallSite::PlanVectors() {
     OpenRemote(group, shapes, std::move(*plan));
   }
   if (program_ != nullptr) {
+    if (spec_.separate_blocks != 0 && !LocalPlan::MayBeSeparate(*program_)) {
+      return InvalidArgument("algorithm " + spec_.algorithm + " takes its blocks in one array");
+    }
     plan_ = std::make_shared<const LocalPlan>(program_, std::move(vectors->block_elements),
-                                              vectors->dtype, vectors->reduce_op);
+                                              vectors->dtype, vectors->reduce_op,
+                                              spec_.separate_blocks != 0);
   }
   return Status();
 }

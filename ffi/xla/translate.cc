@@ -144,6 +144,7 @@ StatusOr<CallSpec> ReadCallSpec(ffi::Dictionary attributes) {
   reader.Read("permutation", spec.permutation);
   reader.Read("dims", spec.dims);
   reader.Read("channels", spec.channels);
+  reader.Read("separate_blocks", spec.separate_blocks);
   reader.Read("schedule", spec.schedule);
   reader.Read("program", spec.program);
   reader.Read("signature", spec.signature);

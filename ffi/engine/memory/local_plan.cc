@@ -49,11 +49,13 @@ class Pointers {
 }  // namespace
 
 LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
-                     std::vector<int64_t> block_elements, DType dtype, ReduceOp reduce_op)
+                     std::vector<int64_t> block_elements, DType dtype, ReduceOp reduce_op,
+                     bool separate_blocks)
     : program_(std::move(program)),
       block_elements_(std::move(block_elements)),
       dtype_(dtype),
       reduce_op_(reduce_op),
+      separate_blocks_(separate_blocks),
       item_bytes_(ItemBytes(dtype)) {
   for (const int64_t elements : block_elements_) {
     scratch_offset_.push_back(scratch_bytes_);
@@ -161,6 +163,24 @@ void LocalPlan::MoveBlocks(const Action& action, const RunBuffers& buffers) cons
   }
 }
 
+bool LocalPlan::MayBeSeparate(const LocalProgram& program) {
+  const auto within_one = [&](const ChunkRange& range, int32_t chunk_count) {
+    return range.buffer == BufferKind::kScratch ||
+           range.first_chunk % program.chunks_per_block + chunk_count <= program.chunks_per_block;
+  };
+  for (const std::vector<Action>& actions : program.levels) {
+    for (const Action& action : actions) {
+      for (const ChunkRange& range : action.sources) {
+        if (!within_one(range, action.chunk_count)) return false;
+      }
+      for (const ChunkRange& range : action.destinations) {
+        if (!within_one(range, action.chunk_count)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
   const int64_t positions = program_->chunks_per_block;
   return chunk / positions * block_elements + chunk % positions * block_elements / positions;
@@ -168,9 +188,17 @@ int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
 
 std::byte* LocalPlan::Address(const ChunkRange& range, int32_t vector,
                               const RunBuffers& buffers) const {
+  size_t first = vector;
+  int32_t chunk = range.first_chunk;
+  if (separate_blocks_ && range.buffer != BufferKind::kScratch) {
+    const bool in = range.buffer == BufferKind::kInput;
+    first = first * (in ? program_->input_blocks : program_->output_blocks) +
+            chunk / program_->chunks_per_block;
+    chunk %= program_->chunks_per_block;
+  }
   const int64_t offset =
-      ChunkOffset(range.first_chunk, block_elements_[vector]) * static_cast<int64_t>(item_bytes_);
-  const size_t array = static_cast<size_t>(vector) * program_->world_size + range.rank;
+      ChunkOffset(chunk, block_elements_[vector]) * static_cast<int64_t>(item_bytes_);
+  const size_t array = first * program_->world_size + range.rank;
   switch (range.buffer) {
     case BufferKind::kInput:
       // Only ever read: Compile() refuses a schedule that writes an input.

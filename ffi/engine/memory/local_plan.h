@@ -16,9 +16,12 @@ namespace jaxcoll {
 
 // The buffers of one run, by vector and rank. Every vector is a collective of its own with the same
 // schedule, so that fusing the leaves of a tree into one call does not change the result.
+//
+// Where blocks are separate, each block of a vector is an array of its own, and `array` below is
+// vector * blocks + block; else it is the vector.
 struct RunBuffers {
-  std::vector<const std::byte*> inputs;  // [vector * world_size + rank]
-  std::vector<std::byte*> outputs;       // [vector * world_size + rank]
+  std::vector<const std::byte*> inputs;  // [array * world_size + rank]
+  std::vector<std::byte*> outputs;       // [array * world_size + rank]
   std::byte* scratch = nullptr;          // LocalPlan::scratch_bytes(), 64-byte aligned
 };
 
@@ -27,8 +30,11 @@ class LocalPlan {
  public:
   // block_elements[v]: elements of one block of vector v. `reduce_op` is ignored where nothing is
   // reduced; then dtype only gives the size of an element.
+  // `separate_blocks`: MayBeSeparate(*program).
   LocalPlan(std::shared_ptr<const LocalProgram> program, std::vector<int64_t> block_elements,
-            DType dtype, ReduceOp reduce_op);
+            DType dtype, ReduceOp reduce_op, bool separate_blocks = false);
+  // Whether no action reaches over two blocks of an input or an output.
+  static bool MayBeSeparate(const LocalProgram& program);
   // A ragged_all_to_all: `program` is that of the direct all_to_all.
   LocalPlan(std::shared_ptr<const LocalProgram> program, const RaggedShape& shape);
 
@@ -76,6 +82,7 @@ class LocalPlan {
   std::vector<size_t> scratch_stride_;  // per vector: bytes of one rank's scratch
   DType dtype_;
   ReduceOp reduce_op_;
+  bool separate_blocks_ = false;
   size_t item_bytes_;
   size_t scratch_bytes_ = 0;
   size_t moved_bytes_ = 0;

@@ -28,11 +28,12 @@ size_t OutputStreamingThresholdBytes() {
 
 StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
     std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements, DType dtype,
-    ReduceOp reduce_op, size_t message_bytes) {
+    ReduceOp reduce_op, size_t message_bytes, bool separate_blocks) {
   std::shared_ptr<SegmentPlan> plan(new SegmentPlan);
   plan->item_bytes_ = ItemBytes(dtype);
   plan->dtype_ = dtype;
   plan->reduce_op_ = reduce_op;
+  plan->separate_blocks_ = separate_blocks;
   plan->block_elements_ = std::move(block_elements);
   plan->program_ = std::move(program);
   const SegmentProgram& p = *plan->program_;
@@ -106,13 +107,25 @@ SegmentPlan::Strip SegmentPlan::StripOf(int32_t chunk, const Part& part) const {
   return {chunk / positions * n + first + low, std::min(length - low, most)};
 }
 
+size_t SegmentPlan::ArrayIndex(const LocalChunk& chunk, int32_t vector) const {
+  size_t array = vector;
+  if (separate_blocks_) {
+    const bool in = chunk.buffer == BufferKind::kInput;
+    array = array * (in ? program_->input_blocks : program_->output_blocks) +
+            chunk.chunk / program_->chunks_per_block;
+  }
+  return array * program_->members.size() + chunk.member;
+}
+
 std::byte* SegmentPlan::Address(const LocalChunk& chunk, size_t part_index,
                                 const Place& place) const {
   const Segment& segment = segments_[place.segment];
   const Part& part = segment.parts[part_index];
   if (chunk.buffer != BufferKind::kScratch) {
-    const size_t offset = StripOf(chunk.chunk, part).first * item_bytes_;
-    const size_t slot = part.vector * program_->members.size() + chunk.member;
+    const int32_t in_array =
+        separate_blocks_ ? chunk.chunk % program_->chunks_per_block : chunk.chunk;
+    const size_t offset = StripOf(in_array, part).first * item_bytes_;
+    const size_t slot = ArrayIndex(chunk, part.vector);
     // Inputs are only read: Parse and the verifier refuse what writes them.
     return chunk.buffer == BufferKind::kInput
                ? const_cast<std::byte*>(place.buffers->inputs[slot]) + offset
@@ -194,19 +207,24 @@ std::span<const std::byte> SegmentPlan::ArrayOf(const SegmentOp& op, int32_t seg
   const LocalChunk& chunk = op.sources[0][0];
   if (chunk.buffer == BufferKind::kScratch) return {};
   const int32_t vector = segments_[segment].parts[0].vector;
-  const size_t slot = vector * program_->members.size() + chunk.member;
-  if (chunk.buffer == BufferKind::kOutput) return {buffers.outputs[slot], output_bytes(vector)};
-  return {buffers.inputs[slot],
-          block_elements_[vector] * item_bytes_ * static_cast<size_t>(program_->input_blocks)};
+  const size_t slot = ArrayIndex(chunk, vector);
+  const size_t block_bytes = block_elements_[vector] * item_bytes_;
+  const auto bytes = [&](int32_t blocks) {
+    return separate_blocks_ ? block_bytes : block_bytes * static_cast<size_t>(blocks);
+  };
+  if (chunk.buffer == BufferKind::kOutput) {
+    return {buffers.outputs[slot], bytes(program_->output_blocks)};
+  }
+  return {buffers.inputs[slot], bytes(program_->input_blocks)};
 }
 
 void SegmentPlan::ClearUnwritten(const MemberBuffers& buffers) const {
-  const size_t members = program_->members.size();
   for (const LocalChunk& c : program_->zeros) {
     for (size_t v = 0; v < block_elements_.size(); ++v) {
       const Part whole{static_cast<int32_t>(v), 0, 1, std::numeric_limits<size_t>::max() / 2};
-      const Strip strip = StripOf(c.chunk, whole);
-      std::memset(buffers.outputs[v * members + c.member] + strip.first * item_bytes_, 0,
+      const Strip strip =
+          StripOf(separate_blocks_ ? c.chunk % program_->chunks_per_block : c.chunk, whole);
+      std::memset(buffers.outputs[ArrayIndex(c, whole.vector)] + strip.first * item_bytes_, 0,
                   strip.count * item_bytes_);
     }
   }

@@ -17,10 +17,11 @@ namespace jaxcoll {
 
 class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<SegmentPlan> {
  public:
-  // `message_bytes`: what fits one slot of a window.
+  // `message_bytes`: what fits one slot of a window. `separate_blocks`: each block of a vector is an
+  // array of its own, array vector * blocks + block of MemberBuffers.
   static StatusOr<std::shared_ptr<const SegmentPlan>> Create(
       std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements,
-      DType dtype, ReduceOp reduce_op, size_t message_bytes);
+      DType dtype, ReduceOp reduce_op, size_t message_bytes, bool separate_blocks = false);
   // A ragged_all_to_all: each run fills a table of its own that says how it is cut.
   // `process_of_rank` is the group's; `process` must have some of the ranks, but not all.
   static StatusOr<std::shared_ptr<const SegmentPlan>> CreateRagged(
@@ -85,12 +86,15 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   SegmentPlan() = default;
   Strip StripOf(int32_t chunk, const Part& part) const;
   std::byte* Address(const LocalChunk& chunk, size_t part, const Place& place) const;
+  // The index in MemberBuffers of the array that a chunk of an input or an output lies in.
+  size_t ArrayIndex(const LocalChunk& chunk, int32_t vector) const;
 
   std::shared_ptr<const SegmentProgram> program_;
   std::unique_ptr<const RaggedProcesses> ragged_;
   std::vector<int64_t> block_elements_;
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;
+  bool separate_blocks_ = false;
   size_t item_bytes_ = 1;
   Caching output_caching_ = Caching::kCached;
   std::vector<Segment> segments_;
