@@ -155,9 +155,10 @@ def _iota(reshape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
 
 def _of_iota(iota: Any) -> np.ndarray:
     ids = _iota(list(iota.iota_reshape_dims), list(iota.iota_transpose_perm))
-    if ids.size != iota.num_replica_groups * iota.num_devices_per_group or not ids.size:
+    groups, ranks = iota.num_replica_groups, iota.num_devices_per_group
+    if groups < 1 or ranks < 1 or ids.size != groups * ranks:
         raise NotServed("a list of devices that cannot be read")
-    return ids.reshape(iota.num_replica_groups, iota.num_devices_per_group)
+    return ids.reshape(groups, ranks)
 
 
 def _of_mesh(groups: Any) -> np.ndarray:
