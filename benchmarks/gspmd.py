@@ -195,8 +195,7 @@ def run(layout: tuple[int, int], budget_s: float) -> list[dict[str, Any]]:
     done = subprocess.run(
         command,
         cwd=Path(__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=240 + 20 * budget_s,
         check=False,

@@ -64,6 +64,17 @@ if TYPE_CHECKING or not _environment.is_command():
     )
     from jaxcoll._jax.install import install, install_report, installed, uninstall
     from jaxcoll._jax.lowering import export_checks
+    from jaxcoll._jax.starting import (
+        Started,
+        all_gather_start,
+        all_reduce_start,
+        all_to_all_start,
+        broadcast_start,
+        ppermute_start,
+        psum_scatter_start,
+        psum_start,
+        reduce_scatter_start,
+    )
     from jaxcoll.schedule import verify
 
 if TYPE_CHECKING:
@@ -76,7 +87,7 @@ if TYPE_CHECKING:
 else:
     _MODULES = {"debug", "info", "interop", "schedule", "simulate", "topology", "tune"}
     # The modules of those names of __all__ that a command has not imported.
-    _HOMES = ("schedule", "_jax.api", "_jax.install", "_jax.lowering")
+    _HOMES = ("schedule", "_jax.api", "_jax.install", "_jax.lowering", "_jax.starting")
 
     def __getattr__(name: str) -> Any:
         """Public modules at their first use and, in a command, everything that takes JAX."""
@@ -106,6 +117,7 @@ __all__ = [
     "SettingError",
     "SetupError",
     "SimulationError",
+    "Started",
     "TopologyError",
     "TuningError",
     "UnknownAlgorithmError",
@@ -115,9 +127,13 @@ __all__ = [
     "WorldSizeError",
     "__version__",
     "all_gather",
+    "all_gather_start",
     "all_reduce",
+    "all_reduce_start",
     "all_to_all",
+    "all_to_all_start",
     "broadcast",
+    "broadcast_start",
     "debug",
     "export_checks",
     "install",
@@ -128,12 +144,16 @@ __all__ = [
     "pmean",
     "pmin",
     "ppermute",
+    "ppermute_start",
     "pshuffle",
     "psum",
     "psum_scatter",
+    "psum_scatter_start",
+    "psum_start",
     "pswapaxes",
     "ragged_all_to_all",
     "reduce_scatter",
+    "reduce_scatter_start",
     "uninstall",
     "verify",
 ]

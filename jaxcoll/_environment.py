@@ -292,8 +292,8 @@ VARIABLES = (
         "JAXCOLL_MERGE_BYTES",
         default="4194304",
         takes="0 to 2^40",
-        meaning="under `install()`: independent collectives of one kind become one call of up to so "
-        "many bytes, and larger calls of many arrays are cut to it; 0: never; the same in all "
+        meaning="under `install()`: independent collectives of one kind become one call of up to "
+        "so many bytes, and larger calls of many arrays are cut to it; 0: never; the same in all "
         "processes",
         parse=_integer_from(0, 1 << 40),
     ),

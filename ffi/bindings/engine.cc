@@ -75,7 +75,11 @@ void BindEngine(nb::module_& m) {
       "ffi_registrations",
       [] {
         nb::dict all;
-        all["cpu"] = Capsules(GetFfiRegistration(), "jaxcoll_instruction");
+        nb::dict cpu = Capsules(GetFfiRegistration(), "jaxcoll_instruction");
+        nb::dict nothing;
+        nothing["execute"] = nb::capsule(NothingHandler(), "xla._CUSTOM_CALL_TARGET");
+        cpu["targets"]["jaxcoll_nothing"] = nothing;
+        all["cpu"] = cpu;
 #ifdef JAXCOLL_WITH_CUDA
         all["CUDA"] = Capsules(GetCudaFfiRegistration(), "jaxcoll_gpu_instruction");
 #endif

@@ -16,6 +16,9 @@ struct FfiRegistration {
 FfiRegistration GetFfiRegistration();
 FfiRegistration GetCudaFfiRegistration();  // only in a build with CUDA
 
+// The custom call "jaxcoll_nothing", for CPUs: an XLA_FFI_Handler function.
+void* NothingHandler();
+
 // The XLA FFI API version this was compiled against.
 int FfiApiMajor();
 int FfiApiMinor();

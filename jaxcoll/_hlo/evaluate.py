@@ -15,8 +15,14 @@ from jaxcoll._hlo.groups import Devices
 
 # XLA's types of integers.
 _DTYPES = {
-    **{2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64},
-    **{6: np.uint8, 7: np.uint16, 8: np.uint32, 9: np.uint64},
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.uint8,
+    7: np.uint16,
+    8: np.uint32,
+    9: np.uint64,
 }
 _LITERALS = {4: "s32s", 5: "s64s", 8: "u32s", 9: "u64s"}
 _SAME = {"bitcast", "reshape", "copy"}

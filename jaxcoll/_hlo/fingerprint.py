@@ -32,9 +32,13 @@ def lines(module: Any) -> list[str]:
                 stripped.ClearField(field)
             rest = stripped.SerializeToString(deterministic=True)
             operands = " ".join(f"v{places[i]}" for i in instruction.operand_ids)
-            called = " ".join(f"computation {computations[i]}" for i in instruction.called_computation_ids)
+            called = " ".join(
+                f"computation {computations[i]}" for i in instruction.called_computation_ids
+            )
             after = " ".join(f"v{places[i]}" for i in instruction.control_predecessor_ids)
-            text = f"  v{place} = {instruction.opcode} {operands} -> {_module.text(instruction.shape)}"
+            text = (
+                f"  v{place} = {instruction.opcode} {operands} -> {_module.text(instruction.shape)}"
+            )
             text += f" {called}" if called else ""
             text += f" after {after}" if after else ""
             text += f" #{hashlib.blake2b(rest, digest_size=6).hexdigest()}" if rest else ""

@@ -7,6 +7,7 @@ partition, whatever numbers the instruction itself uses. The rules are those of 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,10 @@ def groups_of(instruction: Any, devices: Devices) -> np.ndarray:
         groups = _looked_up(table.reshape(-1), listed)
     elif not has_channel:  # of replicas, once for each partition
         groups = np.concatenate(
-            [_looked_up(column, listed if listed is not None else _all(column)) for column in table.T]
+            [
+                _looked_up(column, listed if listed is not None else _all(column))
+                for column in table.T
+            ]
         )
     elif instruction.opcode in _OF_ALL_PARTITIONS:  # of replicas, with all their partitions
         rows = listed if listed is not None else _all(table)
@@ -98,7 +102,7 @@ def _all(ids: np.ndarray) -> np.ndarray:
 
 
 def _looked_up(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    if groups.size and not (0 <= groups.min() and groups.max() < len(table)):
+    if groups.size and not (groups.min() >= 0 and groups.max() < len(table)):
         raise NotServed("a group names a device that is not there")
     return table[groups]
 
@@ -145,8 +149,10 @@ def _of_list(groups: Sequence[Any]) -> np.ndarray:
 
 
 def _iota(reshape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
-    if not reshape or min(reshape) < 1 or sorted(transpose or range(len(reshape))) != list(
-        range(len(reshape))
+    if (
+        not reshape
+        or min(reshape) < 1
+        or sorted(transpose or range(len(reshape))) != list(range(len(reshape)))
     ):
         raise NotServed("a list of devices that cannot be read")
     ids = np.arange(math.prod(reshape)).reshape(tuple(reshape))
@@ -193,15 +199,14 @@ def _of_mesh(groups: Any) -> np.ndarray:
     places: dict[tuple[int, int], int] = {}  # (axis, where a factor begins) -> dimension
     for index, points in enumerate(cuts):
         ordered = sorted(points)
-        for begin, end in zip(ordered, ordered[1:], strict=False):
+        for begin, end in itertools.pairwise(ordered):
             if begin < 1 or end % begin:
                 raise NotServed("a mesh that cannot be read")
             places[index, begin] = len(shape)
             shape.append(end // begin)
     grouped = []
     for index, begin, end in spans:
-        points = sorted(p for p in cuts[index] if begin <= p < end)
-        grouped += [places[index, point] for point in points]
+        grouped += [places[index, p] for p in sorted(cuts[index]) if begin <= p < end]
     if math.prod(shape) != count or len(set(grouped)) != len(grouped):
         raise NotServed("a mesh that cannot be read")
     rest = [dimension for dimension in range(len(shape)) if dimension not in grouped]

@@ -16,17 +16,16 @@ The times that this goes by are estimates from the sizes of arrays.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo import proto, serve
+from jaxcoll._hlo.costs import Costs, Times
 from jaxcoll._hlo.simplify import CHANGES
 
 _UNMERGED = {"ragged_all_to_all"}
-_FLOPS_PER_BYTE = 8.0  # that a core computes while it moves a byte, about
 
 # (attributes of a call, bytes of its operands) -> its algorithm, and dims, or None to keep it.
 Rechoose = Callable[[str, int], str | None]
@@ -47,7 +46,7 @@ class _Part:
 
 def merge(module: Any, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    costs = _Costs(module)
+    costs = Costs(module)
     for computation, body in _module.bodies(module):
         calls = [i for i in computation.instructions if _is_ours(i)]
         if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
@@ -83,7 +82,7 @@ class _Merger:
         body: Any,
         computation: Any,
         calls: Sequence[Any],
-        costs: _Costs,
+        costs: Costs,
         most_bytes: int,
         rechoose: Rechoose,
     ) -> None:
@@ -95,7 +94,7 @@ class _Merger:
         self._rechoose = rechoose
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
-        self._times(costs)
+        self._times = Times(computation, costs)
         self._made = 0
 
     def merge(self) -> None:
@@ -120,22 +119,10 @@ class _Merger:
             before[i.id] = bits
         return before
 
-    def _times(self, costs: _Costs) -> None:
-        self._end: dict[int, float] = {}  # when an instruction can be done
-        for i in self._computation.instructions:
-            begin = max((self._end[o] for o in i.operand_ids), default=0.0)
-            self._end[i.id] = begin + costs.of(i, self._instructions)
-        total = max(self._end.values())
-        self._must: dict[int, float] = {i: total for i in self._end}  # when it must be done
-        for i in reversed(self._computation.instructions):
-            begin = self._must[i.id] - costs.of(i, self._instructions)
-            for operand in i.operand_ids:
-                self._must[operand] = min(self._must[operand], begin)
-
     def _parts(self, call: Any) -> list[_Part]:
         parts = []
         needed = {
-            i.tuple_index: self._must[i.id]
+            i.tuple_index: self._times.must_end[i.id]
             for i in self._computation.instructions
             if i.opcode == "get-tuple-element" and list(i.operand_ids) == [call.id]
         }
@@ -145,13 +132,13 @@ class _Merger:
                 _Part(
                     *(call, place, operand, _key(call, shape.element_type)),
                     _module.byte_count(shape),
-                    self._end[operand],
-                    needed.get(place, self._must[call.id]),
+                    self._times.end[operand],
+                    needed.get(place, self._times.must_end[call.id]),
                 )
             )
         return parts
 
-    # --- which parts become a call ------------------------------------------------------------------
+    # --- which parts become a call ---------------------------------------------------------------
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
         groups: list[list[_Part]] = []
@@ -189,14 +176,16 @@ class _Merger:
                 bits ^= low
                 for number in self._group_of.get(low.bit_length() - 1, set()) - found:
                     found.add(number)
-                    todo += [self._before[p.operand] | self._bits(p.operand) for p in groups[number]]
+                    todo += [
+                        self._before[p.operand] | self._bits(p.operand) for p in groups[number]
+                    ]
         return found
 
     def _bits(self, instruction: int) -> int:
         number = self._number.get(instruction)
         return 0 if number is None else 1 << number
 
-    # --- the calls that they become -----------------------------------------------------------------
+    # --- the calls that they become --------------------------------------------------------------
 
     def _write(self, groups: list[list[_Part]]) -> None:
         results: dict[tuple[int, int], int] = {}  # (old call, place) -> what stands for it now
@@ -259,66 +248,15 @@ class _Merger:
         return self._rechoose(config, sum(part.bytes for part in group)) or config
 
     def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:
-        notes = [
-            a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES
-        ]
+        notes = [a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES]
         if len(sources) > 1:
             notes.append(f"{len(group)} operands of {len(sources)} calls merged")
         elif len(group) < len(sources[0].operand_ids):
             notes.append(f"{len(group)} operands of a call of {len(sources[0].operand_ids)}")
         others = [(a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES]
         del call.frontend_attributes.map[:]
-        for key, value in [*others, *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else [])]:
+        for key, value in [
+            *others,
+            *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else []),
+        ]:
             call.frontend_attributes.map.add(key=key, value=value)
-
-
-class _Costs:
-    """How long instructions take, in bytes that are moved meanwhile."""
-
-    def __init__(self, module: Any) -> None:
-        self._computations = {c.id: c for c in module.computations}
-        self._known: dict[int, float] = {}
-
-    def of(self, instruction: Any, by_id: dict[int, Any]) -> float:
-        opcode = instruction.opcode
-        if opcode in _FREE or instruction.custom_call_target == serve.TARGET:
-            return 0.0
-        cost = _size(instruction.shape)
-        cost += sum(_size(by_id[o].shape) for o in instruction.operand_ids)
-        if opcode in ("dot", "convolution"):
-            # Of a product M x K by K x N and its result, elements multiply to (M K N)^2.
-            counts = [_elements(by_id[o].shape) for o in instruction.operand_ids[:2]]
-            cost += 2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
-        if opcode in ("fusion", "call", "while", "conditional"):
-            cost += sum(self._within(c) for c in instruction.called_computation_ids)
-        return cost
-
-    def _within(self, number: int) -> float:
-        """What a computation's products cost; the rest of a fusion moves nothing."""
-        if number not in self._known:
-            self._known[number] = 0.0  # a cycle cannot be
-            computation = self._computations[number]
-            by_id = {i.id: i for i in computation.instructions}
-            heavy = ("dot", "convolution", "fusion", "call", "while", "conditional")
-            self._known[number] = sum(
-                self.of(i, by_id)
-                for i in computation.instructions
-                if i.opcode in heavy or not computation.is_fusion_computation
-            )
-        return self._known[number]
-
-
-_FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "partition-id"}
-
-
-def _elements(shape: Any) -> int:
-    return sum(_module.element_count(array) for array in _module.arrays(shape))
-
-
-def _size(shape: Any) -> float:
-    return float(
-        sum(
-            _module.element_count(array) * (_module.element_bytes(array.element_type) or 0)
-            for array in _module.arrays(shape)
-        )
-    )

@@ -12,14 +12,57 @@ from jaxcoll._hlo import proto
 TUPLE = 13
 PRED = 1
 _BYTES = {
-    **{1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 2, 8: 4, 9: 8, 10: 2, 11: 4, 12: 8, 15: 8, 16: 2},
-    **{18: 16, 19: 1, 20: 1, 23: 1, 24: 1, 25: 1, 28: 1, 29: 1, 33: 1},
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 2,
+    8: 4,
+    9: 8,
+    10: 2,
+    11: 4,
+    12: 8,
+    15: 8,
+    16: 2,
+    18: 16,
+    19: 1,
+    20: 1,
+    23: 1,
+    24: 1,
+    25: 1,
+    28: 1,
+    29: 1,
+    33: 1,
 }
 _NAMES = {
-    **{1: "pred", 2: "s8", 3: "s16", 4: "s32", 5: "s64", 6: "u8", 7: "u16", 8: "u32", 9: "u64"},
-    **{10: "f16", 11: "f32", 12: "f64", 15: "c64", 16: "bf16", 18: "c128", 19: "f8e5m2"},
-    **{20: "f8e4m3fn", 23: "f8e4m3b11fnuz", 24: "f8e5m2fnuz", 25: "f8e4m3fnuz", 28: "f8e4m3"},
-    **{29: "f8e3m4", 33: "f8e8m0fnu", 13: "tuple", 14: "opaque", 17: "token"},
+    1: "pred",
+    2: "s8",
+    3: "s16",
+    4: "s32",
+    5: "s64",
+    6: "u8",
+    7: "u16",
+    8: "u32",
+    9: "u64",
+    10: "f16",
+    11: "f32",
+    12: "f64",
+    15: "c64",
+    16: "bf16",
+    18: "c128",
+    19: "f8e5m2",
+    20: "f8e4m3fn",
+    23: "f8e4m3b11fnuz",
+    24: "f8e5m2fnuz",
+    25: "f8e4m3fnuz",
+    28: "f8e4m3",
+    29: "f8e3m4",
+    33: "f8e8m0fnu",
+    13: "tuple",
+    14: "opaque",
+    17: "token",
 }
 
 
@@ -46,7 +89,9 @@ def arrays(shape: Any) -> list[Any]:
     return list(shape.tuple_shapes) if shape.element_type == TUPLE else [shape]
 
 
-def array(element_type: int, dimensions: Sequence[int], minor_to_major: Sequence[int] | None = None) -> Any:
+def array(
+    element_type: int, dimensions: Sequence[int], minor_to_major: Sequence[int] | None = None
+) -> Any:
     """The shape of an array; row-major unless it says otherwise."""
     shape = proto.Shape(element_type=element_type, dimensions=dimensions)
     shape.is_dynamic_dimension.extend([False] * len(dimensions))
@@ -93,7 +138,9 @@ class Body:
     def operands(self, instruction: Any) -> list[Any]:
         return [self.by_id[operand] for operand in instruction.operand_ids]
 
-    def make(self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any) -> Any:
+    def make(
+        self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any
+    ) -> Any:
         """A new instruction, which stands for a part of `like`."""
         made = proto.Instruction(opcode=opcode, id=next(self._ids), **fields)
         made.name = f"{like.name}.{opcode}.{made.id & 0xFFFFFFFF}"
@@ -118,6 +165,10 @@ class Body:
         """As `drop`, by ids."""
         self._renamed[old] = new
         self._replaced[old] = []
+
+    def add(self, instructions: Sequence[Any]) -> None:
+        """Adds instructions that nothing uses."""
+        _write(self._computation, [*self._computation.instructions, *instructions], {})
 
     def write(self, more: Sequence[Any] = ()) -> bool:
         """Puts what has been replaced into the computation, and more; whether anything was."""

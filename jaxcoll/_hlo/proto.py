@@ -172,7 +172,8 @@ def unknown_fields(message: Any) -> Iterator[int]:
 
     Metadata, which decides nothing, is not looked at.
     """
-    for field in UnknownFieldSet(message):
+    fields: Any = UnknownFieldSet(message)
+    for field in fields:
         yield field.field_number
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None and descriptor.message_type.name != "Metadata":

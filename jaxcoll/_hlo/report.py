@@ -30,9 +30,8 @@ class ProgramReport(NamedTuple):
         lines = [f"{self.program}: {len(self.served)} served, {len(self.left)} left to XLA"]
         for call in self.served:
             changes = f"; {call.changes}" if call.changes else ""
-            lines.append(
-                f"  {call.collective} ({call.algorithm}) -> {call.result} over {call.label}{changes}"
-            )
+            what = f"{call.collective} ({call.algorithm}) -> {call.result}"
+            lines.append(f"  {what} over {call.label}{changes}")
         for left in self.left:
             place = f" for {left.source}" if left.source else ""
             lines.append(f"  left: {left.origin} -> {left.shape}{place}: {left.reason}")

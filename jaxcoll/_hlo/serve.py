@@ -18,7 +18,7 @@ from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
-_TYPED_FFI = 4
+TYPED_FFI = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +127,13 @@ _MEANT = {
 }
 
 _REDUCE_OPS = {
-    **{"add": "sum", "multiply": "prod", "minimum": "min", "maximum": "max"},
-    **{"and": "and", "or": "or", "xor": "xor"},
+    "add": "sum",
+    "multiply": "prod",
+    "minimum": "min",
+    "maximum": "max",
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
 }
 _COMPLEX = {15, 18}
 _FLOATS = {10, 11, 12, 16, 19, 20, 23, 24, 25, 28, 29, 33}
@@ -140,9 +145,7 @@ _OFFSETS = {4, 5}
 class _Server:
     """Replaces one collective."""
 
-    def __init__(
-        self, module: Any, body: Body, devices: _groups.Devices, decide: Decide
-    ) -> None:
+    def __init__(self, module: Any, body: Body, devices: _groups.Devices, decide: Decide) -> None:
         self._module = module
         self._body = body
         self._devices = devices
@@ -330,9 +333,7 @@ class _Server:
             made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
         return [request], made
 
-    def _flat(
-        self, like: Any, value: Any, dimensions: Sequence[int]
-    ) -> tuple[Any, list[Any]]:
+    def _flat(self, like: Any, value: Any, dimensions: Sequence[int]) -> tuple[Any, list[Any]]:
         shape = _module.array(value.shape.element_type, dimensions)
         if value.shape == shape:
             return value, []
@@ -430,7 +431,7 @@ class _Server:
         call = self._body.make(
             *(like, "custom-call", shape, operands),
             custom_call_target=TARGET,
-            custom_call_api_version=_TYPED_FFI,
+            custom_call_api_version=TYPED_FFI,
             backend_config=dictionary(attributes).encode(),
             constrain_layout=True,
             operand_shapes_with_layout=[operand.shape for operand in operands],
@@ -525,7 +526,9 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         # Every byte that MLIR's strings give a meaning to, by its number.
         plain = "".join(
-            c if 32 <= ord(c) < 127 and c not in '"\\' else "".join(f"\\{b:02X}" for b in c.encode())
+            c
+            if 32 <= ord(c) < 127 and c not in '"\\'
+            else "".join(f"\\{b:02X}" for b in c.encode())
             for c in value
         )
         return f'"{plain}"'

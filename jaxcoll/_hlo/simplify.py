@@ -51,9 +51,9 @@ def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> Non
 def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
     pairs = _groups.pairs_of(permute, devices)
     operands = body.operands(permute)
-    if len(operands) == 1 and sorted(pairs) == [(i, i) for i in range(len(devices))]:
-        if operands[0].shape == permute.shape:
-            body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
+    to_itself = sorted(pairs) == [(i, i) for i in range(len(devices))]
+    if to_itself and len(operands) == 1 and operands[0].shape == permute.shape:
+        body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
 
 
 _ALIASING = 74  # HloInstructionProto.output_operand_aliasing
@@ -138,7 +138,9 @@ class _Scatter:
             if called.id in instruction.called_computation_ids
         ]
         parameters = [
-            i for i in called.instructions if i.opcode == "parameter" and i.parameter_number == place
+            i
+            for i in called.instructions
+            if i.opcode == "parameter" and i.parameter_number == place
         ]
         if len(callers) != 1 or len(parameters) != 1 or parameters[0].id == called.root_id:
             return None
@@ -227,7 +229,6 @@ class _Scatter:
         for uses in turned.values():
             for use in uses:
                 _keep_slice(use)  # drops instructions: the last that is done with a computation
-
 
     def _copy_participants(self, reduce: Any, collective: Any) -> None:
         """Makes a collective one of the same devices with the same reduction."""

@@ -474,9 +474,7 @@ def hook_trouble() -> str:
     return ""
 
 
-def register_module_transformation(
-    name: str, transform: Callable[[bytes], bytes | None]
-) -> None:
+def register_module_transformation(name: str, transform: Callable[[bytes], bytes | None]) -> None:
     """Has `transform` called with every module that is compiled for CPUs, in any thread.
 
     JAX's own function for this starts the back ends in some versions.
@@ -489,7 +487,9 @@ def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None
     persistent cache, and its devices, in the thread that asks for it."""
     compile_or_get_cached = _compiler.compile_or_get_cached
 
-    def wrapper(backend: Any, computation: ir.Module, devices: Any, *rest: Any, **named: Any) -> Any:
+    def wrapper(
+        backend: Any, computation: ir.Module, devices: Any, *rest: Any, **named: Any
+    ) -> Any:
         look(computation, list(devices.flat))
         return compile_or_get_cached(backend, computation, devices, *rest, **named)
 

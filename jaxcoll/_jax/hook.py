@@ -22,10 +22,9 @@ import numpy as np
 import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, merge, proto, report, serve, simplify
+from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
-
 from jaxcoll._jax import compat
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
@@ -44,6 +43,13 @@ class _Place(NamedTuple):
 
 _lock = threading.Lock()
 _registered = False
+_overlap_wanted = False
+
+
+def _is_on() -> bool:
+    return False
+
+
 _places: dict[int, _Place] = {}  # of the devices of all programs, by id; guarded by _lock
 
 
@@ -60,17 +66,31 @@ _REPORTS_AT_MOST = 1000
 
 
 def register(is_on: Callable[[], bool]) -> str:
-    """Registers the hook, once per process; returns why there is none, "" if there is one.
+    """Registers the hook; returns why there is none, "" if there is one.
 
     Args:
       is_on: whether what this thread compiles now is to be served.
     """
+    global _is_on
+    _is_on = is_on
+    return _register()
+
+
+def want_overlap() -> None:
+    """Has jaxcoll's own calls go on beside other work in all programs compiled from now on."""
+    global _overlap_wanted
+    if not _overlap_wanted:
+        _overlap_wanted = not _register()
+
+
+def _register() -> str:
+    """Registers the hook, once per process."""
     global _registered
     with _lock:
         if not _registered:
             if trouble := compat.hook_trouble():
                 return trouble
-            compat.before_compilation(lambda module, devices: _mark(module, devices, is_on))
+            compat.before_compilation(_mark)
             compat.register_module_transformation("jaxcoll", _transform)
             _registered = True
     return ""
@@ -100,13 +120,18 @@ def reports() -> list[Served]:
 # --- where a compilation is asked for -----------------------------------------------------------
 
 
-def _mark(module: Any, devices: Sequence[Any], is_on: Callable[[], bool]) -> None:
+def _mark(module: Any, devices: Sequence[Any]) -> None:
     """Marks a module that is to be served, and makes this process ready to run it.
 
     It may come from the persistent cache, where it has been served already, so the engine is
     started here.
     """
-    if not is_on() or len(devices) < 2 or any(d.platform != "cpu" for d in devices):
+    serves = _is_on()
+    if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
+        return
+    if not serves:
+        if _overlap_wanted:
+            compat.set_frontend_attribute(module, ATTRIBUTE, "{}")
         return
     processes = {device.process_index for device in devices}
     with _lock:
@@ -175,6 +200,9 @@ def _transformed(serialized: bytes) -> bytes | None:
     if marking is None:
         return None
     marking = json.loads(marking)
+    if not marking:
+        changed = overlap.overlap(module)
+        return module.SerializeToString() if changed else None
     decider = _Decider(serialized, module, marking)
     simplify.simplify(module, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
@@ -186,6 +214,7 @@ def _transformed(serialized: bytes) -> bytes | None:
     if most_bytes := marking["merge_bytes"]:
         merge.merge(module, most_bytes, decider.rechoose)
         _module.forward_tuples(module)
+    overlap.overlap(module)
     return module.SerializeToString()
 
 
@@ -281,7 +310,7 @@ class _Decider:
             raise NotServed(str(error)) from error
 
     def _fingerprint(self) -> str:
-        """That of the module as XLA has made it. The engine keeps the lines, to tell differences."""
+        """That of the module as XLA made it. The engine keeps its lines, to tell differences."""
         if self._program is None:
             if _environment.values()["JAXCOLL_MATCH"] == _IN_ORDER:
                 self._program = _IN_ORDER
