@@ -307,7 +307,7 @@ ENTRY e {
   z = bf16[] constant(1.5)
   y = bf16[4,6]{1,0} pad(r, z), padding=1_1x1_1_0
   s = (bf16[4,6]{1,0}, s32[4,6]{1,0}) custom-call(y), custom_call_target="f",
-    output_to_operand_aliasing={{0}: (0, {})}, custom_call_has_side_effect=true, backend_config="{x = 1}"
+    output_to_operand_aliasing={{0}: (0, {})}, custom_call_has_side_effect=true, backend_config="{}"
   g = bf16[4,6]{1,0} get-tuple-element(s), index=0
   ROOT t = (bf16[2,8]{1,0}, bf16[4,6]{1,0}) tuple(p, g), control-predecessors={r}
 }

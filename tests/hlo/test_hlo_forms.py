@@ -330,7 +330,10 @@ def permutes() -> list[Checked]:
 
 
 def placed() -> list[Checked]:
-    """In the bodies of while loops, conditionals and calls, behind control predecessors."""
+    """In the bodies of while loops, conditionals and calls, behind control predecessors.
+
+    With the copies that XLA has inserted by then.
+    """
     reduce = f"{PAIRS}, {FLAT}, to_apply=sum.f32"
     loop = f"""
 body {{ a = (s32[], f32[5]{{0}}) parameter(0)
@@ -338,7 +341,8 @@ body {{ a = (s32[], f32[5]{{0}}) parameter(0)
   x = f32[5]{{0}} get-tuple-element(a), index=1
   one = s32[] constant(1)
   n = s32[] add(i, one)
-  r = f32[5]{{0}} all-reduce(x), {reduce}
+  y = f32[5]{{0}} copy(x)
+  r = f32[5]{{0}} all-reduce(y), {reduce}
   ROOT t = (s32[], f32[5]{{0}}) tuple(n, r) }}
 cond {{ a = (s32[], f32[5]{{0}}) parameter(0)
   i = s32[] get-tuple-element(a), index=0
@@ -356,7 +360,9 @@ other {{ x = f32[5]{{0}} parameter(0)
         "in a while loop",
         """  p = f32[5]{0} parameter(0)
   z = s32[] constant(0)
-  i = (s32[], f32[5]{0}) tuple(z, p)
+  y = s32[] copy(z)
+  q = f32[5]{0} copy(p)
+  i = (s32[], f32[5]{0}) tuple(y, q)
   w = (s32[], f32[5]{0}) while(i), condition=cond, body=body
   g = f32[5]{0} get-tuple-element(w), index=1
   ROOT t = (f32[5]{0}) tuple(g)""",
