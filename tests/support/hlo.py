@@ -114,7 +114,8 @@ def _values(
 
     assert ml_dtypes
     if case.exact:
-        values = draw.integers(0, 2 if dtype == "bool" else 4, shape).astype(np.float32)
+        small = dtype == "bool" or dtype.startswith("float8")
+        values = draw.integers(0, 2 if small else 4, shape).astype(np.float32)
     else:
         values = draw.standard_normal(shape).astype(np.float32)
     return values.astype(np.dtype(dtype))
