@@ -31,7 +31,8 @@ class Devices:
         self.replicas = assignment.replica_count
         self.partitions = assignment.computation_count
         columns = [list(c.replica_device_ids) for c in assignment.computation_devices]
-        if [self.replicas] * self.partitions != [len(column) for column in columns]:
+        sizes = [len(column) for column in columns]
+        if self.replicas < 1 or not sizes or sizes != [self.replicas] * self.partitions:
             raise NotServed("the module does not say on which devices it runs")
         #: The global device id of each logical id.
         self.ids: list[int] = np.array(columns, np.int64).T.reshape(-1).tolist()

@@ -19,9 +19,20 @@ sum.{t} {{ a = {t}[] parameter(0)
   ROOT c = {t}[] {op}(a, b) }}
 """
 DTYPES = {
-    "f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "pred": "bool",
-    "s8": "int8", "s16": "int16", "s32": "int32", "u8": "uint8", "u16": "uint16",
-    "u32": "uint32", "c64": "complex64", "f8e4m3fn": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "pred": "bool",
+    "s8": "int8",
+    "s16": "int16",
+    "s32": "int32",
+    "u8": "uint8",
+    "u16": "uint16",
+    "u32": "uint32",
+    "c64": "complex64",
+    "f8e4m3fn": "float8_e4m3fn",
+    "f8e5m2": "float8_e5m2",
 }
 PAIRS = "replica_groups={{0,1},{2,3},{4,5},{6,7}}"
 PAIR_ROWS = [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -80,8 +91,13 @@ def simple(
 
 Rows = Sequence[Sequence[int]]
 UFUNCS: dict[str, Any] = {
-    "add": np.add, "multiply": np.multiply, "minimum": np.minimum, "maximum": np.maximum,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "add": np.add,
+    "multiply": np.multiply,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
 }
 
 

@@ -31,6 +31,14 @@ def serialized(text: str) -> bytes:
     return module
 
 
+def to_text(module: Any) -> str:
+    """A module in words, by XLA."""
+    from jaxlib import _hlo
+
+    made = _hlo.HloModule.from_serialized_hlo_module_proto(module.SerializeToString())
+    return str(made.to_string())
+
+
 @dataclasses.dataclass
 class Case:
     """A module to run on eight devices. Arrays are of a device: (dtype, shape)."""

@@ -107,9 +107,9 @@ def fsdp_transformer(mesh: Mesh) -> list[np.ndarray]:
 
     @jax.jit
     def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        loss, gradients = jax.value_and_grad(
-            lambda p: jnp.mean((model.apply(p, x) - y) ** 2)
-        )(params)
+        loss, gradients = jax.value_and_grad(lambda p: jnp.mean((model.apply(p, x) - y) ** 2))(
+            params
+        )
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -200,7 +200,5 @@ def explicit_axes(mesh: Mesh) -> list[np.ndarray]:
 
 PROGRAMS: dict[str, Program] = {
     program.__name__: program
-    for program in (
-        *(nnx_mlp, fsdp_transformer, equinox_mlp, accumulation, explicit_axes),
-    )
+    for program in (*(nnx_mlp, fsdp_transformer, equinox_mlp, accumulation, explicit_axes),)
 }
