@@ -57,6 +57,7 @@ CALLS: Final = (
     ("all_reduce", "ring"),
     ("all_reduce", "halving_doubling"),
     ("all_reduce", "direct"),
+    ("all_reduce", "direct2"),
     ("all_reduce", "hierarchical"),
     ("reduce_scatter", "recursive_halving"),
     ("all_gather", "recursive_doubling"),

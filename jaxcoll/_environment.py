@@ -15,8 +15,10 @@ variable that a program changes afterwards counts for what is started later.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import socket
 import sys
 import threading
 import warnings
@@ -118,6 +120,38 @@ def _text_of_at_most(characters: int) -> Callable[[str], str]:
     return parse
 
 
+def _log_file(text: str) -> str:
+    """The C++ side puts the marks' values in and opens it: ffi/base/log.h.
+
+    Raises: SettingError with the reason why it could not be opened.
+    """
+    _text_of_at_most(4096)(text)
+    if not re.fullmatch(r"(?:[^%]|%[hpr%])+", text):
+        raise ValueError
+    values = {"h": _socket_name(), "p": str(os.getpid()), "%": "%"}
+    path = re.sub("%([hpr%])", lambda mark: values.get(mark[1], "%r"), text)
+    folder = os.path.dirname(path) or "."
+    try:
+        if "%r" not in re.sub("%%", "", text.rpartition("/")[0]):
+            os.stat(f"{folder}/.")  # the process's index is not known yet
+            if not os.path.exists(path) and not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    except OSError as error:
+        raise SettingError(f"{error.filename}: {error.strerror}") from None
+    return text
+
+
+def _socket_name() -> str:
+    try:
+        return socket.gethostname()
+    except OSError:
+        return "unknown-host"
+
+
 def _file(text: str) -> str:
     if len(os.fsencode(text)) > 4096:
         raise ValueError
@@ -129,9 +163,19 @@ VARIABLES = (
         "JAXCOLL_LOG",
         default="warning",
         takes="warning, info, debug",
-        meaning="how much to tell on stderr",
+        meaning="how much the log tells: warnings; also what was chosen, linked and lost; also "
+        "each step",
         parse=_one_of("warning", "info", "debug"),
         engine="log",
+    ),
+    Variable(
+        "JAXCOLL_LOG_FILE",
+        default="stderr",
+        takes="a file, in a folder that is there; in its name %h is the host, %p the process id, "
+        "%r the process's index in the job, %% a percent sign",
+        meaning="where the log is appended to, instead of stderr",
+        parse=_log_file,
+        engine="log_file",
     ),
     Variable(
         "JAXCOLL_INSTALL",
@@ -385,12 +429,13 @@ def _parse(environ: Mapping[str, str]) -> dict[str, Any]:
         text = environ.get(variable.name, "")
         try:
             parsed[variable.name] = variable.parse(text) if text else None
-        except ValueError:
+        except ValueError as error:
             shown = f"{text[:_SHOWN_CHARACTERS]!a}"
             if len(text) > _SHOWN_CHARACTERS:
                 shown += f"... ({len(text)} characters)"
+            why = f" ({error})" if isinstance(error, SettingError) else ""
             raise SettingError(
-                f"{variable.name}={shown} cannot be used; it takes: {variable.takes}"
+                f"{variable.name}={shown} cannot be used{why}; it takes: {variable.takes}"
             ) from None
     return parsed
 

@@ -4,7 +4,7 @@ import pkgutil
 from typing import Any
 
 import jaxcoll
-from jaxcoll import _environment
+from jaxcoll import _environment, _log
 
 # `python -m ...` inside a checkout imports the checkout's jaxcoll, while `pip install .` has put
 # the extension module into site-packages: look in every jaxcoll on the path, the first one first.
@@ -18,8 +18,14 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "reinstall with `pip install --force-reinstall .`"
     ) from error
 
+
+def _configure(settings: dict[str, Any]) -> None:
+    native.configure(**settings)
+    _log.follow(native, settings["log"])
+
+
 # Before anything can use the engine, in ranks without JAX as well.
-_environment.tell(lambda settings: native.configure(**settings))
+_environment.tell(_configure)
 
 cuda: Any = native  # names that only a build with GPU kernels has: see native.cuda_built
 

@@ -100,6 +100,7 @@ def test_defaults_of_the_table_are_those_of_the_engine(restored: None):
 def test_the_engine_takes_every_setting_that_the_table_hands_over(restored: None):
     given = {
         "JAXCOLL_LOG": "warning",
+        "JAXCOLL_LOG_FILE": "/dev/null",
         "JAXCOLL_TIMEOUT_S": "12.5",
         "JAXCOLL_THREADS": "3",
         "JAXCOLL_ISA": "portable",

@@ -41,9 +41,10 @@ GPU_LAYERS = {
 # A module imports from its own layer or lower ones. A package's name stands for all of its modules
 # but those that a layer names themselves. Every module there is stands here.
 PYTHON_LAYERS = [
-    {"_environment", "_errors", "_files", "_hlo", "_native", "debug"},
+    {"_environment", "_errors", "_files", "_log", "_native", "debug"},
     {"schedule", "interop"},
     {"sim", "simulate", "topology"},
+    {"_hlo"},
     {"_job"},
     {"tune"},
     {"_jax.compat", "_jax.plugin"},
@@ -336,20 +337,7 @@ def test_only_compat_touches_private_jax() -> None:
             assert attribute != "__version_info__", f"jaxcoll/{name}, line {node.lineno}"
 
 
-# No public function tells whether a back end has started, talks to the coordinator, or starts a
-# collective that ends later.
-TESTS_OF_PRIVATE_JAX = {
-    "tests/jax/test_processes.py",
-    "tests/multiprocess/processes.py",
-    "tests/multiprocess/spmd.py",
-    "tests/multiprocess/test_bootstrap.py",
-    "tests/multiprocess/test_forms_multiprocess.py",
-    "tests/multiprocess/test_intruder.py",
-    "tests/test_tidy.py",
-}
-
-
-def test_benchmarks_take_private_jax_from_compat_and_few_tests_touch_it() -> None:
+def test_benchmarks_take_private_jax_from_compat_and_tests_from_one_file() -> None:
     """Scripts that tests start are strings, so that the text counts."""
     private = re.compile(r"^ *(?:\"[^\n]*)?\b(?:from|import) jax(?:\._src|lib)\b", re.MULTILINE)
     touching = {
@@ -357,7 +345,7 @@ def test_benchmarks_take_private_jax_from_compat_and_few_tests_touch_it() -> Non
         for path in files("*.py", "benchmarks", "tests")
         if private.search(path.read_text())
     }
-    assert touching <= TESTS_OF_PRIVATE_JAX
+    assert touching == {"tests/support/private_jax.py"}
 
 
 def test_only_native_imports_the_extension_module() -> None:
@@ -415,8 +403,8 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_import_starts_no_back_end() -> None:
     """jax.distributed.initialize must still be possible after `import jaxcoll`."""
     program = (
-        "import jaxcoll, jax; from jax._src import xla_bridge; "
-        "assert not xla_bridge.backends_are_initialized()"
+        "import jaxcoll, jax; "
+        "jax.config.update('jax_num_cpu_devices', 3)"  # refused once there is a back end
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
@@ -521,6 +509,8 @@ def test_cpp_reads_no_environment_variables() -> None:
 
 def test_only_one_module_reads_jaxcolls_variables_from_the_environment() -> None:
     for path in files("*.py", "jaxcoll"):
+        if path.name == "plugin.py":  # runs where jaxcoll is imported only if the variable is set
+            continue
         read = re.findall(r"""environ(?:\.get\(|\[)\s*["'](JAXCOLL_\w+)""", path.read_text())
         assert not read, f"{path} reads {read} itself; ask _environment.values()"
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdarg>
 #include <cstdio>
 #include <utility>
 
@@ -44,16 +43,6 @@ double TimeoutS() { return CurrentSettings().timeout_s; }
 int WorkerThreads() {
   const int threads = CurrentSettings().threads;
   return threads > 0 ? threads : std::min(AvailableCores(), 1024);
-}
-
-void Log(LogLevel level, const char* format, ...) {
-  if (level > CurrentSettings().log) return;
-  char line[1024];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(line, sizeof(line), format, arguments);
-  va_end(arguments);
-  std::fprintf(stderr, "jaxcoll: %s\n", line);
 }
 
 std::string Seconds(double s) {

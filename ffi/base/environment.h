@@ -7,15 +7,17 @@
 #include <optional>
 #include <string>
 
+#include "base/log.h"
+
 namespace jaxcoll {
 
 enum class Isa : uint8_t;  // base/kernels.h
-enum class LogLevel { kWarning, kInfo, kDebug };
 
 // The values here stand for variables that are not set. Programs without Python, which are tests,
 // have these throughout, or what they configure.
 struct Settings {
   LogLevel log = LogLevel::kWarning;  // JAXCOLL_LOG
+  std::string log_file = {};          // JAXCOLL_LOG_FILE, with its %h, %p and %r; empty: stderr
   double timeout_s = 300;             // JAXCOLL_TIMEOUT_S: how long a call waits for its peers
   int threads = 0;                    // JAXCOLL_THREADS that reduce and copy; 0: one per core
   std::optional<Isa> isa = {};        // JAXCOLL_ISA; none: the best of this CPU
@@ -39,8 +41,5 @@ inline constexpr double kWarnAfterS = 10;
 
 // For people: "1.5 s".
 std::string Seconds(double s);
-
-// Writes one line to stderr, "jaxcoll: ..."; for kInfo and kDebug only if the level asks for it.
-void Log(LogLevel level, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace jaxcoll

@@ -101,7 +101,7 @@ Isa Allowed(std::optional<Isa> wanted, Isa best) { return std::min(wanted.value_
 Isa KernelIsa() { return Allowed(CurrentSettings().isa, BestIsa()); }
 
 void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const void* const> sources,
-                size_t count, DType dtype, ReduceOp op, Store store) {
+                size_t count, DType dtype, ReduceOp op, Caching caching) {
   JAXCOLL_CHECK(isa <= BestIsa(), "%s", Name(isa).data());
   JAXCOLL_CHECK(!sources.empty(), "nothing to reduce");
   JAXCOLL_CHECK(sources.size() == 1 || Supports(dtype, op), "%s of %s", Name(op).data(),
@@ -116,21 +116,22 @@ void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const vo
                   .item_bytes = ItemBytes(dtype),
                   .dtype = dtype,
                   .op = op,
-                  .streaming = store == Store::kStreaming});
+                  .streaming = caching == Caching::kStreaming});
 }
 
 void Reduce(std::span<void* const> destinations, std::span<const void* const> sources, size_t count,
-            DType dtype, ReduceOp op, Store store) {
-  ReduceWith(KernelIsa(), destinations, sources, count, dtype, op, store);
+            DType dtype, ReduceOp op, Caching caching) {
+  ReduceWith(KernelIsa(), destinations, sources, count, dtype, op, caching);
 }
 
-void Copy(std::span<void* const> destinations, const void* source, size_t byte_count, Store store) {
+void Copy(std::span<void* const> destinations, const void* source, size_t byte_count,
+          Caching caching) {
   if (byte_count == 0) return;
-  if (store == Store::kCached && destinations.size() == 1) {
+  if (caching == Caching::kCached && destinations.size() == 1) {
     if (destinations[0] != source) std::memcpy(destinations[0], source, byte_count);
     return;
   }
-  Reduce(destinations, {&source, 1}, byte_count, DType::kUint8, ReduceOp::kOr, store);
+  Reduce(destinations, {&source, 1}, byte_count, DType::kUint8, ReduceOp::kOr, caching);
 }
 
 }  // namespace jaxcoll

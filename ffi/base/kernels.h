@@ -21,7 +21,7 @@
 
 namespace jaxcoll {
 
-enum class Store : bool {
+enum class Caching : bool {
   kCached,     // the destinations are about to be read, or fit in cache
   kStreaming,  // bypass the cache: saves the read-for-ownership of large destinations
 };
@@ -33,10 +33,11 @@ enum class Store : bool {
 // One source is a copy. Requires Supports(dtype, op) when there are two sources or more.
 // Thread rule: pure, callable from any thread.
 void Reduce(std::span<void* const> destinations, std::span<const void* const> sources, size_t count,
-            DType dtype, ReduceOp op, Store store);
+            DType dtype, ReduceOp op, Caching caching);
 
 // destinations[j] = source, byte_count bytes.
-void Copy(std::span<void* const> destinations, const void* source, size_t byte_count, Store store);
+void Copy(std::span<void* const> destinations, const void* source, size_t byte_count,
+          Caching caching);
 
 enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };  // each runs where a later one runs
 inline constexpr int kIsaCount = static_cast<int>(Isa::kAvx512) + 1;
@@ -50,6 +51,6 @@ Isa Allowed(std::optional<Isa> wanted, Isa best);
 
 // Reduce by a chosen instruction set, not above BestIsa(). For tests.
 void ReduceWith(Isa isa, std::span<void* const> destinations, std::span<const void* const> sources,
-                size_t count, DType dtype, ReduceOp op, Store store);
+                size_t count, DType dtype, ReduceOp op, Caching caching);
 
 }  // namespace jaxcoll

@@ -8,6 +8,7 @@ namespace jaxcoll {
 void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, programs, BuildSchedule
 void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays, for tests
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
+void BindLog(nanobind::module_& m);       // log.cc: the log of both languages
 void BindComm(nanobind::module_& m);      // comm.cc: the other processes of the job
 void BindSim(nanobind::module_& m);       // sim.cc: networks, schedules packed for them, time
 void BindCuda(nanobind::module_& m);      // cuda.cc: GPUs, or that this build has none

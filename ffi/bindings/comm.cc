@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <string>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/log.h"
 #include "bindings/bindings.h"
 #include "bindings/link_security.h"
 #include "comm/peer.h"
@@ -45,6 +47,9 @@ void BindComm(nb::module_& m) {
       "comm_start",
       [](int process, std::unordered_map<int64_t, int> process_of_device, nb::callable want) {
         if (Reactor::Get() != nullptr) throw nb::value_error("comm_start was called before");
+        int last = process;
+        for (const auto& [device, owner] : process_of_device) last = std::max(last, owner);
+        SetLogProcess(process, last + 1);
         // Never destroyed: the reactor may outlive the interpreter.
         auto* const callable = new nb::callable(std::move(want));
         nb::gil_scoped_release release;

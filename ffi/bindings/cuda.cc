@@ -19,8 +19,8 @@
 #include "gpu/abi/runtime.h"
 #include "gpu/host/communicator.h"
 #include "gpu/host/driver_info.h"
-#include "gpu/host/exchange.h"
 #include "gpu/host/gpu_call_site.h"
+#include "gpu/host/store.h"
 #endif
 
 namespace nb = nanobind;
@@ -32,26 +32,24 @@ namespace {
 
 // The store of the job, called back in Python. Its methods are called by XLA's threads, which do
 // not hold the interpreter's lock.
-class PythonExchange final : public cuda::Exchange {
+class PythonStore final : public cuda::Store {
  public:
-  PythonExchange(nb::callable publish, nb::callable fetch)
-      // Never destroyed: the job may outlive the interpreter.
-      : publish_(*new nb::callable(std::move(publish))),
-        fetch_(*new nb::callable(std::move(fetch))) {}
+  // Never destroyed: the job may outlive the interpreter.
+  explicit PythonStore(nb::object store) : store_(*new nb::object(std::move(store))) {}
 
-  Status Publish(const std::string& key, const std::string& value) override {
+  Status Set(const std::string& key, const std::string& value) override {
     nb::gil_scoped_acquire acquire;
     try {
-      publish_(key, nb::bytes(value.data(), value.size()));
+      store_.attr("set")(key, nb::bytes(value.data(), value.size()));
       return Status();
     } catch (const std::exception& e) {
       return Status(StatusCode::kUnavailable, e.what());
     }
   }
-  StatusOr<std::string> Fetch(const std::string& key, double timeout_s) override {
+  StatusOr<std::string> Wait(const std::string& key, double timeout_s) override {
     nb::gil_scoped_acquire acquire;
     try {
-      const nb::bytes value = nb::cast<nb::bytes>(fetch_(key, timeout_s));
+      const nb::bytes value = nb::cast<nb::bytes>(store_.attr("wait")(key, timeout_s));
       return std::string(value.c_str(), value.size());
     } catch (const std::exception& e) {
       return Status(StatusCode::kUnavailable, e.what());
@@ -59,8 +57,7 @@ class PythonExchange final : public cuda::Exchange {
   }
 
  private:
-  nb::callable& publish_;
-  nb::callable& fetch_;
+  nb::object& store_;
 };
 
 }  // namespace
@@ -86,7 +83,7 @@ void BindCuda(nb::module_& m) {
       "cuda_start",
       [](int process, const std::vector<std::tuple<int64_t, int, int>>& devices, int max_blocks,
          int workspace_mib, bool map_operands, bool dmabuf, std::string host,
-         std::optional<nb::callable> publish, std::optional<nb::callable> fetch) {
+         std::optional<nb::object> store) {
         cuda::Job job;
         job.process = process;
         for (const auto& [id, owner, ordinal] : devices) {
@@ -98,19 +95,16 @@ void BindCuda(nb::module_& m) {
         job.options.lend = dmabuf;
         job.options.host = std::move(host);
         job.maps_operands = map_operands;
-        if (publish && fetch) {
-          job.exchange = std::make_unique<PythonExchange>(std::move(*publish), std::move(*fetch));
-        }
+        if (store) job.store = std::make_unique<PythonStore>(std::move(*store));
         job.runtime = &cuda::CudaRuntime();
         cuda::StartJob(std::move(job));
       },
       nb::arg("process"), nb::arg("devices"), nb::arg("max_blocks"), nb::arg("workspace_mib"),
-      nb::arg("map_operands"), nb::arg("dmabuf"), nb::arg("host"), nb::arg("publish").none(),
-      nb::arg("fetch").none(),
+      nb::arg("map_operands"), nb::arg("dmabuf"), nb::arg("host"), nb::arg("store").none(),
       "Says once which GPUs the job has, as (device id, process, ordinal in the process), whether\n"
       "processes offer each other the memory of their arrays, whether NICs may read a GPU's, what\n"
-      "processes of this host have in common, and how the job's processes exchange bytes:\n"
-      "publish(key, value), fetch(key, timeout_s); None if alone.");
+      "processes of this host have in common, and the job's store, None if alone: an object with\n"
+      "set(key, value) and wait(key, timeout_s).");
   m.def("cuda_started", &cuda::JobStarted, "Whether cuda_start has been called.");
   m.def("cuda_stop", &cuda::Communicator::StopMonitor, nb::call_guard<nb::gil_scoped_release>(),
         "Ends the thread that reports why kernels have given up.");

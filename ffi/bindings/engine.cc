@@ -39,8 +39,9 @@ nb::dict Capsules(const FfiRegistration& registration, const char* type_name) {
   return all;
 }
 
-void ConfigureFromPython(const std::optional<std::string>& log, std::optional<double> timeout_s,
-                         std::optional<int> threads, const std::optional<std::string>& isa,
+void ConfigureFromPython(const std::optional<std::string>& log, std::optional<std::string> log_file,
+                         std::optional<double> timeout_s, std::optional<int> threads,
+                         const std::optional<std::string>& isa,
                          std::optional<std::string> rdma_devices, std::optional<int> rdma_gid_index,
                          std::optional<int> rdma_service_level,
                          std::optional<int> rdma_traffic_class,
@@ -48,6 +49,7 @@ void ConfigureFromPython(const std::optional<std::string>& log, std::optional<do
   Settings settings;
   if (log == "info") settings.log = LogLevel::kInfo;
   if (log == "debug") settings.log = LogLevel::kDebug;
+  settings.log_file = std::move(log_file).value_or("");
   settings.timeout_s = timeout_s.value_or(settings.timeout_s);
   settings.threads = threads.value_or(settings.threads);
   for (int i = 0; i < kIsaCount; ++i) {
@@ -65,10 +67,11 @@ void ConfigureFromPython(const std::optional<std::string>& log, std::optional<do
 
 void BindEngine(nb::module_& m) {
   m.def("configure", &ConfigureFromPython, nb::kw_only(), nb::arg("log") = nb::none(),
-        nb::arg("timeout_s") = nb::none(), nb::arg("threads") = nb::none(),
-        nb::arg("isa") = nb::none(), nb::arg("rdma_devices") = nb::none(),
-        nb::arg("rdma_gid_index") = nb::none(), nb::arg("rdma_service_level") = nb::none(),
-        nb::arg("rdma_traffic_class") = nb::none(), nb::arg("rdma_register_bytes") = nb::none(),
+        nb::arg("log_file") = nb::none(), nb::arg("timeout_s") = nb::none(),
+        nb::arg("threads") = nb::none(), nb::arg("isa") = nb::none(),
+        nb::arg("rdma_devices") = nb::none(), nb::arg("rdma_gid_index") = nb::none(),
+        nb::arg("rdma_service_level") = nb::none(), nb::arg("rdma_traffic_class") = nb::none(),
+        nb::arg("rdma_register_bytes") = nb::none(),
         "Replaces the engine's settings by those that jaxcoll/_environment.py has parsed; None\n"
         "stands for the default. Calls that have begun keep the settings they began with.");
   m.def(

@@ -68,7 +68,7 @@ void KernelReduce(std::vector<ByteArray> destinations, std::vector<ConstByteArra
   }
   ReduceWith(isa ? IsaOf(*isa) : KernelIsa(), destination_pointers, source_pointers,
              byte_count / ItemBytes(dtype), dtype, op,
-             streaming ? Store::kStreaming : Store::kCached);
+             streaming ? Caching::kStreaming : Caching::kCached);
 }
 
 }  // namespace

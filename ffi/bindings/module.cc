@@ -9,6 +9,7 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindSchedule(m);
   jaxcoll::BindKernels(m);
   jaxcoll::BindEngine(m);
+  jaxcoll::BindLog(m);
   jaxcoll::BindComm(m);
   jaxcoll::BindSim(m);
   jaxcoll::BindCuda(m);

@@ -85,6 +85,17 @@ ProgramTuple Build(std::string_view collective, std::string algorithm, int32_t w
   return ToTuple(ValueOrThrow(BuildSchedule(spec, rank)));
 }
 
+void CheckOrThrow(std::string_view collective, std::string algorithm, int32_t world_size,
+                  int32_t channels, std::vector<int32_t> dims, int32_t root,
+                  std::vector<std::pair<int32_t, int32_t>> permutation) {
+  const ScheduleSpec spec{
+      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
+      std::move(permutation),        std::move(dims)};
+  if (const Status status = CheckSchedule(spec); !status.ok()) {
+    throw std::invalid_argument(status.message());
+  }
+}
+
 std::string_view DimsOf(std::string_view collective, std::string_view algorithm) {
   switch (DimsKindOf(CollectiveOrThrow(collective), algorithm)) {
     case DimsKind::kNone:
@@ -126,6 +137,9 @@ ProgramTuple WithInferredDependencies(const ProgramTuple& tuple) {
 void BindSchedule(nb::module_& m) {
   m.def("build_schedule", &Build, "collective"_a, "algorithm"_a, "world_size"_a, "channels"_a,
         "dims"_a, "root"_a, "permutation"_a, "rank"_a, "One rank's program, as tuples.");
+  m.def("check_schedule", &CheckOrThrow, "collective"_a, "algorithm"_a, "world_size"_a,
+        "channels"_a, "dims"_a, "root"_a, "permutation"_a,
+        "Raises what build_schedule would raise for any rank, and builds nothing.");
   m.def("schedule_algorithms", &AlgorithmsOf, "collective"_a,
         "Names of the algorithms of a collective.");
   m.def("schedule_dims", &DimsOf, "collective"_a, "algorithm"_a,

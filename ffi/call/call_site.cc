@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/environment.h"
+#include "base/log.h"
 #include "call/call_site_internal.h"
 #include "call/flight_recorder.h"
 #include "call/watchdog.h"
@@ -36,15 +37,6 @@ double SecondsBetween(CallSite::Clock::time_point from, CallSite::Clock::time_po
   return duration<double>(to - from).count();
 }
 
-std::string Text(const CallShape::Array& array) {
-  std::string text(Name(array.dtype));
-  text += '[';
-  for (size_t i = 0; i < array.dimensions.size(); ++i) {
-    text += (i == 0 ? "" : ",") + std::to_string(array.dimensions[i]);
-  }
-  return text + ']';
-}
-
 }  // namespace
 
 void AskForHugePages(std::byte* data, size_t bytes) {
@@ -56,28 +48,22 @@ void AskForHugePages(std::byte* data, size_t bytes) {
   if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-int64_t CallShape::Array::elements() const {
-  int64_t count = 1;
-  for (const int64_t dimension : dimensions) count *= dimension;
-  return count;
-}
-
 StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec, Interprocess* processes) {
-  StatusOr<GroupTable> groups = GroupTable::Create(spec);
-  if (!groups.ok()) return groups.status();
-  std::unique_ptr<CallSite> site(new CallSite(std::move(spec), std::move(*groups), processes));
+  StatusOr<CallCore> core = CallCore::Create(std::move(spec));
+  if (!core.ok()) return core.status();
+  std::unique_ptr<CallSite> site(new CallSite(std::move(*core), processes));
   if (Status status = site->FindMembers(); !status.ok()) return status;
   if (Status status = site->BuildPrograms(); !status.ok()) return status;
   return site;
 }
 
-CallSite::CallSite(CallSpec spec, GroupTable groups, Interprocess* processes)
-    : spec_(std::move(spec)), groups_(std::move(groups)), processes_(processes) {
+CallSite::CallSite(CallCore core, Interprocess* processes)
+    : core_(std::move(core)), processes_(processes) {
   Watchdog::Get().Add(this);
 }
 
 Status CallSite::BuildPrograms() {
-  if (ragged()) return Status();
+  if (core_.ragged()) return Status();
   const auto take_layout = [this](const auto& program) {
     input_blocks_ = program.input_blocks;
     output_blocks_ = program.output_blocks;
@@ -109,96 +95,46 @@ Status CallSite::BuildPrograms() {
 CallSite::~CallSite() {
   Watchdog::Get().Remove(this);
   FailAll(Status(StatusCode::kCancelled, "the executable was destroyed"));
-  members_.clear();
-  if (slot_) processes_->ReturnSlot(slot_signature_, *slot_);
-}
-
-std::string CallSite::OperandsText() const {
-  std::string text = Text(shape_.inputs[0]);
-  if (!ragged() && shape_.inputs.size() > 1) {
-    text += " and " + std::to_string(shape_.inputs.size() - 1) + " more";
-  }
-  return text;
-}
-
-std::string CallSite::Describe() const {
-  std::string text = spec_.collective;
-  if (!spec_.reduce_op.empty()) text += "(" + spec_.reduce_op + ")";
-  if (!shape_.inputs.empty()) text += " of " + OperandsText();
-  if (!spec_.label.empty()) text += " over " + spec_.label;
-  return text + ", algorithm " + spec_.algorithm;
 }
 
 Status CallSite::Prepare(const CallShape& shape) {
   std::lock_guard lock(mutex_);
   if (prepared()) return Status();
-  const int64_t world_size = spec_.group_size;
-  shape_ = shape;
-  if (ragged()) {
-    if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
-      return InvalidArgument("ragged_all_to_all takes six operands and returns one");
-    }
-    const DType index = shape.inputs[2].dtype;
-    for (size_t i = 2; i < 6; ++i) {
-      if (shape.inputs[i].dtype != index || (index != DType::kInt32 && index != DType::kInt64)) {
-        return InvalidArgument("ragged_all_to_all takes offsets and sizes of int32 or int64");
-      }
-      if (shape.inputs[i].elements() != shape.inputs[2].elements() ||
-          shape.inputs[i].elements() % world_size != 0) {
-        return InvalidArgument("ragged_all_to_all takes tables of a multiple of " +
-                               std::to_string(world_size) + " entries");
-      }
-    }
-    if (shape.inputs[0].dimensions.empty() || shape.inputs[1].dimensions.empty()) {
-      return InvalidArgument("ragged_all_to_all takes operands of one dimension or more");
-    }
-    std::string shapes;
-    for (const CallShape::Array& array : shape.inputs) shapes += Text(array) + ' ';
-    for (int32_t group = 0; group < groups_.group_count(); ++group) {
-      if (members_[group].reaches_out()) OpenRemote(group, shapes, PlanRagged(group));
-    }
-  } else {
-    if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {
-      return InvalidArgument(spec_.collective + " returns as many vectors as it takes");
-    }
-    const DType dtype = shape.inputs[0].dtype;
-    ReduceOp op = ReduceOp::kSum;
-    if (!spec_.reduce_op.empty()) {
-      const std::optional<ReduceOp> parsed = ParseReduceOp(spec_.reduce_op);
-      if (!parsed) return InvalidArgument("unknown reduce op '" + spec_.reduce_op + "'");
-      op = *parsed;
-      if (!Supports(dtype, op)) {
-        return InvalidArgument(spec_.reduce_op + " is not defined for " + std::string(Name(dtype)));
-      }
-    }
-    std::vector<int64_t> block_elements;
-    for (size_t v = 0; v < shape.inputs.size(); ++v) {
-      const CallShape::Array& input = shape.inputs[v];
-      const CallShape::Array& output = shape.outputs[v];
-      const int64_t block = input.elements() / input_blocks_;
-      if (input.dtype != dtype || output.dtype != dtype ||
-          block * input_blocks_ != input.elements() ||
-          block * output_blocks_ != output.elements()) {
-        return InvalidArgument(spec_.collective + " over " + std::to_string(world_size) +
-                               " ranks cannot turn " + Text(input) + " into " + Text(output));
-      }
-      block_elements.push_back(block);
-    }
-    for (int32_t group = 0; group < groups_.group_count(); ++group) {
-      if (!members_[group].reaches_out()) continue;
-      auto plan = PlanSegments(members_[group], block_elements, dtype, op);
-      if (!plan.ok()) return plan.status();
-      std::string shapes(Name(dtype));
-      for (const int64_t elements : block_elements) shapes += ' ' + std::to_string(elements);
-      OpenRemote(group, shapes, std::move(*plan));
-    }
-    if (program_ != nullptr) {
-      plan_ = std::make_shared<const LocalPlan>(program_, std::move(block_elements), dtype, op);
-    }
-  }
-  Log(LogLevel::kDebug, "%s: prepared", Describe().c_str());
-  description_ = std::make_shared<const std::string>(Describe());
+  core_.SetShape(shape);
+  if (Status status = Plan(); !status.ok()) return core_.Describe(status);
+  Log(LogLevel::kDebug, "%s: prepared", core_.Describe().c_str());
+  description_ = std::make_shared<const std::string>(core_.Describe());
   prepared_.store(true, std::memory_order_release);
+  return Status();
+}
+
+Status CallSite::Plan() {
+  if (!core_.ragged()) return PlanVectors();
+  const CallShape& shape = core_.shape();
+  if (Status status = CheckRaggedOperands(shape, spec_.group_size); !status.ok()) return status;
+  std::string shapes;
+  for (const CallShape::Array& array : shape.inputs) shapes += array.Text() + ' ';
+  for (int32_t group = 0; group < groups_.group_count(); ++group) {
+    if (members_[group].reaches_out()) OpenRemote(group, shapes, PlanRagged(group));
+  }
+  return Status();
+}
+
+Status CallSite::PlanVectors() {
+  StatusOr<CallVectors> vectors = CheckVectors(spec_, core_.shape(), input_blocks_, output_blocks_);
+  if (!vectors.ok()) return vectors.status();
+  for (int32_t group = 0; group < groups_.group_count(); ++group) {
+    if (!members_[group].reaches_out()) continue;
+    auto plan = PlanSegments(members_[group], *vectors);
+    if (!plan.ok()) return plan.status();
+    std::string shapes(Name(vectors->dtype));
+    for (const int64_t elements : vectors->block_elements) shapes += ' ' + std::to_string(elements);
+    OpenRemote(group, shapes, std::move(*plan));
+  }
+  if (program_ != nullptr) {
+    plan_ = std::make_shared<const LocalPlan>(program_, std::move(vectors->block_elements),
+                                              vectors->dtype, vectors->reduce_op);
+  }
   return Status();
 }
 
@@ -209,8 +145,8 @@ std::unique_ptr<CallSite::Meeting> CallSite::NewMeeting() {
     unused_.pop_back();
   } else {
     meeting = std::make_unique<Meeting>();
-    meeting->buffers.inputs.resize(shape_.inputs.size() * spec_.group_size);
-    meeting->buffers.outputs.resize(shape_.outputs.size() * spec_.group_size);
+    meeting->buffers.inputs.resize(core_.shape().inputs.size() * spec_.group_size);
+    meeting->buffers.outputs.resize(core_.shape().outputs.size() * spec_.group_size);
     meeting->completions.resize(spec_.group_size);
   }
   meeting->arrived.assign(spec_.group_size, false);
@@ -231,11 +167,11 @@ StatusOr<CallSite::Entry> CallSite::Arrive(const Arrival& arrival,
                                            std::unique_ptr<Completion> completion) {
   const Place* place = groups_.FindLogical(arrival.logical_id);
   if (place == nullptr) {
-    return InvalidArgument(Describe() + ": " + groups_.Describe(arrival.logical_id) +
+    return InvalidArgument(core_.Describe() + ": " + groups_.Describe(arrival.logical_id) +
                            " is in none of its groups");
   }
   if (Watchdog::closing()) {
-    return Status(StatusCode::kCancelled, Describe() + ": the process is shutting down");
+    return Status(StatusCode::kCancelled, core_.Describe() + ": the process is shutting down");
   }
   const int32_t rank = place->rank;
   const LineKey key{arrival.run_id, place->group};
@@ -328,7 +264,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     pool.Complete(std::move(completions), std::move(status), cost);
   };
 
-  if (ragged()) {
+  if (core_.ragged()) {
     auto call = std::make_shared<RaggedCall>();
     const int64_t world_size = spec_.group_size;
     const RunBuffers& buffers = meeting->buffers;
@@ -339,8 +275,8 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     }
     call->shape = ShapeOfRagged();
     if (Status status = CheckRagged(*call); !status.ok()) {
-      finish(std::move(meeting),
-             std::make_shared<const Status>(status.code(), Describe() + ": " + status.message()));
+      finish(std::move(meeting), std::make_shared<const Status>(
+                                     status.code(), core_.Describe() + ": " + status.message()));
       return Entry::kPending;
     }
     auto shared = std::make_shared<std::unique_ptr<Meeting>>(std::move(meeting));
@@ -357,7 +293,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     if (meeting->scratch == nullptr) {
       finish(std::move(meeting),
              std::make_shared<const Status>(StatusCode::kInternal,
-                                            Describe() + ": out of memory for " +
+                                            core_.Describe() + ": out of memory for " +
                                                 std::to_string(bytes) + " bytes of scratch"));
       return Entry::kPending;
     }
@@ -492,7 +428,7 @@ void CallSite::DescribeWaiting(WaitingTable& table) {
       for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
         if (!meeting->arrived[rank]) continue;
         std::string& text = table[{key.first, groups_.LogicalId({key.second, rank})}];
-        text += (text.empty() ? "" : "; ") + Describe();
+        text += (text.empty() ? "" : "; ") + core_.Describe();
       }
     }
   }
@@ -520,8 +456,9 @@ std::string CallSite::OverdueMessage(const Meeting& meeting, int64_t run_id, int
   if (missing_count > kNamedRanks) {
     missing += " and " + std::to_string(missing_count - kNamedRanks) + " more";
   }
-  return Describe() + ": waited " + Seconds(SecondsBetween(meeting.first_arrival, Clock::now())) +
-         "; arrived: " + here + "; missing: " + missing;
+  return core_.Describe() + ": waited " +
+         Seconds(SecondsBetween(meeting.first_arrival, Clock::now())) + "; arrived: " + here +
+         "; missing: " + missing;
 }
 
 void CallSite::FailOverdue(Clock::time_point now, const WaitingTable& waiting) {
@@ -553,7 +490,7 @@ void CallSite::FailAll(const Status& status) {
   for (auto& [key, line] : lines_) {
     for (std::unique_ptr<Meeting>& meeting : line.meetings) {
       if (meeting->failure == nullptr) {
-        Fail(*meeting, Status(status.code(), Describe() + ": " + status.message()));
+        Fail(*meeting, Status(status.code(), core_.Describe() + ": " + status.message()));
       }
     }
   }

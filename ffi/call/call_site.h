@@ -29,7 +29,7 @@
 #include <string>
 #include <vector>
 
-#include "call/call_spec.h"
+#include "call/call_core.h"
 #include "call/interprocess.h"
 #include "engine/completion.h"
 #include "engine/memory/local_plan.h"
@@ -37,17 +37,6 @@
 #include "engine/worker_pool.h"
 
 namespace jaxcoll {
-
-// The static shape of a call, equal for all ranks because they run one executable.
-struct CallShape {
-  struct Array {
-    DType dtype = DType::kUint8;
-    std::vector<int64_t> dimensions;
-    int64_t elements() const;
-  };
-  std::vector<Array> inputs;
-  std::vector<Array> outputs;
-};
 
 // One device's side of a call. The buffers stay valid until its completion is done.
 struct Arrival {
@@ -72,9 +61,7 @@ class CallSite {
   CallSite(const CallSite&) = delete;
   CallSite& operator=(const CallSite&) = delete;
 
-  const GroupTable& groups() const { return groups_; }
-  // Operands of a call with so many results, without the logical id.
-  size_t vector_operands(size_t results) const { return ragged() ? 6 : results; }
+  const CallCore& core() const { return core_; }
 
   // Must have succeeded once, in any thread, before the first Arrive.
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
@@ -113,7 +100,7 @@ class CallSite {
   };
   using LineKey = std::pair<int64_t, int32_t>;  // (run id, group)
 
-  CallSite(CallSpec spec, GroupTable groups, Interprocess* processes);
+  CallSite(CallCore core, Interprocess* processes);
   // This process's ranks of a group, and the rest of the group.
   struct Members {
     std::vector<int32_t> ranks;
@@ -123,13 +110,13 @@ class CallSite {
     // Whether some are here and some elsewhere.
     bool reaches_out() const { return !here && !ranks.empty(); }
   };
-  bool ragged() const { return spec_.collective == "ragged_all_to_all"; }
   Status FindMembers();
   Status BuildPrograms();
+  Status Plan();         // mutex_ held
+  Status PlanVectors();  // mutex_ held
   // The part of one call that the processes of a group do with each other.
   StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
-                                                        const std::vector<int64_t>& block_elements,
-                                                        DType dtype, ReduceOp op) const;
+                                                        const CallVectors& vectors) const;
   std::shared_ptr<const RunPlan> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
@@ -139,31 +126,27 @@ class CallSite {
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
   Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
   bool SharesSlot(int64_t run_id);
-  std::string Describe() const;
-  std::string OperandsText() const;
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
   void Fail(Meeting& meeting, Status status);  // mutex_ held
   std::unique_ptr<Meeting> NewMeeting();       // mutex_ held
   void Recycle(std::unique_ptr<Meeting> meeting);
 
-  const CallSpec spec_;
-  const GroupTable groups_;
+  CallCore core_;  // its shape is set before prepared_ is
+  const CallSpec& spec_ = core_.spec();
+  const GroupTable& groups_ = core_.groups();
   Interprocess* const processes_;
   std::shared_ptr<const LocalProgram> program_;  // of groups all of whose ranks are here
   int32_t input_blocks_ = 1, output_blocks_ = 1;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
-  std::atomic<bool> prepared_{false};      // publishes the next three, constant from then on
-  std::shared_ptr<const LocalPlan> plan_;  // of program_
-  CallShape shape_;
+  // Publishes the next three and the core's shape, constant from then on.
+  std::atomic<bool> prepared_{false};
+  std::shared_ptr<const LocalPlan> plan_;           // of program_
   std::shared_ptr<const std::string> description_;  // for the flight recorder
   std::vector<Members> members_;                    // by group
-  // Where some group reaches into other processes.
-  std::string slot_signature_;
-  std::optional<Interprocess::Slot> slot_;
   struct SlotUse;
-  std::shared_ptr<SlotUse> slot_use_;
+  std::shared_ptr<SlotUse> slot_use_;  // null unless some group reaches into other processes
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -60,9 +60,8 @@ Status CallSite::FindMembers() {
       std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
-  slot_signature_ = SignatureOf(spec_);
-  slot_ = processes_->TakeSlot(slot_signature_);
-  slot_use_ = SlotUse::Of(slot_signature_ + ' ' + std::to_string(slot_->number));
+  core_.TakeSlot(*processes_, "");
+  slot_use_ = SlotUse::Of(core_.instruction());
   return Status();
 }
 
@@ -70,11 +69,10 @@ int CallSite::ProcessOfRank(Place place) const {
   return *processes_->ProcessOfDevice(groups_.DeviceId(place));
 }
 
-StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(
-    const Members& members, const std::vector<int64_t>& block_elements, DType dtype,
-    ReduceOp op) const {
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-      SegmentPlan::Create(members.segments, block_elements, dtype, op, kSlotBytes);
+StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(const Members& members,
+                                                                const CallVectors& vectors) const {
+  StatusOr<std::shared_ptr<const SegmentPlan>> plan = SegmentPlan::Create(
+      members.segments, vectors.block_elements, vectors.dtype, vectors.reduce_op, kSlotBytes);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
@@ -95,11 +93,11 @@ void CallSite::OpenRemote(int32_t group, const std::string& shapes,
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
   // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
-  spec.operation = slot_signature_ + "\nslot " + std::to_string(slot_->number) + ' ' + shapes;
-  spec.description = Describe();
+  spec.operation = core_.instruction() + ' ' + shapes;
+  spec.description = core_.Describe();
   spec.plan = std::move(plan);
   spec.facts = FactsOf(group);
-  spec.build = slot_->build;
+  spec.build = core_.build();
   members_[group].remote = processes_->Open(std::move(spec));
 }
 
@@ -111,7 +109,7 @@ CallFacts CallSite::FactsOf(int32_t group) const {
   };
   std::string dtypes, shapes;
   std::vector<int64_t> devices;
-  for (const CallShape::Array& array : shape_.inputs) {
+  for (const CallShape::Array& array : core_.shape().inputs) {
     if (dtypes.empty()) dtypes = Name(array.dtype);
     shapes += (shapes.empty() ? "[" : " [") + list(array.dimensions) + ']';
   }
@@ -130,9 +128,9 @@ CallFacts CallSite::FactsOf(int32_t group) const {
                  {"algorithms", spec_.algorithm},
                  {"places of ranks", list(spec_.dims)},
                  {"schedules", spec_.schedule}};
-  facts.operands = OperandsText();
+  facts.operands = core_.OperandsText();
   facts.program = spec_.program;
-  facts.instruction = slot_signature_ + "\nslot " + std::to_string(slot_->number);
+  facts.instruction = core_.instruction();
   facts.serial = std::count_if(spec_.device_ids.begin(), spec_.device_ids.end(), [&](int64_t id) {
                    return processes_->ProcessOfDevice(id) == processes_->process();
                  }) > 1;
@@ -140,12 +138,12 @@ CallFacts CallSite::FactsOf(int32_t group) const {
 }
 
 RaggedShape CallSite::ShapeOfRagged() const {
-  const CallShape::Array& output = shape_.outputs[0];
+  const CallShape::Array& output = core_.shape().outputs[0];
   RaggedShape shape;
-  shape.updates_per_peer = shape_.inputs[2].elements() / spec_.group_size;
-  shape.operand_rows = shape_.inputs[0].dimensions[0];
+  shape.updates_per_peer = core_.shape().inputs[2].elements() / spec_.group_size;
+  shape.operand_rows = core_.shape().inputs[0].dimensions[0];
   shape.output_rows = output.dimensions[0];
-  shape.index_dtype = shape_.inputs[2].dtype;
+  shape.index_dtype = core_.shape().inputs[2].dtype;
   shape.row_bytes = ItemBytes(output.dtype);
   for (size_t i = 1; i < output.dimensions.size(); ++i) shape.row_bytes *= output.dimensions[i];
   return shape;
@@ -154,20 +152,21 @@ RaggedShape CallSite::ShapeOfRagged() const {
 CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members,
                                       int64_t run_id) {
   if (SharesSlot(run_id)) {
-    members.remote->Fail(Status(
-        StatusCode::kInternal,
-        Describe() + ": two threads have compiled this program at once, and its calls cannot be "
-                     "told apart; compile it on one thread first"));
+    members.remote->Fail(
+        Status(StatusCode::kInternal,
+               core_.Describe() +
+                   ": two threads have compiled this program at once, and its calls cannot be "
+                   "told apart; compile it on one thread first"));
   }
   MemberBuffers buffers;
   std::vector<std::unique_ptr<Completion>> completions;
-  for (size_t v = 0; v < shape_.inputs.size(); ++v) {
+  for (size_t v = 0; v < core_.shape().inputs.size(); ++v) {
     for (const int32_t rank : members.ranks) {
       buffers.inputs.push_back(meeting->buffers.inputs[v * spec_.group_size + rank]);
     }
   }
-  for (size_t v = 0; v < shape_.outputs.size(); ++v) {
-    const CallShape::Array& output = shape_.outputs[v];
+  for (size_t v = 0; v < core_.shape().outputs.size(); ++v) {
+    const CallShape::Array& output = core_.shape().outputs[v];
     for (const int32_t rank : members.ranks) {
       buffers.outputs.push_back(meeting->buffers.outputs[v * spec_.group_size + rank]);
       AskForHugePages(buffers.outputs.back(), output.elements() * ItemBytes(output.dtype));

@@ -1,12 +1,10 @@
 #include "call/call_spec.h"
 
 #include <algorithm>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <numeric>
 #include <sstream>
 
+#include "call/shared.h"
 #include "engine/memory/local_program.h"
 
 namespace jaxcoll {
@@ -57,10 +55,7 @@ std::string GroupTable::Describe(int64_t logical_id) const {
   return "partition " + std::to_string(logical_id);
 }
 
-namespace {
-
-// Everything that op lists depend on.
-std::string CacheKey(const CallSpec& spec) {
+std::string ScheduleKey(const CallSpec& spec) {
   std::ostringstream key;
   key << spec.collective << ' ' << spec.algorithm << ' ' << spec.group_size << ' ' << spec.root
       << ' ' << spec.channels << " [";
@@ -70,8 +65,6 @@ std::string CacheKey(const CallSpec& spec) {
   key << '\n' << spec.schedule;
   return key.str();
 }
-
-}  // namespace
 
 std::string SignatureOf(const CallSpec& spec) {
   std::string text =
@@ -147,7 +140,10 @@ StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<i
   if (spec.schedule.empty()) {
     const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
     if (!schedule.ok()) return schedule.status();
-    const StatusOr<int32_t> largest = LargestMessage(*schedule);
+    const int32_t root = mine->MemberOf(schedule->root);
+    const StatusOr<int32_t> largest = root != World::kNone
+                                          ? StatusOr(LargestMessage(mine->programs()[root]))
+                                          : LargestMessage(*schedule);
     if (!largest.ok()) return largest.status();
     return CompileSegments(*mine, *largest);
   }
@@ -162,29 +158,13 @@ StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<i
   return CompileSegments(*mine, largest);
 }
 
-// One of each key, made by `build` if nobody has it. Weak: call sites own what they run, so it goes
-// with the last executable that uses it.
-template <typename Built, typename Build>
-StatusOr<std::shared_ptr<const Built>> Shared(const std::string& key, Build build) {
-  static std::mutex& mutex = *new std::mutex;
-  static auto& known = *new std::map<std::string, std::weak_ptr<const Built>>;
-  {
-    std::lock_guard lock(mutex);
-    const auto it = known.find(key);
-    if (it != known.end()) {
-      if (std::shared_ptr<const Built> found = it->second.lock()) return found;
-    }
-  }
-  StatusOr<Built> built = build();
-  if (!built.ok()) return built.status();
-  auto made = std::make_shared<const Built>(std::move(*built));
-  std::lock_guard lock(mutex);
-  std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
-  known[key] = made;
-  return made;
-}
-
 }  // namespace
+
+Status CheckSchedule(const CallSpec& spec) {
+  if (!spec.schedule.empty()) return CollectiveOf(spec).status();
+  const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
+  return schedule.ok() ? CheckSchedule(*schedule) : schedule.status();
+}
 
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
   std::vector<Program> programs;
@@ -206,12 +186,12 @@ StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vecto
 }
 
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
-  return Shared<LocalProgram>(CacheKey(spec), [&] { return BuildProgram(spec); });
+  return Shared<LocalProgram>(ScheduleKey(spec), [&] { return BuildProgram(spec); });
 }
 
 StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
                                                             const std::vector<int32_t>& ranks) {
-  std::string key = CacheKey(spec);
+  std::string key = ScheduleKey(spec);
   for (const int32_t rank : ranks) key += ' ' + std::to_string(rank);
   return Shared<SegmentProgram>(key, [&] { return BuildSegments(spec, ranks); });
 }

@@ -67,6 +67,13 @@ class GroupTable {
 // All that processes must agree on about an instruction, as text: its program and its attributes.
 std::string SignatureOf(const CallSpec& spec);
 
+// Fails for a collective that does not exist, and for an algorithm that cannot serve the spec.
+// Builds no op list; a schedule written in Python is read when ProgramsOf is asked for it.
+Status CheckSchedule(const CallSpec& spec);
+
+// Everything that the op lists depend on.
+std::string ScheduleKey(const CallSpec& spec);
+
 // The programs of some ranks of a group.
 StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 

@@ -15,6 +15,7 @@
 
 #include "base/environment.h"
 #include "base/interruption.h"
+#include "base/log.h"
 #include "comm/reactor_internal.h"
 #include "comm/words.h"
 
@@ -40,31 +41,6 @@ void Interprocess::Set(Interprocess* instance) {
   the_instance.store(instance, std::memory_order_release);
 }
 
-namespace {
-
-class GroupHandle final : public RemoteGroup {
- public:
-  using StartFn =
-      std::function<void(int64_t, MemberBuffers, std::vector<std::unique_ptr<Completion>>,
-                         std::shared_ptr<ContinuationCost>)>;
-  GroupHandle(StartFn start, std::function<void(const Status&)> fail, std::function<void()> close)
-      : start_(std::move(start)), fail_(std::move(fail)), close_(std::move(close)) {}
-  ~GroupHandle() override { close_(); }
-  void Start(int64_t run_id, MemberBuffers buffers,
-             std::vector<std::unique_ptr<Completion>> completions,
-             std::shared_ptr<ContinuationCost> cost) override {
-    start_(run_id, std::move(buffers), std::move(completions), std::move(cost));
-  }
-  void Fail(const Status& status) override { fail_(status); }
-
- private:
-  StartFn start_;
-  std::function<void(const Status&)> fail_;
-  std::function<void()> close_;
-};
-
-}  // namespace
-
 Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of_device,
                         std::function<void(int)> want) {
   Seams seams;
@@ -79,7 +55,7 @@ Reactor& Reactor::Start(int process, std::unordered_map<int64_t, int> process_of
     throw;
   }
   the_reactor.store(reactor, std::memory_order_release);
-  Interprocess::Set(reactor);
+  Interprocess::Set(&reactor->for_call_sites_);
   reactor->HandleForks();
   thread.detach();
   return *reactor;
@@ -161,138 +137,9 @@ Reactor::Reactor(int process, std::unordered_map<int64_t, int> process_of_device
   if (bell_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
 }
 
-std::optional<int> Reactor::ProcessOfDevice(int64_t device_id) const {
-  const auto it = process_of_device_.find(device_id);
-  if (it == process_of_device_.end()) return std::nullopt;
-  return it->second;
-}
-
-// ---- Groups ------------------------------------------------------------------------------------
-
-void Reactor::EndBuild() {
-  std::lock_guard lock(mutex_);
-  builds_.erase(std::this_thread::get_id());
-}
-
-bool Reactor::WantsListing(const std::string& program) {
-  std::lock_guard lock(mutex_);
-  return listings_.Find(program) == nullptr;
-}
-
-void Reactor::AddListing(const std::string& program, Listing listing) {
-  std::lock_guard lock(mutex_);
-  listings_.Add(program, std::move(listing));
-}
-
-Interprocess::Slot Reactor::TakeSlot(const std::string& signature) {
-  std::lock_guard lock(mutex_);
-  const auto [build, fresh] = builds_.try_emplace(std::this_thread::get_id(), next_build_);
-  if (fresh) ++next_build_;
-  Slot slot;
-  slot.build = build->second;
-  std::set<int>& used = slots_in_use_[{signature, slot.build}];
-  while (used.count(slot.number) != 0) ++slot.number;
-  used.insert(slot.number);
-  return slot;
-}
-
-void Reactor::ReturnSlot(const std::string& signature, const Slot& slot) {
-  std::lock_guard lock(mutex_);
-  const auto it = slots_in_use_.find({signature, slot.build});
-  it->second.erase(slot.number);
-  if (it->second.empty()) slots_in_use_.erase(it);
-}
-
-std::unique_ptr<RemoteGroup> Reactor::Open(GroupSpec spec) {
-  auto group = std::make_shared<Group>();
-  std::string members;
-  for (const int64_t device : spec.device_ids) {
-    members += std::to_string(device) + ',';
-    group->process_of_rank.push_back(process_of_device_.at(device));
-  }
-  group->communicator = Hash(members);
-  group->key = Hash(spec.operation, group->communicator);
-  group->device_ids = std::move(spec.device_ids);
-  group->description = std::make_shared<const std::string>(std::move(spec.description));
-  group->plan = std::move(spec.plan);
-  group->facts = std::move(spec.facts);
-  group->instruction = Hash(group->facts.instruction, group->communicator);
-  {
-    std::lock_guard lock(mutex_);
-    // An executable that runs is complete.
-    std::erase_if(builds_, [&](const auto& build) { return build.second == spec.build; });
-    ++CommunicatorOf(*group).groups;
-  }
-  // The thread asks for links: `want_` may wait for a lock whose holder waits for ours.
-  Ring();
-  return std::make_unique<GroupHandle>(
-      [this, group](int64_t run_id, MemberBuffers buffers,
-                    std::vector<std::unique_ptr<Completion>> completions,
-                    std::shared_ptr<ContinuationCost> cost) {
-        Submit({group, run_id, std::move(buffers), std::move(completions), std::move(cost)});
-      },
-      [this, group](const Status& status) { Fail(*group, status); },
-      [this, group] { Close(*group); });
-}
-
-// Messages that others may still send for it are kept like those for one that is not open yet.
-void Reactor::Close(const Group& group) {
-  std::lock_guard lock(mutex_);
-  const auto it = communicators_.find(group.communicator);
-  if (--it->second.groups > 0 || !it->second.cause.empty()) return;
-  const bool pending = std::any_of(calls_.begin(), calls_.end(), [&](const auto& call) {
-    return call.second->group->communicator == group.communicator;
-  });
-  if (!pending) communicators_.erase(it);
-}
-
-Reactor::Communicator& Reactor::CommunicatorOf(const Group& group) {
-  const uint64_t id = group.communicator;
-  const auto [found, fresh] = communicators_.try_emplace(id);
-  Communicator& communicator = found->second;
-  if (!fresh) return communicator;
-  communicator.process_of_rank = group.process_of_rank;
-  communicator.processes.insert(group.process_of_rank.begin(), group.process_of_rank.end());
-  communicator.processes.erase(process_);
-  std::string lost;
-  for (const int process : communicator.processes) {
-    Peer& peer = PeerOf(process);
-    if (peer.state() == Peer::State::kUnknown) {
-      AskForLink(peer);
-    } else if (peer.state() == Peer::State::kDown && !peer.left && lost.empty()) {
-      lost = RanksOf(communicator, process) + " is lost: " + peer.down_reason();
-    }
-  }
-  // The others may know nothing of it: they may still be linked to the one that is lost here.
-  if (!lost.empty()) Poison(id, lost);
-  for (auto it = early_poisons_.begin(); it != early_poisons_.end();) {
-    if (it->communicator != id) {
-      ++it;
-      continue;
-    }
-    if (communicator.processes.count(it->process) != 0) Poison(id, it->cause, it->process);
-    it = early_poisons_.erase(it);
-  }
-  return communicator;
-}
-
-void Reactor::AskForLink(Peer& peer) {
-  peer.SetWanted();
-  std::lock_guard lock(inbox_mutex_);
-  wanted_.push_back(peer.process());
-}
-
 void Reactor::Ring() {
   const uint64_t one = 1;
   (void)!write(bell_, &one, sizeof(one));
-}
-
-void Reactor::Fail(const Group& group, const Status& status) {
-  {
-    std::lock_guard lock(mutex_);
-    Poison(group.communicator, status.message());
-  }
-  Ring();
 }
 
 Peer& Reactor::PeerOf(int process) {
@@ -306,8 +153,7 @@ void Reactor::AddLink(int process, std::unique_ptr<Link> link) {
     std::lock_guard lock(mutex_);
     Peer& peer = PeerOf(process);
     if (peer.state() == Peer::State::kUp || peer.state() == Peer::State::kDown) return;
-    Log(LogLevel::kInfo, "process %d: linked to process %d, %s", process_, process,
-        link->Describe().c_str());
+    Log(LogLevel::kInfo, "linked to process %d, %s", process, link->Describe().c_str());
     if (link->remote_window_bytes() < kWindowBytes || link->window().size() < kWindowBytes) {
       PeerDown(peer, "its window is smaller than ours; are both of one version of jaxcoll?");
       return;
@@ -354,15 +200,15 @@ bool Reactor::PollLinks() {
 }
 
 bool Reactor::PollLink(Peer& peer) {
-  const StatusOr<bool> polled = peer.link()->Poll(*this, kNoticesPerPoll);
-  const std::vector<std::string> violations = std::exchange(violations_, {});
+  Incoming incoming(*this, peer);
+  const StatusOr<bool> polled = peer.link()->Poll(incoming, kNoticesPerPoll);
   // Broken or altered data are an error of the link even if the peer has said goodbye.
   if (!polled.ok() && peer.left && polled.status().code() == StatusCode::kUnavailable) {
     PeerLeft(peer);
   } else if (!polled.ok()) {
     PeerDown(peer, peer.end.empty() ? polled.status().message() : peer.end);
-  } else if (!violations.empty()) {
-    PeerDown(peer, violations.front());
+  } else if (!incoming.violation().empty()) {
+    PeerDown(peer, incoming.violation());
   } else {
     return *polled;
   }

@@ -51,7 +51,7 @@
 
 namespace jaxcoll {
 
-class Reactor final : public Interprocess, private LinkSink {
+class Reactor final {
  public:
   using Clock = std::chrono::steady_clock;
 
@@ -83,7 +83,7 @@ class Reactor final : public Interprocess, private LinkSink {
   static std::unique_ptr<Reactor> Create(int process,
                                          std::unordered_map<int64_t, int> process_of_device,
                                          std::function<void(int)> want, Seams seams);
-  ~Reactor() override;
+  ~Reactor();
   // One round of the thread's work between two looks at the clock; returns whether there was
   // anything to do.
   bool Step();
@@ -106,19 +106,14 @@ class Reactor final : public Interprocess, private LinkSink {
   // This process will take part in nothing any more: its links end, and calls over them fail.
   void Refuse(const std::string& reason);
 
-  int process() const override { return process_; }
-  std::optional<int> ProcessOfDevice(int64_t device_id) const override;
-  Slot TakeSlot(const std::string& signature) override;
-  void ReturnSlot(const std::string& signature, const Slot& slot) override;
+  // The interface that call sites use.
+  Interprocess& interprocess() { return for_call_sites_; }
   // The calling thread has compiled or loaded an executable, or begins to.
   void EndBuild();
   // For the words that say where programs differ: whether that of `program` is missing here, and
   // here it is.
   bool WantsListing(const std::string& program);
   void AddListing(const std::string& program, Listing listing);
-  std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
-  void Invite(Guest* guest) override;
-  void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
 
   // This process's recent calls and its peers' states, for people.
   std::string Dump();
@@ -133,6 +128,38 @@ class Reactor final : public Interprocess, private LinkSink {
     bool done = false;
     std::vector<std::unique_ptr<Completion>> completions;
     std::shared_ptr<const Status> status;
+  };
+  // How call sites reach it (reactor_groups.cc). Takes mutex_.
+  class ForCallSites final : public Interprocess {
+   public:
+    explicit ForCallSites(Reactor& reactor) : reactor_(reactor) {}
+    int process() const override { return reactor_.process_; }
+    std::optional<int> ProcessOfDevice(int64_t device_id) const override;
+    Slot TakeSlot(const std::string& signature) override;
+    void ReturnSlot(const std::string& signature, const Slot& slot) override;
+    std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
+    void Invite(Guest* guest) override;
+    void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
+
+   private:
+    Reactor& reactor_;
+  };
+  // Takes what one look at a peer's link brings (reactor_incoming.cc). mutex_ held.
+  class Incoming final : public LinkSink {
+   public:
+    Incoming(Reactor& reactor, Peer& peer) : reactor_(reactor), peer_(peer) {}
+    void OnNotice(int process, const Notice& notice) override;
+    void OnTold(int process, std::string_view message) override;
+    void OnSent(int process, uint64_t token) override;
+    // The first fault by which the peer has broken the protocol; empty: none. Nothing that comes
+    // after one is looked at, since the link is about to end.
+    const std::string& violation() const { return violation_; }
+
+   private:
+    void OnPoison(std::string_view words);
+    Reactor& reactor_;
+    Peer& peer_;
+    std::string violation_;
   };
   // How the run of one call reaches other processes (reactor_wire.cc). mutex_ held.
   struct Call;
@@ -279,10 +306,6 @@ class Reactor final : public Interprocess, private LinkSink {
     return std::chrono::duration<double>(seams_.now() - from).count();
   }
 
-  void OnNotice(int peer, const Notice& notice) override;
-  void OnTold(int peer, std::string_view message) override;
-  void OnSent(int peer, uint64_t token) override;
-
   // The guest.
   bool StepGuest();
   void AskForLink(Peer& peer);
@@ -320,12 +343,12 @@ class Reactor final : public Interprocess, private LinkSink {
   FlightRecorder recorder_;
   uint64_t next_token_ = 1;
   bool armed_ = false;  // links may wake the thread
-  std::vector<std::string> violations_;
   Clock::time_point checked_at_;
   StoppedTime stopped_time_;
   bool some_left_ = false;  // some peer has left in good order
   Guest* guest_ = nullptr;
   GuestCarrier guest_carrier_{*this};
+  ForCallSites for_call_sites_{*this};
 };
 
 }  // namespace jaxcoll

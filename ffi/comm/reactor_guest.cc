@@ -6,14 +6,14 @@
 
 namespace jaxcoll {
 
-void Reactor::Invite(Guest* guest) {
+void Reactor::ForCallSites::Invite(Guest* guest) {
   {
-    std::lock_guard lock(mutex_);
-    JAXCOLL_CHECK(guest_ == nullptr, "there is a guest already");
-    guest_ = guest;
+    std::lock_guard lock(reactor_.mutex_);
+    JAXCOLL_CHECK(reactor_.guest_ == nullptr, "there is a guest already");
+    reactor_.guest_ = guest;
   }
-  guest->OnInvited(&guest_carrier_);
-  Ring();  // the thread may have gone to sleep for longer than the guest wants
+  guest->OnInvited(&reactor_.guest_carrier_);
+  reactor_.Ring();  // the thread may have gone to sleep for longer than the guest wants
 }
 
 void Reactor::GuestCarrier::Use(const std::function<void(Carrier&)>& use) {

@@ -7,21 +7,24 @@
 namespace jaxcoll {
 
 // The others learn of it as of any failure; what they have sent and will send is dropped.
-void Reactor::FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) {
+void Reactor::ForCallSites::FailBegunBefore(Clock::time_point time, bool moving,
+                                            const std::string& reason) {
+  Reactor& reactor = reactor_;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(reactor.mutex_);
     std::map<uint64_t, std::string> causes;  // by communicator
-    for (const auto& [id, call] : calls_) {
+    for (const auto& [id, call] : reactor.calls_) {
       if ((moving ? call->begun : call->moved_at) > time) continue;
       const uint64_t communicator = call->group->communicator;
       causes.try_emplace(communicator, *call->group->description + ": " +
-                                           RanksOf(communicators_.at(communicator), process_) +
+                                           reactor.RanksOf(reactor.communicators_.at(communicator),
+                                                           reactor.process_) +
                                            ", " + reason);
     }
     if (causes.empty()) return;
-    for (const auto& [communicator, cause] : causes) Poison(communicator, cause);
+    for (const auto& [communicator, cause] : causes) reactor.Poison(communicator, cause);
   }
-  Ring();
+  reactor.Ring();
 }
 
 }  // namespace jaxcoll

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "comm/reactor_internal.h"
 #include "comm/words.h"
 

@@ -1,11 +1,10 @@
-// The reactor's dealings with peers: what comes in, and what happens when a peer is late, lost or
-// lying.
+// Peers that are late, lost or lying.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "base/environment.h"
+#include "base/log.h"
 #include "comm/reactor.h"
 #include "comm/reactor_internal.h"
 
@@ -13,23 +12,12 @@ namespace jaxcoll {
 namespace {
 
 using std::chrono::duration;
-using std::chrono::milliseconds;
 
-// The newest failures that others report of communicators not open here are remembered.
-constexpr size_t kEarlyPoisons = 1024;
-constexpr milliseconds kAnswerEvery{100};
-// The bytes that one peer may send for calls that this process has not made. Honest ones stop at a
-// quarter of it, see Reactor::kAheadBytes.
-constexpr size_t kMaxEarlyBytes = size_t{64} << 20;
-constexpr std::string_view kEnd = "end ";
 constexpr double kProbeEveryS = 5;
 // A call that waits this long looks whether the peers that it waits for wait in another one.
 constexpr double kCompareAfterS = 0.3;
 constexpr char kSameOrder[] = ". All processes must launch the same programs in the same order";
 constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
-
-// Whether call `a` was made before `b`; the count of a busy call site wraps around.
-bool Before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
 // Tells calls with equal descriptions apart, on every process alike.
 std::string NameOf(const CallId& id) {
@@ -49,149 +37,6 @@ std::string Printable(std::string_view text) {
   return result;
 }
 
-// ---- What peers say ----------------------------------------------------------------------------
-
-void Reactor::OnNotice(int process, const Notice& notice) {
-  Peer& peer = PeerOf(process);
-  peer.silent_since = {};
-  const NoticeFields fields = Decode(notice);
-  const auto violation = [&](const char* what) { violations_.push_back(what); };
-  if (!violations_.empty()) return;  // the link is about to end
-  if (fields.kind == NoticeKind::kCredit) {
-    if (!peer.ReturnSlot(fields.offset))
-      return violation("it returned a slot that it did not hold");
-    peer.ahead_bytes += fields.bytes;
-    Pump(peer, fields.offset < kSmallSlots * kEagerBytes);
-    return;
-  }
-  if (fields.kind == NoticeKind::kTaken) {
-    peer.ahead_bytes -= fields.bytes;
-    return;
-  }
-  const bool data = fields.kind == NoticeKind::kData;
-  const bool parcel = fields.kind == NoticeKind::kParcel;
-  if (!data && !parcel && fields.kind != NoticeKind::kReady &&
-      fields.kind != NoticeKind::kRequest) {
-    return violation("it sent an unknown notice");
-  }
-  const std::byte* message = nullptr;
-  if (data || parcel) {
-    const std::span<std::byte> window = peer.link()->window();
-    if (fields.offset > window.size() || fields.bytes > window.size() - fields.offset) {
-      return violation("it sent a message that lies outside its window");
-    }
-    message = window.data() + fields.offset;
-  }
-  const auto credit = [&](uint32_t put_aside = 0) {
-    NoticeFields back;
-    back.kind = NoticeKind::kCredit;
-    back.offset = fields.offset;
-    back.bytes = put_aside;
-    peer.Send(back);
-  };
-  if (parcel) {
-    if (guest_ == nullptr) return violation("it sent a parcel, and there is no guest here");
-    const char* wrong = guest_->OnParcel(process, LabelOf(fields), {message, fields.bytes});
-    if (wrong != nullptr) return violation(wrong);
-    if (fields.bytes > 0) credit();
-    return;
-  }
-  const CallId id = fields.call();
-  const auto it = calls_.find(id);
-  if (it == calls_.end()) {
-    const auto next = next_number_.find(id.key);
-    const bool over = next != next_number_.end() && Before(id.number, next->second);
-    if (over) {  // it failed here
-      if (data) credit();
-      return;
-    }
-    if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
-    Early early{process, fields, {}};
-    size_t& held = early_bytes_[process];
-    held += sizeof(Early) + (data ? fields.bytes : 0);
-    if (held > kMaxEarlyBytes) {
-      return violation("it is further ahead of this process than there is memory for");
-    }
-    if (data) {
-      early.message.assign(message, message + fields.bytes);
-      credit(static_cast<uint32_t>(early.bytes()));
-    }
-    early_[id].push_back(std::move(early));
-    return;
-  }
-  Call& call = *it->second;
-  if (const char* wrong = SpeaksForOther(call, process, fields)) return violation(wrong);
-  call.in_run = true;
-  bool known = true;
-  if (data) {
-    const Run::Taken taken =
-        call.run->OnData(fields.message(), message, fields.bytes, fields.offset);
-    known = taken != Run::Taken::kUnknown;
-    if (taken == Run::Taken::kAtOnce) credit();
-  } else if (fields.kind == NoticeKind::kRequest) {
-    known = call.run->OnRequest(fields.message());
-  } else {
-    known = call.run->OnReady(fields.message());
-  }
-  call.in_run = false;
-  if (!known) return violation(kUnknownMessage);
-  ++call.moves;
-  FinishIfDone(id);
-}
-
-// Messages: "ask", "state <text>\n<calls that wait for the asking process>", "poison <communicator>
-// <cause>", "bye", "end <why>", "guest <the guest's>", and the questions and answers of
-// comm/listing.h.
-void Reactor::OnTold(int process, std::string_view message) {
-  Peer& peer = PeerOf(process);
-  peer.silent_since = {};
-  if (!violations_.empty()) return;
-  if (message == "ask") {
-    // Honest peers do not ask often; answers to others must not pile up.
-    if (seams_.now() - peer.answered_at < kAnswerEvery) return;
-    peer.answered_at = seams_.now();
-    peer.Tell("state " + State() + CallsWaitingFor(process));
-  } else if (message.starts_with("state ")) {
-    const size_t end = message.find('\n');
-    peer.last_state = Printable(message.substr(6, end == message.npos ? end : end - 6));
-    peer.last_state_at = seams_.now();
-    TakeWaitingCalls(peer, end == message.npos ? "" : message.substr(end + 1));
-  } else if (message.starts_with("digests? ") || message.starts_with("line? ")) {
-    peer.Tell(listings_.Answer(message));
-  } else if (message.starts_with("digests ") || message.starts_with("line ")) {
-    OnAnswer(peer, message);
-  } else if (message == "bye") {
-    peer.left = true;
-  } else if (message.starts_with(kEnd)) {
-    peer.end = Printable(message.substr(kEnd.size()));
-  } else if (message.starts_with(kForGuest) && guest_ != nullptr) {
-    const char* wrong = guest_->OnTold(process, Printable(message.substr(kForGuest.size())));
-    if (wrong != nullptr) violations_.push_back(wrong);
-  } else if (message.starts_with("poison ")) {
-    const size_t space = message.find(' ', 7);
-    if (space == std::string_view::npos || space + 1 == message.size()) {
-      violations_.push_back("it said something unknown");
-      return;
-    }
-    const uint64_t communicator =
-        std::strtoull(std::string(message.substr(7, space - 7)).c_str(), nullptr, 16);
-    const std::string cause = Printable(message.substr(space + 1));
-    const auto it = communicators_.find(communicator);
-    if (it == communicators_.end()) {
-      early_poisons_.push_back({process, communicator, cause});
-      if (early_poisons_.size() > kEarlyPoisons) early_poisons_.pop_front();
-    } else if (it->second.processes.count(process) == 0) {
-      violations_.push_back("it spoke of a communicator that it is no member of");
-    } else {
-      Poison(communicator, cause, process);
-    }
-  } else {
-    violations_.push_back("it said something unknown");
-  }
-}
-
-// ---- Failure -----------------------------------------------------------------------------------
-
 std::string Reactor::RankName(const Group& group, int32_t rank) {
   const int process = group.process_of_rank[rank];
   std::string name = "rank " + std::to_string(rank) + " (device " +
@@ -206,7 +51,7 @@ void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
   const auto it = communicators_.find(id);
   if (it == communicators_.end() || !it->second.cause.empty()) return;
   it->second.cause = cause;
-  Log(LogLevel::kInfo, "process %d: a communicator failed: %s", process_, cause.c_str());
+  Log(LogLevel::kInfo, "a communicator failed: %s", cause.c_str());
   char text[32];
   std::snprintf(text, sizeof(text), "poison %llx ", static_cast<unsigned long long>(id));
   for (const int process : it->second.processes) {
@@ -230,7 +75,7 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
   const std::string who = "process " + std::to_string(peer.process()) + " (" + peer.description() +
                           ") is lost: " + reason;
   peer.Disconnect(who);
-  Log(LogLevel::kInfo, "process %d: %s", process_, who.c_str());
+  Log(LogLevel::kInfo, "%s", who.c_str());
   std::vector<uint64_t> poisoned;
   for (const auto& [id, communicator] : communicators_) {
     if (communicator.processes.count(peer.process()) != 0) poisoned.push_back(id);
@@ -255,7 +100,7 @@ void Reactor::PeerLeft(Peer& peer) {
     reason += "; " + std::to_string(missing) + " of the messages that it had sent did not come";
   }
   peer.Retire(std::move(reason));
-  Log(LogLevel::kInfo, "process %d: %s", process_, peer.down_reason().c_str());
+  Log(LogLevel::kInfo, "%s", peer.down_reason().c_str());
   some_left_ = true;
   if (guest_ != nullptr) guest_->OnLeft(peer.process(), peer.down_reason());
 }
@@ -335,7 +180,7 @@ std::string Reactor::DeadlineMessage(const Call& call) {
 void Reactor::DiscountStoppedTime(Clock::time_point now) {
   const Clock::duration stopped = stopped_time_.Since(now);
   if (stopped <= Clock::duration::zero()) return;
-  Log(LogLevel::kInfo, "process %d did not run for %s; its deadlines are put off", process_,
+  Log(LogLevel::kInfo, "this process did not run for %s; its deadlines are put off",
       Seconds(duration<double>(stopped).count()).c_str());
   const auto put_off = [&](Clock::time_point& from) {
     if (from != Clock::time_point()) from = std::min(from + stopped, now);

@@ -72,15 +72,6 @@ void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t
   if (!inner) FinishIfDone(it->first);
 }
 
-void Reactor::OnSent(int process, uint64_t token) {
-  const auto sent = PeerOf(process).in_transit.extract(token);
-  if (sent.empty()) return;
-  const auto it = calls_.find(sent.mapped().call);
-  JAXCOLL_CHECK(it != calls_.end(), "a call has ended before its puts");
-  --it->second->unsent;
-  Sent(it, sent.mapped().segment, sent.mapped().op);
-}
-
 Link::Loan* Reactor::LoanFor(Call& call, Peer& peer, std::span<const std::byte> array) {
   if (array.empty()) return nullptr;
   const auto [it, fresh] = call.loans.try_emplace({peer.process(), array.data()});

@@ -8,84 +8,84 @@
 namespace jaxcoll {
 namespace {
 
-constexpr int32_t kNone = -1;
+constexpr int32_t kNobody = -1;
 using Dependencies = decltype(Op::depends_on);
 
 // The accesses since, and with, the last write of each chunk of one buffer.
 class AccessLog {
  public:
-  // Segments live in `memory`, which outlives the log.
-  explicit AccessLog(std::pmr::memory_resource* memory) : segments_(memory) {}
+  // Ranges live in `memory`, which outlives the log.
+  explicit AccessLog(std::pmr::memory_resource* memory) : ranges_(memory) {}
 
   void Read(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
-      ForEachSegment(chunks, [&](Segment& segment) {
-        if (segment.writer != kNone) depends_on.push_back(segment.writer);
-        if (segment.readers.empty() || segment.readers.back() != op) segment.readers.push_back(op);
+      ForEachRange(chunks, [&](Range& range) {
+        if (range.writer != kNobody) depends_on.push_back(range.writer);
+        if (range.readers.empty() || range.readers.back() != op) range.readers.push_back(op);
       });
     }
   }
 
   void Write(const Operand& operand, int32_t op, Dependencies& depends_on) {
     for (const Interval& chunks : operand.chunks) {
-      ForEachSegment(chunks, [&](Segment& segment) {
+      ForEachRange(chunks, [&](Range& range) {
         // Readers already wait for the writer, so waiting for them is enough.
-        if (segment.readers.empty() && segment.writer != kNone) {
-          depends_on.push_back(segment.writer);
+        if (range.readers.empty() && range.writer != kNobody) {
+          depends_on.push_back(range.writer);
         }
-        depends_on.Append(segment.readers.begin(), segment.readers.end());
-        segment.writer = op;
-        segment.readers.clear();
+        depends_on.Append(range.readers.begin(), range.readers.end());
+        range.writer = op;
+        range.readers.clear();
       });
     }
   }
 
  private:
   // Chunks [key, end) with equal histories.
-  struct Segment {
+  struct Range {
     int64_t end;
-    int32_t writer = kNone;
+    int32_t writer = kNobody;
     SmallVector<int32_t, 2> readers;
   };
-  using Segments = std::pmr::map<int64_t, Segment>;
+  using Ranges = std::pmr::map<int64_t, Range>;
 
-  // Whether a segment beside the last one visited begins at `chunk`; it then is the last one. Most
+  // Whether a range beside the last one visited begins at `chunk`; it then is the last one. Most
   // algorithms walk through a buffer, and need no search.
   bool Near(int64_t chunk) {
-    if (last_ == segments_.end()) return false;
+    if (last_ == ranges_.end()) return false;
     if (chunk > last_->first) {
       const auto next = std::next(last_);
-      if (next == segments_.end()) return false;
+      if (next == ranges_.end()) return false;
       last_ = next;
-    } else if (chunk < last_->first && last_ != segments_.begin()) {
+    } else if (chunk < last_->first && last_ != ranges_.begin()) {
       --last_;
     }
     return last_->first == chunk;
   }
 
-  // Makes `chunk` a boundary between segments.
+  // Makes `chunk` a boundary between ranges.
   void SplitAt(int64_t chunk) {
-    auto next = segments_.upper_bound(chunk);
-    if (next == segments_.begin()) return;
-    auto& [begin, segment] = *std::prev(next);
-    if (begin == chunk || segment.end <= chunk) return;
-    Segment tail = segment;
-    segment.end = chunk;
-    segments_.emplace_hint(next, chunk, std::move(tail));
+    auto next = ranges_.upper_bound(chunk);
+    if (next == ranges_.begin()) return;
+    auto& [begin, range] = *std::prev(next);
+    if (begin == chunk || range.end <= chunk) return;
+    Range tail = range;
+    range.end = chunk;
+    ranges_.emplace_hint(next, chunk, std::move(tail));
   }
 
-  // Calls `visit` on segments that cover exactly `chunks`, making new ones for untouched chunks.
+  // Calls `visit` on ranges that cover exactly `chunks`, making new ones for untouched chunks.
   template <typename Visit>
-  void ForEachSegment(const Interval& chunks, Visit visit) {
+  void ForEachRange(const Interval& chunks, Visit visit) {
     int64_t begin = chunks.begin;
     const int64_t end = begin + chunks.count;
     if (Near(begin) && last_->second.end == end) return visit(last_->second);
     SplitAt(begin);
     SplitAt(end);
-    for (auto next = segments_.lower_bound(begin); begin < end; ++next) {
-      if (next == segments_.end() || next->first > begin) {
-        const int64_t gap_end = next == segments_.end() ? end : std::min(end, next->first);
-        next = segments_.emplace_hint(next, begin, Segment{gap_end, kNone, {}});
+    for (auto next = ranges_.lower_bound(begin); begin < end; ++next) {
+      if (next == ranges_.end() || next->first > begin) {
+        const int64_t gap_end = next == ranges_.end() ? end : std::min(end, next->first);
+        next = ranges_.emplace_hint(next, begin, Range{gap_end, kNobody, {}});
       }
       visit(next->second);
       begin = next->second.end;
@@ -93,8 +93,8 @@ class AccessLog {
     }
   }
 
-  Segments segments_;
-  Segments::iterator last_ = segments_.end();
+  Ranges ranges_;
+  Ranges::iterator last_ = ranges_.end();
 };
 
 }  // namespace

@@ -2,8 +2,6 @@
 
 #include <atomic>
 
-#include "schedule/dependencies.h"
-
 namespace jaxcoll {
 namespace {
 
@@ -114,12 +112,11 @@ void ProgramBuilder::Reduce(std::vector<Operand> sources, Operand destination) {
 
 void ProgramBuilder::SetChannel(int32_t channel) {
   channel_ = channel;
-  lane_ = 0;
+  subchannel_ = 0;
   step_ = 0;
 }
 
 Program ProgramBuilder::Finish() && {
-  InferDependencies(program_);
   ops_built.fetch_add(static_cast<int64_t>(program_.ops.size()), std::memory_order_relaxed);
   return std::move(program_);
 }
@@ -128,7 +125,7 @@ void ProgramBuilder::Add(OpKind kind, int32_t peer, std::vector<Operand> sources
                          Operand destination) {
   Op op;
   op.kind = kind;
-  op.channel = channel_ * static_cast<int32_t>(layout_.lanes) + lane_;
+  op.channel = channel_ * static_cast<int32_t>(layout_.subchannels) + subchannel_;
   op.peer = peer;
   if (peer >= 0) {
     auto& messages = kind == OpKind::kSend ? sent_ : received_;

@@ -1,8 +1,8 @@
 // The builder that an algorithm writes its ops with.
 //
 // A builder is born with a spec, a rank and a layout; the algorithm's function then runs once per
-// channel, naming chunks of that channel's share only, and Finish() derives the dependencies. The
-// builder numbers messages and records rounds, so that a ring is a dozen lines.
+// channel, naming chunks of that channel's share only. The builder numbers messages and records
+// rounds, so that a ring is a dozen lines; BuildSchedule derives what the ops wait for.
 #pragma once
 
 #include <map>
@@ -23,11 +23,15 @@ inline constexpr BufferKind kTmp = BufferKind::kScratch;
 struct Layout {
   int64_t chunks = 1;  // per block and channel
   int64_t scratch_blocks = 0;
-  int64_t lanes = 1;  // channels of ops that one copy of the pattern uses
+  int64_t subchannels = 1;  // channels of ops that one copy of the pattern uses
 };
 
 int32_t InputBlocks(Collective collective, int32_t world_size);
 int32_t OutputBlocks(Collective collective, int32_t world_size);
+
+// The ops of BuildSchedule() without what they wait for, at half the cost: to ask what messages
+// there are.
+StatusOr<Program> BuildUnordered(const ScheduleSpec& spec, int32_t rank);
 
 class ProgramBuilder {
  public:
@@ -66,13 +70,13 @@ class ProgramBuilder {
   void SetStep(int32_t step) { step_ = step; }
   void NextStep() { ++step_; }
   int32_t Step() const { return step_; }
-  // Ops of different lanes do not wait for each other to start. Back to 0 with every channel.
-  void SetLane(int32_t lane) { lane_ = lane; }
+  // Ops of different subchannels do not wait for each other to start. Back to 0 with every channel.
+  void SetSubchannel(int32_t subchannel) { subchannel_ = subchannel; }
 
-  // The copy of the pattern that is being written; starts at step 0, lane 0.
+  // The copy of the pattern that is being written; starts at step 0, subchannel 0.
   void SetChannel(int32_t channel);
 
-  Program Finish() &&;
+  Program Finish() &&;  // the ops wait for no more than the algorithm has said
 
  private:
   void Add(OpKind kind, int32_t peer, std::vector<Operand> sources, Operand destination);
@@ -82,7 +86,7 @@ class ProgramBuilder {
   const Layout layout_;
   Program program_;
   int32_t channel_ = 0;
-  int32_t lane_ = 0;
+  int32_t subchannel_ = 0;
   int32_t step_ = 0;
   // Messages so far, by (peer, channel of ops).
   std::map<std::pair<int32_t, int32_t>, int32_t> sent_, received_;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "schedule/algorithms/algorithms.h"
+#include "schedule/dependencies.h"
 #include "schedule/program_builder.h"
 
 namespace jaxcoll {
@@ -224,32 +225,54 @@ Status CheckLayout(const ScheduleSpec& spec, const Layout& layout) {
                          " chunks can be named; use another algorithm");
 }
 
-}  // namespace
+// A spec that can be built, with what its algorithm makes of it.
+struct Resolved {
+  Algorithm algorithm;
+  ScheduleSpec spec;  // with dims
+  bool alone = false;
+  Layout layout;
+};
 
-StatusOr<Program> BuildSchedule(const ScheduleSpec& asked, int32_t rank) {
+StatusOr<Resolved> Resolve(const ScheduleSpec& asked) {
   StatusOr<Algorithm> algorithm = Find(asked);
   if (!algorithm.ok()) return algorithm.status();
   if (Status s = CheckSpec(asked); !s.ok()) return s;
-  ScheduleSpec spec = asked;
+  Resolved resolved{*algorithm, asked, false, {}};
+  ScheduleSpec& spec = resolved.spec;
   if (spec.dims.empty()) spec.dims = DefaultDims(algorithm->dims, spec.world_size);
   if (Status s = CheckDims(spec, *algorithm); !s.ok()) return s;
-  if (Status s = Check("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
-
   // Alone there is nobody to talk to; a permutation alone may still leave the output to be zeros.
-  const bool alone = spec.world_size == 1 && spec.collective != Collective::kPermute;
-  const Layout layout = alone ? Layout{} : algorithm->layout(spec);
-  if (Status s = CheckLayout(spec, layout); !s.ok()) return s;
+  resolved.alone = spec.world_size == 1 && spec.collective != Collective::kPermute;
+  if (!resolved.alone) resolved.layout = algorithm->layout(spec);
+  if (Status s = CheckLayout(spec, resolved.layout); !s.ok()) return s;
+  return resolved;
+}
 
-  ProgramBuilder builder(spec, rank, layout);
+}  // namespace
+
+Status CheckSchedule(const ScheduleSpec& spec) { return Resolve(spec).status(); }
+
+StatusOr<Program> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
+  StatusOr<Resolved> resolved = Resolve(asked);
+  if (!resolved.ok()) return resolved.status();
+  const ScheduleSpec& spec = resolved->spec;
+  if (Status s = Check("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
+  ProgramBuilder builder(spec, rank, resolved->layout);
   for (int32_t channel = 0; channel < spec.channels; ++channel) {
     builder.SetChannel(channel);
-    if (alone) {
+    if (resolved->alone) {
       builder.Copy(builder.Blocks(BufferKind::kInput, 0), builder.Blocks(BufferKind::kOutput, 0));
     } else {
-      algorithm->build(builder);
+      resolved->algorithm.build(builder);
     }
   }
   return std::move(builder).Finish();
+}
+
+StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
+  StatusOr<Program> program = BuildUnordered(spec, rank);
+  if (program.ok()) InferDependencies(*program);
+  return program;
 }
 
 DimsKind DimsKindOf(Collective collective, std::string_view algorithm) {

@@ -116,6 +116,9 @@ enum class DimsKind : uint8_t {
 // with the sizes it takes for a world size that the algorithm cannot serve.
 StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
 
+// The error that BuildSchedule would return for any rank; builds nothing.
+Status CheckSchedule(const ScheduleSpec& spec);
+
 // Ops that BuildSchedule has made in this process so far: tests and benchmarks of what a call costs
 // count them. Nothing else reads it.
 int64_t OpsBuilt();

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "schedule/program_builder.h"
+
 namespace jaxcoll {
 
 MessageKey KeyOf(int32_t rank, const Op& op) {
@@ -54,7 +56,7 @@ int32_t LargestMessage(const Program& program) {
 }
 
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec) {
-  const StatusOr<Program> program = BuildSchedule(spec, spec.root);
+  const StatusOr<Program> program = BuildUnordered(spec, spec.root);
   if (!program.ok()) return program.status();
   return LargestMessage(*program);
 }

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "call/call_site.h"
+#include "call/call_shape.h"
 #include "call/call_spec.h"
 #include "gpu/host/communicator.h"
 #include "gpu/host/group_call.h"

@@ -156,10 +156,25 @@ StatusOr<CallSpec> ReadCallSpec(ffi::Dictionary attributes) {
   return spec;
 }
 
-StatusOr<CallShape> ShapeOf(ffi::RemainingArgs arguments, size_t argument_count,
+StatusOr<const uint32_t*> LogicalIdOf(const CallCore& core, ffi::RemainingArgs arguments,
+                                      ffi::RemainingRets results) {
+  const size_t operands = core.vector_operands(results.size());
+  if (arguments.size() == operands) return nullptr;
+  if (arguments.size() != operands + 1) {
+    return InvalidArgument("the custom call has " + std::to_string(arguments.size()) +
+                           " operands, " + std::to_string(operands) + " expected");
+  }
+  const auto logical = arguments.get<ffi::AnyBuffer>(operands);
+  if (logical->element_type() != ffi::DataType::U32 || logical->element_count() != 1) {
+    return InvalidArgument("the logical id operand must be one uint32");
+  }
+  return logical->reinterpret_data<uint32_t>();
+}
+
+StatusOr<CallShape> ShapeOf(const CallCore& core, ffi::RemainingArgs arguments,
                             ffi::RemainingRets results) {
   CallShape shape;
-  for (size_t i = 0; i < argument_count; ++i) {
+  for (size_t i = 0; i < core.vector_operands(results.size()); ++i) {
     StatusOr<CallShape::Array> array = ShapeOf(*arguments.get<ffi::AnyBuffer>(i));
     if (!array.ok()) return array.status();
     shape.inputs.push_back(std::move(*array));
@@ -170,6 +185,17 @@ StatusOr<CallShape> ShapeOf(ffi::RemainingArgs arguments, size_t argument_count,
     shape.outputs.push_back(std::move(*array));
   }
   return shape;
+}
+
+CallBuffers::CallBuffers(const CallCore& core, ffi::RemainingArgs arguments,
+                         ffi::RemainingRets results)
+    : inputs(core.vector_operands(results.size())), outputs(results.size()) {
+  for (size_t i = 0; i < inputs.span().size(); ++i) {
+    inputs[i] = arguments.get<ffi::AnyBuffer>(i)->untyped_data();
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    outputs[i] = (*results.get<ffi::AnyBuffer>(i))->untyped_data();
+  }
 }
 
 }  // namespace jaxcoll

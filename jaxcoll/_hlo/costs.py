@@ -11,7 +11,7 @@ from jaxcoll._hlo import serve
 _FLOPS_PER_BYTE = 8.0  # that a core computes while it moves a byte, about
 _LOOP = 10  # how often a loop runs, where nobody knows
 
-# What XLA does before the program runs, or with pointers.
+# XLA does these before the program runs, or with pointers.
 FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 
 
@@ -29,7 +29,7 @@ class Costs:
         cost = _size(instruction.shape)
         cost += sum(_size(by_id[o].shape) for o in instruction.operand_ids)
         if opcode in ("dot", "convolution"):
-            # Of a product M x K by K x N and its result, elements multiply to (M K N)^2.
+            # The numbers of elements of M x K, K x N and M x N multiply to (M K N)^2.
             counts = [_elements(by_id[o].shape) for o in instruction.operand_ids[:2]]
             cost += (
                 2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
@@ -40,7 +40,7 @@ class Costs:
         return cost
 
     def _within(self, number: int) -> float:
-        """What a computation's products cost; the rest of a fusion moves nothing."""
+        """The cost of a computation's products; the rest of a fusion moves nothing."""
         if number not in self._known:
             self._known[number] = 0.0  # a cycle cannot be
             computation = self._computations[number]
@@ -64,14 +64,15 @@ class Times:
         self.end: dict[int, float] = {}
         took: dict[int, float] = {}
         for i in computation.instructions:
-            self.begin[i.id] = max((self.end[o] for o in i.operand_ids), default=0.0)
+            sources = (*i.operand_ids, *i.control_predecessor_ids)
+            self.begin[i.id] = max((self.end[source] for source in sources), default=0.0)
             took[i.id] = costs.of(i, by_id)
             self.end[i.id] = self.begin[i.id] + took[i.id]
         self.must_end = dict.fromkeys(by_id, max(self.end.values()))
         for i in reversed(list(computation.instructions)):
-            for operand in i.operand_ids:
+            for source in (*i.operand_ids, *i.control_predecessor_ids):
                 must_begin = self.must_end[i.id] - took[i.id]
-                self.must_end[operand] = min(self.must_end[operand], must_begin)
+                self.must_end[source] = min(self.must_end[source], must_begin)
 
 
 def _elements(shape: Any) -> int:

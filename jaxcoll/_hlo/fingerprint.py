@@ -1,4 +1,4 @@
-"""What a module computes, line by line, and the digest by which processes tell modules apart.
+"""The text of a module, line by line, and the digest by which processes tell modules apart.
 
 A line is an instruction without names, source locations and whatever else may differ between
 processes that have compiled the same program; large literals stand in it as digests.

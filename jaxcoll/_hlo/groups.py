@@ -1,8 +1,8 @@
-"""Who takes part in a collective: groups of logical ids.
+"""The groups of devices that take part in a collective, as logical ids.
 
 A logical id is a device's place in the module's device assignment, replica * partitions +
-partition, whatever numbers the instruction itself uses. The rules are those of XLA's
-`collective_ops_utils.h`; a form that is not known here raises `NotServed` and is never guessed.
+partition, whatever numbers the instruction itself uses. The rules are XLA's
+(`GetCollectiveOpGroupMode`); a form that is not known here raises `NotServed` and is never guessed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxcoll._errors import JaxcollError
 
-class NotServed(Exception):
+
+class NotServed(JaxcollError):
     """Why a collective is left to XLA."""
 
 

@@ -67,7 +67,7 @@ _TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
 
 
 def _key(call: Any, element_type: int) -> str:
-    """What must be equal of two calls that become one."""
+    """All that two calls must share to become one."""
     config = _TOLD_APART.sub(r'\1 = ""', call.backend_config.decode())
     several = 'program = ""' not in call.backend_config.decode()
     attributes = sorted((a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES)
@@ -99,7 +99,7 @@ class _Merger:
 
     def merge(self) -> None:
         parts = [part for call in self._calls for part in self._parts(call)]
-        # What a part depends on comes before it.
+        # A part comes behind all that it depends on.
         groups = self._grouped(sorted(parts, key=lambda p: (p.ready, self._number[p.call.id])))
         if any({p.call.id for p in g} != {g[0].call.id} for g in groups) or len(groups) != len(
             self._calls
@@ -132,7 +132,7 @@ class _Merger:
                 _Part(
                     *(call, place, operand, _key(call, shape.element_type)),
                     _module.byte_count(shape),
-                    self._times.end[operand],
+                    max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
                     needed.get(place, self._times.must_end[call.id]),
                 )
             )

@@ -24,8 +24,8 @@ from jaxcoll._hlo import serve
 from jaxcoll._hlo.costs import FREE, Costs, Times
 
 TARGET = "jaxcoll_nothing"
-_SHORT = 8  # xla/backends/cpu/runtime/thunk_executor.h: execute_sequential_num_thunks_threshold
-# What it costs to run instructions side by side is some ten microseconds: in bytes, as in Costs.
+_SHORT = 8  # ThunkExecutor::Options::execute_sequential_num_thunks_threshold of XLA:CPU
+# To run instructions side by side costs some ten microseconds: less than this, as Costs counts.
 _WORTH_BYTES = 1 << 20
 _BEHIND_A_CALL = 4  # instructions that are put there, at most: others mostly wait for these
 _U8 = 6
@@ -61,7 +61,7 @@ def _nothing(body: _module.Body, like: Any) -> Any:
 
 
 class _Beside:
-    """What can go on beside the calls of a computation."""
+    """The instructions that can go on beside the calls of a computation."""
 
     def __init__(self, computation: Any, calls: list[Any], costs: Costs) -> None:
         self._costs = costs

@@ -1,4 +1,4 @@
-"""What a compiled program's collectives have become."""
+"""The fate of a compiled program's collectives, for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Call(NamedTuple):
 
 
 class ProgramReport(NamedTuple):
-    """What has become of a program's collectives. `str` makes a page of it."""
+    """The fate of a program's collectives. `str` makes a page of it."""
 
     program: str
     served: tuple[Call, ...]
@@ -55,7 +55,7 @@ def of_module(serialized: bytes) -> ProgramReport:
                         _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
-    # What is left would be left again, for the same reason.
+    # XLA's own would be left again, for the same reason.
     _, left = serve.serve(module, lambda request: {})
     return ProgramReport(module.name, tuple(calls), tuple(left))
 

@@ -23,7 +23,7 @@ TYPED_FFI = 4
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a collective asks for."""
+    """A collective as the program asks for it."""
 
     collective: str  # by the engine's name
     groups: np.ndarray  # int64, (groups, ranks per group): logical ids
@@ -116,8 +116,8 @@ def _is_collective(instruction: Any) -> bool:
 
 _POINT_TO_POINT = {"send", "send-done", "recv", "recv-done"}
 
-# What a collective may have beside that by which it is known: none of it says who takes part or
-# what becomes of the values.
+# The fields that a collective may have. Those that nothing here reads say neither who takes part
+# nor what becomes of the values.
 _MEANT = {
     *("name", "opcode", "shape", "metadata", "channel_id", "id", "operand_ids", "dimensions"),
     *("control_predecessor_ids", "called_computation_ids", "sharding", "replica_groups"),

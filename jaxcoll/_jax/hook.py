@@ -25,7 +25,7 @@ from jaxcoll._errors import JaxcollError
 from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.groups import NotServed
-from jaxcoll._jax import compat
+from jaxcoll._jax import compat, job_log
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select, table
@@ -54,7 +54,7 @@ _places: dict[int, _Place] = {}  # of the devices of all programs, by id; guarde
 
 
 class Served(NamedTuple):
-    """What has become of the collectives of a module that XLA has compiled in this process."""
+    """The fate of the collectives of a module that XLA has compiled in this process."""
 
     module: str  # its name, "jit_step"
     served: tuple[serve.Request, ...]
@@ -101,7 +101,7 @@ trouble = compat.hook_trouble
 
 
 def report_of(compiled: Any) -> report.ProgramReport:
-    """What has become of a compiled program's collectives. Raises: TypeError."""
+    """The fate of a compiled program's collectives. Raises: TypeError."""
     if not isinstance(compiled, jax.stages.Compiled):
         raise TypeError(
             f"a compiled program is wanted, jax.jit(f).lower(...).compile(), not {type(compiled)}"
@@ -112,7 +112,7 @@ def report_of(compiled: Any) -> report.ProgramReport:
 
 
 def reports() -> list[Served]:
-    """What has become of the modules that this process has compiled, in their order."""
+    """The fate of the modules that this process has compiled, in their order."""
     with _lock:
         return list(_reports)
 
@@ -138,6 +138,8 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
         for device in devices:
             _places[device.id] = _Place(device.process_index, getattr(device, "slice_index", 0))
     _environment.values()  # a program may have changed them since the import
+    native.log_process(jax.process_index(), jax.process_count())
+    job_log.devices()
     if len(processes) > 1:
         presence.start_engine()
         communicator.agree_on_tuning()
@@ -241,6 +243,8 @@ class _Decider:
         """Raises: NotServed."""
         several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request)
+        job_log.communicator(label, request.groups, self._ids, on_gpu=False)
+        place = f" for {request.source}" if request.source else ""
         choice = self._choice(request.collective, request.groups, request.byte_count, axes)
         return {
             "collective": request.collective,
@@ -258,7 +262,7 @@ class _Decider:
             "program": self._fingerprint() if several else "",
             # Instructions are in the same order on all processes.
             "signature": f"{request.signature} #{next(self._ordinals)}" if several else "",
-            "label": label,
+            "label": f"{label}, {request.origin} that XLA inserted{place}",
         }
 
     def may_scatter(self, groups: np.ndarray, byte_count: int) -> bool:
@@ -332,8 +336,7 @@ class _Decider:
                 sizes = tuple(mesh.shape[axis] for axis in axes)
                 label = communicator.label(axes, mesh.shape, ranks)
                 break
-        place = f" for {request.source}" if request.source else ""
-        return sizes, f"{label}, {request.origin} that XLA inserted{place}"
+        return sizes, label
 
 
 class _Mesh:

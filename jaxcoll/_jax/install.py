@@ -1,8 +1,8 @@
 """install(): lax's own collectives, and those that XLA inserts, through jaxcoll.
 
 lax keeps its API, its types and its rules for differentiation and batching; only what its
-primitives become in the compiled program changes. What XLA's partitioner inserts is served after
-that, by the compiler's hook (`hook.py`). Calls that jaxcoll cannot serve are left to XLA.
+primitives become in the compiled program changes. Collectives that XLA's partitioner inserts are
+served after that, by the compiler's hook (`hook.py`). Whatever jaxcoll cannot serve is left to XLA.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
 compiled anew under the other, and both executables stay cached. For lax's collectives the setting
@@ -27,8 +27,8 @@ from jaxcoll.tune import table
 
 _log = logging.getLogger("jaxcoll")
 
-# What goes through jaxcoll. The global value is install()'s, a thread's own value is installed()'s
-# and wins.
+# The collectives that go through jaxcoll. The global value is install()'s, a thread's own value is
+# installed()'s and wins.
 _NOTHING, _PRIMITIVES, _ALL = "", "primitives", "all"
 _routed = jax.make_user_context(default_value=_NOTHING)
 
@@ -113,8 +113,8 @@ def install_report(
 
     Returns:
       A list of `Treatment`, whose `fell_back` tells what no other entry can: which uses jaxcoll
-      could not serve and has left to XLA in this process, each reason once. Of a program, what was
-      served and what was left, and why; print it.
+      could not serve and has left to XLA in this process, each reason once. For a program, a report
+      of what was served and what was left, and why; print it.
 
     Raises: TypeError for what is no compiled program.
     """

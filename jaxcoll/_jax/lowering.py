@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxcoll._errors import UnsupportedError
-from jaxcoll._jax import compat, custom_call
+from jaxcoll._jax import compat, custom_call, job_log
 from jaxcoll._jax import primitives as prim
 from jaxcoll._jax import program as _program
 from jaxcoll._jax import shardings as _shardings
@@ -195,6 +195,11 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     device_ids = communicator.device_ids(mesh) if known else None
     groups = communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
     label = communicator.label(axis_name, mesh.shape, groups.shape[1])
+    if not exported:
+        job_log.devices()
+        job_log.communicator(label, groups, communicator.device_ids(mesh), _on_gpu(ctx))
+        if mesh.size == 1:
+            job_log.one_device()
     return _Group(
         groups=groups,
         device_ids=device_ids,

@@ -22,7 +22,7 @@ def initialize() -> None:
 def _install() -> None:
     """As the program would, before it compiles anything.
 
-    Who sets the variable wants jaxcoll: JAX would log an exception and go on without.
+    A job that asks for jaxcoll does not run without it: JAX would log an exception and go on.
     """
     import importlib
 

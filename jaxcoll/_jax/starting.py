@@ -1,7 +1,7 @@
 """Collectives that are started here and used there.
 
 A start is the collective itself: its call never blocks XLA, and what is traced between start and
-`done` runs beside it as far as it does not need the result. What the pair adds is the order: the
+`done` runs beside it as far as it does not need the result. The pair adds an order: the
 call goes before everything that becomes ready with it (`_hlo/overlap.py`). So whatever works for a
 collective works for its start: differentiation, vmap, scan, any pytree.
 
@@ -51,7 +51,7 @@ def _starting(function: Callable[_P, _T]) -> Callable[_P, Started[_T]]:
     start.__name__ = start.__qualname__ = f"{name}_start"
     start.__doc__ = f"""Starts `{name}`; `.done()` returns its result.
 
-    What is computed between the two runs beside it. Takes what `jaxcoll.{name}` takes, and raises
+    Computation between the two runs beside it. Takes what `jaxcoll.{name}` takes, and raises
     what it raises; errors of other devices come with the result. `jax.grad`, `jax.vmap` and
     `jax.lax.scan` work as for `{name}`.
 

@@ -13,7 +13,8 @@ import re
 import warnings
 
 from jaxcoll import _environment
-from jaxcoll._jax import compat
+from jaxcoll._errors import SettingError
+from jaxcoll._jax import compat, job_log
 from jaxcoll._job import presence, secret
 from jaxcoll._native import native
 
@@ -46,6 +47,8 @@ def _widen_dispatch_pool() -> None:
 
 
 _environment.check()
+if _trouble := native.log_open():
+    raise SettingError(f"JAXCOLL_LOG_FILE cannot be used: {_trouble}")
 if _trouble := _environment.trouble_with_isa(
     _environment.values()["JAXCOLL_ISA"], native.kernel_isas()
 ):
@@ -59,4 +62,5 @@ for _platform, _registration in native.ffi_registrations().items():
 # in flight are cancelled while the back end that waits for them still exists.
 atexit.register(native.shutdown)
 started = True  # from here on JAX's plugin may announce this process, if it was too early for us
+job_log.process()
 presence.announce()

@@ -1,7 +1,7 @@
 """How the processes of a job find each other and get connected descriptors.
 
 From `start` on, which comes early (`_job/presence.py`), a daemon thread listens, has published this
-process in the job's key-value store and runs every handshake on an event loop of its own; a second
+process in the job's store and runs every handshake on an event loop of its own; a second
 one makes the store's calls, which block. The engine asks for links (`Bootstrap.want`) and is given
 descriptors, which it then owns: non-blocking, closed on exec, TCP_NODELAY set on tcp.
 
@@ -96,7 +96,7 @@ class Bootstrap(LoopThread):
 
     Args:
       native: the engine.
-      store: the job's key-value store.
+      store: the job's store.
       index, count: this process's index, and the number of processes.
       version: jaxcoll's; processes that differ refuse each other.
       timeout_s: from `want` until the link must be there.
@@ -244,7 +244,7 @@ class Bootstrap(LoopThread):
         try:
             self._store_client.set(f"{ENDS}{self._index}", reason.encode())
         except Exception as error:
-            _log.info("the key-value store has not been told that %s: %s", reason, error)
+            _log.info("the job's store has not been told that %s: %s", reason, error)
 
     def _on_no_thread(self, error: Exception) -> LinkError:
         if not self._end:
@@ -302,6 +302,7 @@ class Bootstrap(LoopThread):
             return
         self._end = reason
         if tell:
+            _log.info("the other processes are told: %s", reason)
             self._told = self._spawn(self._tell(reason))
         for index in range(self._count):
             if index != self._index:
@@ -399,7 +400,6 @@ class Bootstrap(LoopThread):
         try:
             return tuple(self._native.comm_rdma_fabrics()), ""
         except ValueError as error:
-            _log.info("rdma cannot be used: %s", error)
             return (), str(error)[: host.REASON_CHARACTERS_MAX]
 
     # --- peers ----------------------------------------------------------------------------------

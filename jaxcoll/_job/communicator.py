@@ -23,7 +23,7 @@ from jaxcoll import _environment
 from jaxcoll._errors import LinkError, TuningError, UnsupportedError
 from jaxcoll._jax import compat
 from jaxcoll._job import bootstrap, host, presence, secret
-from jaxcoll._native import cuda
+from jaxcoll._native import cuda, native
 from jaxcoll.tune import table
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
@@ -127,6 +127,7 @@ def start(mesh: Mesh | AbstractMesh) -> None:
       a rank lives in would not be known.
     """
     _environment.values()  # a program may have changed them since the import
+    native.log_process(jax.process_index(), jax.process_count())
     if jax.process_count() == 1:
         return
     if isinstance(mesh, AbstractMesh):
@@ -185,7 +186,7 @@ def _compare_tuning() -> str:
     try:
         value = _wait(signed, key)[:_DIGEST_BYTES_MAX].decode("utf-8", "replace")
     except TimeoutError:
-        return f"process {index}: the job's key-value store has not answered for {_AGREE_S:g} s"
+        return f"process {index}: the job's store has not answered for {_AGREE_S:g} s"
     first_digest, _, first = value.partition(" ")
     first = "".join(c if c.isprintable() else "?" for c in first)
     if first_digest == digest:
@@ -212,8 +213,8 @@ _CUDA_BLOCKS = 32
 _CUDA_WORKSPACE_MIB = 128
 
 
-class _Exchange:
-    """How the engine for GPUs tells other processes where its memory is. Any thread.
+class _GpuStore:
+    """The job's store, by which GPUs' processes tell each other where their memory is. Any thread.
 
     Signed, if there is a secret to sign with: a process maps what it is told. Not hidden: whoever
     reads the store and may use the GPU could try to map it, too.
@@ -222,10 +223,10 @@ class _Exchange:
     def __init__(self, store: compat.DistributedStore) -> None:
         self._store = secret.SignedStore(store, secret.given(), f"process {jax.process_index()}")
 
-    def publish(self, key: str, value: bytes) -> None:
+    def set(self, key: str, value: bytes) -> None:
         self._store.set(bootstrap.PREFIX + key, value)
 
-    def fetch(self, key: str, timeout_s: float) -> bytes:
+    def wait(self, key: str, timeout_s: float) -> bytes:
         try:
             return self._store.wait(bootstrap.PREFIX + key, timeout_s)
         except TimeoutError:
@@ -293,7 +294,7 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             raise UnsupportedError(problem)
         values: dict[str, Any] = _environment.values()
         job = compat.distributed_store()
-        exchange = _Exchange(job[0]) if job is not None and job[2] > 1 else None
+        store = _GpuStore(job[0]) if job is not None and job[2] > 1 else None
         cuda.cuda_start(
             jax.process_index(),
             [(d.id, d.process_index, d.local_hardware_id or 0) for d in gpus],
@@ -302,8 +303,7 @@ def start_gpus(mesh: Mesh | AbstractMesh | None = None) -> None:
             values["JAXCOLL_CUDA_OPERANDS"] != "staged" and _arrays_are_in_a_pool(),
             values["JAXCOLL_CUDA_DMABUF"] != "0",
             values["JAXCOLL_HOST_ID"] or host.identity(),
-            None if exchange is None else exchange.publish,
-            None if exchange is None else exchange.fetch,
+            store,
         )
         atexit.register(cuda.cuda_stop)
 

@@ -152,6 +152,25 @@ def _ipv6_addresses() -> Iterable[tuple[str, str]]:
             yield name, str(address)
 
 
+def _kept(
+    listed: Sequence[Interface], chosen: tuple[bool, Sequence[str]] | None
+) -> list[Interface]:
+    excluded, prefixes = chosen or (True, ())
+    return [i for i in listed if i.name.startswith(tuple(prefixes)) != excluded]
+
+
+def describe_addresses(
+    listed: Sequence[Interface], chosen: tuple[bool, Sequence[str]] | None
+) -> str:
+    """For people: what `choose_addresses` chooses and leaves out. Raises: LinkError, as it does."""
+    choose_addresses(listed, chosen)
+    kept = _kept(listed, chosen)
+    named = [f"{i.name} ({', '.join(i.addresses)})" for i in kept]
+    without = ", ".join(i.name for i in listed if i not in kept)
+    ways = f"can be reached at {', '.join(named) or 'no address'}; loopback serves this machine"
+    return ways + (f"; left out by JAXCOLL_IFNAME: {without}" if without else "")
+
+
 def choose_addresses(
     listed: Sequence[Interface], chosen: tuple[bool, Sequence[str]] | None
 ) -> list[str]:
@@ -162,9 +181,9 @@ def choose_addresses(
 
     Raises: LinkError if `chosen` leaves no interface.
     """
-    excluded, prefixes = chosen or (True, ())
-    kept = [i for i in listed if i.name.startswith(tuple(prefixes)) != excluded]
+    kept = _kept(listed, chosen)
     if chosen and not kept:
+        excluded, prefixes = chosen
         there = ", ".join(f"{i.name} ({', '.join(i.addresses)})" for i in listed) or "none"
         asked = f"JAXCOLL_IFNAME={'^' if excluded else ''}{','.join(prefixes)}"
         raise LinkError(f"{asked} leaves no network interface; those that are up: {there}")

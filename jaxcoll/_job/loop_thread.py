@@ -1,4 +1,4 @@
-"""An event loop on a daemon thread, beside another thread that calls the job's key-value store."""
+"""An event loop on a daemon thread, beside another thread that calls the job's store."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
+from jaxcoll import _environment
 from jaxcoll._errors import LinkError
 from jaxcoll._jax import compat
+from jaxcoll._job import host
 from jaxcoll._job.bootstrap import Bootstrap
 from jaxcoll._native import native
 
@@ -31,11 +33,18 @@ _bootstrap: Bootstrap | None = None  # guarded by _starting
 _failure = ""  # why the engine cannot be started; guarded by _starting
 
 
+def tell_log() -> None:
+    """The log's lines name this process from now on, if it is in a job yet."""
+    if (job := compat.distributed_store()) is not None:
+        native.log_process(job[1], job[2])
+
+
 def announce() -> None:
     """Lets the other processes know of this one, if there are any. Starts no back end.
 
     An error is raised when a collective first needs other processes, which are told of it now.
     """
+    tell_log()
     job = compat.distributed_store()
     if job is None or job[2] == 1:
         return
@@ -55,7 +64,34 @@ def _announced() -> Bootstrap:
         _at_exit(_close)
         os.register_at_fork(after_in_child=_bootstrap.forget)
         _bootstrap.start()
+        if _log.isEnabledFor(logging.INFO):
+            for way in ways():
+                _log.info("%s", way)
     return _bootstrap
+
+
+def ways() -> Iterator[str]:
+    """For people: by which transports the other processes can reach this one, and where."""
+    values = _environment.values()
+    allowed = values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS
+    left_out = [name for name in host.TRANSPORTS if name not in allowed]
+    if "shm" in allowed:
+        unknown = "" if values["JAXCOLL_HOST_ID"] else host.why_unknown()
+        yield f"shm: {f'not here: {unknown}' if unknown else 'for processes of this host and user'}"
+    if "rdma" in allowed:
+        try:
+            native.comm_rdma_fabrics()
+            without = "".join(f"; without {port}" for port in native.comm_rdma_left_out())
+            yield f"rdma: over {', '.join(native.comm_rdma_ports())}{without}"
+        except ValueError as error:
+            yield f"rdma: not here: {error}"
+    if "tcp" in allowed or "rdma" in allowed:  # rdma is set up over tcp
+        try:
+            yield f"tcp: {host.describe_addresses(host.interfaces(), values['JAXCOLL_IFNAME'])}"
+        except (LinkError, OSError) as error:
+            yield f"tcp: not here: {error}"
+    if left_out:
+        yield f"left out by JAXCOLL_TRANSPORT: {', '.join(left_out)}"
 
 
 def _at_exit(function: Callable[[], None]) -> None:

@@ -98,7 +98,7 @@ class TcpReach:
             raise LinkError(f"the job's secret has {len(secret)} bytes")
         if secret == mine:  # of one process
             _log.warning(
-                "jaxcoll: the secret that processes prove themselves with over tcp and rdma is in "
+                "the secret that processes prove themselves with over tcp and rdma is in "
                 "the store of jax.distributed; whoever reaches its coordinator can join this job. "
                 "JAXCOLL_SECRET_FILE or JAXCOLL_SECRET_FD prevents that: %s",
                 NONE_GIVEN,

@@ -1,4 +1,4 @@
-"""The job's key-value store, whose calls block, beside an event loop."""
+"""The job's store, whose calls block, beside an event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ SLICE_S = 0.1  # how long one missing key keeps the thread from the others
 
 
 class Store(Protocol):
-    """Shared by the processes of a job. Called by one thread."""
+    """The keys and values through which the processes of a job meet: JAX's key-value store, behind
+    this interface. Called by one thread.
+    """
 
     def set(self, key: str, value: bytes) -> None:
         """Sets a key for good; if it was set before, that value stands."""
@@ -114,7 +116,7 @@ class StoreThread:
             except LinkError as error:  # what lies there cannot be trusted
                 failure = error
             except Exception as error:
-                failure = LinkError(f"the key-value store of jax.distributed has failed: {error}")
+                failure = LinkError(f"the job's store (jax.distributed) has failed: {error}")
             try:
                 self._loop.call_soon_threadsafe(call.finish, result, failure)
             except RuntimeError:  # the loop was closed meanwhile

@@ -47,6 +47,19 @@ def build_rank(spec: ScheduleSpec, rank: int) -> Program:
     )
 
 
+def check(spec: ScheduleSpec) -> None:
+    """Raises what `build_rank` would raise for any rank, and builds nothing."""
+    native.check_schedule(
+        spec.collective,
+        spec.algorithm,
+        spec.world_size,
+        spec.channels,
+        list(spec.dims),
+        spec.root,
+        list(spec.permutation),
+    )
+
+
 def build(spec: ScheduleSpec) -> Schedule:
     """All ranks' programs; see `build_rank` for the errors."""
     first = build_rank(spec, 0)  # also what refuses a world size below 1

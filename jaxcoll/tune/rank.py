@@ -33,7 +33,7 @@ _ITEM_BYTES = 4
 
 
 class FolderStore:
-    """A job's key-value store: files of a folder that all its processes see."""
+    """A job's store: files of a folder that all its processes see."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

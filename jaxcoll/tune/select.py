@@ -14,6 +14,7 @@ from jaxcoll import schedule as _schedule
 from jaxcoll._errors import UnknownAlgorithmError, WorldSizeError
 from jaxcoll._native import native
 from jaxcoll.schedule import verifier as _verify
+from jaxcoll.schedule.schedule import check
 from jaxcoll.tune import table as tables
 
 # Ranks of one process read each other's buffers: one pass over all of them beats every algorithm
@@ -97,7 +98,7 @@ def _dims(
 def serves(spec: _schedule.ScheduleSpec, processes: int) -> bool:
     """Whether an algorithm can run a call: of so many ranks, and through the engine's slots."""
     try:
-        _schedule.build_rank(spec, 0)
+        check(spec)
         if processes > 1:
             native.engine_segments(
                 *(spec.collective, spec.algorithm, spec.world_size, list(spec.dims), "", "uint8", 1)
@@ -185,7 +186,7 @@ def choose(
             cast(_schedule.Collective, collective), world_size, name, dims=dims
         )
         try:
-            _schedule.build_rank(spec, 0)
+            check(spec)
         except ValueError as error:  # names the sizes it takes
             raise WorldSizeError(f"{collective}: {error}") from error
     return Choice(name, dims)

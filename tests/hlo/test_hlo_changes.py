@@ -86,6 +86,7 @@ def check(cases: list[hlo.Case]) -> list[hlo.Outcome]:
             assert not run.error, f"{case.name}: {run.error}"
         for merge_bytes, run in zip(case.merge_bytes, outcome.runs, strict=True):
             assert not run.left, f"{case.name}: {run.left}"
+            assert run.served, f"{case.name}, merge {merge_bytes}: left to XLA\n{run.text}"
             for i, got in enumerate(run.results):
                 name = f"{case.name}, merge {merge_bytes}, result {i}"
                 first, alone = outcome.runs[0].results[i], outcome.alone.results[i]

@@ -149,14 +149,25 @@ def test_importing_starts_no_back_end():
         """
         import sys
         import jax, jaxcoll
-        from jax._src import xla_bridge
 
-        assert not xla_bridge._backends, "a back end was started"
+        jax.config.update("jax_num_cpu_devices", 3)  # refused once there is a back end
         with jaxcoll.installed():
             pass
-        assert not xla_bridge._backends, "a back end was started"
+        jax.config.update("jax_num_cpu_devices", 4)
         jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=1, process_id=0)
         jax.distributed.shutdown()
         """,
         str(free_port()),
+    )
+    run_python(
+        """
+        import jax
+
+        jax.devices()
+        try:
+            jax.config.update("jax_num_cpu_devices", 3)
+        except RuntimeError:
+            raise SystemExit(0)
+        raise SystemExit("a back end that has started refuses nothing")
+        """
     )

@@ -150,7 +150,7 @@ class FakeEngine:
 
 
 class FakeStore:
-    """A job's key-value store."""
+    """A job's store."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}

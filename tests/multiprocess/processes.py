@@ -52,11 +52,8 @@ jax.distributed.initialize(
 """
 _SERVICE = """
 import sys
-from jaxlib import _jax
-service = _jax.get_distributed_runtime_service(
-    sys.argv[1], int(sys.argv[2]), heartbeat_timeout=int(sys.argv[3]), shutdown_timeout=1,
-    recoverable=True,
-)
+from support import private_jax
+service = private_jax.serve_coordinator(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -244,7 +241,8 @@ class Job:
         heartbeat_timeout_s: int,
     ) -> None:
         base = {k: v for k, v in os.environ.items() if k not in _environment.added_environment()}
-        paths = [str(ROOT), str(Path(__file__).parent), base.get("PYTHONPATH", "")]
+        here = Path(__file__).parent
+        paths = [str(ROOT), str(here), str(here.parent), base.get("PYTHONPATH", "")]
         base |= {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from support import private_jax
 
 LAX = os.environ.get("TEST_COLLECTIVES") == "lax"
 c: Any = importlib.import_module("jax.lax" if LAX else "jaxcoll")
@@ -92,7 +93,5 @@ def digest(result: Any) -> list[str]:
 
 def finished(name: str) -> None:
     """Waits for all: a process that leaves early would take JAX's coordinator with it."""
-    from jax._src import distributed
-
-    distributed.global_state.client.wait_at_barrier(name, 60_000)
+    private_jax.wait_for_all(name, timeout_s=60)
     print("finished", name, flush=True)

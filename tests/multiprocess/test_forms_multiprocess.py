@@ -159,7 +159,7 @@ def test_asynchronous_forms_are_left_to_xla_and_right_beside_ours() -> None:
     run(
         """
         from spmd import *
-        from jax._src.lax import parallel
+        from support import private_jax
         import jaxcoll
 
         mesh = make_mesh((4,))
@@ -167,10 +167,10 @@ def test_asynchronous_forms_are_left_to_xla_and_right_beside_ours() -> None:
         total = np.broadcast_to(x.sum(0), x.shape)
 
         def body(x):
-            started = parallel.psum_start(x, "x")
+            started = psum_start(x, "x")
             return jaxcoll.psum(x, "x"), started.done(), jaxcoll.all_gather(x, "x")
 
-        if hasattr(parallel, "psum_start"):  # newer versions have none
+        if psum_start := private_jax.asynchronous_psum():
             with jaxcoll.installed():
                 result = per_device(mesh, body, check_vma=False)(place(mesh, x))
             compare(result, (total, total, np.broadcast_to(x, (4, *x.shape))), "beside one")

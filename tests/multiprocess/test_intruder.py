@@ -60,14 +60,12 @@ sys.stdin.readline()
 
 INTRUDER = """
 import hashlib, itertools, json, os, socket, sys, time
-from jaxlib import _jax
+from support import private_jax
 from jaxcoll._job import handshake
 from jaxcoll._job.handshake import Hello, Purpose
 
 coordinator, writes = sys.argv[1], sys.argv[2] == "writes"
-client = _jax.get_distributed_runtime_client(
-    coordinator, 2, init_timeout=120, heartbeat_timeout=600, shutdown_on_destruction=False)
-client.connect()
+client = private_jax.connect_to_coordinator(coordinator, 2)
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
@@ -152,7 +150,7 @@ os._exit(0)  # the coordinator need not know
 def intruder(coordinator: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", INTRUDER, coordinator, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "JAX_PLATFORMS": "cpu"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

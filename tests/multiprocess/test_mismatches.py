@@ -73,13 +73,14 @@ def test_both_are_told_what_differs_while_they_wait(case: str) -> None:
         for text in (rank.text for rank in job.ranks):
             told = [line for line in text.splitlines() if words in line]
             assert len(told) == 1, text
-            assert told[0].startswith("jaxcoll: process 0 waits in "), text
+            head = r"\S+Z jaxcoll WARNING \S+ process \d/2: "
+            assert re.match(head + "process 0 waits in ", told[0]), text
 
 
 def test_the_error_at_the_deadline_has_the_words_of_the_warning() -> None:
     script = PROGRAM + 'call(lambda x: c.psum(x[: 5 + rank], "x"))\n'
     for text in run(script, processes=2, environment=ENVIRONMENT, survives=True):
-        (warning,) = re.findall(r"(?m)^jaxcoll: (process 0 waits in .*)$", text)
+        (warning,) = re.findall(r"(?m)^\S+Z jaxcoll WARNING .*?: (process 0 waits in .*)$", text)
         error = text[text.index("error ") :]
         assert warning in error, text
         assert "waited 10" in error, text

@@ -10,6 +10,7 @@ import pytest
 import schedule_interpreter
 
 from jaxcoll.schedule import COLLECTIVES, ScheduleSpec, algorithms, build, build_rank
+from jaxcoll.schedule.schedule import check
 from jaxcoll.schedule.verifier import verify
 
 WORLD_SIZES = [*range(1, 18), 32, 64]
@@ -210,8 +211,11 @@ def test_one_rank_is_built_without_the_others() -> None:
     ],
 )
 def test_bad_specs_are_refused_with_the_choices(changes: dict, message: str) -> None:
+    fields = {"collective": "all_reduce", "world_size": 4, **changes}
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_rank(ScheduleSpec(**{"collective": "all_reduce", "world_size": 4, **changes}), 0)
+        build_rank(ScheduleSpec(**fields), 0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(ScheduleSpec(**fields))
 
 
 def test_a_rank_outside_the_world_is_refused() -> None:

@@ -335,3 +335,16 @@ def test_whatever_a_table_says_the_pick_is_a_schedule_that_is_proved_right(data:
 def test_json_of_a_table_is_for_people_too():
     table = _tuning.parse(text(row([None, "ring"]), machine={"cores": 2}))
     assert json.loads(_tuning.to_json(table))["machine"] == {"cores": 2}
+
+
+@pytest.mark.parametrize("pick", ["ring", "direct2"])
+def test_a_choice_among_thousands_of_processes_builds_nothing_in_python(
+    pick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracing asks for each call; a ring of 4096 ranks has 16380 ops a rank."""
+    monkeypatch.delattr(native, "build_schedule")
+    table = _tuning.parse(text(row([None, pick], world_size=4096, layout="host")))
+    choice = select.choose(
+        "all_reduce", "auto", 4096, byte_count=1 << 20, processes=4096, table=table
+    )
+    assert choice.algorithm == pick

@@ -90,7 +90,7 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
     largest_level_written = std::max(largest_level_written, level_written);
     levels_.push_back(std::move(level));
   }
-  if (largest_level_written >= StreamingThresholdBytes()) store_ = Store::kStreaming;
+  if (largest_level_written >= StreamingThresholdBytes()) caching_ = Caching::kStreaming;
 }
 
 int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
@@ -102,13 +102,13 @@ std::byte* LocalPlan::Address(const ChunkRange& range, int32_t vector,
                               const RunBuffers& buffers) const {
   const int64_t offset =
       ChunkOffset(range.first_chunk, block_elements_[vector]) * static_cast<int64_t>(item_bytes_);
-  const size_t slot = static_cast<size_t>(vector) * program_->world_size + range.rank;
+  const size_t array = static_cast<size_t>(vector) * program_->world_size + range.rank;
   switch (range.buffer) {
     case BufferKind::kInput:
       // Only ever read: Compile() refuses a schedule that writes an input.
-      return const_cast<std::byte*>(buffers.inputs[slot]) + offset;
+      return const_cast<std::byte*>(buffers.inputs[array]) + offset;
     case BufferKind::kOutput:
-      return buffers.outputs[slot] + offset;
+      return buffers.outputs[array] + offset;
     case BufferKind::kScratch:
       return buffers.scratch + scratch_offset_[vector] + range.rank * scratch_stride_[vector] +
              offset;
@@ -132,13 +132,13 @@ void LocalPlan::RunBatch(int level, int batch, const RunBuffers& buffers) const 
       }
     } else if (action.sources.size() == 1) {
       Copy(destinations.span(), Address(action.sources[0], task.vector, buffers) + skip,
-           task.count * item_bytes_, store_);
+           task.count * item_bytes_, caching_);
     } else {
       Pointers<const void*> sources(action.sources.size());
       for (size_t i = 0; i < action.sources.size(); ++i) {
         sources[i] = Address(action.sources[i], task.vector, buffers) + skip;
       }
-      Reduce(destinations.span(), sources.span(), task.count, dtype_, reduce_op_, store_);
+      Reduce(destinations.span(), sources.span(), task.count, dtype_, reduce_op_, caching_);
     }
   }
 }

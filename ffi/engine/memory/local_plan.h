@@ -68,7 +68,7 @@ class LocalPlan {
   size_t item_bytes_;
   size_t scratch_bytes_ = 0;
   size_t moved_bytes_ = 0;
-  Store store_ = Store::kCached;
+  Caching caching_ = Caching::kCached;
   std::vector<Level> levels_;
 };
 

@@ -69,15 +69,14 @@ StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
     most_stride = std::max(most_stride, open.stride_sum);
   }
   if (!open.parts.empty()) plan->segments_.push_back(std::move(open));
-  const size_t scratch_chunks = static_cast<size_t>(p.scratch_blocks) * p.chunks_per_block;
-  plan->scratch_bytes_ = scratch_chunks * p.members.size() * most_stride;
-  if (output_bytes >= OutputStreamingThresholdBytes()) plan->output_store_ = Store::kStreaming;
-  plan->landings_.resize(scratch_chunks * p.members.size());
+  plan->scratch_bytes_ = static_cast<size_t>(p.scratch_places) * most_stride;
+  if (output_bytes >= OutputStreamingThresholdBytes()) plan->output_caching_ = Caching::kStreaming;
+  plan->landings_.resize(p.scratch_places);
   for (size_t op = 0; op < p.ops.size(); ++op) {
     if (p.ops[op].kind != SegmentOp::Kind::kInPlace) continue;
     int32_t position = 0;
     for (const LocalChunk& c : p.ops[op].destination) {
-      plan->landings_[c.member * scratch_chunks + c.chunk] = {static_cast<int32_t>(op), position++};
+      plan->landings_[c.place] = {static_cast<int32_t>(op), position++};
     }
   }
   return std::shared_ptr<const SegmentPlan>(std::move(plan));
@@ -99,10 +98,9 @@ std::byte* SegmentPlan::Address(const LocalChunk& chunk, size_t part_index,
                                 const Place& place) const {
   const Segment& segment = segments_[place.segment];
   const Part& part = segment.parts[part_index];
-  const size_t members = program_->members.size();
   if (chunk.buffer != BufferKind::kScratch) {
     const size_t offset = StripOf(chunk.chunk, part).first * item_bytes_;
-    const size_t slot = part.vector * members + chunk.member;
+    const size_t slot = part.vector * program_->members.size() + chunk.member;
     // Inputs are only read: Parse and the verifier refuse what writes them.
     return chunk.buffer == BufferKind::kInput
                ? const_cast<std::byte*>(place.buffers->inputs[slot]) + offset
@@ -113,17 +111,14 @@ std::byte* SegmentPlan::Address(const LocalChunk& chunk, size_t part_index,
     for (size_t i = 0; i < part_index; ++i) base += segment.parts[i].stride * chunks;
     return base + part.stride * position;
   };
-  const size_t scratch_chunks =
-      static_cast<size_t>(program_->scratch_blocks) * program_->chunks_per_block;
-  const size_t index = chunk.member * scratch_chunks + chunk.chunk;
-  const Landing& landing = landings_[index];
+  const Landing& landing = landings_[chunk.place];
   if (landing.op >= 0) {
     if (const std::byte* message = place.in_place->Message(landing.op)) {
       return in(const_cast<std::byte*>(message), program_->ops[landing.op].chunk_count,
                 landing.position);
     }
   }
-  return in(place.scratch, scratch_chunks * members, index);
+  return in(place.scratch, program_->scratch_places, chunk.place);
 }
 
 void SegmentPlan::Move(const SegmentOp& op, const std::byte* incoming, const Place& place) const {
@@ -148,14 +143,14 @@ void SegmentPlan::Move(const SegmentOp& op, const std::byte* incoming, const Pla
         sources[n++] = Address(source[i], p, place);
       }
       void* const destination = Address(to, p, place);
-      const Store store =
-          to.buffer == BufferKind::kOutput && !op.read_again ? output_store_ : Store::kCached;
+      const Caching caching =
+          to.buffer == BufferKind::kOutput && !op.read_again ? output_caching_ : Caching::kCached;
       if (count == 1) {
         if (destination != sources[0]) {
-          Copy({&destination, 1}, sources[0], elements * item_bytes_, store);
+          Copy({&destination, 1}, sources[0], elements * item_bytes_, caching);
         }
       } else {
-        Reduce({&destination, 1}, sources, elements, dtype_, reduce_op_, store);
+        Reduce({&destination, 1}, sources, elements, dtype_, reduce_op_, caching);
       }
     }
   }

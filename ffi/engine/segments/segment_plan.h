@@ -84,15 +84,15 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;
   size_t item_bytes_ = 1;
-  Store output_store_ = Store::kCached;
+  Caching output_caching_ = Caching::kCached;
   std::vector<Segment> segments_;
   size_t scratch_bytes_ = 0;
-  // For each chunk of scratch the op that stays in place there, and its position; -1: none.
+  // For each place in scratch the op that stays in place there, and its position; -1: none.
   struct Landing {
     int32_t op = -1;
     int32_t position = 0;
   };
-  std::vector<Landing> landings_;  // [member * scratch chunks + chunk]
+  std::vector<Landing> landings_;  // by place
 };
 
 }  // namespace jaxcoll

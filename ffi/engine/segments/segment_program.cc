@@ -20,12 +20,12 @@ class SegmentCompiler {
     result_.chunks_per_block = layout.chunks_per_block;
     result_.input_blocks = layout.input_blocks;
     result_.output_blocks = layout.output_blocks;
-    result_.scratch_blocks = layout.scratch_blocks;
     result_.members = world_.ranks();
     result_.ops.resize(world_.op_count());
     for (int32_t member = 0; member < world_.member_count(); ++member) AddOps(member);
     JoinMessages();
     Forward();
+    PlaceScratch();
     FindZeros();
     FindReadAgain();
     ListMessages();
@@ -109,6 +109,26 @@ class SegmentCompiler {
           chunk = {origin.member, BufferKind::kInput, origin.chunk};
         }
       }
+    }
+  }
+
+  void PlaceScratch() {
+    std::vector<LocalChunk*> touched;
+    for (SegmentOp& op : result_.ops) {
+      const auto touch = [&](std::vector<LocalChunk>& chunks) {
+        for (LocalChunk& chunk : chunks) {
+          if (chunk.buffer == BufferKind::kScratch) touched.push_back(&chunk);
+        }
+      };
+      for (std::vector<LocalChunk>& source : op.sources) touch(source);
+      touch(op.destination);
+    }
+    const auto key = [](const LocalChunk* c) { return std::pair(c->member, c->chunk); };
+    std::sort(touched.begin(), touched.end(),
+              [&](const LocalChunk* a, const LocalChunk* b) { return key(a) < key(b); });
+    for (size_t i = 0; i < touched.size(); ++i) {
+      if (i == 0 || key(touched[i]) != key(touched[i - 1])) ++result_.scratch_places;
+      touched[i]->place = result_.scratch_places - 1;
     }
   }
 

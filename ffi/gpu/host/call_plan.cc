@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "gpu/abi/fingerprint.h"
+#include "schedule/program_builder.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -31,29 +32,13 @@ std::optional<Mode> ModeOf(const std::string& collective, const std::string& alg
 }  // namespace
 
 StatusOr<Ragged> RaggedOf(const CallShape& shape, int world_size) {
-  if (shape.inputs.size() != 6 || shape.outputs.size() != 1) {
-    return InvalidArgument("ragged_all_to_all takes six operands and returns one");
-  }
-  const DType index = shape.inputs[2].dtype;
-  for (size_t i = 2; i < 6; ++i) {
-    if (shape.inputs[i].dtype != index || (index != DType::kInt32 && index != DType::kInt64)) {
-      return InvalidArgument("ragged_all_to_all takes offsets and sizes of int32 or int64");
-    }
-    if (shape.inputs[i].elements() != shape.inputs[2].elements() ||
-        shape.inputs[i].elements() % world_size != 0) {
-      return InvalidArgument("ragged_all_to_all takes tables of a multiple of " +
-                             std::to_string(world_size) + " entries");
-    }
-  }
-  if (shape.inputs[0].dimensions.empty() || shape.inputs[1].dimensions.empty()) {
-    return InvalidArgument("ragged_all_to_all takes operands of one dimension or more");
-  }
+  if (Status status = CheckRaggedOperands(shape, world_size); !status.ok()) return status;
   const CallShape::Array& output = shape.outputs[0];
   Ragged ragged = {};
   ragged.operand_rows = shape.inputs[0].dimensions[0];
   ragged.output_rows = output.dimensions[0];
   ragged.updates_per_peer = static_cast<int32_t>(shape.inputs[2].elements() / world_size);
-  ragged.wide_index = index == DType::kInt64 ? 1 : 0;
+  ragged.wide_index = shape.inputs[2].dtype == DType::kInt64 ? 1 : 0;
   ragged.row_bytes = static_cast<int64_t>(ItemBytes(output.dtype));
   for (size_t i = 1; i < output.dimensions.size(); ++i) ragged.row_bytes *= output.dimensions[i];
   return ragged;
@@ -110,34 +95,14 @@ StatusOr<CallPlan> CallPlan::Create(const CallSpec& spec, const CallShape& shape
     plan.dtype = output.dtype;
     plan.elements = {output.elements(), 0, 0};  // three vectors carry the addresses
   } else {
-    if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {
-      return InvalidArgument(spec.collective + " returns as many vectors as it takes");
-    }
-    plan.dtype = shape.inputs[0].dtype;
-    if (Reduces(plan.mode)) {
-      const std::optional<ReduceOp> op = ParseReduceOp(spec.reduce_op);
-      if (!op) return InvalidArgument("unknown reduce op '" + spec.reduce_op + "'");
-      if (!Supports(plan.dtype, *op)) {
-        return InvalidArgument(spec.reduce_op + " is not defined for " +
-                               std::string(Name(plan.dtype)));
-      }
-      plan.reduce_op = *op;
-    }
-    const bool splits = plan.mode == Mode::kReduceScatter || plan.mode == Mode::kAllToAll;
-    const bool joins = plan.mode == Mode::kAllGather || plan.mode == Mode::kAllToAll;
-    for (size_t v = 0; v < shape.inputs.size(); ++v) {
-      const CallShape::Array& input = shape.inputs[v];
-      const CallShape::Array& output = shape.outputs[v];
-      const int64_t block = splits ? input.elements() / plan.world_size : input.elements();
-      if (input.dtype != plan.dtype || output.dtype != plan.dtype ||
-          block * (splits ? plan.world_size : 1) != input.elements() ||
-          block * (joins ? plan.world_size : 1) != output.elements()) {
-        return InvalidArgument(spec.collective + " over " + std::to_string(plan.world_size) +
-                               " ranks cannot turn " + std::to_string(input.elements()) +
-                               " elements into " + std::to_string(output.elements()));
-      }
-      plan.elements.push_back(block);
-    }
+    const Collective collective = *ParseCollective(spec.collective);
+    StatusOr<CallVectors> vectors =
+        CheckVectors(spec, shape, InputBlocks(collective, plan.world_size),
+                     OutputBlocks(collective, plan.world_size));
+    if (!vectors.ok()) return vectors.status();
+    plan.dtype = vectors->dtype;
+    plan.reduce_op = vectors->reduce_op;
+    plan.elements = std::move(vectors->block_elements);
   }
   // Blocks for the largest vector: what one rank reads or writes of it.
   int64_t work = *std::max_element(plan.elements.begin(), plan.elements.end()) *

@@ -10,8 +10,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
-#include "call/call_site.h"
-#include "call/call_spec.h"
+#include "call/call_shape.h"
 #include "gpu/abi/layout.h"
 #include "gpu/abi/runtime.h"
 

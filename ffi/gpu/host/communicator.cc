@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "gpu/abi/cause.h"
 #include "gpu/abi/fingerprint.h"
 
@@ -63,19 +63,19 @@ Registry& TheRegistry() {
 }  // namespace
 
 Communicator::Communicator(std::vector<Member> members, int process,
-                           const CommunicatorOptions& options, Exchange* exchange, Runtime& runtime)
+                           const CommunicatorOptions& options, Store* store, Runtime& runtime)
     : members_(std::move(members)),
       process_(process),
       options_(options),
-      exchange_(exchange),
+      store_(store),
       runtime_(runtime) {}
 
 StatusOr<std::unique_ptr<Communicator>> Communicator::Create(std::vector<Member> members,
                                                              int process,
                                                              const CommunicatorOptions& options,
-                                                             Exchange* exchange, Runtime& runtime) {
+                                                             Store* store, Runtime& runtime) {
   std::unique_ptr<Communicator> communicator(
-      new Communicator(std::move(members), process, options, exchange, runtime));
+      new Communicator(std::move(members), process, options, store, runtime));
   if (Status status = communicator->Init(); !status.ok()) return status;
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
@@ -109,7 +109,7 @@ Status Communicator::Init() {
   all_local_ = std::all_of(members_.begin(), members_.end(),
                            [&](const Member& m) { return m.process == process_; });
   staged_ = options_.staged || !all_local_;
-  if (!all_local_ && exchange_ == nullptr) {
+  if (!all_local_ && store_ == nullptr) {
     return Status(StatusCode::kInternal, "other processes take part, but nothing links to them");
   }
   // Half of the workspace is lanes.
@@ -204,14 +204,14 @@ Status Communicator::MapPeers() {
         runtime_.Export(members_[rank].ordinal, workspaces_[rank][rank]);
     if (!handle.ok()) return handle.status();
     record.handle = *handle;
-    Status status = exchange_->Publish(
-        Key(std::to_string(rank)), std::string(reinterpret_cast<char*>(&record), sizeof(record)));
+    Status status = store_->Set(Key(std::to_string(rank)),
+                                std::string(reinterpret_cast<char*>(&record), sizeof(record)));
     if (!status.ok()) return status;
   }
   for (int rank = 0; rank < world_size(); ++rank) {
     if (is_local(rank)) continue;
     const std::string who = Names()[rank];
-    StatusOr<std::string> bytes = exchange_->Fetch(Key(std::to_string(rank)), options_.timeout_s);
+    StatusOr<std::string> bytes = store_->Wait(Key(std::to_string(rank)), options_.timeout_s);
     if (!bytes.ok()) {
       return Status(bytes.status().code(),
                     who + " has not set up its workspace: " + bytes.status().message());
@@ -365,10 +365,10 @@ StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::s
     const std::string value =
         grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(LaneGrant))
                    : kRefusal + grant.status().message();
-    if (Status status = exchange_->Publish(name, value); !status.ok()) return status;
+    if (Status status = store_->Set(name, value); !status.ok()) return status;
     return grant;
   }
-  StatusOr<std::string> value = exchange_->Fetch(name, options_.timeout_s);
+  StatusOr<std::string> value = store_->Wait(name, options_.timeout_s);
   if (!value.ok()) {
     return Status(value.status().code(),
                   Names()[0] + " has not come to this call: " + value.status().message());

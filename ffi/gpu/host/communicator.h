@@ -13,8 +13,8 @@
 // mapped, too: operand_map.h.
 //
 // Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
-// processes, and call Exchange, without a lock that a launch needs. Cause may be called at any time
-// and is cheap.
+// processes, and wait for the store, without a lock that a launch needs. Cause may be called at any
+// time and is cheap.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@
 #include "base/status.h"
 #include "gpu/abi/layout.h"
 #include "gpu/abi/runtime.h"
-#include "gpu/host/exchange.h"
 #include "gpu/host/operand_map.h"
+#include "gpu/host/store.h"
 #include "gpu/proxy/reach.h"
 
 namespace jaxcoll::cuda {
@@ -75,10 +75,10 @@ struct LaneRequest {
 
 class Communicator {
  public:
-  // `process` is this one. `exchange` may be null if it has all members.
+  // `process` is this one. `store` may be null if it has all members.
   static StatusOr<std::unique_ptr<Communicator>> Create(std::vector<Member> members, int process,
                                                         const CommunicatorOptions& options,
-                                                        Exchange* exchange, Runtime& runtime);
+                                                        Store* store, Runtime& runtime);
   ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -117,7 +117,7 @@ class Communicator {
 
  private:
   Communicator(std::vector<Member> members, int process, const CommunicatorOptions& options,
-               Exchange* exchange, Runtime& runtime);
+               Store* store, Runtime& runtime);
   Status Init();
   Status EnablePeerAccess();
   Status Allocate();
@@ -134,7 +134,7 @@ class Communicator {
   const std::vector<Member> members_;
   const int process_;
   const CommunicatorOptions options_;
-  Exchange* const exchange_;
+  Store* const store_;
   Runtime& runtime_;
   bool all_local_ = true;
   bool staged_ = false;

@@ -8,36 +8,12 @@
 
 #include "gpu/host/device_graph.h"
 #include "gpu/host/message_ways.h"
+#include "gpu/host/worker_op.h"
 
 namespace jaxcoll::cuda {
 namespace {
 
 using Place = ProgramRef::Place;
-
-// Destinations that one op may have after fusion.
-constexpr size_t kMaxDestinations = 64;
-
-// One chunk of an operand, before chunks are put together into pieces.
-struct ChunkRef {
-  Place place;
-  int32_t peer;
-  int32_t chunk;
-  friend auto operator<=>(const ChunkRef&, const ChunkRef&) = default;
-};
-using Refs = std::vector<ChunkRef>;
-
-// An op of a worker while it is made.
-struct WorkerOp {
-  std::vector<ProgramWait> waits;
-  std::vector<int32_t> positions;  // of each chunk in its block
-  std::vector<Refs> sources;
-  std::vector<Refs> destinations;
-  std::vector<ProgramSignal> signals;
-  std::vector<int32_t> of;  // the ops of the Program that it does
-  // It waits for messages of lower levels only, and what it sends is received at higher ones.
-  int32_t level = 0;
-  bool Moves() const { return !destinations.empty(); }
-};
 
 class Packer {
  public:
@@ -62,6 +38,12 @@ class Packer {
       CompactScratch(rank);
     }
     AssignSlots();
+    for (const Message& message : messages_) meets_ |= message.way != Message::kSlot;
+    for (const Program& program : programs_) {
+      for (const Op& op : program.ops) {
+        reduces_ |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
+      }
+    }
   }
   Packer(const Packer&) = delete;
   Packer& operator=(const Packer&) = delete;
@@ -212,6 +194,7 @@ class Packer {
   int32_t slot_chunks_ = 0;
   int32_t arrivals_ = 0;
   int32_t departures_ = 0;
+  bool meets_ = false, reduces_ = false;  // of all ranks, as ProgramHeader has them
 };
 
 // Output that no op writes: zeros.
@@ -280,83 +263,6 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   }
   result.destinations = {LocalRefs(rank, op.destination, landed)};
   return result;
-}
-
-bool Overlap(const Refs& a, const Refs& b) {
-  const std::set<ChunkRef> chunks(a.begin(), a.end());
-  return std::any_of(b.begin(), b.end(), [&](const ChunkRef& ref) { return chunks.contains(ref); });
-}
-
-// Whether `next` may be done in the same pass as `op`, which comes right before it: it copies what
-// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier segments
-// or launches, so to wait for them earlier closes no circle.)
-bool MayJoin(const WorkerOp& op, const WorkerOp& next) {
-  if (!op.Moves() || !next.Moves() || next.sources.size() != 1 || op.sources.empty()) return false;
-  if (op.destinations.size() + next.destinations.size() > kMaxDestinations) return false;
-  if (op.positions != next.positions) return false;
-  if (std::any_of(next.waits.begin(), next.waits.end(),
-                  [](const ProgramWait& w) { return w.kind != ProgramWait::kFree; })) {
-    return false;
-  }
-  const bool same = op.sources.size() == 1 && op.sources[0] == next.sources[0];
-  const bool made = std::find(op.destinations.begin(), op.destinations.end(), next.sources[0]) !=
-                    op.destinations.end();
-  if (!same && !made) return false;
-  // Two passes would have read everything before the second one wrote.
-  for (const Refs& destination : next.destinations) {
-    for (const Refs& source : op.sources) {
-      if (Overlap(source, destination)) return false;
-    }
-    for (const Refs& other : op.destinations) {
-      if (Overlap(other, destination)) return false;
-    }
-  }
-  for (const Refs& destination : op.destinations) {
-    if (same && Overlap(destination, next.sources[0])) return false;
-  }
-  return true;
-}
-
-template <typename T>
-void Append(std::vector<T>& to, const std::vector<T>& from) {
-  to.insert(to.end(), from.begin(), from.end());
-}
-
-// Whether two ops, one right behind the other, may be one that waits for all that either waits for
-// and moves all chunks side by side. On one level neither waits for what the other makes possible.
-bool MayGoSideBySide(const WorkerOp& op, const WorkerOp& next) {
-  if (!op.Moves() || !next.Moves() || op.level != next.level) return false;
-  if (op.sources.size() != next.sources.size()) return false;
-  if (op.destinations.size() != next.destinations.size()) return false;
-  const auto overlap = [](const std::vector<Refs>& a, const std::vector<Refs>& b) {
-    return std::any_of(a.begin(), a.end(), [&](const Refs& one) {
-      return std::any_of(b.begin(), b.end(),
-                         [&](const Refs& other) { return Overlap(one, other); });
-    });
-  };
-  return !overlap(op.destinations, next.sources) && !overlap(op.sources, next.destinations) &&
-         !overlap(op.destinations, next.destinations);
-}
-
-// Puts ops side by side where that may be: each costs a round of flags.
-void PutSideBySide(std::vector<WorkerOp>& ops) {
-  std::vector<WorkerOp> fewer;
-  for (WorkerOp& op : ops) {
-    if (fewer.empty() || !MayGoSideBySide(fewer.back(), op)) {
-      fewer.push_back(std::move(op));
-      continue;
-    }
-    WorkerOp& last = fewer.back();
-    Append(last.waits, op.waits);
-    Append(last.positions, op.positions);
-    for (size_t s = 0; s < op.sources.size(); ++s) Append(last.sources[s], op.sources[s]);
-    for (size_t d = 0; d < op.destinations.size(); ++d) {
-      Append(last.destinations[d], op.destinations[d]);
-    }
-    Append(last.signals, op.signals);
-    Append(last.of, op.of);
-  }
-  ops = std::move(fewer);
 }
 
 // A worker's ops in order, joined where one pass over the data does for several, all but the waits
@@ -511,26 +417,6 @@ class TableWriter {
   std::vector<ProgramRef> refs_;
 };
 
-// Stores to scratch that no op reads any more, since whoever did was joined to the writer.
-void DropDeadStores(std::vector<std::vector<WorkerOp>>& workers) {
-  std::set<ChunkRef> read;
-  for (const std::vector<WorkerOp>& ops : workers) {
-    for (const WorkerOp& op : ops) {
-      for (const Refs& refs : op.sources) read.insert(refs.begin(), refs.end());
-    }
-  }
-  for (std::vector<WorkerOp>& ops : workers) {
-    for (WorkerOp& op : ops) {
-      std::erase_if(op.destinations, [&](const Refs& refs) {
-        return std::all_of(refs.begin(), refs.end(), [&](const ChunkRef& ref) {
-          return ref.place == Place::kScratch && !read.contains(ref);
-        });
-      });
-      if (op.destinations.empty()) op.sources.clear();
-    }
-  }
-}
-
 DeviceProgram Packer::Table(int32_t rank) const {
   const Program& program = programs_[rank];
   std::vector<std::vector<WorkerOp>> workers;
@@ -592,11 +478,8 @@ DeviceProgram Packer::Table(int32_t rank) const {
   header.arrivals = arrivals_;
   header.departures = departures_;
   header.flags_per_worker = progress + 1;
-  for (const Message& message : messages_) header.meets |= message.way != Message::kSlot;
-  for (const Program& other : programs_) {
-    for (const Op& op : other.ops)
-      header.reduces |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
-  }
+  header.meets = meets_;
+  header.reduces = reduces_;
   TableWriter writer(header);
   for (const std::vector<WorkerOp>& ops : workers) writer.Add(ops);
   return writer.Finish();

@@ -45,7 +45,7 @@ StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members, const
     options.proxy = TheProxy(job.process);
     if (job.maps_operands) options.operand = operand;
     StatusOr<std::unique_ptr<Communicator>> made =
-        Communicator::Create(members, job.process, options, job.exchange.get(), *job.runtime);
+        Communicator::Create(members, job.process, options, job.store.get(), *job.runtime);
     if (!made.ok()) return made.status();
     communicator = std::move(*made);
     Communicator::StartMonitor();
@@ -63,51 +63,33 @@ void StartJob(Job job) {
 
 bool JobStarted() { return the_job.load(std::memory_order_acquire) != nullptr; }
 
-GpuCallSite::GpuCallSite(CallSpec spec, GroupTable groups)
-    : spec_(std::move(spec)), table_(std::move(groups)) {}
-
 StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
-  StatusOr<GroupTable> groups = GroupTable::Create(spec);
-  if (!groups.ok()) return groups.status();
-  if (!groups->ranks_by_device()) {
+  StatusOr<CallCore> core = CallCore::Create(std::move(spec));
+  if (!core.ok()) return core.status();
+  if (!core->spec().schedule.empty()) {
+    // Refused now, as on CPUs; the ops are read again when they are packed.
+    const StatusOr<std::vector<Program>> none = ProgramsOf(core->spec(), {});
+    if (!none.ok()) return none.status();
+  }
+  if (!core->groups().ranks_by_device()) {
     return InvalidArgument(
         "this program does not say which GPUs it runs on; lower it with a mesh of devices, or call "
         "an exported program in a jax.jit of a process that imports jaxcoll");
   }
-  std::unique_ptr<GpuCallSite> site(new GpuCallSite(std::move(spec), std::move(*groups)));
+  std::unique_ptr<GpuCallSite> site(new GpuCallSite(std::move(*core)));
   if (!JobStarted()) return site;  // compiled for later; Prepare will say it
   const Job& job = *the_job.load(std::memory_order_acquire);
-  if (job.exchange == nullptr) return site;
+  if (job.store == nullptr) return site;
   Interprocess* const processes = Interprocess::Get();
   if (processes == nullptr) {
     return Status(StatusCode::kFailedPrecondition, "this process is not linked to the others");
   }
-  site->slot_signature_ = "cuda " + SignatureOf(site->spec_);
-  site->slot_ = processes->TakeSlot(site->slot_signature_);
+  site->core_.TakeSlot(*processes, "cuda ");
   return site;
 }
 
-GpuCallSite::~GpuCallSite() {
-  groups_.clear();
-  if (slot_) Interprocess::Get()->ReturnSlot(slot_signature_, *slot_);
-}
-
-std::string GpuCallSite::Describe(const CallShape& shape) const {
-  std::string text = spec_.collective;
-  if (!spec_.reduce_op.empty()) text += "(" + spec_.reduce_op + ")";
-  if (!shape.inputs.empty()) {
-    text += " of " + std::string(Name(shape.inputs[0].dtype)) + "[";
-    for (size_t i = 0; i < shape.inputs[0].dimensions.size(); ++i) {
-      text += (i == 0 ? "" : ",") + std::to_string(shape.inputs[0].dimensions[i]);
-    }
-    text += "]";
-    if (spec_.collective != "ragged_all_to_all" && shape.inputs.size() > 1) {
-      text += " and " + std::to_string(shape.inputs.size() - 1) + " more";
-    }
-  }
-  if (!spec_.label.empty()) text += " over " + spec_.label;
-  return text + ", algorithm " + spec_.algorithm;
-}
+// The slot is returned after the groups that use it.
+GpuCallSite::~GpuCallSite() { groups_.clear(); }
 
 Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {
   std::lock_guard lock(mutex_);
@@ -117,26 +99,23 @@ Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {
                   "jaxcoll does not know this job's GPUs yet: trace a program with one of its "
                   "collectives before running a compiled one");
   }
-  description_ = Describe(shape);
-  Status status = Unprefixed(shape, operand);
-  if (status.ok()) {
-    prepared_.store(true, std::memory_order_release);
-    return status;
-  }
-  return Status(status.code(), description_ + ": " + status.message());
+  core_.SetShape(shape);
+  if (Status status = PrepareGroups(operand); !status.ok()) return core_.Describe(status);
+  prepared_.store(true, std::memory_order_release);
+  return Status();
 }
 
-Status GpuCallSite::Unprefixed(const CallShape& shape, const void* operand) {
+Status GpuCallSite::PrepareGroups(const void* operand) {
   groups_.resize(table_.group_count());
   // In the order of the groups, on all processes: so no wait cycle can form.
   for (int32_t group = 0; group < table_.group_count(); ++group) {
     if (groups_[group].call != nullptr) continue;  // an earlier attempt got this far
-    if (Status status = PrepareGroup(group, shape, operand); !status.ok()) return status;
+    if (Status status = PrepareGroup(group, operand); !status.ok()) return status;
   }
   return Status();
 }
 
-Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape, const void* operand) {
+Status GpuCallSite::PrepareGroup(int32_t group, const void* operand) {
   const Job& job = *the_job.load(std::memory_order_acquire);
   std::vector<Member> members;
   bool here = false;
@@ -152,10 +131,9 @@ Status GpuCallSite::PrepareGroup(int32_t group, const CallShape& shape, const vo
   if (!here) return Status();
   StatusOr<Communicator*> communicator = CommunicatorOf(members, operand);
   if (!communicator.ok()) return communicator.status();
-  std::string key;
-  if (slot_) key = slot_signature_ + "\nslot " + std::to_string(slot_->number);
-  StatusOr<std::unique_ptr<GroupCall>> call = GroupCall::Create(
-      **communicator, spec_, shape, key, description_, /*interpret=*/false, operand);
+  StatusOr<std::unique_ptr<GroupCall>> call =
+      GroupCall::Create(**communicator, spec_, core_.shape(), core_.instruction(), core_.Describe(),
+                        /*interpret=*/false, operand);
   if (!call.ok()) return call.status();
   groups_[group] = {*communicator, std::move(*call)};
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
@@ -176,9 +154,9 @@ Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs
                             void* const* outputs, const uint32_t* logical_id) const {
   if (ordinal < 0 || ordinal >= static_cast<int>(place_of_ordinal_.size()) ||
       !place_of_ordinal_[ordinal]) {
-    return InvalidArgument(description_ + ": GPU " + std::to_string(ordinal) +
-                           " is in none of its groups; compile the program for the mesh it runs "
-                           "on");
+    return core_.Describe(
+        InvalidArgument("GPU " + std::to_string(ordinal) +
+                        " is in none of its groups; compile the program for the mesh it runs on"));
   }
   const Place place = *place_of_ordinal_[ordinal];
   const Group& group = groups_[place.group];
@@ -186,10 +164,8 @@ Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs
     return Status(StatusCode::kFailedPrecondition,
                   "an earlier collective failed on these GPUs: " + *cause);
   }
-  Status status = group.call->Enqueue(place.rank, stream,
-                                      {inputs, outputs, logical_id, logical_of_ordinal_[ordinal]});
-  if (status.ok()) return status;
-  return Status(status.code(), description_ + ": " + status.message());
+  return core_.Describe(group.call->Enqueue(
+      place.rank, stream, {inputs, outputs, logical_id, logical_of_ordinal_[ordinal]}));
 }
 
 }  // namespace jaxcoll::cuda

@@ -15,17 +15,15 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
-#include "call/call_site.h"
-#include "call/call_spec.h"
-#include "call/interprocess.h"
+#include "call/call_core.h"
 #include "gpu/abi/runtime.h"
 #include "gpu/host/communicator.h"
-#include "gpu/host/exchange.h"
 #include "gpu/host/group_call.h"
+#include "gpu/host/store.h"
 
 namespace jaxcoll::cuda {
 
@@ -33,9 +31,9 @@ namespace jaxcoll::cuda {
 struct Job {
   int process = 0;
   std::vector<Member> devices;
-  CommunicatorOptions options;         // without `operand`
-  bool maps_operands = true;           // whether processes offer each other their arrays' memory
-  std::unique_ptr<Exchange> exchange;  // null in a job of one process
+  CommunicatorOptions options;   // without `operand`
+  bool maps_operands = true;     // whether processes offer each other their arrays' memory
+  std::unique_ptr<Store> store;  // null in a job of one process
   Runtime* runtime = nullptr;
 };
 void StartJob(Job job);
@@ -48,10 +46,7 @@ class GpuCallSite {
   GpuCallSite(const GpuCallSite&) = delete;
   GpuCallSite& operator=(const GpuCallSite&) = delete;
 
-  // Operands of a call with so many results, without the logical id.
-  size_t vector_operands(size_t results) const {
-    return spec_.collective == "ragged_all_to_all" ? 6 : results;
-  }
+  const CallCore& core() const { return core_; }
 
   bool prepared() const { return prepared_.load(std::memory_order_acquire); }
   // `operand`: of the first call, in the memory that XLA takes arrays from; may be null.
@@ -67,19 +62,16 @@ class GpuCallSite {
     std::unique_ptr<GroupCall> call;  // null: no rank of it is here
   };
 
-  GpuCallSite(CallSpec spec, GroupTable groups);
-  Status Unprefixed(const CallShape& shape, const void* operand);
-  Status PrepareGroup(int32_t group, const CallShape& shape, const void* operand);
-  std::string Describe(const CallShape& shape) const;
+  explicit GpuCallSite(CallCore core) : core_(std::move(core)) {}
+  Status PrepareGroups(const void* operand);
+  Status PrepareGroup(int32_t group, const void* operand);
 
-  const CallSpec spec_;
-  const GroupTable table_;
-  std::string slot_signature_;
-  std::optional<Interprocess::Slot> slot_;  // where other processes take part
+  CallCore core_;  // its shape is set before prepared_ is
+  const CallSpec& spec_ = core_.spec();
+  const GroupTable& table_ = core_.groups();
 
   std::mutex mutex_;
   std::atomic<bool> prepared_{false};  // publishes what follows, constant from then on
-  std::string description_;
   std::vector<Group> groups_;
   std::vector<std::optional<Place>> place_of_ordinal_;
   std::vector<uint32_t> logical_of_ordinal_;

@@ -26,8 +26,14 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
     planned = made(RaggedPlan::Create(spec, shape, blocks));
   } else {
     const bool operands = !communicator.staged() && communicator.world_size() <= kMaxMeeting;
-    planned = made(
-        ProgramPlan::Create(spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions));
+    std::vector<int32_t> own;
+    for (int rank = 0; rank < communicator.world_size(); ++rank) {
+      if (communicator.is_local(rank)) own.push_back(rank);
+    }
+    const HostReach* const reach = communicator.reach();
+    planned = made(ProgramPlan::Create(
+        spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions, own,
+        reach != nullptr ? std::span<const int>(reach->host_of_rank()) : std::span<const int>()));
   }
   if (!planned.ok()) return planned;
   const OperandMap* const operands = communicator.operands();

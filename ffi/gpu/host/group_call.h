@@ -16,8 +16,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "call/call_site.h"
-#include "call/call_spec.h"
+#include "call/call_shape.h"
 #include "gpu/abi/runtime.h"
 #include "gpu/host/call_plan.h"
 #include "gpu/host/communicator.h"

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <string>
 #include <utility>
 
@@ -11,70 +10,39 @@
 namespace jaxcoll::cuda {
 
 StatusOr<ProgramPlan> ProgramPlan::Create(const CallSpec& spec, const CallShape& shape,
-                                          int max_blocks, Reach reach) {
+                                          int max_blocks, Reach reach, std::span<const int32_t> own,
+                                          std::span<const int> host_of_rank) {
   if (spec.group_size > kMaxProgramRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
                            " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
                            " that are served");
   }
+  StatusOr<std::shared_ptr<const PackedSchedule>> packed =
+      PackedFor(spec, std::max(max_blocks, 1), reach, own, host_of_rank);
+  if (!packed.ok()) return packed.status();
+  StatusOr<CallVectors> vectors =
+      CheckVectors(spec, shape, (*packed)->input_blocks, (*packed)->output_blocks);
+  if (!vectors.ok()) return vectors.status();
   ProgramPlan plan;
-  std::vector<int32_t> ranks(spec.group_size);
-  std::iota(ranks.begin(), ranks.end(), 0);
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
-  if (!programs.ok()) return programs.status();
-  if (shape.inputs.empty() || shape.inputs.size() != shape.outputs.size()) {
-    return InvalidArgument(spec.collective + " returns as many vectors as it takes");
-  }
+  plan.packed_ = std::move(*packed);
+  plan.own_.assign(own.begin(), own.end());
   plan.max_blocks_ = std::max(max_blocks, 1);
-  plan.dtype_ = shape.inputs[0].dtype;
-  if (!spec.reduce_op.empty()) {
-    const std::optional<ReduceOp> op = ParseReduceOp(spec.reduce_op);
-    if (!op) return InvalidArgument("unknown reduce op '" + spec.reduce_op + "'");
-    if (!Supports(plan.dtype_, *op)) {
-      return InvalidArgument(spec.reduce_op + " is not defined for " +
-                             std::string(Name(plan.dtype_)));
-    }
-    plan.reduce_op_ = *op;
-  }
-  const Program& first = programs->front();
-  for (size_t v = 0; v < shape.inputs.size(); ++v) {
-    const CallShape::Array& input = shape.inputs[v];
-    const CallShape::Array& output = shape.outputs[v];
-    const int64_t block = input.elements() / first.input_blocks;
-    if (input.dtype != plan.dtype_ || output.dtype != plan.dtype_ ||
-        block * first.input_blocks != input.elements() ||
-        block * first.output_blocks != output.elements()) {
-      return InvalidArgument(spec.collective + " over " + std::to_string(spec.group_size) +
-                             " ranks cannot turn " + std::to_string(input.elements()) +
-                             " elements into " + std::to_string(output.elements()));
-    }
-    plan.elements_.push_back(block);
-  }
-  const StatusOr<World> world =
-      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
-  if (!world.ok()) return world.status();
-  StatusOr<std::vector<DeviceProgram>> tables = Pack(*world, ranks, plan.max_blocks_, reach);
-  if (!tables.ok()) return tables.status();
-  plan.tables_ = std::move(*tables);
+  plan.dtype_ = vectors->dtype;
+  plan.reduce_op_ = vectors->reduce_op;
+  plan.elements_ = std::move(vectors->block_elements);
+  plan.table_bytes_ = RoundUpToSlots(plan.packed_->table_bytes) +
+                      AreaAddresses::Bytes(static_cast<size_t>(plan.world_size()));
   Fingerprint fingerprint;
-  for (const DeviceProgram& table : plan.tables_) {
-    plan.table_bytes_ = std::max<uint64_t>(plan.table_bytes_, table.bytes());
-    for (const uint64_t word : table.words) fingerprint.Add(static_cast<int64_t>(word));
-  }
-  plan.table_bytes_ = RoundUpToSlots(plan.table_bytes_) + AreaAddresses::Bytes(ranks.size());
-  fingerprint.Add(spec.collective);
-  for (const int64_t value :
-       {static_cast<int64_t>(plan.dtype_), static_cast<int64_t>(plan.reduce_op_),
-        static_cast<int64_t>(plan.max_blocks_)}) {
-    fingerprint.Add(value);
-  }
+  fingerprint.Add(static_cast<int64_t>(plan.packed_->fingerprint));
+  fingerprint.Add(static_cast<int64_t>(plan.dtype_));
+  fingerprint.Add(static_cast<int64_t>(plan.reduce_op_));
   for (const int64_t count : plan.elements_) fingerprint.Add(count);
   plan.fingerprint_ = fingerprint.Value32();
   return plan;
 }
 
 StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
-  const ProgramHeader& header = tables_[0].header();
+  const ProgramHeader& header = packed_->header();
   RegionSize region;
   region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, table_bytes_));
   region.depth = kSlotDepth;
@@ -114,9 +82,9 @@ uint64_t ProgramPlan::AreaBytes(uint64_t available) const {
   if (!calls.ok()) return 0;
   int64_t end = 0;
   for (const ProgramCall& call : *calls) {
-    end = std::max(end, call.scratch_offset + int64_t{call.lanes} *
-                                                  tables_[0].header().scratch_chunks *
-                                                  call.stride_bytes);
+    end =
+        std::max(end, call.scratch_offset + int64_t{call.lanes} * packed_->header().scratch_chunks *
+                                                call.stride_bytes);
   }
   return static_cast<uint64_t>(end) + table_bytes_;
 }
@@ -131,7 +99,8 @@ Status ProgramPlan::Divide(uint64_t area_bytes) {
 
 std::vector<unsigned char> ProgramPlan::Table(int rank, const AreaAddresses& addresses) const {
   std::vector<unsigned char> bytes(table_bytes_);
-  std::memcpy(bytes.data(), tables_[rank].words.data(), tables_[rank].bytes());
+  const DeviceProgram& table = packed_->TableOf(rank);
+  std::memcpy(bytes.data(), table.words.data(), table.bytes());
   addresses.Write(bytes.data() + table_bytes_);
   return bytes;
 }
@@ -141,7 +110,7 @@ StatusOr<ProgramCall> ProgramPlan::Bind(int launch, unsigned char* area, const v
   ProgramCall call = calls_[launch];
   unsigned char* const table = area + TableOffset();
   call.program = reinterpret_cast<const ProgramHeader*>(table);
-  AreaAddresses::Bind(call, table + table_bytes_, tables_.size());
+  AreaAddresses::Bind(call, table + table_bytes_, static_cast<size_t>(world_size()));
   call.fingerprint = fingerprint_;
   const size_t first = static_cast<size_t>(launch) * kMaxProgramVectors;
   for (int32_t v = 0; v < call.vector_count; ++v) {

@@ -4,31 +4,35 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "base/dtype.h"
 #include "base/status.h"
-#include "call/call_site.h"
-#include "call/call_spec.h"
+#include "call/call_shape.h"
 #include "gpu/abi/area.h"
 #include "gpu/abi/device_program.h"
+#include "gpu/host/packed_schedule.h"
 #include "gpu/proxy/routes.h"
 
 namespace jaxcoll::cuda {
 
 class ProgramPlan {
  public:
-  // `max_blocks` is the communicator's; `reach`: what its ranks reach of each other.
+  // `max_blocks` is the communicator's; `reach`: what its ranks reach of each other. `own` ranks
+  // are this process's; `host_of_rank`: see PackedFor.
   static StatusOr<ProgramPlan> Create(const CallSpec& spec, const CallShape& shape, int max_blocks,
-                                      Reach reach);
+                                      Reach reach, std::span<const int32_t> own,
+                                      std::span<const int> host_of_rank);
 
-  int world_size() const { return static_cast<int>(tables_.size()); }
+  int world_size() const { return packed_->header().world_size; }
   DType dtype() const { return dtype_; }
   uint64_t fingerprint() const { return fingerprint_; }
   int launches() const {
     return static_cast<int>((elements_.size() + kMaxProgramVectors - 1) / kMaxProgramVectors);
   }
-  int blocks(int launch) const { return BlockCount(tables_[0].header(), calls_[launch]); }
+  int blocks(int launch) const { return BlockCount(packed_->header(), calls_[launch]); }
 
   // An area of a workspace: a region, and behind it the rank's table and where it finds all
   // ranks' regions, what they write for it, and their slots.
@@ -39,13 +43,13 @@ class ProgramPlan {
   // small.
   Status Divide(uint64_t area_bytes);
 
-  // The tables that the area of a rank holds from TableOffset() on.
+  // The table that the area of one of `own` ranks holds from TableOffset() on.
   uint64_t TableOffset() const { return area_bytes_ - table_bytes_; }
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const;
 
-  // The messages that the ranks send from host to host.
+  // The messages that `own` ranks exchange with other hosts.
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const {
-    return HostRoutes::Make(tables_, calls_, host_of_rank);
+    return HostRoutes::Make(packed_->tables, own_, calls_, host_of_rank);
   }
 
   // The parameters of launch `launch` for one rank whose area is at `area`, but for the cause, the
@@ -59,9 +63,10 @@ class ProgramPlan {
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;
   int max_blocks_ = 1;
-  std::vector<int64_t> elements_;      // by vector: of one block
-  std::vector<DeviceProgram> tables_;  // by rank
-  uint64_t table_bytes_ = 0;           // of the longest, with the addresses
+  std::vector<int64_t> elements_;  // by vector: of one block
+  std::shared_ptr<const PackedSchedule> packed_;
+  std::vector<int32_t> own_;
+  uint64_t table_bytes_ = 0;  // with the addresses
   uint64_t fingerprint_ = 0;
   uint64_t area_bytes_ = 0;
   std::vector<ProgramCall> calls_;  // by launch

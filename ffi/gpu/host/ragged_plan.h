@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "call/call_site.h"
-#include "call/call_spec.h"
+#include "call/call_shape.h"
 #include "gpu/abi/area.h"
 #include "gpu/abi/ragged_call.h"
 #include "gpu/proxy/routes.h"

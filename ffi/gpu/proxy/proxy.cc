@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "base/environment.h"
+#include "base/log.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -147,7 +147,9 @@ void HostProxy::OpenRegion(RegionSpec spec) {
     const auto early = early_opens_.extract({region.spec.key, process});
     if (early.empty()) continue;
     region.opened.insert(process);
-    if (early.mapped() != routes.digest()) Fail(group, OtherRoutes(group, region, process));
+    if (early.mapped() != routes.DigestBetween(members.process_of_rank, process_, process)) {
+      Fail(group, OtherRoutes(group, region, process));
+    }
   }
 }
 
@@ -174,7 +176,9 @@ bool HostProxy::Step(Carrier& carrier) {
     for (auto& [key, region] : group.regions) {
       if (group.cause) break;
       for (const int process : std::exchange(region.untold, {})) {
-        const Label label{kOpen, key, region.spec.routes->digest(), 0, 0, 0, 0, 0};
+        const uint64_t digest =
+            region.spec.routes->DigestBetween(group.spec.process_of_rank, process_, process);
+        const Label label{kOpen, key, digest, 0, 0, 0, 0, 0};
         carrier.Send(process, label.Packed());
         active = true;
       }
@@ -292,7 +296,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
       Label label{signal.arrives() ? kArrived : kFreed,
                   region.spec.key,
                   0,
-                  static_cast<uint32_t>(signal.message),
+                  message.id,
                   epoch,
                   static_cast<uint32_t>(cursor.segment),
                   static_cast<uint32_t>(signal.arrives() ? 0 : signal.departure),
@@ -388,13 +392,15 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   switch (label.kind) {
     case kOpen:
       region->opened.insert(process);
-      if (label.word != routes.digest()) Fail(*group, OtherRoutes(*group, *region, process));
+      if (label.word != routes.DigestBetween(group->spec.process_of_rank, process_, process)) {
+        Fail(*group, OtherRoutes(*group, *region, process));
+      }
       return nullptr;
     case kDone:
       return OnDone(*group, *region, process, label);
     case kArrived:
     case kFreed:
-      if (label.message >= routes.messages().size() || label.launch >= routes.calls().size() ||
+      if (routes.Find(label.message) == nullptr || label.launch >= routes.calls().size() ||
           (!routes.sized_by_flags() &&
            label.segment >= static_cast<uint32_t>(routes.calls()[label.launch].segment_count)) ||
           label.segment > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
@@ -409,7 +415,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
 const char* HostProxy::OnArrived(Group& group, Region& region, int process, const Label& label,
                                  std::span<const std::byte> bytes) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = routes.messages()[label.message];
+  const HostRoutes::Message& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.source] != process || processes[message.destination] != process_) {
     return "it spoke for a rank that is not its own";
@@ -419,7 +425,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
                                    [&](const Sender& s) { return s.rank == message.destination; });
   // It waits for `done` before it writes for the next launch, and that launch waits for all of it.
   if (label.epoch != sender->done_sent[message.source] + 1) return "it is at another launch";
-  Landing& landing = region.landings[{static_cast<int32_t>(label.message), use.lane()}];
+  Landing& landing = region.landings[{label.message, use.lane()}];
   const int32_t depth = use.call->depth;
   if (landing.missing.empty() || landing.epoch != label.epoch) {
     landing = {label.epoch, 0, std::vector<int64_t>(depth, -1)};
@@ -464,7 +470,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
 
 const char* HostProxy::OnFreed(Group& group, Region& region, int process, const Label& label) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = routes.messages()[label.message];
+  const HostRoutes::Message& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.destination] != process || processes[message.source] != process_) {
     return "it spoke for a rank that is not its own";
@@ -501,7 +507,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
 void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
-  Log(LogLevel::kInfo, "process %d: a communicator of GPUs failed: %s", process_, cause.c_str());
+  Log(LogLevel::kInfo, "a communicator of GPUs failed: %s", cause.c_str());
   group.untold = group.processes;
   group.untold.erase(told_by);
   std::atomic_ref<uint32_t>(*group.spec.abort).store(1, std::memory_order_release);

@@ -182,7 +182,7 @@ class HostProxy final : public Guest {
     std::set<int> opened;     // of those: they have the region
     std::set<int> untold;     // of those: they do not know that it is here
     std::vector<Sender> senders;
-    std::map<std::pair<int32_t, int32_t>, Landing> landings;  // by message and lane
+    std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and lane
   };
   struct Group {
     GroupSpec spec;

@@ -80,8 +80,7 @@ void HostReach::Pick(const Options& options) {
     if (IsLocal(rank)) NewDeviceSlab(rank, kSlabBytes);
   }
   for (const int process : takers_) {
-    Log(LogLevel::kInfo, "process %d: NICs read GPU memory for what goes to process %d", process_,
-        process);
+    Log(LogLevel::kInfo, "NICs read GPU memory for what goes to process %d", process);
   }
 }
 
@@ -89,8 +88,8 @@ void HostReach::Pick(const Options& options) {
 void HostReach::Copy(int process, const std::string& why, LogLevel level) {
   takers_.erase(process);
   copied_[process] = why;
-  Log(level, "process %d: what goes from its GPUs to process %d is copied by the host, for %s",
-      process_, process, why.c_str());
+  Log(level, "what goes from this process's GPUs to process %d is copied by the host, for %s",
+      process, why.c_str());
 }
 
 // If any step fails, the way through host memory is left.

@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "gpu/abi/runtime.h"
 #include "gpu/proxy/proxy.h"

@@ -45,6 +45,17 @@ class Table {
   const unsigned char* const bytes_;
 };
 
+// A message's id: its source, and its number among those that the source sends to other hosts.
+constexpr uint32_t kMostSent = uint32_t{1} << 24;
+static_assert(kMaxProgramRanks <= 256);
+uint32_t IdOf(int32_t source, uint32_t number) {
+  return static_cast<uint32_t>(source) * kMostSent + number;
+}
+
+bool Contains(std::span<const int32_t> ranks, int32_t rank) {
+  return std::find(ranks.begin(), ranks.end(), rank) != ranks.end();
+}
+
 Status Unmatched(int32_t rank) {
   return Status(StatusCode::kInternal, "the table of rank " + std::to_string(rank) +
                                            " has messages that its signals do not fit");
@@ -52,25 +63,25 @@ Status Unmatched(int32_t rank) {
 
 }  // namespace
 
-StatusOr<HostRoutes> HostRoutes::Make(const std::vector<DeviceProgram>& tables,
-                                      std::vector<ProgramCall> calls,
+StatusOr<HostRoutes> HostRoutes::Make(std::span<const DeviceProgram> tables,
+                                      std::span<const int32_t> own, std::vector<ProgramCall> calls,
                                       const std::vector<int>& host_of_rank) {
+  if (tables.empty() || calls.empty() ||
+      tables[0].header().world_size != static_cast<int32_t>(host_of_rank.size())) {
+    return InvalidArgument("routes need tables, the hosts of all ranks, and a call");
+  }
   HostRoutes routes;
-  const ProgramHeader& header = tables[0].header();
-  if (tables.size() != host_of_rank.size() || calls.empty() ||
-      header.world_size != static_cast<int32_t>(tables.size())) {
-    return InvalidArgument("routes need the tables and hosts of all ranks, and a call");
-  }
-  routes.header_ = header;
+  routes.header_ = tables[0].header();
   routes.calls_ = std::move(calls);
-  routes.signals_.assign(tables.size(), std::vector<std::vector<Signal>>(header.workers));
+  routes.signals_.assign(host_of_rank.size(),
+                         std::vector<std::vector<Signal>>(routes.header_.workers));
   for (const DeviceProgram& table : tables) {
-    if (Status status = routes.AddOps(table, host_of_rank); !status.ok()) return status;
+    if (Status status = routes.AddOps(table, own, host_of_rank); !status.ok()) return status;
   }
   for (const DeviceProgram& table : tables) {
+    if (!Contains(own, table.header().rank)) continue;
     if (Status status = routes.OrderSignals(table, host_of_rank); !status.ok()) return status;
   }
-  routes.Digest();
   return routes;
 }
 
@@ -86,31 +97,39 @@ StatusOr<HostRoutes> HostRoutes::MakeRagged(const ProgramHeader& header, const P
   const int32_t ranks = header.world_size;
   routes.signals_.assign(ranks, std::vector<std::vector<Signal>>(1));
   for (int32_t from = 0; from < ranks; ++from) {
+    uint32_t sent = 0;
     for (int32_t to = 0; to < ranks; ++to) {
       if (host_of_rank[from] == host_of_rank[to]) continue;
       routes.signals_[from][0].push_back({static_cast<int32_t>(routes.messages_.size()), -1});
-      routes.messages_.push_back(
-          {from, to, 0, {RaggedArrived(from)}, {RaggedFreed(to, ranks)}, {{from, 0, 1}}});
+      routes.messages_.push_back({IdOf(from, sent++),
+                                  from,
+                                  to,
+                                  0,
+                                  {RaggedArrived(from)},
+                                  {RaggedFreed(to, ranks)},
+                                  {{from, 0, 1}}});
     }
   }
   // A round's messages are sent before those that have come are freed.
   for (size_t m = 0; m < routes.messages_.size(); ++m) {
     routes.signals_[routes.messages_[m].destination][0].push_back({static_cast<int32_t>(m), 0});
   }
-  routes.Digest();
   return routes;
 }
 
-// The messages that a rank sends.
-Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& host_of_rank) {
+// The messages that a rank sends to other hosts, or those of them that go to one of `own`.
+Status HostRoutes::AddOps(const DeviceProgram& program, std::span<const int32_t> own,
+                          const std::vector<int>& host_of_rank) {
   const Table table(program);
   const int32_t rank = table.header.rank;
+  const bool is_own = Contains(own, rank);
+  uint32_t count = 0;
   for (int32_t worker = 0; worker < workers(); ++worker) {
     for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
       const ProgramOp& op = table.ops(worker)[i];
       std::map<int32_t, Message> sent;  // by peer
       const auto to = [&](int32_t peer) -> Message& {
-        return sent.try_emplace(peer, Message{rank, peer, worker, {}, {}, {}}).first->second;
+        return sent.try_emplace(peer, Message{0, rank, peer, worker, {}, {}, {}}).first->second;
       };
       const auto remote = [&](int32_t peer) { return host_of_rank[peer] != host_of_rank[rank]; };
       for (int32_t s = 0; s < op.signal_count; ++s) {
@@ -137,7 +156,8 @@ Status HostRoutes::AddOps(const DeviceProgram& program, const std::vector<int>& 
         if (message.arrivals.empty() || message.arrivals.size() != message.departures.size()) {
           return Unmatched(rank);
         }
-        messages_.push_back(std::move(message));
+        message.id = IdOf(rank, count++);
+        if (is_own || Contains(own, peer)) messages_.push_back(std::move(message));
       }
     }
   }
@@ -182,7 +202,7 @@ Status HostRoutes::OrderSignals(const DeviceProgram& program,
   return Status();
 }
 
-void HostRoutes::Digest() {
+uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int a, int b) const {
   uint64_t hash = 0xcbf29ce484222325;
   const auto add = [&hash](int64_t value) {
     for (int byte = 0; byte < 8; ++byte) {
@@ -194,6 +214,9 @@ void HostRoutes::Digest() {
     add(value);
   }
   for (const Message& m : messages_) {
+    const int from = process_of_rank[m.source], to = process_of_rank[m.destination];
+    if (!(from == a && to == b) && !(from == b && to == a)) continue;
+    add(m.id);
     for (const int32_t value : {m.source, m.destination, m.worker}) add(value);
     for (const std::vector<int32_t>* flags : {&m.arrivals, &m.departures}) {
       for (const int32_t flag : *flags) add(flag);
@@ -213,7 +236,14 @@ void HostRoutes::Digest() {
       add(call.vectors[v].slice_elements);
     }
   }
-  digest_ = hash;
+  return hash;
+}
+
+const HostRoutes::Message* HostRoutes::Find(uint32_t id) const {
+  const auto found =
+      std::lower_bound(messages_.begin(), messages_.end(), id,
+                       [](const Message& m, uint32_t wanted) { return m.id < wanted; });
+  return found != messages_.end() && found->id == id ? &*found : nullptr;
 }
 
 const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {

@@ -1,6 +1,6 @@
 // The messages that the ranks of a schedule send to ranks of other hosts, and in which order: what
 // the host needs to know so that a launch, or the replay of one, needs no call. Plain numbers,
-// computed from the packed tables (device_program.h) and equal on all hosts.
+// computed from the packed tables (device_program.h). Processes agree on the messages between them.
 //
 // A block of a rank runs the ops of its worker in order, segment by segment. So the flags that it
 // raises at ranks of other hosts come in an order that is known: `signals`, once for each segment
@@ -36,6 +36,7 @@ class HostRoutes {
   // All that one op sends to one rank: one message of the schedule, or several that go side by
   // side, each with flags of its own.
   struct Message {
+    uint32_t id;  // equal in all processes; ascends
     int32_t source;
     int32_t destination;
     int32_t worker;                   // of the source and of the destination
@@ -49,10 +50,11 @@ class HostRoutes {
     bool arrives() const { return departure < 0; }
   };
 
-  // `tables`: of all ranks. `calls`: the launches of one call of the instruction, one after the
-  // other; their sizes count, their pointers do not.
-  static StatusOr<HostRoutes> Make(const std::vector<DeviceProgram>& tables,
-                                   std::vector<ProgramCall> calls,
+  // The messages and signals of `own` ranks. `tables`: of these and of all ranks of other hosts
+  // with which they exchange messages; ranks ascend. `calls`: the launches of one call of the
+  // instruction, one after the other; their sizes count, their pointers do not.
+  static StatusOr<HostRoutes> Make(std::span<const DeviceProgram> tables,
+                                   std::span<const int32_t> own, std::vector<ProgramCall> calls,
                                    const std::vector<int>& host_of_rank);
 
   // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
@@ -62,16 +64,18 @@ class HostRoutes {
                                          const std::vector<int>& host_of_rank);
   bool sized_by_flags() const { return sized_by_flags_; }
 
-  int32_t world_size() const { return static_cast<int32_t>(signals_.size()); }
+  int32_t world_size() const { return header_.world_size; }
   int32_t workers() const { return header_.workers; }
   const std::vector<ProgramCall>& calls() const { return calls_; }
-  const std::vector<Message>& messages() const { return messages_; }
+  const std::vector<Message>& messages() const { return messages_; }  // ids ascend
+  const Message* Find(uint32_t id) const;                             // null: there is none
   // The flags that the worker's blocks raise at ranks of other hosts in each segment.
   const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
     return signals_[rank][worker];
   }
-  // The digest of everything above.
-  uint64_t digest() const { return digest_; }
+  // The digest of everything above, as far as two processes have to agree on it: of the messages
+  // between their ranks.
+  uint64_t DigestBetween(const std::vector<int>& process_of_rank, int a, int b) const;
 
   // Bytes in a region, from its start.
   size_t FlagAt(const Message& message, int32_t flag, const SlotUse& use) const {
@@ -106,16 +110,15 @@ class HostRoutes {
   void ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
                Visit visit) const;
   const ProgramVector& VectorOf(const SlotUse& use) const;
-  Status AddOps(const DeviceProgram& table, const std::vector<int>& host_of_rank);
+  Status AddOps(const DeviceProgram& table, std::span<const int32_t> own,
+                const std::vector<int>& host_of_rank);
   Status OrderSignals(const DeviceProgram& table, const std::vector<int>& host_of_rank);
-  void Digest();
 
   ProgramHeader header_ = {};  // of one of the tables: what is equal in all counts
   std::vector<ProgramCall> calls_;
   std::vector<Message> messages_;
   std::vector<std::vector<std::vector<Signal>>> signals_;  // [rank][worker]
   bool sized_by_flags_ = false;
-  uint64_t digest_ = 0;
 };
 
 }  // namespace jaxcoll::cuda

@@ -35,28 +35,28 @@ Layout BruckAllToAllLayout(const ScheduleSpec& spec) {
 void BruckAllToAll(ProgramBuilder& b) {
   // A block cannot arrive where one is being sent from, so the block of distance i alternates
   // between scratch blocks i and P + i; which one, the number of its hops so far tells.
-  auto slot = [&](int32_t distance, int32_t hops) { return distance + hops % 2 * b.size(); };
-  std::vector<int32_t> distances, first_slots, last_slots, in_blocks, out_blocks;
+  auto block = [&](int32_t distance, int32_t hops) { return distance + hops % 2 * b.size(); };
+  std::vector<int32_t> distances, first_blocks, last_blocks, in_blocks, out_blocks;
   for (int32_t i = 1; i < b.size(); ++i) {
-    first_slots.push_back(slot(i, 0));
-    last_slots.push_back(slot(i, std::popcount(static_cast<uint32_t>(i))));
+    first_blocks.push_back(block(i, 0));
+    last_blocks.push_back(block(i, std::popcount(static_cast<uint32_t>(i))));
     in_blocks.push_back(b.Neighbour(i));
     out_blocks.push_back(b.Neighbour(-i));
   }
   b.Copy(b.Blocks(kIn, b.rank()), b.Blocks(kOut, b.rank()));
-  b.Copy(b.Blocks(kIn, in_blocks), b.Blocks(kTmp, first_slots));
+  b.Copy(b.Blocks(kIn, in_blocks), b.Blocks(kTmp, first_blocks));
   for (int32_t bit = 1; bit < b.size(); bit *= 2, b.NextStep()) {
     std::vector<int32_t> before, after;
     for (int32_t i = bit; i < b.size(); ++i) {
       if (!(i & bit)) continue;
       const int32_t hops = std::popcount(static_cast<uint32_t>(i & (bit - 1)));
-      before.push_back(slot(i, hops));
-      after.push_back(slot(i, hops + 1));
+      before.push_back(block(i, hops));
+      after.push_back(block(i, hops + 1));
     }
     b.Send(b.Neighbour(bit), b.Blocks(kTmp, before), b.Blocks(kTmp, after));
     b.Recv(b.Neighbour(-bit), b.Blocks(kTmp, before), b.Blocks(kTmp, after));
   }
-  b.Copy(b.Blocks(kTmp, last_slots), b.Blocks(kOut, out_blocks));
+  b.Copy(b.Blocks(kTmp, last_blocks), b.Blocks(kOut, out_blocks));
 }
 
 }  // namespace jaxcoll

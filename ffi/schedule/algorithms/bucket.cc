@@ -51,13 +51,13 @@ std::vector<int32_t> Around(const Torus& torus, int32_t rank, const std::vector<
 
 Layout BucketAllReduceLayout(const ScheduleSpec& spec) {
   const int64_t ports = Torus(spec.dims).ports();
-  return {.chunks = ports * spec.world_size, .lanes = ports};
+  return {.chunks = ports * spec.world_size, .subchannels = ports};
 }
 
 void BucketAllReduce(ProgramBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     const Way way = WayOf(part);
     std::vector<Ring> rings;
     int32_t begin = part * b.size(), count = b.size();  // what is reduced by the next phase
@@ -87,14 +87,15 @@ void BucketAllReduce(ProgramBuilder& b) {
 Layout BucketReduceScatterLayout(const ScheduleSpec& spec) {
   // Partial sums of a block lie in the scratch block of its number.
   const int64_t ports = Torus(spec.dims).ports();
-  return {
-      .chunks = ports, .scratch_blocks = spec.world_size > 2 ? spec.world_size : 0, .lanes = ports};
+  return {.chunks = ports,
+          .scratch_blocks = spec.world_size > 2 ? spec.world_size : 0,
+          .subchannels = ports};
 }
 
 void BucketReduceScatter(ProgramBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     b.SetStep(0);
     const Way way = WayOf(part);
     for (int32_t phase = 0; phase < torus.dimensions(); ++phase) {
@@ -127,13 +128,13 @@ void BucketReduceScatter(ProgramBuilder& b) {
 
 Layout BucketAllGatherLayout(const ScheduleSpec& spec) {
   const int64_t ports = Torus(spec.dims).ports();
-  return {.chunks = ports, .lanes = ports};
+  return {.chunks = ports, .subchannels = ports};
 }
 
 void BucketAllGather(ProgramBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     b.SetStep(0);
     b.Copy(b.Parts(kIn, {0}, part), b.Parts(kOut, {b.rank()}, part));
     const Way way = WayOf(part);

@@ -112,8 +112,8 @@ std::vector<Interval> Butterfly::GivenPositions(int32_t rank, int32_t step) cons
   return intervals;
 }
 
-void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane) {
-  const int32_t base = lane * b.size(), extra = butterfly.size();
+void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
+  const int32_t base = subchannel * b.size(), extra = butterfly.size();
   const bool beside = extra < b.size();
   auto chunks = [&](BufferKind buffer, std::vector<Interval> positions) {
     for (Interval& interval : positions) interval.begin += base;
@@ -172,10 +172,10 @@ int64_t ButterflyReduceScatterScratch(int32_t size, bool power_of_two) {
   return size > 2 ? size / 2 : 0;  // what is left after the first step
 }
 
-void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane) {
+void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
   const int32_t extra = butterfly.size(), steps = butterfly.steps();
   const bool power_of_two = butterfly.power_of_two();
-  auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, lane); };
+  auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, subchannel); };
   const Operand result = block(kOut, 0);
   b.SetStep(0);
   if (b.rank() == extra) {
@@ -191,17 +191,17 @@ void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32
     if (power_of_two) {
       for (int32_t& rank : ranks) rank = butterfly.Position(rank) % (extra / 2);
     }
-    return b.Parts(kTmp, ranks, lane);
+    return b.Parts(kTmp, ranks, subchannel);
   };
   if (!power_of_two) {  // see ButterflyAllReduce
     std::vector<int32_t> all(extra);
     for (int32_t q = 0; q < extra; ++q) all[q] = q;
-    b.Copy(b.Parts(kIn, all, lane), sums(all));
+    b.Copy(b.Parts(kIn, all, subchannel), sums(all));
   }
   for (int32_t s = 0; s < steps; ++s, b.NextStep()) {
     const int32_t peer = butterfly.Partner(b.rank(), s);
     auto value = [&](const std::vector<int32_t>& ranks) {
-      return s == 0 && power_of_two ? b.Parts(kIn, ranks, lane) : sums(ranks);
+      return s == 0 && power_of_two ? b.Parts(kIn, ranks, subchannel) : sums(ranks);
     };
     // The last step brings a rank's own share and nothing else.
     auto sum = [&](const std::vector<int32_t>& ranks) {
@@ -217,9 +217,9 @@ void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32
   }
 }
 
-void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane) {
+void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
   const int32_t extra = butterfly.size(), steps = butterfly.steps();
-  auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, lane); };
+  auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, subchannel); };
   const Operand input = block(kIn, 0);
   b.SetStep(0);
   b.Copy(input, block(kOut, b.rank()));
@@ -233,8 +233,8 @@ void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t l
   }
   for (int32_t s = steps - 1; s >= 0; --s, b.NextStep()) {
     const int32_t peer = butterfly.Partner(b.rank(), s);
-    const Operand mine = b.Parts(kOut, butterfly.Given(peer, s), lane);
-    const Operand theirs = b.Parts(kOut, butterfly.Given(b.rank(), s), lane);
+    const Operand mine = b.Parts(kOut, butterfly.Given(peer, s), subchannel);
+    const Operand theirs = b.Parts(kOut, butterfly.Given(b.rank(), s), subchannel);
     const bool own = s + 1 == steps;
     b.Send(peer, own ? input : mine, mine);
     b.Recv(peer, own ? input : theirs, theirs);

@@ -56,14 +56,14 @@ class Butterfly {
 };
 
 // The collectives over the first `butterfly.size()` ranks, on one share of every chunk or block:
-// `lane` of the layout's, which the caller has set. The one rank there may be beside them, in
+// `subchannel` of the layout's, which the caller has set. The one rank there may be beside them, in
 // worlds of an odd size, gives and takes its data directly.
 
-// all_reduce: of the chunks lane * P, ..., lane * P + P - 1.
-void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane);
-// reduce_scatter and all_gather: of chunk `lane` of every block.
-void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane);
-void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t lane);
+// all_reduce: of the chunks subchannel * P, ..., subchannel * P + P - 1.
+void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
+// reduce_scatter and all_gather: of chunk `subchannel` of every block.
+void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
+void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
 int64_t ButterflyReduceScatterScratch(int32_t size, bool power_of_two);
 
 }  // namespace jaxcoll

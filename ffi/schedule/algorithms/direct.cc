@@ -20,7 +20,7 @@ namespace jaxcoll {
 namespace {
 
 // The scratch block of `rank` that receives from `peer`: there is none for the rank itself.
-int32_t Slot(int32_t rank, int32_t peer) { return peer < rank ? peer : peer - 1; }
+int32_t ScratchBlock(int32_t rank, int32_t peer) { return peer < rank ? peer : peer - 1; }
 
 // `own` and the peers' contributions, in rank order.
 template <typename At>
@@ -41,11 +41,11 @@ Layout DirectAllReduceLayout(const ScheduleSpec& spec) {
 void DirectAllReduce(ProgramBuilder& b) {
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
-    b.Send(to, b.Blocks(kIn, 0), b.Blocks(kTmp, Slot(to, b.rank())));
-    b.Recv(from, b.Blocks(kIn, 0), b.Blocks(kTmp, Slot(b.rank(), from)));
+    b.Send(to, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(to, b.rank())));
+    b.Recv(from, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(b.rank(), from)));
   }
   b.Reduce(InRankOrder(b, b.Blocks(kIn, 0),
-                       [&](int32_t q) { return b.Blocks(kTmp, Slot(b.rank(), q)); }),
+                       [&](int32_t q) { return b.Blocks(kTmp, ScratchBlock(b.rank(), q)); }),
            b.Blocks(kOut, 0));
 }
 
@@ -54,20 +54,20 @@ Layout Direct2AllReduceLayout(const ScheduleSpec& spec) {
 }
 
 void Direct2AllReduce(ProgramBuilder& b) {
-  // Chunk r is reduced by rank r. Data keeps its position, so a slot is a whole scratch block of
+  // Chunk r is reduced by rank r. Data keeps its position, so a peer has a whole scratch block, of
   // which only that chunk is touched.
   const int32_t scratch_stride = b.size() * b.spec().channels;
-  auto slot = [&](int32_t rank, int32_t peer) {
+  auto scratch = [&](int32_t rank, int32_t peer) {
     Operand operand = b.Chunks(kTmp, rank);
-    operand.chunks.front().begin += Slot(rank, peer) * scratch_stride;
+    operand.chunks.front().begin += ScratchBlock(rank, peer) * scratch_stride;
     return operand;
   };
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
-    b.Send(to, b.Chunks(kIn, to), slot(to, b.rank()));
-    b.Recv(from, b.Chunks(kIn, b.rank()), slot(b.rank(), from));
+    b.Send(to, b.Chunks(kIn, to), scratch(to, b.rank()));
+    b.Recv(from, b.Chunks(kIn, b.rank()), scratch(b.rank(), from));
   }
-  b.Reduce(InRankOrder(b, b.Chunks(kIn, b.rank()), [&](int32_t q) { return slot(b.rank(), q); }),
+  b.Reduce(InRankOrder(b, b.Chunks(kIn, b.rank()), [&](int32_t q) { return scratch(b.rank(), q); }),
            b.Chunks(kOut, b.rank()));
   b.NextStep();
   for (int32_t d = 1; d < b.size(); ++d) {
@@ -84,11 +84,11 @@ Layout DirectReduceScatterLayout(const ScheduleSpec& spec) {
 void DirectReduceScatter(ProgramBuilder& b) {
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
-    b.Send(to, b.Blocks(kIn, to), b.Blocks(kTmp, Slot(to, b.rank())));
-    b.Recv(from, b.Blocks(kIn, b.rank()), b.Blocks(kTmp, Slot(b.rank(), from)));
+    b.Send(to, b.Blocks(kIn, to), b.Blocks(kTmp, ScratchBlock(to, b.rank())));
+    b.Recv(from, b.Blocks(kIn, b.rank()), b.Blocks(kTmp, ScratchBlock(b.rank(), from)));
   }
   b.Reduce(InRankOrder(b, b.Blocks(kIn, b.rank()),
-                       [&](int32_t q) { return b.Blocks(kTmp, Slot(b.rank(), q)); }),
+                       [&](int32_t q) { return b.Blocks(kTmp, ScratchBlock(b.rank(), q)); }),
            b.Blocks(kOut, 0));
 }
 
@@ -99,16 +99,16 @@ Layout DirectReduceLayout(const ScheduleSpec& spec) {
 void DirectReduce(ProgramBuilder& b) {
   const int32_t root = b.spec().root;
   if (b.rank() != root) {
-    b.Send(root, b.Blocks(kIn, 0), b.Blocks(kTmp, Slot(root, b.rank())));
+    b.Send(root, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(root, b.rank())));
     return;
   }
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t from = b.Neighbour(d);
-    b.Recv(from, b.Blocks(kIn, 0), b.Blocks(kTmp, Slot(root, from)));
+    b.Recv(from, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(root, from)));
   }
-  b.Reduce(
-      InRankOrder(b, b.Blocks(kIn, 0), [&](int32_t q) { return b.Blocks(kTmp, Slot(root, q)); }),
-      b.Blocks(kOut, 0));
+  b.Reduce(InRankOrder(b, b.Blocks(kIn, 0),
+                       [&](int32_t q) { return b.Blocks(kTmp, ScratchBlock(root, q)); }),
+           b.Blocks(kOut, 0));
 }
 
 void DirectAllGather(ProgramBuilder& b) {

@@ -84,7 +84,7 @@ void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group) {
   auto partial = [&](const TreeNode& node) { return node.left == kNone ? group.from : kOut; };
 
   for (int32_t tree = 0; tree < 2; ++tree) {
-    b.SetLane(group.first_lane + tree);
+    b.SetSubchannel(group.first_subchannel + tree);
     const TreeNode node = NodeOf(group.index, group.size, tree);
     std::array<TreeNode, 2> children;
     const std::array<int32_t, 2> child_indices = {node.left, node.right};
@@ -125,7 +125,7 @@ void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group) {
 }
 
 Layout DoubleTreeAllReduceLayout(const ScheduleSpec&) {
-  return {.chunks = TreeGroup::kPieces, .lanes = TreeGroup::kLanes};
+  return {.chunks = TreeGroup::kPieces, .subchannels = TreeGroup::kSubchannels};
 }
 
 void DoubleTreeAllReduce(ProgramBuilder& b) {

@@ -13,7 +13,7 @@ struct TreeGroup {
   // (m - 1) of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
   static constexpr int32_t kPieces = 16;
   // One per tree: a rank that waits in one must not hold up the other.
-  static constexpr int32_t kLanes = 2;
+  static constexpr int32_t kSubchannels = 2;
 
   int32_t size = 1;
   int32_t index = 0;  // this rank among the members
@@ -21,10 +21,10 @@ struct TreeGroup {
   std::function<Operand(BufferKind, int32_t piece)> piece;
   // The buffer of the members' contributions: input, or output (then it is reduced in place).
   BufferKind from = BufferKind::kInput;
-  int32_t first_lane = 0;
+  int32_t first_subchannel = 0;
 };
 
-// An all-reduce; leaves the lane at the last tree's.
+// An all-reduce; leaves the subchannel at the last tree's.
 void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group);
 
 }  // namespace jaxcoll

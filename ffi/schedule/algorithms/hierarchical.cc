@@ -97,7 +97,8 @@ void HierarchicalHalvingAllReduce(ProgramBuilder& b) {
 }
 
 Layout HierarchicalTreeAllReduceLayout(const ScheduleSpec& spec) {
-  return {.chunks = int64_t{spec.dims[1]} * TreeGroup::kPieces, .lanes = TreeGroup::kLanes};
+  return {.chunks = int64_t{spec.dims[1]} * TreeGroup::kPieces,
+          .subchannels = TreeGroup::kSubchannels};
 }
 
 void HierarchicalTreeAllReduce(ProgramBuilder& b) {
@@ -111,7 +112,7 @@ void HierarchicalTreeAllReduce(ProgramBuilder& b) {
             .piece = [&](BufferKind buffer, int32_t piece) { return at.Parts(buffer, piece, 1); },
             .from = at.RailFrom()});
   }
-  b.SetLane(0);
+  b.SetSubchannel(0);
   RingAllGatherSteps(b, at.Inside());
 }
 

@@ -21,14 +21,14 @@ namespace {
 // With two, what a rank forwards of the last piece is half of a block; every further piece costs
 // the rail another message's latency.
 constexpr int32_t kPieces = 2;
-struct GatherLane {
-  enum : int32_t { kInside, kRail, kForward, kLanes };
+struct GatherSubchannel {
+  enum : int32_t { kInside, kRail, kForward, kSubchannels };
 };
 
 }  // namespace
 
 Layout HierarchicalAllGatherLayout(const ScheduleSpec&) {
-  return {.chunks = kPieces, .lanes = GatherLane::kLanes};
+  return {.chunks = kPieces, .subchannels = GatherSubchannel::kSubchannels};
 }
 
 void HierarchicalAllGather(ProgramBuilder& b) {
@@ -39,7 +39,7 @@ void HierarchicalAllGather(ProgramBuilder& b) {
   };
   const Operand input = b.Blocks(kIn, 0);
 
-  b.SetLane(GatherLane::kInside);
+  b.SetSubchannel(GatherSubchannel::kInside);
   b.Copy(input, b.Blocks(kOut, b.rank()));
   for (int32_t d = 1; d < node_size; ++d) {
     const int32_t to = rank_of(node, place + d), from = rank_of(node, place - d);
@@ -58,14 +58,14 @@ void HierarchicalAllGather(ProgramBuilder& b) {
       auto source = [&](int32_t back) {
         return s == 0 ? b.Parts(kIn, {0}, piece) : part(back, place);
       };
-      b.SetLane(GatherLane::kRail);
+      b.SetSubchannel(GatherSubchannel::kRail);
       b.SetStep(step);
       b.Send(rank_of(node + 1, place), source(s), part(s, place));
       if (sent_before >= 0) b.LastOpWaitsFor(sent_before);
       sent_before = b.LastOp();
       b.Recv(rank_of(node - 1, place), source(s + 1), part(s + 1, place));
 
-      b.SetLane(GatherLane::kForward);
+      b.SetSubchannel(GatherSubchannel::kForward);
       b.SetStep(step + 1);
       for (int32_t d = 1; d < node_size; ++d) {
         const int32_t to = rank_of(node, place + d), from = rank_of(node, place - d);

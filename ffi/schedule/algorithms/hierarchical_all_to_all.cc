@@ -22,15 +22,16 @@
 namespace jaxcoll {
 namespace {
 
-struct ExchangeLane {
-  enum : int32_t { kInside, kOwn, kRail, kLanes };
+struct ExchangeSubchannel {
+  enum : int32_t { kInside, kOwn, kRail, kSubchannels };
 };
 
 }  // namespace
 
 Layout HierarchicalAllToAllLayout(const ScheduleSpec& spec) {
   const bool collects = spec.dims[0] > 1 && spec.dims[1] > 1;
-  return {.scratch_blocks = collects ? spec.world_size : 0, .lanes = ExchangeLane::kLanes};
+  return {.scratch_blocks = collects ? spec.world_size : 0,
+          .subchannels = ExchangeSubchannel::kSubchannels};
 }
 
 void HierarchicalAllToAll(ProgramBuilder& b) {
@@ -52,7 +53,7 @@ void HierarchicalAllToAll(ProgramBuilder& b) {
     return blocks;
   };
 
-  b.SetLane(ExchangeLane::kInside);
+  b.SetSubchannel(ExchangeSubchannel::kInside);
   b.Copy(b.Blocks(kIn, b.rank()), b.Blocks(kOut, b.rank()));
   std::vector<int32_t> collected(node_size, -1);  // ops, by the place they send to
   for (int32_t d = 1; d < node_size && nodes > 1; ++d, b.NextStep()) {
@@ -73,11 +74,11 @@ void HierarchicalAllToAll(ProgramBuilder& b) {
   for (int32_t e = 1; e < nodes; ++e) {
     const int32_t to = rank_of(node + e, place), from = rank_of(node - e, place);
     b.SetStep(rail_step + e - 1);
-    b.SetLane(ExchangeLane::kOwn);
+    b.SetSubchannel(ExchangeSubchannel::kOwn);
     b.Send(to, b.Blocks(kIn, to), b.Blocks(kOut, b.rank()));
     b.Recv(from, b.Blocks(kIn, b.rank()), b.Blocks(kOut, from));
     if (node_size == 1) continue;
-    b.SetLane(ExchangeLane::kRail);
+    b.SetSubchannel(ExchangeSubchannel::kRail);
     b.Send(to, b.Blocks(kTmp, others(node + e)), b.Blocks(kOut, others(node)));
     b.Recv(from, b.Blocks(kTmp, others(node)), b.Blocks(kOut, others(node - e)));
   }

@@ -53,12 +53,12 @@ struct Trees {
     return steps;
   }
 
-  // The place of the sum at an offset while it is in progress.
-  int32_t Slot(int32_t o) const {
+  // The scratch block of the sum at an offset while it is in progress.
+  int32_t ScratchBlock(int32_t o) const {
     const int32_t tree = o / depth, t = o % depth;
     return t == 0 ? tree : trees * std::countr_zero(static_cast<uint32_t>(t)) + tree;
   }
-  int32_t Slots() const {  // trailing zeros from 1 to log2(depth) - 1, and the trees' roots
+  int32_t ScratchBlocks() const {  // trailing zeros from 1 to log2(depth) - 1, and the trees' roots
     return trees * std::max(1, std::countr_zero(static_cast<uint32_t>(depth)));
   }
 };
@@ -88,7 +88,7 @@ void PatAllGather(ProgramBuilder& b) {
 }
 
 Layout PatReduceScatterLayout(const ScheduleSpec& spec) {
-  return {.scratch_blocks = spec.world_size > 2 ? Trees(spec).Slots() : 0};
+  return {.scratch_blocks = spec.world_size > 2 ? Trees(spec).ScratchBlocks() : 0};
 }
 
 void PatReduceScatter(ProgramBuilder& b) {
@@ -98,9 +98,9 @@ void PatReduceScatter(ProgramBuilder& b) {
   std::vector<bool> has_sum(b.size());  // by offset, equal on all ranks
   auto sum = [&](const std::vector<int32_t>& offsets) {
     if (offsets.front() == 0) return b.Blocks(kOut, 0);
-    std::vector<int32_t> slots;
-    for (int32_t o : offsets) slots.push_back(trees.Slot(o));
-    return b.Blocks(kTmp, slots);
+    std::vector<int32_t> blocks;
+    for (int32_t o : offsets) blocks.push_back(trees.ScratchBlock(o));
+    return b.Blocks(kTmp, blocks);
   };
   auto input = [&](int32_t rank, const std::vector<int32_t>& offsets) {
     std::vector<int32_t> blocks;

@@ -56,8 +56,8 @@ void RingAllReduce(ProgramBuilder& b) {
 }
 
 Layout RingReduceScatterLayout(const ScheduleSpec& spec) {
-  // Partial sums alternate between two slots: with one, every rank would wait for its own send to
-  // finish before it receives, all around the ring.
+  // Partial sums alternate between two scratch blocks: with one, every rank would wait for its own
+  // send to finish before it receives, all around the ring.
   return {.scratch_blocks = std::clamp(spec.world_size - 2, 0, 2)};
 }
 

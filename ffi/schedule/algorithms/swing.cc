@@ -65,13 +65,13 @@ Status CheckSwingLatency(const ScheduleSpec& spec) {
 
 Layout SwingAllReduceLayout(const ScheduleSpec& spec) {
   const int64_t ports = TorusOf(spec).ports();
-  return {.chunks = ports * spec.world_size, .lanes = ports};
+  return {.chunks = ports * spec.world_size, .subchannels = ports};
 }
 
 void SwingAllReduce(ProgramBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     ButterflyAllReduce(b, Butterfly(torus, part / 2, part % 2 == 1), part);
   }
 }
@@ -80,40 +80,40 @@ Layout SwingReduceScatterLayout(const ScheduleSpec& spec) {
   const Torus torus = TorusOf(spec);
   return {.chunks = torus.ports(),
           .scratch_blocks = ButterflyReduceScatterScratch(torus.size(), PowersOfTwo(torus)),
-          .lanes = torus.ports()};
+          .subchannels = torus.ports()};
 }
 
 void SwingReduceScatter(ProgramBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     ButterflyReduceScatter(b, Butterfly(torus, part / 2, part % 2 == 1), part);
   }
 }
 
 Layout SwingAllGatherLayout(const ScheduleSpec& spec) {
   const int64_t ports = TorusOf(spec).ports();
-  return {.chunks = ports, .lanes = ports};
+  return {.chunks = ports, .subchannels = ports};
 }
 
 void SwingAllGather(ProgramBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     ButterflyAllGather(b, Butterfly(torus, part / 2, part % 2 == 1), part);
   }
 }
 
 Layout SwingLatencyAllReduceLayout(const ScheduleSpec& spec) {
   const int64_t ports = Torus(spec.dims).ports();
-  return {.chunks = ports, .scratch_blocks = spec.world_size > 2 ? 1 : 0, .lanes = ports};
+  return {.chunks = ports, .scratch_blocks = spec.world_size > 2 ? 1 : 0, .subchannels = ports};
 }
 
 void SwingLatencyAllReduce(ProgramBuilder& b) {
   const Fold fold(b.size());
   const Torus torus = fold.pairs > 0 ? Torus({fold.size}) : Torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
-    b.SetLane(part);
+    b.SetSubchannel(part);
     b.SetStep(0);
     const Butterfly butterfly(torus, part / 2, part % 2 == 1);
     ExchangeAllReduce(

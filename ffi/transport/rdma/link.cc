@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "transport/fd.h"
 #include "transport/link_error.h"
 #include "transport/rdma/offer.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "base/environment.h"
+#include "base/log.h"
 #include "transport/link_error.h"
 #include "transport/rdma/link.h"
 

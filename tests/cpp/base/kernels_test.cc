@@ -31,8 +31,8 @@ class KernelsTest : public testing::TestWithParam<Isa> {
   }
 
   void Sum(std::vector<void*> destinations, std::vector<const void*> sources, size_t count,
-           DType dtype, Store store) {
-    ReduceWith(GetParam(), destinations, sources, count, dtype, ReduceOp::kSum, store);
+           DType dtype, Caching caching) {
+    ReduceWith(GetParam(), destinations, sources, count, dtype, ReduceOp::kSum, caching);
   }
 };
 
@@ -42,7 +42,7 @@ INSTANTIATE_TEST_SUITE_P(EveryIsa, KernelsTest,
 
 // Blocks of the exact size, so that AddressSanitizer sees a read or write beyond them.
 TEST_P(KernelsTest, StaysWithinItsBuffers) {
-  for (const Store store : {Store::kCached, Store::kStreaming}) {
+  for (const Caching caching : {Caching::kCached, Caching::kStreaming}) {
     for (size_t count = 0; count < 700; count += count < 140 ? 1 : 17) {
       for (const size_t skipped : {0, 1, 5}) {
         std::vector<std::unique_ptr<int32_t[]>> blocks;
@@ -55,7 +55,7 @@ TEST_P(KernelsTest, StaysWithinItsBuffers) {
           (i < 3 ? sources.push_back(begin) : destinations.push_back(begin));
         }
         destinations.push_back(const_cast<void*>(sources[1]));  // in place
-        Sum(destinations, sources, count, DType::kInt32, store);
+        Sum(destinations, sources, count, DType::kInt32, caching);
         for (const void* destination : destinations) {
           const int32_t* sums = static_cast<const int32_t*>(destination);
           for (size_t i = 0; i < count; ++i) ASSERT_EQ(sums[i], static_cast<int32_t>(3 * i + 3));
@@ -71,7 +71,7 @@ TEST_P(KernelsTest, RoundsSmallFloatsOnce) {
   std::vector<uint16_t> sum(100);
   std::vector<const void*> sources(9, eighth.data());
   sources[0] = one.data();
-  Sum({sum.data()}, sources, sum.size(), DType::kBFloat16, Store::kCached);
+  Sum({sum.data()}, sources, sum.size(), DType::kBFloat16, Caching::kCached);
   EXPECT_EQ(sum, std::vector<uint16_t>(100, 0x3f82));  // 1 + 8 * 2^-9
 }
 
@@ -79,9 +79,9 @@ TEST_P(KernelsTest, NanIsTheSameWhicheverSourceBroughtIt) {
   const auto nan = [](uint32_t bits) { return std::vector<uint32_t>(33, bits); };
   const std::vector<uint32_t> first = nan(0xffc12345), second = nan(0x7f800001);
   std::vector<uint32_t> sum(33);
-  Sum({sum.data()}, {first.data(), second.data()}, 33, DType::kFloat32, Store::kCached);
+  Sum({sum.data()}, {first.data(), second.data()}, 33, DType::kFloat32, Caching::kCached);
   EXPECT_EQ(sum, nan(0x7fc00000));
-  Sum({sum.data()}, {second.data(), first.data()}, 33, DType::kFloat32, Store::kCached);
+  Sum({sum.data()}, {second.data(), first.data()}, 33, DType::kFloat32, Caching::kCached);
   EXPECT_EQ(sum, nan(0x7fc00000));
 }
 
@@ -93,7 +93,7 @@ TEST_P(KernelsTest, SubnormalsSurviveAThreadThatFlushesThem) {
   std::vector<float> sum(40);
   const unsigned saved = _mm_getcsr();
   _mm_setcsr(saved | kFlushAndDenormalsAreZero);
-  Sum({sum.data()}, {tinies.data(), tinies.data()}, 40, DType::kFloat32, Store::kCached);
+  Sum({sum.data()}, {tinies.data(), tinies.data()}, 40, DType::kFloat32, Caching::kCached);
   const unsigned after = _mm_getcsr();
   _mm_setcsr(saved);
   EXPECT_EQ(sum, std::vector<float>(40, 2 * tiny));
@@ -110,7 +110,7 @@ TEST(ReduceTest, ServesManyThreads) {
       void* const destination = sum.data();
       const void* const sources[] = {ones.data(), ones.data(), ones.data()};
       Reduce({&destination, 1}, sources, sum.size(), DType::kFloat32, ReduceOp::kSum,
-             Store::kStreaming);
+             Caching::kStreaming);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -120,14 +120,14 @@ TEST(ReduceTest, ServesManyThreads) {
 TEST(CopyTest, FillsEveryDestination) {
   std::vector<uint8_t> source(1000);
   std::iota(source.begin(), source.end(), 0);
-  for (const Store store : {Store::kCached, Store::kStreaming}) {
+  for (const Caching caching : {Caching::kCached, Caching::kStreaming}) {
     for (const size_t size : {0, 1, 63, 64, 500, 999}) {
       for (const size_t destination_count : {1, 2, 5}) {
         const std::vector<uint8_t> expected(source.begin() + 1, source.begin() + 1 + size);
         std::vector<std::vector<uint8_t>> blocks(destination_count, std::vector<uint8_t>(size));
         std::vector<void*> destinations;
         for (std::vector<uint8_t>& block : blocks) destinations.push_back(block.data());
-        Copy(destinations, source.data() + 1, size, store);
+        Copy(destinations, source.data() + 1, size, caching);
         for (const std::vector<uint8_t>& block : blocks) EXPECT_EQ(block, expected);
       }
     }
@@ -137,8 +137,8 @@ TEST(CopyTest, FillsEveryDestination) {
 TEST(CopyTest, ToItselfChangesNothing) {
   std::vector<uint8_t> block(300, 7);
   void* const destination = block.data();
-  Copy({&destination, 1}, block.data(), block.size(), Store::kCached);
-  Copy({&destination, 1}, block.data(), block.size(), Store::kStreaming);
+  Copy({&destination, 1}, block.data(), block.size(), Caching::kCached);
+  Copy({&destination, 1}, block.data(), block.size(), Caching::kStreaming);
   EXPECT_EQ(block, std::vector<uint8_t>(300, 7));
 }
 
@@ -147,7 +147,7 @@ TEST(CopyTest, KeepsThePayloadOfNan) {
   uint32_t copied = 0;
   void* const destination = &copied;
   const void* const source = &signalling;
-  Reduce({&destination, 1}, {&source, 1}, 1, DType::kFloat32, ReduceOp::kSum, Store::kCached);
+  Reduce({&destination, 1}, {&source, 1}, 1, DType::kFloat32, ReduceOp::kSum, Caching::kCached);
   EXPECT_EQ(copied, signalling);
 }
 
@@ -156,7 +156,7 @@ TEST(ReduceDeathTest, RefusesAnOpThatTheDtypeLacks) {
   void* const destination = &value;
   const void* const sources[] = {&value, &value};
   EXPECT_DEATH(
-      Reduce({&destination, 1}, sources, 1, DType::kFloat32, ReduceOp::kXor, Store::kCached),
+      Reduce({&destination, 1}, sources, 1, DType::kFloat32, ReduceOp::kXor, Caching::kCached),
       "xor of float32");
 }
 

@@ -270,6 +270,7 @@ TEST(CallSite, BuildsItsOwnRanksOpsOnly) {
   const Case cases[] = {
       {"all_reduce", "ring", [](int64_t p) { return 4 * (p - 1); }},
       {"all_reduce", "direct", [](int64_t p) { return 2 * (p - 1) + 1; }},
+      {"all_reduce", "direct2", [](int64_t p) { return 4 * (p - 1) + 1; }},
       {"all_to_all", "direct", [](int64_t p) { return 2 * (p - 1) + 1; }},
       {"all_reduce", "halving_doubling",
        [](int64_t p) { return 4 * std::countr_zero(static_cast<uint64_t>(p)); }},

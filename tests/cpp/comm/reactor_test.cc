@@ -328,28 +328,28 @@ TEST(Reactor, QuestionsAreNotAnsweredAsFastAsTheyCome) {
 TEST(Reactor, SlotsCountTheInstructionsOfOneExecutable) {
   Alone process(2);
   Reactor& reactor = *process.reactor;
-  const auto first = reactor.TakeSlot("f psum");
+  const auto first = reactor.interprocess().TakeSlot("f psum");
   EXPECT_EQ(first.number, 0);
-  const auto dropped = reactor.TakeSlot("f psum");
+  const auto dropped = reactor.interprocess().TakeSlot("f psum");
   EXPECT_EQ(dropped.number, 1);
-  reactor.ReturnSlot("f psum", dropped);
-  EXPECT_EQ(reactor.TakeSlot("f psum").number, 1);  // instantiated again
-  EXPECT_EQ(reactor.TakeSlot("f pmax").number, 0);
+  reactor.interprocess().ReturnSlot("f psum", dropped);
+  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);  // instantiated again
+  EXPECT_EQ(reactor.interprocess().TakeSlot("f pmax").number, 0);
   // Another thread builds another one meanwhile.
-  std::thread([&] { EXPECT_EQ(reactor.TakeSlot("f psum").number, 0); }).join();
+  std::thread([&] { EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0); }).join();
   // Compiled once more, whether the old executable still lives or not.
   reactor.EndBuild();
-  EXPECT_EQ(reactor.TakeSlot("f psum").number, 0);
-  reactor.ReturnSlot("f psum", first);
-  EXPECT_EQ(reactor.TakeSlot("f psum").number, 1);
+  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0);
+  reactor.interprocess().ReturnSlot("f psum", first);
+  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);
 }
 
 TEST(Reactor, AnExecutableThatRunsIsComplete) {
   Alone process(2);
-  const auto slot = process.reactor->TakeSlot("f psum");
+  const auto slot = process.reactor->interprocess().TakeSlot("f psum");
   process.build = slot.build;
   const auto group = process.Open(2, "f psum");
-  EXPECT_EQ(process.reactor->TakeSlot("f psum").number, 0);
+  EXPECT_EQ(process.reactor->interprocess().TakeSlot("f psum").number, 0);
 }
 
 TEST(Reactor, ARefusalReachesPeersWithoutAnOpenCommunicator) {
@@ -467,7 +467,8 @@ TEST_P(ReactorThreads, OverSharedMemory) {
       const int64_t elements = g == 0 ? 100000 : 100;
       auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*segments)),
                                       {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
-      groups.push_back(reactors[p]->Open({{0, 1, 2}, spec.algorithm, spec.algorithm, *plan}));
+      groups.push_back(
+          reactors[p]->interprocess().Open({{0, 1, 2}, spec.algorithm, spec.algorithm, *plan}));
       std::vector<Buffers*> mine;
       for (int c = 0; c < kCalls; ++c) {
         buffers.push_back({std::vector<float>(elements, static_cast<float>(p + c)),

@@ -66,7 +66,7 @@ void Compare() {
     std::vector<unsigned char> expected(bytes), actual(bytes);
     void* to = expected.data();
     const std::vector<const void*> sources = {a.data(), b.data(), a.data()};
-    Reduce({&to, 1}, sources, a.size(), kDType, op, Store::kCached);
+    Reduce({&to, 1}, sources, a.size(), kDType, op, Caching::kCached);
     for (size_t n = 0; n < a.size(); ++n) {
       const auto sum = Combine(op, Combine(op, E::Load(a[n]), E::Load(b[n])), E::Load(a[n]));
       const Stored stored = E::Store(sum);

@@ -293,7 +293,7 @@ Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
     std::vector<const void*> sources;
     for (int q = 0; q < c.ranks; ++q) sources.push_back(group.input(q, v).data() + skip);
     void* to = result.data();
-    jaxcoll::Reduce({&to, 1}, sources, c.elements[v], c.dtype, c.op, Store::kCached);
+    jaxcoll::Reduce({&to, 1}, sources, c.elements[v], c.dtype, c.op, Caching::kCached);
   };
   const auto copy = [&](size_t to, int from, size_t skip) {
     std::memcpy(result.data() + to, group.input(from, v).data() + skip, block);

@@ -4,7 +4,11 @@
 #include "gpu/host/group_call.h"
 
 #include <cstring>
+#include <functional>
+#include <numeric>
+#include <string_view>
 
+#include "call/call_site.h"
 #include "engine/memory/local_plan.h"
 #include "gpu/host/gpu_call_site.h"
 #include "support/host_job.h"
@@ -440,15 +444,120 @@ TEST(GpuCallSite, SumsOverItsGroups) {
 
 TEST(GpuCallSite, SaysWhichCallCannotBeServed) {
   TheJob();
-  TwoGroups unknown(SpecOf(Collective::kAllReduce, "nonsense", 2));
-  const std::string text = unknown.Prepare().message();
-  EXPECT_NE(text.find("all_reduce(sum) of int32[900] over axis 'x' (2 ranks), algorithm nonsense"),
-            std::string::npos)
-      << text;
+  CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);
+  spec.reduce_op = "nonsense";
+  EXPECT_EQ(TwoGroups(spec).Prepare().message(),
+            "all_reduce(nonsense) of int32[900] over axis 'x' (2 ranks), algorithm ring: "
+            "unknown reduce op 'nonsense'");
   TwoGroups call(SpecOf(Collective::kAllReduce, "ring", 2));
   ASSERT_TRUE(call.Prepare().ok());
   const Status status = call.site->Enqueue(kDevices, nullptr, nullptr, nullptr, nullptr);
   EXPECT_NE(status.message().find("GPU 4 is in none of its groups"), std::string::npos);
+}
+
+// The words with which a platform's call site refuses a call, when it is made or prepared.
+template <typename Site>
+std::string Refusal(const CallSpec& spec, const CallShape& shape) {
+  const StatusOr<std::unique_ptr<Site>> site = Site::Create(spec);
+  return site.ok() ? (*site)->Prepare(shape).message() : site.status().message();
+}
+
+TEST(GpuCallSite, RefusesWhatCpusRefuseInTheSameWords) {
+  TheJob();
+  using Arrays = std::vector<CallShape::Array>;
+  const auto vectors = [](int64_t in, int64_t out) {
+    return CallShape{{{DType::kFloat32, {in}}}, {{DType::kFloat32, {out}}}};
+  };
+  const auto ragged = [&](const Arrays& four) {
+    CallShape shape{{{DType::kFloat32, {8}}, {DType::kFloat32, {8}}}, {{DType::kFloat32, {8}}}};
+    shape.inputs.insert(shape.inputs.end(), four.begin(), four.end());
+    return shape;
+  };
+  struct Case {
+    const char* words;
+    Collective collective = Collective::kAllReduce;
+    std::function<void(CallSpec&)> spoil = [](CallSpec&) {};
+    CallShape shape;
+  };
+  const auto ragged_spec = [](CallSpec& spec) {
+    spec.collective = "ragged_all_to_all";
+    spec.reduce_op = "";
+  };
+  const std::vector<Case> cases = {
+      {"full rows", Collective::kAllReduce, [](CallSpec& s) { s.groups.pop_back(); },
+       vectors(8, 8)},
+      {"stands in two groups", Collective::kAllReduce, [](CallSpec& s) { s.groups[1] = 0; },
+       vectors(8, 8)},
+      {"has no device", Collective::kAllReduce, [](CallSpec& s) { s.groups[1] = 9; },
+       vectors(8, 8)},
+      {"unknown collective", Collective::kAllReduce, [](CallSpec& s) { s.collective = "shuffle"; },
+       vectors(8, 8)},
+      {"has no algorithm", Collective::kAllReduce, [](CallSpec& s) { s.algorithm = "magic"; },
+       vectors(8, 8)},
+      {"takes no dims", Collective::kAllReduce,
+       [](CallSpec& s) {
+         s.dims = {2, 2};
+       },
+       vectors(8, 8)},
+      {"root", Collective::kBroadcast, [](CallSpec& s) { s.root = 7; }, vectors(8, 8)},
+      {"permutation", Collective::kPermute,
+       [](CallSpec& s) {
+         s.permutation = {0, 1, 2};
+       },
+       vectors(8, 8)},
+      {"permutation", Collective::kPermute,
+       [](CallSpec& s) {
+         s.permutation = {0, 5};
+       },
+       vectors(8, 8)},
+      {"jaxcoll-schedule", Collective::kAllReduce, [](CallSpec& s) { s.schedule = "garbage"; },
+       vectors(8, 8)},
+      {"is for 2 ranks", Collective::kAllReduce,
+       [](CallSpec& s) {
+         s.schedule = Serialize(BuildAll(Spec(Collective::kAllReduce, "direct", 2)));
+       },
+       vectors(8, 8)},
+      {"unknown reduce op", Collective::kAllReduce, [](CallSpec& s) { s.reduce_op = "mean"; },
+       vectors(8, 8)},
+      {"unknown reduce op", Collective::kReduceScatter, [](CallSpec& s) { s.reduce_op = ""; },
+       vectors(8, 2)},
+      {"xor is not defined for float32", Collective::kAllReduce,
+       [](CallSpec& s) { s.reduce_op = "xor"; }, vectors(8, 8)},
+      {"as many vectors as it takes", Collective::kAllReduce, [](CallSpec&) {}, {}},
+      {"as many vectors as it takes",
+       Collective::kAllReduce,
+       [](CallSpec&) {},
+       {{{DType::kFloat32, {8}}}, {}}},
+      {"cannot turn float32[8] into float32[9]", Collective::kAllReduce, [](CallSpec&) {},
+       vectors(8, 9)},
+      {"cannot turn float32[9] into float32[2]", Collective::kReduceScatter, [](CallSpec&) {},
+       vectors(9, 2)},
+      {"cannot turn float32[8] into int32[8]",
+       Collective::kBroadcast,
+       [](CallSpec&) {},
+       {{{DType::kFloat32, {8}}}, {{DType::kInt32, {8}}}}},
+      {"six operands", Collective::kAllToAll, ragged_spec, vectors(8, 8)},
+      {"offsets and sizes of int32", Collective::kAllToAll, ragged_spec,
+       ragged(Arrays(4, {DType::kFloat32, {kDevices}}))},
+      {"tables of a multiple of 4", Collective::kAllToAll, ragged_spec,
+       ragged(Arrays(4, {DType::kInt32, {kDevices + 1}}))},
+  };
+  for (const Case& c : cases) {
+    // Kernels of single collectives serve "direct", the interpreter serves "ring".
+    for (const char* algorithm : {"direct", "ring"}) {
+      const bool has_ring =
+          c.collective == Collective::kAllReduce || c.collective == Collective::kReduceScatter;
+      if (!has_ring && std::string_view(algorithm) == "ring") continue;
+      CallSpec spec = SpecOf(c.collective, algorithm, kDevices);
+      spec.label = "axis 'x' (4 ranks)";
+      spec.device_ids.resize(kDevices);
+      std::iota(spec.device_ids.begin(), spec.device_ids.end(), kFirstDevice);
+      c.spoil(spec);
+      const std::string words = Refusal<GpuCallSite>(spec, c.shape);
+      EXPECT_EQ(words, Refusal<CallSite>(spec, c.shape));
+      EXPECT_NE(words.find(c.words), std::string::npos) << words;
+    }
+  }
 }
 
 // ---- Failure: what is said, and what to do --------------------------------------------------
@@ -476,7 +585,7 @@ TEST(Communicator, SaysWhatToDoIfTheWorkspaceDoesNotFit) {
 
 // The error of the first of two processes, which are on one host or on two.
 Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
-  HostExchange exchange;
+  HostStore store;
   Status statuses[2];
   std::vector<std::thread> processes;
   for (int process = 0; process < 2; ++process) {
@@ -485,8 +594,7 @@ Status CreateOnTwoProcesses(HostRuntime& runtime, bool one_host) {
       options.workspace_bytes = 1 << 20;
       options.host = one_host ? "one" : std::to_string(process);
       statuses[process] =
-          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &exchange, runtime)
-              .status();
+          Communicator::Create({{0, 0, 0}, {1, 1, 0}}, process, options, &store, runtime).status();
     });
   }
   for (std::thread& process : processes) process.join();

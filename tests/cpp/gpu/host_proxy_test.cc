@@ -303,7 +303,8 @@ TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
     ASSERT_FALSE(programs.empty()) << algorithm;
     const auto cases = MakeAll(programs, Collective::kAllGather, {1000, 67}, algorithm);
     for (const auto& one : cases) {
-      auto routes = HostRoutes::Make(one->launch.programs, {one->launch.calls[0]}, {0, 1, 2, 3});
+      auto routes =
+          HostRoutes::Make(one->launch.programs, AllRanks(4), {one->launch.calls[0]}, {0, 1, 2, 3});
       ASSERT_TRUE(routes.ok()) << routes.status().message();
       const ProgramCall& call = routes->calls()[0];
       DeviceMemory region(HostRoutes::RegionBytes(call));

@@ -8,8 +8,8 @@
 
 #include "gpu/host/communicator.h"
 #include "gpu/host/group_call.h"
-#include "support/host_exchange.h"
 #include "support/host_runtime.h"
+#include "support/host_store.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -46,7 +46,7 @@ class OperandMapTest : public testing::Test {
       CommunicatorOptions options;
       options.workspace_bytes = 1 << 20;
       options.operand = mine.pool == nullptr ? nullptr : mine.pool + 256;
-      auto made = Communicator::Create(members, process, options, &exchange_, runtime_);
+      auto made = Communicator::Create(members, process, options, &store_, runtime_);
       ASSERT_TRUE(made.ok()) << made.status().message();
       mine.communicator = std::move(*made);
       CallSpec spec;
@@ -71,7 +71,7 @@ class OperandMapTest : public testing::Test {
   }
 
   HostRuntime runtime_;
-  HostExchange exchange_;
+  HostStore store_;
   std::vector<Process> processes_;
 };
 

@@ -67,6 +67,28 @@ TEST(ScheduleTest, NegativeSpecsAreRefused) {
   }
 }
 
+// The reason to refuse a spec is known without its ops.
+TEST(ScheduleTest, CheckingASpecBuildsNothing) {
+  int64_t refused = 0;
+  for (const Collective collective : kCollectives) {
+    for (const std::string& algorithm : Algorithms(collective)) {
+      for (int32_t ranks = -1; ranks <= 9; ++ranks) {
+        for (const std::vector<int32_t>& dims : {std::vector<int32_t>{}, {2, 2}, {0}}) {
+          ScheduleSpec spec = PlainSpec(collective, algorithm, ranks);
+          spec.dims = dims;
+          const int64_t before = OpsBuilt();
+          const Status checked = CheckSchedule(spec);
+          EXPECT_EQ(OpsBuilt(), before);
+          EXPECT_EQ(checked.message(), BuildSchedule(spec, 0).status().message());
+          refused += checked.ok() ? 0 : 1;
+        }
+      }
+    }
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_TRUE(CheckSchedule(PlainSpec(Collective::kAllReduce, "ring", 1 << 17)).ok());
+}
+
 TEST(ScheduleTest, TextRoundTripsForEveryAlgorithm) {
   for (Collective collective : kCollectives) {
     for (const std::string& algorithm : Algorithms(collective)) {

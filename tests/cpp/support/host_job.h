@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "gpu/host/communicator.h"
-#include "support/host_exchange.h"
 #include "support/host_runtime.h"
+#include "support/host_store.h"
 #include "support/hosts.h"
 
 namespace jaxcoll::cuda {
@@ -43,7 +43,7 @@ class HostJob {
         options.proxy = &hosts->proxy(process);
       }
       StatusOr<std::unique_ptr<Communicator>> made =
-          Communicator::Create(members, process, options, &exchange_, runtime_);
+          Communicator::Create(members, process, options, &store_, runtime_);
       EXPECT_TRUE(made.ok()) << made.status().message();
       communicators_[process] = std::move(*made);
     });
@@ -78,7 +78,7 @@ class HostJob {
  private:
   Hosts* const hosts_;
   HostRuntime runtime_;
-  HostExchange exchange_;
+  HostStore store_;
   std::vector<std::unique_ptr<Communicator>> communicators_;
 };
 

@@ -45,7 +45,8 @@ class HostedWorld {
     }
     std::vector<int> host_of_rank;
     for (const int process : layout_.process_of_rank) host_of_rank.push_back(hosts.host(process));
-    auto routes = HostRoutes::Make(cases[0]->launch.programs, std::move(calls), host_of_rank);
+    auto routes = HostRoutes::Make(cases[0]->launch.programs, AllRanks(ranks()), std::move(calls),
+                                   host_of_rank);
     EXPECT_TRUE(routes.ok()) << routes.status().message();
     routes_ = std::make_shared<const HostRoutes>(std::move(*routes));
     for (int rank = 0; rank < ranks(); ++rank) {

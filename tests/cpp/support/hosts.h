@@ -53,7 +53,7 @@ class Hosts {
       processes_.push_back(std::make_unique<Process>(p));
       processes_[p]->reactor = Reactor::Create(
           p, devices, [this, p](int peer) { Connect(p, peer); }, std::move(seams));
-      processes_[p]->reactor->Invite(&processes_[p]->proxy);
+      processes_[p]->reactor->interprocess().Invite(&processes_[p]->proxy);
     }
   }
   ~Hosts() {

@@ -66,7 +66,7 @@ class Alone : public LinkSink {
     facts.program = program_name;
     facts.instruction = instruction.empty() ? operation : instruction;
     facts.serial = serial;
-    return reactor->Open({devices, operation, operation, *plan, facts, build});
+    return reactor->interprocess().Open({devices, operation, operation, *plan, facts, build});
   }
 
   void Start(RemoteGroup& group) { Start(group, input, output); }

@@ -226,7 +226,7 @@ void ReactorWorld::OpenNext(Process& process) {
   const int s = process.sites_to_open.front();
   process.sites_to_open.erase(process.sites_to_open.begin());
   Site& site = sites_[s];
-  site.groups[process.index] = process.reactor->Open(
+  site.groups[process.index] = process.reactor->interprocess().Open(
       {site.devices, site.operation, site.description, site.plans.at(process.index)});
 }
 

@@ -90,7 +90,7 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     int done = 0;
     Status status;
     for (int rank = 0; rank < ranks; ++rank) {
-      groups.push_back(reactors[rank]->Open({devices, what, what, plans[rank]}));
+      groups.push_back(reactors[rank]->interprocess().Open({devices, what, what, plans[rank]}));
       std::vector<std::unique_ptr<Completion>> completions;
       completions.push_back(std::make_unique<CallbackCompletion>([&, rank](const Status& end) {
         ++done;

@@ -6,13 +6,13 @@
 #include <mutex>
 #include <string>
 
-#include "gpu/host/exchange.h"
+#include "gpu/host/store.h"
 
 namespace jaxcoll::cuda {
 
-class HostExchange final : public Exchange {
+class HostStore final : public Store {
  public:
-  Status Publish(const std::string& key, const std::string& value) override {
+  Status Set(const std::string& key, const std::string& value) override {
     std::lock_guard lock(mutex_);
     if (!values_.emplace(key, value).second) {
       return Status(StatusCode::kUnavailable, key + " is there already");
@@ -20,7 +20,7 @@ class HostExchange final : public Exchange {
     changed_.notify_all();
     return Status();
   }
-  StatusOr<std::string> Fetch(const std::string& key, double) override {
+  StatusOr<std::string> Wait(const std::string& key, double) override {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return values_.contains(key); });
     return values_.at(key);
