@@ -121,7 +121,8 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a start used by others": (
         lambda: module(
-            entry=f"""  s = (f32[4,6]{{1,0}}, f32[8,6]{{1,0}}) all-gather-start(p), {REST}, dimensions={{0}}
+            entry=f"""  s = (f32[4,6]{{1,0}}, f32[8,6]{{1,0}}) all-gather-start(p), {REST},
+    dimensions={{0}}
   g = f32[4,6]{{1,0}} get-tuple-element(s), index=0
   d = f32[8,6]{{1,0}} all-gather-done(s)
   ROOT t = (f32[4,6]{{1,0}}, f32[8,6]{{1,0}}) tuple(g, d)"""
