@@ -1,4 +1,4 @@
-"""What jaxcoll makes of a program's collectives changes no bit: slices of all-reduces become
+"""Rewriting a program's collectives changes no bit: slices of all-reduces become
 reduce-scatters where every device takes its own, and independent calls become one."""
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def random_module(draw: random.Random) -> tuple[str, int]:
 
 @pytest.mark.seeds(12, exhaustive=150)
 def test_merging_changes_no_bit(seed: int) -> None:
-    """Whatever depends on what, by data or by order; four modules for each seed."""
+    """Calls depend on each other by data and by order; four modules for each seed."""
     cases = []
     for number in range(4):
         text, results = random_module(random.Random(4 * seed + number))

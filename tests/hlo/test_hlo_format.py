@@ -276,7 +276,7 @@ def test_the_fields_that_are_read_are_xlas(fields: dict[str, dict[str, str]]) ->
 
 
 def test_every_opcode_of_a_collective_is_known() -> None:
-    """Of those that jaxlib's binding names, any that sounds like one."""
+    """jaxlib's binding names all opcodes; those that sound like one are looked up."""
     from jaxlib import _hlo
 
     signs = ("All", "Collective", "Scatter", "Async", "Send", "Recv", "Permute", "Ragged")
@@ -314,7 +314,7 @@ ENTRY e {
 """
 
 
-def test_what_is_not_read_survives() -> None:
+def test_fields_that_are_not_read_survive() -> None:
     """XLA prints the same before and after; two modules of equal text have equal bytes."""
     from jaxlib import _hlo
 

@@ -467,7 +467,7 @@ FAMILIES: list[Callable[[], list[Checked]]] = [
 def trouble(
     case: hlo.Case, outcome: hlo.Outcome, expected: Sequence[np.ndarray] | None = None
 ) -> list[str]:
-    """What is wrong with the runs of a case: an error, other bits, or something left to XLA."""
+    """The faults in the runs of a case: an error, other bits, or something left to XLA."""
     found = []
     if expected is None:
         assert outcome.alone is not None

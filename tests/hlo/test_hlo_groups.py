@@ -1,4 +1,4 @@
-"""Who takes part in a collective, by every notation and in every mode, against a slow oracle."""
+"""The groups of a collective, by every notation and in every mode, against a slow oracle."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def transposed(values: Sequence[int], shape: Sequence[int], order: Sequence[int]
 
 
 def expected(opcode: str, channel: int, flat: bool, world: tuple[int, int], rows: Rows) -> Rows:
-    """Device by device, as the comments of XLA's collective_ops_utils.h have it."""
+    """Device by device, as XLA's comments on its group modes have it."""
     replicas, partitions = world
     ids = {(r, p): r * partitions + p for r in range(replicas) for p in range(partitions)}
     if not channel:
@@ -327,7 +327,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_cannot_be_read_is_left_and_never_guessed(case: str) -> None:
+def test_malformed_groups_are_left_and_never_guessed(case: str) -> None:
     with pytest.raises(NotServed):
         groups.groups_of(MALFORMED[case], devices(1, 8))
 

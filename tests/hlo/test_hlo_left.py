@@ -1,4 +1,4 @@
-"""What jaxcoll does not know is left to XLA, with the reason, and the module stays as it was."""
+"""A form that jaxcoll does not know is left to XLA, with the reason, and the module stays as it was."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", LEFT)
-def test_what_is_not_known_is_left_as_it_is(case: str) -> None:
+def test_an_unknown_form_is_left_as_it_is(case: str) -> None:
     make, reason = LEFT[case]
     made = make()
     before = made.SerializeToString(deterministic=True)
@@ -144,7 +144,7 @@ def test_what_is_not_known_is_left_as_it_is(case: str) -> None:
     assert made.SerializeToString(deterministic=True) == before
 
 
-def test_what_decides_may_refuse() -> None:
+def test_the_deciding_function_may_refuse() -> None:
     made = module()
     before = made.SerializeToString(deterministic=True)
 

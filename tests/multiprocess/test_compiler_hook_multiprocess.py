@@ -1,4 +1,4 @@
-"""What XLA's partitioner inserts, through jaxcoll, between processes."""
+"""Collectives that XLA's partitioner inserts, through jaxcoll, between processes."""
 
 from __future__ import annotations
 
