@@ -64,14 +64,15 @@ class Times:
         self.end: dict[int, float] = {}
         took: dict[int, float] = {}
         for i in computation.instructions:
-            self.begin[i.id] = max((self.end[o] for o in i.operand_ids), default=0.0)
+            sources = (*i.operand_ids, *i.control_predecessor_ids)
+            self.begin[i.id] = max((self.end[source] for source in sources), default=0.0)
             took[i.id] = costs.of(i, by_id)
             self.end[i.id] = self.begin[i.id] + took[i.id]
         self.must_end = dict.fromkeys(by_id, max(self.end.values()))
         for i in reversed(list(computation.instructions)):
-            for operand in i.operand_ids:
+            for source in (*i.operand_ids, *i.control_predecessor_ids):
                 must_begin = self.must_end[i.id] - took[i.id]
-                self.must_end[operand] = min(self.must_end[operand], must_begin)
+                self.must_end[source] = min(self.must_end[source], must_begin)
 
 
 def _elements(shape: Any) -> int:

@@ -132,7 +132,7 @@ class _Merger:
                 _Part(
                     *(call, place, operand, _key(call, shape.element_type)),
                     _module.byte_count(shape),
-                    self._times.end[operand],
+                    max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
                     needed.get(place, self._times.must_end[call.id]),
                 )
             )
@@ -166,7 +166,7 @@ class _Merger:
     def _needed_groups(self, groups: list[list[_Part]], part: _Part) -> set[int]:
         """The groups that a part depends on, by way of whole groups."""
         found: set[int] = set()
-        todo = [self._before[part.operand] | self._bits(part.operand)]
+        todo = [self._behind(part)]
         seen = 0
         while todo:
             bits = todo.pop() & ~seen
@@ -176,10 +176,15 @@ class _Merger:
                 bits ^= low
                 for number in self._group_of.get(low.bit_length() - 1, set()) - found:
                     found.add(number)
-                    todo += [
-                        self._before[p.operand] | self._bits(p.operand) for p in groups[number]
-                    ]
+                    todo += [self._behind(p) for p in groups[number]]
         return found
+
+    def _behind(self, part: _Part) -> int:
+        """A bit for each call that must come before a part."""
+        bits = 0
+        for source in (part.operand, *part.call.control_predecessor_ids):
+            bits |= self._before[source] | self._bits(source)
+        return bits
 
     def _bits(self, instruction: int) -> int:
         number = self._number.get(instruction)

@@ -201,9 +201,13 @@ def _write(computation: Any, instructions: Sequence[Any], renamed: dict[int, int
 
 
 def _in_order(instructions: Sequence[Any]) -> list[Any]:
-    """Instructions behind what they need, and otherwise as they were."""
+    """Instructions behind what they need, and otherwise as they were.
+
+    Raises: ValueError for a cycle.
+    """
     by_id = {i.id: i for i in instructions}
     done: set[int] = set()
+    begun: set[int] = set()
     ordered = []
     for first in instructions:
         stack = [first]
@@ -212,6 +216,9 @@ def _in_order(instructions: Sequence[Any]) -> list[Any]:
             sources = (*i.operand_ids, *i.control_predecessor_ids)
             missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
             if missing:
+                if i.id in begun:
+                    raise ValueError(f"{i.name} depends on itself")
+                begun.add(i.id)
                 stack += missing
                 continue
             stack.pop()

@@ -130,8 +130,8 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
         return
     if not serves:
-        if _overlap_wanted:
-            compat.set_frontend_attribute(module, ATTRIBUTE, "{}")
+        # A lowered program may have been compiled before, under another setting.
+        compat.set_frontend_attribute(module, ATTRIBUTE, "{}" if _overlap_wanted else None)
         return
     processes = {device.process_index for device in devices}
     with _lock:
