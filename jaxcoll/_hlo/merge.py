@@ -44,10 +44,9 @@ class _Part:
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
-def merge(module: Any, most_bytes: int, rechoose: Rechoose) -> None:
+def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    costs = Costs(module)
-    for computation, body in _module.bodies(module):
+    for computation, body in _module.bodies(module, _is_ours):
         calls = [i for i in computation.instructions if _is_ours(i)]
         if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
             _Merger(body, computation, calls, costs, most_bytes, rechoose).merge()
@@ -123,8 +122,8 @@ class _Merger:
         parts = []
         needed = {
             i.tuple_index: self._times.must_end[i.id]
-            for i in self._computation.instructions
-            if i.opcode == "get-tuple-element" and list(i.operand_ids) == [call.id]
+            for i in self._body.users[call.id]
+            if i.opcode == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
             shape = self._instructions[operand].shape

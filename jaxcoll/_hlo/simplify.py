@@ -41,7 +41,7 @@ def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> Non
         for instruction in computation.instructions
         for called in instruction.called_computation_ids
     )
-    for computation, body in _module.bodies(module):
+    for computation, body in _module.bodies(module, lambda i: i.opcode in _CHANGED):
         for instruction in body.instructions:
             try:
                 if instruction.opcode == "all-reduce":
@@ -63,6 +63,9 @@ def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
 
 
 _ALIASING = 74  # HloInstructionProto.output_operand_aliasing
+
+
+_CHANGED = {"all-reduce", "collective-permute"}
 
 
 class _Use(NamedTuple):
@@ -143,7 +146,11 @@ class _Scatter:
             for i in called.instructions
             if i.opcode == "parameter" and i.parameter_number == place
         ]
-        if self._callers[called.id] != 1 or len(parameters) != 1 or parameters[0].id == called.root_id:
+        if (
+            self._callers[called.id] != 1
+            or len(parameters) != 1
+            or parameters[0].id == called.root_id
+        ):
             return None
         users = [i for i in called.instructions if parameters[0].id in i.operand_ids]
         if len(users) != 1 or users[0].opcode != "dynamic-slice":

@@ -24,6 +24,7 @@ from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
 from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
+from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.groups import NotServed
 from jaxcoll._jax import compat, job_log
 from jaxcoll._job import communicator, presence
@@ -203,7 +204,7 @@ def _transformed(serialized: bytes) -> bytes | None:
         return None
     marking = json.loads(marking)
     if not marking:
-        changed = overlap.overlap(module)
+        changed = overlap.overlap(module, Costs(module))
         return module.SerializeToString() if changed else None
     decider = _Decider(serialized, module, marking)
     simplify.simplify(module, decider.may_scatter)
@@ -213,10 +214,11 @@ def _transformed(serialized: bytes) -> bytes | None:
             _reports.append(Served(module.name, tuple(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
     _module.forward_tuples(module)
+    costs = Costs(module)
     if most_bytes := marking["merge_bytes"]:
-        merge.merge(module, most_bytes, decider.rechoose)
+        merge.merge(module, costs, most_bytes, decider.rechoose)
         _module.forward_tuples(module)
-    overlap.overlap(module)
+    overlap.overlap(module, costs)
     return module.SerializeToString()
 
 
