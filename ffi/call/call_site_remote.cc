@@ -70,9 +70,9 @@ int CallSite::ProcessOfRank(Place place) const {
 
 StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(const Members& members,
                                                                 const CallVectors& vectors) const {
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan = SegmentPlan::Create(
-      members.segments, vectors.block_elements, vectors.dtype, vectors.reduce_op, kSlotBytes,
-      spec_.separate_blocks != 0);
+  StatusOr<std::shared_ptr<const SegmentPlan>> plan =
+      SegmentPlan::Create(members.segments, vectors.block_elements, vectors.dtype,
+                          vectors.reduce_op, kSlotBytes, spec_.separate_blocks != 0);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }

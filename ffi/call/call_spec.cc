@@ -69,8 +69,7 @@ std::string ScheduleKey(const CallSpec& spec) {
 std::string SignatureOf(const CallSpec& spec) {
   std::string text =
       spec.program + ' ' + spec.collective + ' ' + spec.algorithm + ' ' + spec.reduce_op;
-  for (const int64_t number :
-       {spec.root, spec.channels, spec.group_size, spec.separate_blocks}) {
+  for (const int64_t number : {spec.root, spec.channels, spec.group_size, spec.separate_blocks}) {
     text += ' ' + std::to_string(number);
   }
   text += " [";

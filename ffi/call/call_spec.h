@@ -27,9 +27,9 @@ struct CallSpec {
   std::vector<int64_t> dims;  // of the algorithm
   int64_t channels = 1;
   int64_t separate_blocks = 0;  // 1: each block of a vector is an array of its own
-  std::string schedule;   // serialised; empty: BuildSchedule
-  std::string program;    // fingerprint of the program, where other processes take part
-  std::string signature;  // types of the operands as lowered, to tell call sites apart
+  std::string schedule;         // serialised; empty: BuildSchedule
+  std::string program;          // fingerprint of the program, where other processes take part
+  std::string signature;        // types of the operands as lowered, to tell call sites apart
   std::string label;
 };
 

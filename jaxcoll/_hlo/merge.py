@@ -56,6 +56,8 @@ def _is_ours(instruction: Any) -> bool:
     if instruction.custom_call_target != serve.TARGET:
         return False
     results = len(_module.arrays(instruction.shape))
+    if "separate_blocks = 1" in instruction.backend_config.decode():
+        return False  # its operands are no vectors
     # One more operand says on which device the call is made.
     return len(instruction.operand_ids) == results and not any(
         f'collective = "{name}"' in instruction.backend_config.decode() for name in _UNMERGED

@@ -143,6 +143,8 @@ _FLOATS = {10, 11, 12, 16, 19, 20, 23, 24, 25, 28, 29, 33}
 _F32, _F64 = 11, 12
 _E8M0 = 33  # has no zero, which is what a rank that receives nothing gets
 _OFFSETS = {4, 5}
+# The algorithms of all_to_all that never take two blocks in one piece.
+_OF_SEPARATE_BLOCKS = {"direct"}
 
 
 class _Server:
@@ -399,6 +401,10 @@ class _Server:
             raise NotServed("operands of several shapes")
         element, count = first.element_type, _module.element_count(first)
         request = self._request(instruction, [o.shape for o in operands], groups=groups)
+        attributes = self._decide(request)
+        if attributes.get("algorithm") in _OF_SEPARATE_BLOCKS:
+            attributes["separate_blocks"] = 1
+            return [request], [self._emit(instruction, attributes, instruction.shape, operands)]
         made = []
         rows = []
         for operand in operands:
@@ -407,7 +413,7 @@ class _Server:
             made += more
         whole = _module.array(element, [ranks, count])
         joined = self._body.make(instruction, "concatenate", whole, rows, dimensions=[0])
-        call = self._call(instruction, request, whole, [joined])
+        call = self._emit(instruction, attributes, whole, [joined])
         made += [joined, call]
         ends = []
         for rank, result in enumerate(results):
@@ -438,7 +444,11 @@ class _Server:
         return [request], [self._call(instruction, request, instruction.shape, operands)]
 
     def _call(self, like: Any, request: Request, shape: Any, operands: Sequence[Any]) -> Any:
-        attributes = self._decide(request)
+        return self._emit(like, self._decide(request), shape, operands)
+
+    def _emit(
+        self, like: Any, attributes: dict[str, Any], shape: Any, operands: Sequence[Any]
+    ) -> Any:
         call = self._body.make(
             *(like, "custom-call", shape, operands),
             custom_call_target=TARGET,

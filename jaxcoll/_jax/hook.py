@@ -260,6 +260,7 @@ class _Decider:
             "permutation": request.permutation,
             "dims": choice.dims,
             "channels": 1,
+            "separate_blocks": 0,
             "schedule": "",
             "tuning": table.digest(),
             "program": self._fingerprint() if several else "",

@@ -124,6 +124,7 @@ class _Call:
             "permutation": integers(self.permutation),
             "dims": integers(dims),
             "channels": integer(1),
+            "separate_blocks": integer(0),
             "schedule": text(self.schedule),
             "tuning": text(tuning),
             "program": text(self.group.program),

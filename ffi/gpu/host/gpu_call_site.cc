@@ -71,6 +71,9 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
     const StatusOr<std::vector<Program>> none = ProgramsOf(core->spec(), {});
     if (!none.ok()) return none.status();
   }
+  if (core->spec().separate_blocks != 0) {
+    return InvalidArgument("GPUs take the blocks of a vector in one array");
+  }
   if (!core->groups().ranks_by_device()) {
     return InvalidArgument(
         "this program does not say which GPUs it runs on; lower it with a mesh of devices, or call "

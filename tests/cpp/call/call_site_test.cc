@@ -140,6 +140,71 @@ TEST(CallSite, MatchesByKeyWhateverTheOrder) {
   }
 }
 
+// An all_to_all whose blocks are arrays of their own.
+TEST(CallSite, MovesSeparateBlocks) {
+  constexpr int64_t kRanks = 3, kElements = 5;
+  CallSpec spec = AllReduceSpec(kRanks);
+  spec.collective = "all_to_all";
+  spec.reduce_op = "";
+  spec.separate_blocks = 1;
+  CallShape shape;
+  shape.inputs.assign(kRanks, {DType::kFloat32, {kElements}});
+  shape.outputs = shape.inputs;
+  const auto site = CallSite::Create(spec);
+  ASSERT_TRUE(site.ok()) << site.status().message();
+  ASSERT_TRUE((*site)->Prepare(shape).ok());
+  std::vector<float> sent(kRanks * kRanks * kElements), got(sent.size());
+  std::iota(sent.begin(), sent.end(), 0);
+  std::vector<std::shared_ptr<CallOutcome>> outcomes;
+  for (int64_t rank = 0; rank < kRanks; ++rank) {
+    std::vector<const void*> inputs;
+    std::vector<void*> outputs;
+    for (int64_t block = 0; block < kRanks; ++block) {
+      // Backwards, so that no two blocks follow each other.
+      inputs.push_back(&sent[(rank * kRanks + kRanks - 1 - block) * kElements]);
+      outputs.push_back(&got[(rank * kRanks + kRanks - 1 - block) * kElements]);
+    }
+    outcomes.push_back(std::make_shared<CallOutcome>());
+    const auto entry = (*site)->Arrive({0, rank, inputs, outputs},
+                                       std::make_unique<OutcomeCompletion>(outcomes.back()));
+    ASSERT_TRUE(entry.ok());
+    if (*entry == CallSite::Entry::kDone) outcomes.back()->Set(Status());
+  }
+  for (const auto& outcome : outcomes) EXPECT_TRUE(outcome->Wait().ok());
+  for (int64_t to = 0; to < kRanks; ++to) {
+    for (int64_t from = 0; from < kRanks; ++from) {
+      for (int64_t i = 0; i < kElements; ++i) {
+        EXPECT_EQ(got[(to * kRanks + kRanks - 1 - from) * kElements + i],
+                  sent[(from * kRanks + kRanks - 1 - to) * kElements + i]);
+      }
+    }
+  }
+}
+
+TEST(CallSite, RefusesBlocksThatDoNotFit) {
+  CallSpec spec = AllReduceSpec(3);
+  spec.collective = "all_to_all";
+  spec.reduce_op = "";
+  spec.separate_blocks = 1;
+  for (const std::vector<int64_t>& elements :
+       {std::vector<int64_t>{4, 4}, std::vector<int64_t>{4, 4, 5}}) {
+    const auto site = CallSite::Create(spec);
+    ASSERT_TRUE(site.ok());
+    CallShape shape;
+    for (const int64_t count : elements) shape.inputs.push_back({DType::kFloat32, {count}});
+    shape.outputs = shape.inputs;
+    EXPECT_FALSE((*site)->Prepare(shape).ok());
+  }
+  spec.collective = "all_gather";
+  const auto site = CallSite::Create(spec);
+  ASSERT_TRUE(site.ok());
+  CallShape shape;
+  shape.inputs.assign(3, {DType::kFloat32, {4}});
+  shape.outputs = shape.inputs;
+  const Status status = (*site)->Prepare(shape);
+  EXPECT_NE(status.message().find("takes its blocks in one array"), std::string::npos);
+}
+
 class Algorithms : public testing::TestWithParam<std::string> {};
 
 // Large enough for several batches per level, so that workers share the levels.
