@@ -214,10 +214,10 @@ class _Server:
 
     def _reduce_op(self, instruction: Any, element_type: int) -> str:
         called = list(instruction.called_computation_ids)
-        found = [c for c in self._module.computations if c.id in called]
-        if len(called) != 1 or len(found) != 1:
+        if len(called) != 1 or called[0] not in self._computations:
             raise NotServed("its reduction is not one computation")
-        root = _operation(found[0], element_type)
+        computation = self._computations[called[0]]
+        root = _operation(computation, element_type)
         op = _REDUCE_OPS.get(root.opcode)
         if op is None:
             raise NotServed(f"its reduction is '{root.opcode}'")

@@ -238,6 +238,7 @@ class _Decider:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
         self._program: str | None = None
+        self._choices: dict[Any, select.Choice] = {}
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
@@ -295,6 +296,14 @@ class _Decider:
         """The algorithm. Raises: NotServed."""
         if len(self._places) < len(self._ids):
             raise NotServed("the program is for devices that this process does not know")
+        key = (collective, groups.shape, groups.tobytes(), byte_count, axes)
+        if key not in self._choices:
+            self._choices[key] = self._new_choice(collective, groups, byte_count, axes)
+        return self._choices[key]
+
+    def _new_choice(
+        self, collective: str, groups: np.ndarray, byte_count: int, axes: tuple[int, ...]
+    ) -> select.Choice:
         processes = [place.process for place in self._places]
         hosts = [place.host for place in self._places]
         try:
