@@ -1,4 +1,4 @@
-"""A form that jaxcoll does not know is left to XLA, with the reason, and the module stays as it was."""
+"""An unknown form of a collective is left to XLA, with the reason; its module is unchanged."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support import warm_python, xla_flags
+from support import private_jax, warm_python, xla_flags
 
 from jaxcoll._hlo import proto
 
@@ -25,18 +25,12 @@ def of_text(text: str) -> Any:
 
 
 def serialized(text: str) -> bytes:
-    from jaxlib import _hlo
-
-    module: bytes = _hlo.hlo_module_from_text(text).as_serialized_hlo_module_proto()
-    return module
+    return private_jax.hlo_of_text(text)
 
 
 def to_text(module: Any) -> str:
     """A module in words, by XLA."""
-    from jaxlib import _hlo
-
-    made = _hlo.HloModule.from_serialized_hlo_module_proto(module.SerializeToString())
-    return str(made.to_string())
+    return private_jax.text_of_hlo(module.SerializeToString())
 
 
 @dataclasses.dataclass
@@ -154,13 +148,12 @@ class Grafts:
 
     def __init__(self) -> None:
         import jax
-        from jaxlib import _xla
 
         self._module: str | bytes | None = None
         self._problem = ""
         self._count = 0
         self.devices = jax.device_count()
-        _xla.register_xla_transform("graft", 0, self._transform)
+        private_jax.register_transformation("graft", self._transform)
 
     def _transform(self, module: bytes) -> bytes | None:
         if self._module is None or b"grafted" not in module:

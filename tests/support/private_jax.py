@@ -55,3 +55,46 @@ def asynchronous_psum() -> Callable[..., Any] | None:
     from jax._src.lax import parallel
 
     return getattr(parallel, "psum_start", None)
+
+
+def hlo_of_text(text: str) -> bytes:
+    """An HloModuleProto, by XLA's parser. JAX has nothing public that reads HLO."""
+    from jaxlib import _hlo
+
+    module: bytes = _hlo.hlo_module_from_text(text).as_serialized_hlo_module_proto()
+    return module
+
+
+def text_of_hlo(module: bytes) -> str:
+    """An HloModuleProto in words."""
+    from jaxlib import _hlo
+
+    return str(_hlo.HloModule.from_serialized_hlo_module_proto(module).to_string())
+
+
+def hlo_opcodes() -> list[str]:
+    """Names of XLA's opcodes, "kAllReduce"."""
+    from jaxlib import _hlo
+
+    return [name for name in dir(_hlo.HloOpcode) if name.startswith("k")]
+
+
+def register_transformation(name: str, transform: Callable[[bytes], bytes | None]) -> None:
+    """As jax.extend.xla's function, which starts the back ends in some versions."""
+    from jaxlib import _xla
+
+    _xla.register_xla_transform(name, 0, transform)
+
+
+def remove_the_compilers_hook() -> None:
+    """Makes this process's JAX one that has none."""
+    from jaxlib import _xla
+
+    del _xla.register_xla_transform
+
+
+def has_back_ends() -> bool:
+    """Whether JAX has initialised any; asking it in public would do so."""
+    from jax._src import xla_bridge
+
+    return bool(xla_bridge._backends)
