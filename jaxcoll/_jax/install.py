@@ -2,7 +2,7 @@
 
 lax keeps its API, its types and its rules for differentiation and batching; only what its
 primitives become in the compiled program changes. Collectives that XLA's partitioner inserts are
-served after that, by the compiler's hook (`hook.py`). Whatever jaxcoll cannot serve is left to XLA.
+served after that, by the compiler's hook (`hook.py`). Calls that it cannot serve stay XLA's.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
 compiled anew under the other, and both executables stay cached. For lax's collectives the setting

@@ -17,8 +17,8 @@ namespace jaxcoll {
 
 class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<SegmentPlan> {
  public:
-  // `message_bytes`: what fits one slot of a window. `separate_blocks`: each block of a vector is an
-  // array of its own, array vector * blocks + block of MemberBuffers.
+  // `message_bytes`: what fits one slot of a window. `separate_blocks`: each block of a vector is
+  // an array of its own, array vector * blocks + block of MemberBuffers.
   static StatusOr<std::shared_ptr<const SegmentPlan>> Create(
       std::shared_ptr<const SegmentProgram> program, std::vector<int64_t> block_elements,
       DType dtype, ReduceOp reduce_op, size_t message_bytes, bool separate_blocks = false);
