@@ -77,7 +77,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + nn.SelfAttention(num_heads=4)(nn.LayerNorm()(x))
+        x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
         return x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(2 * WIDTH)(nn.LayerNorm()(x))))
 
 
@@ -183,7 +183,7 @@ def explicit_axes(mesh: Mesh) -> list[np.ndarray]:
     down = put(mesh, rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 8, P("tp", None))
 
     @jax.jit
-    def step(up: jax.Array, down: jax.Array) -> Any:
+    def step(up: jax.Array, down: jax.Array, x: jax.Array) -> Any:
         def loss(weights: Any) -> jax.Array:
             hidden = jnp.tanh(x @ weights[0])
             out = jnp.einsum("bh,hw->bw", hidden, weights[1], out_sharding=P("dp", None))
@@ -194,7 +194,7 @@ def explicit_axes(mesh: Mesh) -> list[np.ndarray]:
 
     with jax.set_mesh(mesh):
         for _ in range(STEPS):
-            up, down, value = step(up, down)
+            up, down, value = step(up, down, x)
     return shards((up, down, value))
 
 
