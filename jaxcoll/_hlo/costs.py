@@ -15,14 +15,25 @@ _LOOP = 10  # how often a loop runs, where nobody knows
 FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 
 
+_HEAVY = {"dot", "convolution", "fusion", "call", "while", "conditional"}
+
+
 class Costs:
     """How long instructions take, in bytes that are moved meanwhile."""
 
     def __init__(self, module: Any) -> None:
         self._computations = {c.id: c for c in module.computations}
-        self._known: dict[int, float] = {}
+        self._known: dict[int, float] = {}  # by computation
+        self._of: dict[int, float] = {}  # by instruction
 
     def of(self, instruction: Any, by_id: dict[int, Any]) -> float:
+        """The cost of an instruction of a computation."""
+        number = instruction.id
+        if number not in self._of:
+            self._of[number] = self._new(instruction, by_id)
+        return self._of[number]
+
+    def _new(self, instruction: Any, by_id: dict[int, Any]) -> float:
         opcode = instruction.opcode
         if opcode in FREE or instruction.custom_call_target == serve.TARGET:
             return 0.0
@@ -34,7 +45,7 @@ class Costs:
             cost += (
                 2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
             )
-        if opcode in ("fusion", "call", "while", "conditional"):
+        if instruction.called_computation_ids and opcode in _HEAVY:
             times = _LOOP if opcode == "while" else 1
             cost += times * sum(self._within(c) for c in instruction.called_computation_ids)
         return cost
@@ -44,13 +55,14 @@ class Costs:
         if number not in self._known:
             self._known[number] = 0.0  # a cycle cannot be
             computation = self._computations[number]
-            by_id = {i.id: i for i in computation.instructions}
-            heavy = ("dot", "convolution", "fusion", "call", "while", "conditional")
-            self._known[number] = sum(
-                self.of(i, by_id)
+            counted = [
+                i
                 for i in computation.instructions
-                if i.opcode in heavy or not computation.is_fusion_computation
-            )
+                if i.opcode in _HEAVY or not computation.is_fusion_computation
+            ]
+            if counted:
+                by_id = {i.id: i for i in computation.instructions}
+                self._known[number] = sum(self.of(i, by_id) for i in counted)
         return self._known[number]
 
 
@@ -64,14 +76,15 @@ class Times:
         self.end: dict[int, float] = {}
         took: dict[int, float] = {}
         for i in computation.instructions:
-            self.begin[i.id] = max((self.end[o] for o in i.operand_ids), default=0.0)
+            sources = (*i.operand_ids, *i.control_predecessor_ids)
+            self.begin[i.id] = max((self.end[source] for source in sources), default=0.0)
             took[i.id] = costs.of(i, by_id)
             self.end[i.id] = self.begin[i.id] + took[i.id]
         self.must_end = dict.fromkeys(by_id, max(self.end.values()))
         for i in reversed(list(computation.instructions)):
-            for operand in i.operand_ids:
+            for source in (*i.operand_ids, *i.control_predecessor_ids):
                 must_begin = self.must_end[i.id] - took[i.id]
-                self.must_end[operand] = min(self.must_end[operand], must_begin)
+                self.must_end[source] = min(self.must_end[source], must_begin)
 
 
 def _elements(shape: Any) -> int:

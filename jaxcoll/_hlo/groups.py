@@ -33,7 +33,8 @@ class Devices:
         self.replicas = assignment.replica_count
         self.partitions = assignment.computation_count
         columns = [list(c.replica_device_ids) for c in assignment.computation_devices]
-        if [self.replicas] * self.partitions != [len(column) for column in columns]:
+        sizes = [len(column) for column in columns]
+        if self.replicas < 1 or not sizes or sizes != [self.replicas] * self.partitions:
             raise NotServed("the module does not say on which devices it runs")
         #: The global device id of each logical id.
         self.ids: list[int] = np.array(columns, np.int64).T.reshape(-1).tolist()
@@ -163,9 +164,10 @@ def _iota(reshape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
 
 def _of_iota(iota: Any) -> np.ndarray:
     ids = _iota(list(iota.iota_reshape_dims), list(iota.iota_transpose_perm))
-    if ids.size != iota.num_replica_groups * iota.num_devices_per_group or not ids.size:
+    groups, ranks = iota.num_replica_groups, iota.num_devices_per_group
+    if groups < 1 or ranks < 1 or ids.size != groups * ranks:
         raise NotServed("a list of devices that cannot be read")
-    return ids.reshape(iota.num_replica_groups, iota.num_devices_per_group)
+    return ids.reshape(groups, ranks)
 
 
 def _of_mesh(groups: Any) -> np.ndarray:

@@ -44,10 +44,9 @@ class _Part:
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
-def merge(module: Any, most_bytes: int, rechoose: Rechoose) -> None:
+def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    costs = Costs(module)
-    for computation, body in _module.bodies(module):
+    for computation, body in _module.bodies(module, _is_ours):
         calls = [i for i in computation.instructions if _is_ours(i)]
         if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
             _Merger(body, computation, calls, costs, most_bytes, rechoose).merge()
@@ -123,8 +122,8 @@ class _Merger:
         parts = []
         needed = {
             i.tuple_index: self._times.must_end[i.id]
-            for i in self._computation.instructions
-            if i.opcode == "get-tuple-element" and list(i.operand_ids) == [call.id]
+            for i in self._body.users[call.id]
+            if i.opcode == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
             shape = self._instructions[operand].shape
@@ -132,7 +131,7 @@ class _Merger:
                 _Part(
                     *(call, place, operand, _key(call, shape.element_type)),
                     _module.byte_count(shape),
-                    self._times.end[operand],
+                    max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
                     needed.get(place, self._times.must_end[call.id]),
                 )
             )
@@ -166,7 +165,7 @@ class _Merger:
     def _needed_groups(self, groups: list[list[_Part]], part: _Part) -> set[int]:
         """The groups that a part depends on, by way of whole groups."""
         found: set[int] = set()
-        todo = [self._before[part.operand] | self._bits(part.operand)]
+        todo = [self._behind(part)]
         seen = 0
         while todo:
             bits = todo.pop() & ~seen
@@ -176,10 +175,15 @@ class _Merger:
                 bits ^= low
                 for number in self._group_of.get(low.bit_length() - 1, set()) - found:
                     found.add(number)
-                    todo += [
-                        self._before[p.operand] | self._bits(p.operand) for p in groups[number]
-                    ]
+                    todo += [self._behind(p) for p in groups[number]]
         return found
+
+    def _behind(self, part: _Part) -> int:
+        """A bit for each call that must come before a part."""
+        bits = 0
+        for source in (part.operand, *part.call.control_predecessor_ids):
+            bits |= self._before[source] | self._bits(source)
+        return bits
 
     def _bits(self, instruction: int) -> int:
         number = self._number.get(instruction)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxcoll._hlo import proto
@@ -118,13 +120,21 @@ class Body:
     def __init__(self, computation: Any, ids: Iterator[int]) -> None:
         self._computation = computation
         self._ids = ids
-        self.by_id: dict[int, Any] = {i.id: i for i in computation.instructions}
-        self.users: dict[int, list[Any]] = {i.id: [] for i in computation.instructions}
-        for instruction in computation.instructions:
-            for operand in dict.fromkeys(instruction.operand_ids):
-                self.users[operand].append(instruction)
         self._replaced: dict[int, list[Any]] = {}  # by id of what they replace
         self._renamed: dict[int, int] = {}  # id -> the id that stands for it now
+
+    @functools.cached_property
+    def by_id(self) -> dict[int, Any]:
+        return {i.id: i for i in self._computation.instructions}
+
+    @functools.cached_property
+    def users(self) -> dict[int, list[Any]]:
+        """The instructions that use an instruction, by its id."""
+        users: dict[int, list[Any]] = {i.id: [] for i in self._computation.instructions}
+        for instruction in self._computation.instructions:
+            for operand in dict.fromkeys(instruction.operand_ids):
+                users[operand].append(instruction)
+        return users
 
     @property
     def instructions(self) -> Sequence[Any]:
@@ -167,43 +177,50 @@ class Body:
         self._replaced[old] = []
 
     def add(self, instructions: Sequence[Any]) -> None:
-        """Adds instructions that nothing uses."""
-        _write(self._computation, [*self._computation.instructions, *instructions], {})
+        """Adds instructions that nothing uses, and puts all in an order that holds."""
+        _change(self._computation, set(), instructions, {})
 
-    def write(self, more: Sequence[Any] = ()) -> bool:
-        """Puts what has been replaced into the computation, and more; whether anything was."""
-        if not self._replaced:
-            return False
-        order = []
-        for instruction in self._computation.instructions:
-            order += self._replaced.get(instruction.id, [instruction])
-        _write(self._computation, [*order, *more], self._renamed)
-        return True
+    def write(self, more: Sequence[Any] = ()) -> None:
+        """Puts what has been replaced into the computation, and more."""
+        if self._replaced:
+            added = [i for new in self._replaced.values() for i in new]
+            _change(self._computation, self._replaced.keys(), [*added, *more], self._renamed)
 
 
-def _write(computation: Any, instructions: Sequence[Any], renamed: dict[int, int]) -> None:
-    """Gives a computation other instructions, under which some ids have come to be others."""
+def _change(
+    computation: Any, removed: Collection[int], added: Sequence[Any], renamed: dict[int, int]
+) -> None:
+    """Takes instructions out of a computation, puts others in, and renames ids of operands."""
 
     def now(number: int) -> int:
         while number in renamed:
             number = renamed[number]
         return number
 
-    kept = [proto.Instruction.FromString(i.SerializeToString()) for i in instructions]
+    instructions = computation.instructions
+    # New ones stand where they are needed first, old ones as they stood.
+    for index in range(len(instructions) - 1, -1, -1):
+        if instructions[index].id in removed:
+            del instructions[index]
+    instructions.extend(added)
     if renamed:
-        for instruction in kept:
+        for instruction in instructions:
             for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
                 if any(i in renamed for i in ids):
                     ids[:] = [now(i) for i in ids]
-    del computation.instructions[:]
-    computation.instructions.extend(_in_order(kept))
+    place = {i.id: number for number, i in enumerate(_in_order(instructions))}
+    instructions.sort(key=lambda i: place[i.id])
     computation.root_id = now(computation.root_id)
 
 
 def _in_order(instructions: Sequence[Any]) -> list[Any]:
-    """Instructions behind what they need, and otherwise as they were."""
+    """Instructions behind what they need, and otherwise as they were.
+
+    Raises: ValueError for a cycle.
+    """
     by_id = {i.id: i for i in instructions}
     done: set[int] = set()
+    begun: set[int] = set()
     ordered = []
     for first in instructions:
         stack = [first]
@@ -212,6 +229,9 @@ def _in_order(instructions: Sequence[Any]) -> list[Any]:
             sources = (*i.operand_ids, *i.control_predecessor_ids)
             missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
             if missing:
+                if i.id in begun:
+                    raise ValueError(f"{i.name} depends on itself")
+                begun.add(i.id)
                 stack += missing
                 continue
             stack.pop()
@@ -237,30 +257,25 @@ def forward_tuples(module: Any) -> None:
         }
         if not renamed:
             continue
-        kept = [i for i in computation.instructions if i.id not in renamed]
-        _write(computation, kept, renamed)
+        _change(computation, renamed.keys(), [], renamed)
         used = {s for i in computation.instructions for s in i.operand_ids}
         used |= {s for i in computation.instructions for s in i.control_predecessor_ids}
         used.add(computation.root_id)
-        kept = [i for i in computation.instructions if i.opcode != "tuple" or i.id in used]
-        if len(kept) < len(computation.instructions):
-            _write(computation, kept, {})
+        unused = tuples.keys() - used
+        if unused:
+            _change(computation, unused, [], {})
 
 
-def bodies(module: Any) -> Iterator[tuple[Any, Body]]:
-    """The computations of a module that may hold collectives."""
-    # XLA numbers instructions within the upper half of their computation's number, or through.
-    through = max((i.id for c in module.computations for i in c.instructions), default=0)
+def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body]]:
+    """The computations of a module that hold some of the instructions that `holds` tells."""
     for computation in module.computations:
-        if computation.is_fusion_computation or not computation.instructions:
-            continue
-        last = max(i.id for i in computation.instructions)
-        by_computation = last >> 32 == computation.id
-        start = last if by_computation else through
-        body = Body(computation, iter(range(start + 1, start + (1 << 30))))
-        yield computation, body
-        if not by_computation:
-            through = max(through, next(body._ids))
+        if not computation.is_fusion_computation and any(map(holds, computation.instructions)):
+            # XLA numbers instructions within the upper half of their computation's number, or
+            # through.
+            last = max(i.id for i in computation.instructions)
+            if last >> 32 != computation.id:
+                last = max(i.id for c in module.computations for i in c.instructions)
+            yield computation, Body(computation, itertools.count(last + 1))
 
 
 def attributes(message: Any) -> dict[str, str]:

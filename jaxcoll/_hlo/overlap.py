@@ -31,15 +31,12 @@ _BEHIND_A_CALL = 4  # instructions that are put there, at most: others mostly wa
 _U8 = 6
 
 
-def overlap(module: Any) -> bool:
+def overlap(module: Any, costs: Costs) -> bool:
     """Lets the collectives of a module go on beside its other instructions; whether that took a
     change."""
-    costs = Costs(module)
     changed = False
-    for computation, body in _module.bodies(module):
-        calls = [i for i in computation.instructions if i.custom_call_target == serve.TARGET]
-        if not calls:
-            continue
+    for computation, body in _module.bodies(module, _is_call):
+        calls = [i for i in computation.instructions if _is_call(i)]
         beside = _Beside(computation, calls, costs)
         if max(sum(map(beside.cost, beside.of(call))) for call in calls) < _WORTH_BYTES:
             continue
@@ -49,6 +46,10 @@ def overlap(module: Any) -> bool:
         body.add([_nothing(body, calls[0]) for _ in range(_SHORT + 1 - length)])
         changed = True
     return changed
+
+
+def _is_call(instruction: Any) -> bool:
+    return bool(instruction.custom_call_target == serve.TARGET)
 
 
 def _nothing(body: _module.Body, like: Any) -> Any:

@@ -60,8 +60,9 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
         if instruction.opcode.startswith("async-")
         for called in instruction.called_computation_ids
     }
+    computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
-    for computation, body in _module.bodies(module):
+    for computation, body in _module.bodies(module, _is_collective):
         for instruction in body.instructions:
             if not _is_collective(instruction):
                 continue
@@ -71,7 +72,9 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                 if computation.id in wrapped:
                     raise NotServed("an asynchronous form that is not known here")
                 devices = devices or _groups.Devices(module)
-                served.extend(_Server(module, body, devices, decide).serve(instruction))
+                served.extend(
+                    _Server(module, computations, body, devices, decide).serve(instruction)
+                )
             except NotServed as why:
                 left.append(
                     Left(
@@ -145,8 +148,16 @@ _OFFSETS = {4, 5}
 class _Server:
     """Replaces one collective."""
 
-    def __init__(self, module: Any, body: Body, devices: _groups.Devices, decide: Decide) -> None:
+    def __init__(
+        self,
+        module: Any,
+        computations: dict[int, Any],
+        body: Body,
+        devices: _groups.Devices,
+        decide: Decide,
+    ) -> None:
         self._module = module
+        self._computations = computations
         self._body = body
         self._devices = devices
         self._decide = decide
@@ -214,10 +225,10 @@ class _Server:
 
     def _reduce_op(self, instruction: Any, element_type: int) -> str:
         called = list(instruction.called_computation_ids)
-        found = [c for c in self._module.computations if c.id in called]
-        if len(called) != 1 or len(found) != 1:
+        if len(called) != 1 or called[0] not in self._computations:
             raise NotServed("its reduction is not one computation")
-        root = _operation(found[0], element_type)
+        computation = self._computations[called[0]]
+        root = _operation(computation, element_type)
         op = _REDUCE_OPS.get(root.opcode)
         if op is None:
             raise NotServed(f"its reduction is '{root.opcode}'")

@@ -8,6 +8,7 @@ Both stay XLA's instructions here; `serve` makes calls of them.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,13 +35,18 @@ def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> Non
     except NotServed:
         return
     evaluator = Evaluator(module, devices)
-    for computation, body in _module.bodies(module):
+    callers = collections.Counter(
+        called
+        for computation in module.computations
+        for instruction in computation.instructions
+        for called in instruction.called_computation_ids
+    )
+    for computation, body in _module.bodies(module, lambda i: i.opcode in _CHANGED):
         for instruction in body.instructions:
             try:
                 if instruction.opcode == "all-reduce":
-                    _Scatter(module, computation, body, devices, evaluator).turn(
-                        instruction, may_scatter
-                    )
+                    scatter = _Scatter(module, computation, body, devices, evaluator, callers)
+                    scatter.turn(instruction, may_scatter)
                 elif instruction.opcode == "collective-permute":
                     _drop_identity(body, instruction, devices)
             except NotServed:
@@ -57,6 +63,9 @@ def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
 
 
 _ALIASING = 74  # HloInstructionProto.output_operand_aliasing
+
+
+_CHANGED = {"all-reduce", "collective-permute"}
 
 
 class _Use(NamedTuple):
@@ -79,6 +88,7 @@ class _Scatter:
         body: Body,
         devices: _groups.Devices,
         evaluator: Evaluator,
+        callers: collections.Counter[int],
     ) -> None:
         self._module = module
         self._computations = {c.id: c for c in module.computations}
@@ -86,6 +96,7 @@ class _Scatter:
         self._body = body
         self._devices = devices
         self._evaluator = evaluator
+        self._callers = callers
         self._last_channel = 0
 
     def turn(self, reduce: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> None:
@@ -97,9 +108,8 @@ class _Scatter:
             value = self._result(reduce, place)
             if value is None or _module.element_bytes(operand.shape.element_type) is None:
                 continue
-            if not may_scatter(groups, _module.byte_count(operand.shape)):
-                continue
-            if uses := self._uses(value, groups):
+            uses = self._uses(value, groups)
+            if uses and may_scatter(groups, _module.byte_count(operand.shape)):
                 turned[place] = uses
         if turned:
             self._write(reduce, operands, turned)
@@ -131,18 +141,16 @@ class _Scatter:
 
     def _use_within(self, fusion: Any, place: int, groups: np.ndarray) -> _Use | None:
         called = self._computations[fusion.called_computation_ids[0]]
-        callers = [
-            instruction
-            for computation in self._module.computations
-            for instruction in computation.instructions
-            if called.id in instruction.called_computation_ids
-        ]
         parameters = [
             i
             for i in called.instructions
             if i.opcode == "parameter" and i.parameter_number == place
         ]
-        if len(callers) != 1 or len(parameters) != 1 or parameters[0].id == called.root_id:
+        if (
+            self._callers[called.id] != 1
+            or len(parameters) != 1
+            or parameters[0].id == called.root_id
+        ):
             return None
         users = [i for i in called.instructions if parameters[0].id in i.operand_ids]
         if len(users) != 1 or users[0].opcode != "dynamic-slice":

@@ -499,14 +499,17 @@ def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None
 _FRONTEND_ATTRIBUTES = "mhlo.frontend_attributes"
 
 
-def set_frontend_attribute(module: ir.Module, name: str, value: str) -> None:
-    """Sets an attribute of a module that XLA carries along."""
+def set_frontend_attribute(module: ir.Module, name: str, value: str | None) -> None:
+    """Sets an attribute of a module that XLA carries along; None removes it."""
     with module.context:
         attributes = module.operation.attributes
         entries = {}
         if _FRONTEND_ATTRIBUTES in attributes:
             entries = dictionary_entries(attributes[_FRONTEND_ATTRIBUTES])
-        entries[name] = ir.StringAttr.get(value)
+        if value is not None:
+            entries[name] = ir.StringAttr.get(value)
+        elif entries.pop(name, None) is None:
+            return
         attributes[_FRONTEND_ATTRIBUTES] = ir.DictAttr.get(entries)
 
 

@@ -24,6 +24,7 @@ from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError
 from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
+from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.groups import NotServed
 from jaxcoll._jax import compat, job_log
 from jaxcoll._job import communicator, presence
@@ -130,8 +131,8 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
         return
     if not serves:
-        if _overlap_wanted:
-            compat.set_frontend_attribute(module, ATTRIBUTE, "{}")
+        # A lowered program may have been compiled before, under another setting.
+        compat.set_frontend_attribute(module, ATTRIBUTE, "{}" if _overlap_wanted else None)
         return
     processes = {device.process_index for device in devices}
     with _lock:
@@ -203,7 +204,7 @@ def _transformed(serialized: bytes) -> bytes | None:
         return None
     marking = json.loads(marking)
     if not marking:
-        changed = overlap.overlap(module)
+        changed = overlap.overlap(module, Costs(module))
         return module.SerializeToString() if changed else None
     decider = _Decider(serialized, module, marking)
     simplify.simplify(module, decider.may_scatter)
@@ -213,10 +214,11 @@ def _transformed(serialized: bytes) -> bytes | None:
             _reports.append(Served(module.name, tuple(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
     _module.forward_tuples(module)
+    costs = Costs(module)
     if most_bytes := marking["merge_bytes"]:
-        merge.merge(module, most_bytes, decider.rechoose)
+        merge.merge(module, costs, most_bytes, decider.rechoose)
         _module.forward_tuples(module)
-    overlap.overlap(module)
+    overlap.overlap(module, costs)
     return module.SerializeToString()
 
 
@@ -238,6 +240,7 @@ class _Decider:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
         self._program: str | None = None
+        self._choices: dict[Any, select.Choice] = {}
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
@@ -295,6 +298,14 @@ class _Decider:
         """The algorithm. Raises: NotServed."""
         if len(self._places) < len(self._ids):
             raise NotServed("the program is for devices that this process does not know")
+        key = (collective, groups.shape, groups.tobytes(), byte_count, axes)
+        if key not in self._choices:
+            self._choices[key] = self._new_choice(collective, groups, byte_count, axes)
+        return self._choices[key]
+
+    def _new_choice(
+        self, collective: str, groups: np.ndarray, byte_count: int, axes: tuple[int, ...]
+    ) -> select.Choice:
         processes = [place.process for place in self._places]
         hosts = [place.host for place in self._places]
         try:

@@ -1,0 +1,109 @@
+"""Collectives that XLA's partitioner inserts, through jaxcoll, between processes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from processes import Job, run
+
+from jaxcoll._jax import compat
+
+pytestmark = pytest.mark.skipif(bool(compat.hook_trouble()), reason=compat.hook_trouble() or "-")
+
+RANDOM = """
+import random
+from spmd import *
+import jax.numpy as jnp
+from jax import lax
+import jaxcoll
+from jax.sharding import NamedSharding
+
+jaxcoll.install()
+n = jax.device_count()
+
+def spec(draw, mesh, dimensions):
+    axes = draw.sample(mesh.axis_names, len(mesh.axis_names))
+    return P(*(axes.pop() if axes and draw.random() < 0.6 else None for _ in range(dimensions)))
+
+def program(seed):
+    draw = random.Random(seed)
+    mesh = make_mesh(draw.choice([(n,), (2, 2)] if n == 4 else [(n,)]), draw.sample(range(n), n))
+    x = small_integers((12, 12), draw.choice([np.float32, np.int32, bfloat16, bool]), seed, 3)
+    before, after = (NamedSharding(mesh, spec(draw, mesh, 2)) for _ in range(2))
+    def there_and_back(x):
+        x = lax.with_sharding_constraint(x, after)
+        return lax.with_sharding_constraint(x, before)
+    kind = draw.choice(["reshard", "sum", "roll", "flip", "matmul", "loop"])
+    function, expected = {
+        "reshard": (lambda x: x, x),
+        "sum": (lambda x: x.astype(jnp.float32).sum(0), x.astype(np.float32).sum(0)),
+        "roll": (lambda x: jnp.roll(x, 3, 0), np.roll(x, 3, 0)),
+        "flip": (lambda x: jnp.flip(x, 1), np.flip(x, 1)),
+        "matmul": (lambda x: x.astype(jnp.float32) @ x.astype(jnp.float32),
+                   x.astype(np.float32) @ x.astype(np.float32)),
+        "loop": (lambda x: lax.fori_loop(0, 3, lambda _, x: there_and_back(x), x), x),
+    }[kind]
+    placed = jax.make_array_from_callback(x.shape, before, lambda i: x[i])
+    options = {"out_shardings": after} if expected.ndim == 2 else {}
+    return f"seed {seed}, {kind}", jax.jit(function, **options), placed, expected
+
+served = 0
+programs = [program(seed) for seed in range(SEEDS)]
+order = list(range(SEEDS))
+random.Random(rank).shuffle(order)  # compiled in another order on each process
+compiled = {i: programs[i][1].lower(programs[i][2]).compile() for i in order}
+for i, (name, _, placed, expected) in enumerate(programs):
+    served += len(jaxcoll.install_report(compiled[i]).served)
+    for shard in compiled[i](placed).addressable_shards:
+        np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index], name)
+assert served > 5, served
+finished("end")
+"""
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (3, 1)])
+def test_random_programs_compiled_in_another_order_are_exact(
+    processes: int, devices: int, request: pytest.FixtureRequest
+) -> None:
+    seeds = 60 if request.config.getoption("--exhaustive") else 14
+    script = RANDOM.replace("SEEDS", str(seeds))
+    printed = run(script, processes=processes, devices=devices, timeout_s=200)
+    assert all("finished end" in text for text in printed)
+
+
+def test_an_error_names_the_collective_and_where_the_program_asks_for_it() -> None:
+    """One process is killed before the call that the other waits in."""
+    with Job(
+        """
+from spmd import *
+import jaxcoll
+from jax.sharding import NamedSharding
+jaxcoll.install()
+mesh = make_mesh((2,))
+ones = np.ones((2, 4), np.float32)
+placed = jax.make_array_from_callback((2, 4), NamedSharding(mesh, P("x")), lambda i: ones[i])
+function = jax.jit(lambda x: x.sum(0))
+jax.block_until_ready(function(placed))
+print("ready", flush=True)
+if rank == 1:
+    time.sleep(100)
+sys.stdin.readline()
+try:
+    jax.block_until_ready(function(placed))
+except (jax.errors.JaxRuntimeError, ValueError) as error:  # JAX's of FAILED_PRECONDITION
+    print("error:", str(error).replace("\\n", " "), flush=True)
+os._exit(0)
+""",
+        processes=2,
+        survives=True,
+    ) as job:
+        job.wait_for(0, "ready")
+        job.wait_for(1, "ready")
+        job.send(1, signal.SIGKILL)
+        job.write(0, "go\n")
+        text = job.finish(exit_codes={1: -signal.SIGKILL})[0]
+    (error,) = [line for line in text.splitlines() if line.startswith("error:")]
+    where = "all-reduce that XLA inserted for"
+    for part in ("all_reduce", "axis 'x'", "rank 1", "process 1", where, "(reduce_sum)"):
+        assert part in error, f"no {part!r} in {error}"
