@@ -8,11 +8,6 @@ int64_t At(const void* table, int64_t i, DType dtype) {
                                 : static_cast<const int32_t*>(table)[i];
 }
 
-// [first, first + count) within [0, total), without overflow.
-bool Within(int64_t first, int64_t count, int64_t total) {
-  return first >= 0 && count >= 0 && first <= total && count <= total - first;
-}
-
 }  // namespace
 
 RaggedRank RaggedRank::Of(std::span<const std::byte* const> inputs,
@@ -49,26 +44,6 @@ std::string Text(const RaggedFault& fault, const RaggedShape& shape,
     default:
       return pair + "sends " + rows + " where the receiver's recv_sizes expects " + other;
   }
-}
-
-std::optional<RaggedFault> CheckSent(const RaggedShape& shape, int64_t from, int64_t to,
-                                     const RaggedBlock& block) {
-  if (!Within(block.input_offset, block.rows, shape.operand_rows)) {
-    return RaggedFault{RaggedFault::kOperand, from, to, block.rows, block.input_offset};
-  }
-  if (!Within(block.output_offset, block.rows, shape.output_rows)) {
-    return RaggedFault{RaggedFault::kOutput, from, to, block.rows, block.output_offset};
-  }
-  return std::nullopt;
-}
-
-std::optional<RaggedFault> CheckReceived(const RaggedShape& shape, int64_t from, int64_t to,
-                                         int64_t output_offset, int64_t rows, int64_t expected) {
-  if (!Within(output_offset, rows, shape.output_rows)) {
-    return RaggedFault{RaggedFault::kOutput, from, to, rows, output_offset};
-  }
-  if (rows != expected) return RaggedFault{RaggedFault::kSizes, from, to, rows, expected};
-  return std::nullopt;
 }
 
 }  // namespace jaxcoll

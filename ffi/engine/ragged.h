@@ -87,10 +87,32 @@ struct RaggedFault {
 // `of_rank`, if not empty, stands behind each rank: " (process 1)".
 std::string Text(const RaggedFault& fault, const RaggedShape& shape,
                  const std::vector<std::string>& of_rank = {});
-// The faults that the sender of a block can see, and those that its receiver can.
-std::optional<RaggedFault> CheckSent(const RaggedShape& shape, int64_t from, int64_t to,
-                                     const RaggedBlock& block);
-std::optional<RaggedFault> CheckReceived(const RaggedShape& shape, int64_t from, int64_t to,
-                                         int64_t output_offset, int64_t rows, int64_t expected);
+// [first, first + count) within [0, total), without overflow.
+inline bool RowsWithin(int64_t first, int64_t count, int64_t total) {
+  return first >= 0 && count >= 0 && first <= total && count <= total - first;
+}
+
+// The faults that the sender of a block can see, and those that its receiver can. Inline: every
+// block of every call passes through both.
+inline std::optional<RaggedFault> CheckSent(const RaggedShape& shape, int64_t from, int64_t to,
+                                            const RaggedBlock& block) {
+  if (!RowsWithin(block.input_offset, block.rows, shape.operand_rows)) {
+    return RaggedFault{RaggedFault::kOperand, from, to, block.rows, block.input_offset};
+  }
+  if (!RowsWithin(block.output_offset, block.rows, shape.output_rows)) {
+    return RaggedFault{RaggedFault::kOutput, from, to, block.rows, block.output_offset};
+  }
+  return std::nullopt;
+}
+
+inline std::optional<RaggedFault> CheckReceived(const RaggedShape& shape, int64_t from, int64_t to,
+                                                int64_t output_offset, int64_t rows,
+                                                int64_t expected) {
+  if (!RowsWithin(output_offset, rows, shape.output_rows)) {
+    return RaggedFault{RaggedFault::kOutput, from, to, rows, output_offset};
+  }
+  if (rows != expected) return RaggedFault{RaggedFault::kSizes, from, to, rows, expected};
+  return std::nullopt;
+}
 
 }  // namespace jaxcoll
