@@ -240,7 +240,7 @@ TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
   };
   EXPECT_EQ(WayOf(true, false, no_exports), copied + "the test exports no more");
   const std::string log = testing::internal::GetCapturedStderr();
-  const std::string line = "process 0: what goes from its GPUs to process 1 is copied by the host";
+  const std::string line = "what goes from this process's GPUs to process 1 is copied by the host";
   const size_t first = log.find(line + ", for the test refuses");
   const size_t second = log.find(line + ", for the test exports no more");
   ASSERT_NE(first, log.npos) << log;
