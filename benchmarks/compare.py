@@ -8,6 +8,11 @@ machine hits both; the ratio is that of the medians. 8 virtual CPU devices, floa
 nccl-tests counts them (per device for all_reduce and ppermute). A row whose results differ
 between lax and jaxcoll is WRONG and makes the exit code 1; one below its floor is only BELOW.
 
+    python -m benchmarks.compare --style gspmd
+
+measures programs whose collectives XLA inserts, with and without `jaxcoll.install()`, in one
+process and in jobs of several; benchmarks/gspmd.py says how. About 5 minutes.
+
     python -m benchmarks.compare --processes 2,4 --peers gloo,mpich
 
 measures between processes instead, one device in each, against lax over gloo and raw MPICH
@@ -32,7 +37,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 import jaxcoll
-from benchmarks import measure, processes
+from benchmarks import gspmd, measure, processes
 from benchmarks.collectives import COLLECTIVES, compile_call, place
 from jaxcoll import _files
 
@@ -251,6 +256,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="PEER,...",
         help="with --processes: what to compare with (default: gloo,mpich)",
     )
+    parser.add_argument(
+        "--style",
+        choices=("shard_map", "gspmd"),
+        default="shard_map",
+        help="gspmd: programs without a collective in them, whose arrays are sharded",
+    )
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)  # as measure_apart calls us
     parser.add_argument("--budget", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -266,6 +277,15 @@ def main(argv: list[str] | None = None) -> int:
             budget_s / 2,
             lambda about: options.json or default_json(about, "processes"),
         )
+
+    if options.style == "gspmd":
+        about = measure.provenance({})
+        path = options.json or default_json(about, "gspmd")
+        _files.check_can_write(path, make_folders=True)
+        about |= {"rows": gspmd.compare(budget_s / 2)}
+        _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
+        print(f"# {path}")
+        return 0 if all(row["right"] for row in about["rows"]) else 1
 
     mesh = measure.make_mesh({"d": 8})
     about = measure.provenance({"d": 8})

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -167,6 +169,48 @@ def measure_work(work: Work, budget_s: float) -> dict[str, Any]:
     }
 
 
+LATE_S = 0.2
+
+
+def measure_late(rounds: int) -> dict[str, Any]:
+    """Seconds of the first process's step where the second comes LATE_S late, beside as much work
+    that needs nothing of it."""
+    mesh = measure.make_mesh({"dp": jax.device_count()})
+    vector = placed(mesh, _random(mesh.size, 1024), "dp", None)
+    matrix = placed(mesh, _random(mesh.size, 256, 256), "dp", None, None)
+
+    def make(times: int) -> Step:
+        def step(x: jax.Array, m: jax.Array) -> Any:
+            work = jax.lax.fori_loop(0, times, lambda _, c: jnp.tanh(c @ m), m)
+            return jnp.sum(x, axis=0), work
+
+        shardings = (NamedSharding(mesh, P()), NamedSharding(mesh, P("dp", None, None)))
+        return jax.jit(step, out_shardings=shardings).lower(vector, matrix).compile()
+
+    def call(step: Step, late_s: float) -> float:
+        multihost_utils.sync_global_devices("round")
+        if jax.process_index() == 1:
+            time.sleep(late_s)
+        begun = time.perf_counter()
+        jax.block_until_ready(step(vector, matrix))
+        return time.perf_counter() - begun
+
+    trial = make(100)
+    once_s = min(call(trial, 0.0) for _ in range(4))
+    times = int(multihost_utils.broadcast_one_to_all(np.int32(100 * LATE_S / once_s)))
+    result: dict[str, Any] = {"work": "peer 200 ms late beside 200 ms of work", "processes": 2}
+    result |= {"devices": 2, "floor": None, "most_s": 1.2 * LATE_S, "right": True}
+    for side in ("xla", "jaxcoll"):
+        with jaxcoll.installed() if side == "jaxcoll" else contextlib.nullcontext():
+            step = make(times)
+        call(step, 0.0)
+        spent = [call(step, LATE_S) for _ in range(rounds)]
+        result[side] = {"median_s": statistics.median(spent), "p95_s": max(spent)}
+        result[f"{side}_alone_s"] = statistics.median(call(step, 0.0) for _ in range(rounds))
+    result["ratio"] = result["xla"]["median_s"] / result["jaxcoll"]["median_s"]
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures all steps of this layout; rank 0 prints a line of JSON for each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gspmd", description=__doc__)
@@ -180,7 +224,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = measure_work(work, options.budget)
             if jax.process_index() == 0:
                 print(json.dumps(result), flush=True)
+    if layout == (2, 1):
+        result = measure_late(5)
+        if jax.process_index() == 0:
+            print(json.dumps(result), flush=True)
     return 0
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """The text of the last column."""
+    if not result["right"]:
+        return "WRONG"
+    if "most_s" in result:
+        return "PASS" if result["jaxcoll"]["median_s"] <= result["most_s"] else "ABOVE"
+    if result["floor"] is None:
+        return "-"
+    return "PASS" if result["ratio"] >= result["floor"] else "BELOW"
+
+
+def compare(budget_s: float) -> list[dict[str, Any]]:
+    """Measures all layouts and prints a line for each step."""
+    print(f"{'layout':8} {'work':40} {'xla ms':>9} {'ours ms':>9} {'ratio':>7} {'asked':>7}")
+    results = []
+    for layout in LAYOUTS:
+        for result in run(layout, budget_s):
+            asked = f"{result['floor'] or 0:g}"
+            if "most_s" in result:
+                asked = f"{result['most_s'] * 1e3:.0f} ms"
+            xla, ours = (result[side]["median_s"] * 1e3 for side in ("xla", "jaxcoll"))
+            print(
+                f"{layout[0]} x {layout[1]:<4} {result['work']:40} {xla:9.2f} {ours:9.2f} "
+                f"{result['ratio']:7.2f} {asked:>7}  {verdict(result)}",
+                flush=True,
+            )
+            results.append(result)
+    return results
 
 
 def run(layout: tuple[int, int], budget_s: float) -> list[dict[str, Any]]:
