@@ -55,9 +55,13 @@ def of_module(serialized: bytes) -> ProgramReport:
                         _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
-    # XLA's own would be left again, for the same reason.
-    _, left = serve.serve(module, lambda request: {})
+    # What jaxcoll does not serve would be left again, for the same reason; the rest it never saw.
+    unseen, left = serve.serve(module, lambda request: {})
+    left += [serve.Left(r.origin, r.signature, r.source, _UNSEEN) for r in unseen]
     return ProgramReport(module.name, tuple(calls), tuple(left))
+
+
+_UNSEEN = "the program was compiled without jaxcoll.install(), or a warning says why it was left"
 
 
 def integer(config: str, name: str) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import serialize_executable
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from subprocesses import run_python
@@ -333,3 +334,33 @@ def test_a_hook_of_somebody_else_is_called_too(first):
         """,
         first,
     )
+
+
+def test_exported_and_serialised_programs():
+    """The caller's setting decides for an exported program; an executable stays as it is."""
+    function, x = summing()
+    exported = jax.export.deserialize(jax.export.export(function)(x).serialize())
+    assert not is_served(jax.jit(exported.call), x)
+    with jaxcoll.installed():
+        assert is_served(jax.jit(lambda x: exported.call(x)), x)
+        np.testing.assert_array_equal(jax.jit(exported.call)(x), np.asarray(x).sum(0))
+        compiled = function.lower(x).compile()
+    loaded = serialize_executable.deserialize_and_load(*serialize_executable.serialize(compiled))
+    assert len(jaxcoll.install_report(loaded).served) == 1
+    np.testing.assert_array_equal(loaded(x), np.asarray(x).sum(0))
+
+
+def test_the_report_lists_what_was_compiled_without_jaxcoll():
+    function, x = summing()
+    (left,) = jaxcoll.install_report(function.lower(x).compile()).left
+    assert left.origin == "all-reduce"
+    assert "without jaxcoll.install()" in left.reason
+
+
+def test_pmap():
+    if not hasattr(jax, "pmap"):
+        pytest.skip("this JAX has no pmap")
+    rows = np.arange(32, dtype=np.float32).reshape(8, 4)
+    with jaxcoll.installed():
+        summed = jax.pmap(lambda x: lax.psum(x, "i"), axis_name="i")(rows)
+    np.testing.assert_array_equal(summed, np.broadcast_to(rows.sum(0), (8, 4)))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from processes import Job, run
@@ -107,3 +112,80 @@ os._exit(0)
     where = "all-reduce that XLA inserted for"
     for part in ("all_reduce", "axis 'x'", "rank 1", "process 1", where, "(reduce_sum)"):
         assert part in error, f"no {part!r} in {error}"
+
+
+# A program that a process compiles under a name of its own, as if from another checkout; rank 0
+# has a cache.
+ELSEWHERE = """
+from spmd import *
+import jaxcoll
+from jax.sharding import NamedSharding
+
+jaxcoll.install()
+if rank == 0:
+    jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+source = "def step(x):\\n    return x.sum(0), jax.numpy.roll(x, 1, 0)\\n"
+names = {"jax": jax}
+exec(compile(source, f"/checkout-{rank}/of-a-user/train_{rank}.py", "exec"), names)
+mesh = make_mesh((2,))
+rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+placed = jax.make_array_from_callback((2, 4), NamedSharding(mesh, P("x")), lambda i: rows[i])
+total, rolled = jax.jit(names["step"])(placed)
+assert (np.asarray(total.addressable_shards[0].data) == rows.sum(0)).all()
+assert (np.asarray(rolled.addressable_shards[0].data) == np.roll(rows, 1, 0)[rank]).all()
+"""
+
+
+def test_processes_meet_from_other_paths_and_from_a_warm_cache(tmp_path: Path) -> None:
+    run(ELSEWHERE, str(tmp_path), processes=2)
+    assert list(tmp_path.iterdir()), "nothing was cached"
+    run(ELSEWHERE, str(tmp_path), processes=2)
+
+
+STRANGER = """
+import sys, jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+if "distributed" in sys.argv:
+    jax.distributed.initialize()
+mesh = Mesh(np.array(jax.devices()), ("dp",))
+rows = np.arange(8, dtype=np.float32).reshape(-1, 1) * np.ones((1, len(mesh.devices)), np.float32)
+x = jax.make_array_from_callback(rows.shape, NamedSharding(mesh, P("dp")), lambda i: rows[i])
+step = jax.jit(lambda x: x.sum(0)).lower(x).compile()
+assert step(x)[0] == 28
+print("through jaxcoll:", "jaxcoll_collective" in step.as_text(), flush=True)
+"""
+INSTALLED = pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is None
+    or importlib.util.find_spec("jax_plugins.jaxcoll") is None,
+    reason="jaxcoll is not installed: JAX finds its plugin in site-packages only",
+)
+
+
+def started(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@INSTALLED
+def test_a_program_that_does_not_know_jaxcoll_goes_through_it(tmp_path: Path) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(STRANGER)
+    eight = "--xla_force_host_platform_device_count=8"
+    done = started(str(program), XLA_FLAGS=eight, JAXCOLL_INSTALL="1")
+    assert "through jaxcoll: True" in done.stdout, done.stderr
+    done = started(str(program), XLA_FLAGS=eight, JAXCOLL_INSTALL="")
+    assert "through jaxcoll: False" in done.stdout, done.stderr
+    done = started(str(program), XLA_FLAGS=eight, JAXCOLL_INSTALL="yes")
+    assert done.returncode == 2
+    assert "JAXCOLL_INSTALL" in done.stderr.splitlines()[-1]
+    launch = ("-m", "jaxcoll", "launch", "-n", "2", "--devices-per-process", "2", "--install")
+    done = started(*launch, str(program), "distributed")
+    assert done.stdout.count("through jaxcoll: True") == 2, done.stdout + done.stderr
