@@ -292,6 +292,7 @@ def source(module: Any, instruction: Any) -> str:
         frame = index.stack_frames[metadata.stack_frame_id - 1]
         location = index.file_locations[frame.file_location_id - 1]
         file, line = index.file_names[location.file_name_id - 1], location.line
-    operation = metadata.op_name.rpartition("/")[2]
+    # A combined instruction has the names of all that it is made of, in parentheses.
+    operation = metadata.op_name.rpartition("/")[2].strip("()")
     place = f"{file.rpartition('/')[2]}:{line}" if file else ""
     return f"{place} ({operation})" if place and operation else place or operation
