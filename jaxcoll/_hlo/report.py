@@ -55,7 +55,7 @@ def of_module(serialized: bytes) -> ProgramReport:
                         _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
-    # Whatever jaxcoll cannot serve is left again here, for the same reason; it never saw the rest.
+    # A collective that jaxcoll cannot serve is left again, for the same reason; others it never saw.
     unseen, left = serve.serve(module, lambda request: {})
     left += [serve.Left(r.origin, r.signature, r.source, _UNSEEN) for r in unseen]
     return ProgramReport(module.name, tuple(calls), tuple(left))
