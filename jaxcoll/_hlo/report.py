@@ -55,7 +55,7 @@ def of_module(serialized: bytes) -> ProgramReport:
                         _module.attributes(instruction).get(simplify.CHANGES, ""),
                     )
                 )
-    # A collective that jaxcoll cannot serve is left again, for the same reason; others it never saw.
+    # `serve` refuses again what it has refused, for the same reason. It never saw the others.
     unseen, left = serve.serve(module, lambda request: {})
     left += [serve.Left(r.origin, r.signature, r.source, _UNSEEN) for r in unseen]
     return ProgramReport(module.name, tuple(calls), tuple(left))

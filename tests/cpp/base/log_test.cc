@@ -3,12 +3,12 @@
 #include "base/log.h"
 
 #include <gtest/gtest.h>
+#include <regex.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -43,16 +43,25 @@ class LogTest : public testing::Test {
   const Settings before_ = CurrentSettings();
 };
 
-const std::regex kLine(
-    R"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z jaxcoll WARNING \S+:\d+( process \d+/\d+)?: .*)");
+// By POSIX: std::regex draws warnings from GCC 12 under a sanitizer.
+bool IsLine(const std::string& line) {
+  regex_t pattern;
+  regcomp(&pattern,
+          "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{3}Z jaxcoll WARNING "
+          "[^ ]+:[0-9]+( process [0-9]+/[0-9]+)?: .*$",
+          REG_EXTENDED | REG_NOSUB);
+  const bool matches = regexec(&pattern, line.c_str(), 0, nullptr, 0) == 0;
+  regfree(&pattern);
+  return matches;
+}
 
 TEST_F(LogTest, EachLineOfAMessageHasTheHead) {
   std::istringstream lines(LogLines("WARNING", "first\nsecond\n"));
   std::string first, second, none;
   ASSERT_TRUE(std::getline(lines, first) && std::getline(lines, second));
   EXPECT_FALSE(std::getline(lines, none));
-  EXPECT_TRUE(std::regex_match(first, kLine)) << first;
-  EXPECT_TRUE(std::regex_match(second, kLine)) << second;
+  EXPECT_TRUE(IsLine(first)) << first;
+  EXPECT_TRUE(IsLine(second)) << second;
   EXPECT_TRUE(first.ends_with(": first") && second.ends_with(": second"));
   EXPECT_NE(first.find(":" + std::to_string(getpid())), std::string::npos);
 }
@@ -94,7 +103,7 @@ TEST_F(LogTest, LinesOfManyThreadsStayWholeBehindWhatIsThere) {
   EXPECT_EQ(line, "before");
   std::set<std::string> messages;
   while (std::getline(lines, line)) {
-    EXPECT_TRUE(std::regex_match(line, kLine)) << line;
+    EXPECT_TRUE(IsLine(line)) << line;
     messages.insert(line.substr(line.rfind(": ")));
   }
   EXPECT_EQ(messages.size(), 200u);
