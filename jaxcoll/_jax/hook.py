@@ -219,7 +219,11 @@ def _transformed(serialized: bytes) -> bytes | None:
         merge.merge(module, costs, most_bytes, decider.rechoose)
         _module.forward_tuples(module)
     overlap.overlap(module, costs)
-    return module.SerializeToString()
+    changed: bytes = module.SerializeToString()
+    if _log.isEnabledFor(logging.INFO):
+        for line in str(report.of_module(changed)).splitlines():
+            _log.info("%s", line)
+    return changed
 
 
 # Each element is added up from rank 0 to the last, in one place.

@@ -201,6 +201,15 @@ def test_the_report_of_a_program_names_the_line_and_the_axis():
         jaxcoll.install_report(function)
 
 
+def test_at_info_the_log_says_what_has_become_of_a_program(caplog):
+    function, x = summing()
+    with caplog.at_level("INFO", logger="jaxcoll"), jaxcoll.installed():
+        function.lower(x).compile()
+    said = [record.message for record in caplog.records]
+    assert "jit__lambda: 1 served, 0 left to XLA" in said
+    assert any("all_reduce (direct) -> f32[4] over axis 'a'" in line for line in said)
+
+
 def test_a_module_that_cannot_be_read_is_left_and_logged(caplog):
     assert hook._transform(b"\xffjaxcoll all-reduce") is None
     (record,) = caplog.records
