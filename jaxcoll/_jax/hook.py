@@ -204,8 +204,7 @@ def _transformed(serialized: bytes) -> bytes | None:
         return None
     marking = json.loads(marking)
     if not marking:
-        changed = overlap.overlap(module, Costs(module))
-        return module.SerializeToString() if changed else None
+        return module.SerializeToString() if overlap.overlap(module, Costs(module)) else None
     decider = _Decider(serialized, module, marking)
     simplify.simplify(module, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
