@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -26,6 +27,10 @@ using OpTuple = std::tuple<int, int32_t, int32_t, int32_t, int32_t, std::vector<
 // (rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops)
 using ProgramTuple = std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
 
+// (collective, algorithm, world_size, channels, root, permutation, dims): spec_to_tuple of spec.py
+using SpecTuple = std::tuple<std::string, std::string, int32_t, int32_t, int32_t,
+                             std::vector<std::pair<int32_t, int32_t>>, std::vector<int32_t>>;
+
 template <typename T>
 T ValueOrThrow(StatusOr<T> result) {
   if (!result.ok()) throw std::invalid_argument(result.status().message());  // ValueError
@@ -35,6 +40,7 @@ T ValueOrThrow(StatusOr<T> result) {
 // ValueError for a name that is no collective's.
 Collective CollectiveOrThrow(std::string_view name);
 
+ScheduleSpec SpecFromTuple(const SpecTuple& tuple);
 Program ProgramFromTuple(const ProgramTuple& tuple);
 
 }  // namespace jaxcoll

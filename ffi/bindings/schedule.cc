@@ -56,6 +56,11 @@ Collective CollectiveOrThrow(std::string_view name) {
   return *collective;
 }
 
+ScheduleSpec SpecFromTuple(const SpecTuple& tuple) {
+  const auto& [collective, algorithm, world_size, channels, root, permutation, dims] = tuple;
+  return {CollectiveOrThrow(collective), algorithm, world_size, channels, root, permutation, dims};
+}
+
 Program ProgramFromTuple(const ProgramTuple& tuple) {
   const auto& [rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops] = tuple;
   Program program{rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, {}};
@@ -76,22 +81,12 @@ Program ProgramFromTuple(const ProgramTuple& tuple) {
 
 namespace {
 
-ProgramTuple Build(std::string_view collective, std::string algorithm, int32_t world_size,
-                   int32_t channels, std::vector<int32_t> dims, int32_t root,
-                   std::vector<std::pair<int32_t, int32_t>> permutation, int32_t rank) {
-  const ScheduleSpec spec{
-      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
-      std::move(permutation),        std::move(dims)};
-  return ToTuple(ValueOrThrow(BuildSchedule(spec, rank)));
+ProgramTuple Build(const SpecTuple& spec, int32_t rank) {
+  return ToTuple(ValueOrThrow(BuildSchedule(SpecFromTuple(spec), rank)));
 }
 
-void CheckOrThrow(std::string_view collective, std::string algorithm, int32_t world_size,
-                  int32_t channels, std::vector<int32_t> dims, int32_t root,
-                  std::vector<std::pair<int32_t, int32_t>> permutation) {
-  const ScheduleSpec spec{
-      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
-      std::move(permutation),        std::move(dims)};
-  if (const Status status = CheckSchedule(spec); !status.ok()) {
+void CheckOrThrow(const SpecTuple& spec) {
+  if (const Status status = CheckSchedule(SpecFromTuple(spec)); !status.ok()) {
     throw std::invalid_argument(status.message());
   }
 }
@@ -135,10 +130,8 @@ ProgramTuple WithInferredDependencies(const ProgramTuple& tuple) {
 }  // namespace
 
 void BindSchedule(nb::module_& m) {
-  m.def("build_schedule", &Build, "collective"_a, "algorithm"_a, "world_size"_a, "channels"_a,
-        "dims"_a, "root"_a, "permutation"_a, "rank"_a, "One rank's program, as tuples.");
-  m.def("check_schedule", &CheckOrThrow, "collective"_a, "algorithm"_a, "world_size"_a,
-        "channels"_a, "dims"_a, "root"_a, "permutation"_a,
+  m.def("build_schedule", &Build, "spec"_a, "rank"_a, "One rank's program, as tuples.");
+  m.def("check_schedule", &CheckOrThrow, "spec"_a,
         "Raises what build_schedule would raise for any rank, and builds nothing.");
   m.def("schedule_algorithms", &AlgorithmsOf, "collective"_a,
         "Names of the algorithms of a collective.");

@@ -19,12 +19,8 @@ using sim::Graph;
 using sim::Network;
 using sim::Time;
 
-Graph GraphOfSpec(std::string_view collective, std::string algorithm, int32_t world_size,
-                  int32_t channels, std::vector<int32_t> dims, int32_t root,
-                  std::vector<std::pair<int32_t, int32_t>> permutation) {
-  const ScheduleSpec spec{
-      CollectiveOrThrow(collective), std::move(algorithm), world_size, channels, root,
-      std::move(permutation),        std::move(dims)};
+Graph GraphOfSpec(const SpecTuple& tuple) {
+  const ScheduleSpec spec = SpecFromTuple(tuple);
   nb::gil_scoped_release release;
   return ValueOrThrow(Graph::Build(spec));
 }
@@ -158,8 +154,7 @@ void BindSim(nb::module_& m) {
       .def_prop_ro("ops", &Graph::op_count)
       .def_prop_ro("nbytes", &Graph::bytes);
   nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
-  m.def("sim_graph", &GraphOfSpec, "collective"_a, "algorithm"_a, "world_size"_a, "channels"_a,
-        "dims"_a, "root"_a, "permutation"_a, "A built-in schedule, packed.");
+  m.def("sim_graph", &GraphOfSpec, "spec"_a, "A built-in schedule, packed.");
   m.def("sim_graph_of_programs", &GraphOfPrograms, "programs"_a,
         "All ranks' programs, as tuples, packed.");
   m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,

@@ -19,6 +19,7 @@ from jaxcoll.schedule.spec import (
     ScheduleSpec,
     input_blocks,
     output_blocks,
+    spec_to_tuple,
 )
 
 # The longest text that fits into an FFI attribute without bloating every executable that carries
@@ -33,31 +34,12 @@ def build_rank(spec: ScheduleSpec, rank: int) -> Program:
       ValueError: unknown collective or algorithm, or one that cannot serve this spec; the message
         names the choices.
     """
-    return program_from_tuple(
-        native.build_schedule(
-            spec.collective,
-            spec.algorithm,
-            spec.world_size,
-            spec.channels,
-            list(spec.dims),
-            spec.root,
-            list(spec.permutation),
-            rank,
-        )
-    )
+    return program_from_tuple(native.build_schedule(spec_to_tuple(spec), rank))
 
 
 def check(spec: ScheduleSpec) -> None:
     """Raises what `build_rank` would raise for any rank, and builds nothing."""
-    native.check_schedule(
-        spec.collective,
-        spec.algorithm,
-        spec.world_size,
-        spec.channels,
-        list(spec.dims),
-        spec.root,
-        list(spec.permutation),
-    )
+    native.check_schedule(spec_to_tuple(spec))
 
 
 def build(spec: ScheduleSpec) -> Schedule:

@@ -110,3 +110,12 @@ class ScheduleSpec:
             raise ValueError(f"give dims either in algorithm={self.algorithm!r} or as dims")
         object.__setattr__(self, "algorithm", name)
         object.__setattr__(self, "dims", dims or tuple(self.dims))
+
+
+SpecTuple = tuple[str, str, int, int, int, tuple[tuple[int, int], ...], tuple[int, ...]]
+
+
+def spec_to_tuple(spec: ScheduleSpec) -> SpecTuple:
+    """The spec as the extension module takes it."""
+    shape = (spec.collective, spec.algorithm, spec.world_size, spec.channels)
+    return (*shape, spec.root, spec.permutation, spec.dims)

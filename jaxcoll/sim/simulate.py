@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jaxcoll._native import native
 from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
 from jaxcoll.schedule.ir import to_tuple
+from jaxcoll.schedule.spec import spec_to_tuple
 from jaxcoll.sim.bounds import Bounds
 from jaxcoll.sim.network import CutError, Placement, Topology, TopologyError
 from jaxcoll.sim.timeline import (
@@ -219,15 +220,7 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
     """
     if isinstance(schedule, Schedule):
         return native.sim_graph_of_programs([to_tuple(program) for program in schedule.programs])
-    return native.sim_graph(
-        schedule.collective,
-        schedule.algorithm,
-        schedule.world_size,
-        schedule.channels,
-        list(schedule.dims),
-        schedule.root,
-        list(schedule.permutation),
-    )
+    return native.sim_graph(spec_to_tuple(schedule))
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
