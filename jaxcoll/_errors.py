@@ -128,3 +128,8 @@ class SimulationError(JaxcollError, RuntimeError):
 
 class RanksError(JaxcollError, RuntimeError):
     """A process that `jaxcoll tune` has started failed; says which, and what it said."""
+
+
+# These depend on the process they are raised in. If they made one process leave a collective to
+# XLA, the others would wait for it; everything else follows from the program, which all share.
+ABOUT_THE_JOB = (SetupError, OSError, MemoryError)

@@ -1,4 +1,7 @@
-"""How long instructions take, as estimated from the sizes of their arrays."""
+"""How long instructions take, as estimated from the sizes of their arrays.
+
+The unit of all costs and times is a byte: the time in which a core moves one.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ entry of a table. Anything else has no value here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,18 @@ _BINARY: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+_KNOWN = {
+    *(*_SAME, *_BINARY, "partition-id", "replica-id", "parameter", "constant", "fusion", "convert"),
+    "dynamic-slice",
+}
+_MOST_ELEMENTS = 1 << 22  # of all devices
+
+
+def _is_row_major(instruction: Any) -> bool:
+    order = list(instruction.shape.layout.minor_to_major)
+    return order == sorted(order, reverse=True)
+
+
 class Evaluator:
     """Evaluates instructions of one module."""
 
@@ -57,38 +70,58 @@ class Evaluator:
           computation: the id of that of `instruction`.
           parameters: the values of the computation's parameters, where they are known.
         """
+        return self._value(computation, instruction, parameters, {})
+
+    def _value(
+        self,
+        computation: int,
+        instruction: Any,
+        parameters: list[np.ndarray | None] | None,
+        known: dict[int, np.ndarray | None],
+    ) -> np.ndarray | None:
+        """As `value`; `known` are the computation's instructions that have been evaluated."""
+        if instruction.id not in known:
+            known[instruction.id] = self._new_value(computation, instruction, parameters, known)
+        return known[instruction.id]
+
+    def _new_value(
+        self,
+        computation: int,
+        instruction: Any,
+        parameters: list[np.ndarray | None] | None,
+        known: dict[int, np.ndarray | None],
+    ) -> np.ndarray | None:
         dtype = _DTYPES.get(instruction.shape.element_type)
-        if dtype is None or np.prod(instruction.shape.dimensions, dtype=int) > 1 << 20:
-            return None
         shape = (self._devices, *instruction.shape.dimensions)
         opcode = instruction.opcode
+        if dtype is None or opcode not in _KNOWN or math.prod(shape) > _MOST_ELEMENTS:
+            return None
         if opcode in self._numbers:
             return self._numbers[opcode].astype(dtype)
         if opcode == "parameter":
             return parameters[instruction.parameter_number] if parameters else None
         if opcode == "constant":
             return self._constant(instruction, shape, dtype)
-        operands = []
-        for operand in instruction.operand_ids:
-            found = self._by_id[computation][operand]
-            operands.append(self.value(computation, found, parameters))
+        sources = [self._by_id[computation][operand] for operand in instruction.operand_ids]
+        if opcode == "bitcast" and not all(map(_is_row_major, [instruction, *sources])):
+            return None  # its values are those of the memory, in another order
+        operands = [self._value(computation, source, parameters, known) for source in sources]
         if opcode == "fusion":
             (called,) = instruction.called_computation_ids
             root = self._by_id[called][self._computations[called].root_id]
-            return self.value(called, root, operands)
-        known = [operand for operand in operands if operand is not None]
-        if len(known) < len(operands):
+            return self._value(called, root, operands, {})
+        values = [operand for operand in operands if operand is not None]
+        if len(values) < len(operands):
             return None
         with np.errstate(over="ignore"):
-            return self._result(instruction, known, shape, dtype)
+            return self._result(instruction, values, shape, dtype)
 
     def _constant(self, instruction: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
         name = _LITERALS.get(instruction.shape.element_type)
         if name is None:
             return None
         values = np.array(list(getattr(instruction.literal, name)), dtype)
-        order = list(instruction.shape.layout.minor_to_major)
-        if values.size != np.prod(shape[1:], dtype=int) or order != sorted(order, reverse=True):
+        if values.size != math.prod(shape[1:]) or not _is_row_major(instruction):
             return None
         return np.broadcast_to(values.reshape(shape[1:]), shape)
 

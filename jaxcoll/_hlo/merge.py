@@ -20,8 +20,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxcoll._hlo import dictionary, proto, serve
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo import proto, serve
 from jaxcoll._hlo.costs import Costs, Times
 from jaxcoll._hlo.simplify import CHANGES
 
@@ -40,7 +40,7 @@ class _Part:
     operand: int  # id
     key: str
     bytes: int
-    ready: float = 0.0  # when its operand is, in estimated time from the start
+    ready: float = 0.0  # when its operand is, by costs.py's unit of time, from the start
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
@@ -55,12 +55,12 @@ def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> Non
 def _is_ours(instruction: Any) -> bool:
     if instruction.custom_call_target != serve.TARGET:
         return False
-    results = len(_module.arrays(instruction.shape))
-    if "separate_blocks = 1" in instruction.backend_config.decode():
-        return False  # its operands are no vectors
-    # One more operand says on which device the call is made.
-    return len(instruction.operand_ids) == results and not any(
-        f'collective = "{name}"' in instruction.backend_config.decode() for name in _UNMERGED
+    config = instruction.backend_config.decode()
+    # Some take operands that are no vectors, or one more, which says on which device they are made.
+    return (
+        dictionary.text(config, "collective") not in _UNMERGED
+        and not dictionary.integer(config, "separate_blocks")
+        and len(instruction.operand_ids) == len(_module.arrays(instruction.shape))
     )
 
 
@@ -69,8 +69,9 @@ _TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
 
 def _key(call: Any, element_type: int) -> str:
     """All that two calls must share to become one."""
-    config = _TOLD_APART.sub(r'\1 = ""', call.backend_config.decode())
-    several = 'program = ""' not in call.backend_config.decode()
+    config = call.backend_config.decode()
+    several = bool(dictionary.text(config, "program"))
+    config = _TOLD_APART.sub(r'\1 = ""', config)
     attributes = sorted((a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES)
     return f"{config} {element_type} {several} {attributes}"
 
@@ -251,6 +252,8 @@ class _Merger:
         if shown["signature"]:
             shown["signature"] += f" merged {self._made}"
         config = _TOLD_APART.sub(lambda match: f'{match[1]} = "{shown[match[1]]}"', config)
+        if len(sources) == 1:
+            return config
         return self._rechoose(config, sum(part.bytes for part in group)) or config
 
     def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:

@@ -77,12 +77,7 @@ class _Beside:
         for i in reversed(list(computation.instructions)):
             for source in (*i.operand_ids, *i.control_predecessor_ids):
                 tied[source] |= (tied[i.id] & ~before[i.id]) | self._bit.get(i.id, 0)
-        times = Times(computation, costs)
-        # A dependency leads from a smaller key to a larger one. So do those that put_first makes,
-        # and there is no circle.
-        self._key = {
-            i.id: (times.begin[i.id], place) for place, i in enumerate(computation.instructions)
-        }
+        self._begin = Times(computation, costs).begin
         self._heavy = [
             (i, tied[i.id])
             for i in computation.instructions
@@ -97,7 +92,10 @@ class _Beside:
         return [i for i, tied in self._heavy if not tied & self._bit[call.id]]
 
     def put_first(self, call: Any) -> None:
-        """Has what becomes ready with a call, or later, start behind it."""
-        later = [i for i in self.of(call) if self._key[i.id] > self._key[call.id]]
-        for instruction in sorted(later, key=lambda i: self._key[i.id])[:_BEHIND_A_CALL]:
+        """Has what becomes ready with a call, or later, start behind it.
+
+        There is no circle: what takes time leads on to what begins later, and never back.
+        """
+        later = [i for i in self.of(call) if self._begin[i.id] >= self._begin[call.id]]
+        for instruction in sorted(later, key=lambda i: self._begin[i.id])[:_BEHIND_A_CALL]:
             instruction.control_predecessor_ids.append(call.id)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxcoll._hlo import dictionary, proto
 from jaxcoll._hlo import groups as _groups
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo import proto
 from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
 
 TARGET = "jaxcoll_collective"
+LEFT = "jaxcoll_left"  # frontend attribute of a collective: why it is left to XLA
 TYPED_FFI = 4
 
 
@@ -50,32 +51,23 @@ Decide = Callable[[Request], dict[str, Any]]
 
 
 def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
-    """Replaces the collectives of a module."""
+    """Replaces the collectives of a module, and notes on those that are left why they are."""
     served: list[Request] = []
     left: list[Left] = []
-    wrapped = {
-        called
-        for computation in module.computations
-        for instruction in computation.instructions
-        if instruction.opcode.startswith("async-")
-        for called in instruction.called_computation_ids
-    }
+    asynchronous = asynchronous_computations(module)
     computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
-    for computation, body in _module.bodies(module, _is_collective):
+    for computation, body in _module.bodies(module, is_collective):
         for instruction in body.instructions:
-            if not _is_collective(instruction):
-                continue
-            if instruction.opcode.endswith("-done"):
-                continue  # goes with its start
+            if not is_collective(instruction) or instruction.opcode in DONE:
+                continue  # a done goes with its start
             try:
-                if computation.id in wrapped:
+                if computation.id in asynchronous:
                     raise NotServed("an asynchronous form that is not known here")
                 devices = devices or _groups.Devices(module)
-                served.extend(
-                    _Server(module, computations, body, devices, decide).serve(instruction)
-                )
+                served += Server(module, computations, body, devices, decide).serve(instruction)
             except NotServed as why:
+                instruction.frontend_attributes.map.add(key=LEFT, value=str(why))
                 left.append(
                     Left(
                         instruction.opcode,
@@ -88,6 +80,17 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
     return served, left
 
 
+def asynchronous_computations(module: Any) -> set[int]:
+    """The ids of computations that XLA runs beside others, by a start and a done of their own."""
+    return {
+        called
+        for computation in module.computations
+        for instruction in computation.instructions
+        if instruction.opcode.startswith("async-")
+        for called in instruction.called_computation_ids
+    }
+
+
 OPCODES = {
     "all-reduce": "all_reduce",
     "all-gather": "all_gather",
@@ -98,13 +101,13 @@ OPCODES = {
     "ragged-all-to-all": "ragged_all_to_all",
 }
 _ASYNCHRONOUS = {"all-reduce-start", "all-gather-start", "collective-permute-start"}
-_DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
+DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
 
 
-def _is_collective(instruction: Any) -> bool:
+def is_collective(instruction: Any) -> bool:
     """Whether devices take part in an instruction together, known or not."""
     opcode = instruction.opcode
-    if opcode in OPCODES or opcode in _ASYNCHRONOUS or opcode in _DONE:
+    if opcode in OPCODES or opcode in _ASYNCHRONOUS or opcode in DONE:
         return True
     if opcode in _POINT_TO_POINT:
         return False
@@ -147,8 +150,8 @@ _OFFSETS = {4, 5}
 _OF_SEPARATE_BLOCKS = {"direct"}
 
 
-class _Server:
-    """Replaces one collective."""
+class Server:
+    """Replaces collectives of one computation."""
 
     def __init__(
         self,
@@ -165,6 +168,19 @@ class _Server:
         self._decide = decide
 
     def serve(self, instruction: Any) -> list[Request]:
+        """Replaces a collective. Raises: NotServed."""
+        requests, instructions, done = self._made(instruction)
+        self._body.replace(instruction, instructions)
+        if done is not None:
+            self._body.drop(done, instruction)
+        return requests
+
+    def check(self, instruction: Any) -> None:
+        """Changes nothing. Raises: NotServed for a collective that would not be served."""
+        self._made(instruction)
+
+    def _made(self, instruction: Any) -> tuple[list[Request], list[Any], Any]:
+        """The requests, the instructions that take a collective's place, and its done, if any."""
         for number in proto.unknown_fields(instruction):
             raise NotServed(f"a field that is not known here: number {number} of hlo.proto")
         for descriptor, _ in instruction.ListFields():
@@ -191,12 +207,7 @@ class _Server:
                 made = self._all_to_all_of_tuples(instruction, operands)
             case _:
                 made = self._ragged(instruction, operands)
-        requests, instructions = made
-        start = self._body.by_id[instruction.id]
-        self._body.replace(start, instructions)
-        if done is not None:
-            self._body.drop(done, start)
-        return requests
+        return (*made, done)
 
     def _synchronous(self, start: Any) -> tuple[Any, Any]:
         """The synchronous form of a start, and its done."""
@@ -314,6 +325,8 @@ class _Server:
             after[dimension] *= shrinks
             if before != after or operand.shape.element_type != result.element_type:
                 raise NotServed("a result of another shape than its operand's")
+            if _major_to_minor(operand.shape) != _major_to_minor(result):
+                raise NotServed("a result in another layout than its operand")
             if max(before[dimension], after[dimension]) % ranks:
                 raise NotServed("a dimension that the ranks do not divide")
             chunk = _module.element_count(operand.shape)
@@ -453,7 +466,7 @@ class _Server:
             *(like, "custom-call", shape, operands),
             custom_call_target=TARGET,
             custom_call_api_version=TYPED_FFI,
-            backend_config=dictionary(attributes).encode(),
+            backend_config=dictionary.text_of(attributes).encode(),
             constrain_layout=True,
             operand_shapes_with_layout=[operand.shape for operand in operands],
         )
@@ -536,24 +549,3 @@ def _check(shape: Any) -> None:
 
 def _major_to_minor(shape: Any) -> list[int]:
     return list(shape.layout.minor_to_major)[::-1]
-
-
-def dictionary(attributes: dict[str, Any]) -> str:
-    """Attributes as an MLIR dictionary: strings, int64 and arrays of int64."""
-    return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in sorted(attributes.items())) + "}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        # Every byte that MLIR's strings give a meaning to, by its number.
-        plain = "".join(
-            c
-            if 32 <= ord(c) < 127 and c not in '"\\'
-            else "".join(f"\\{b:02X}" for b in c.encode())
-            for c in value
-        )
-        return f'"{plain}"'
-    if isinstance(value, int):
-        return f"{value} : i64"
-    numbers = ", ".join(str(int(number)) for number in np.ravel(value))
-    return f"array<i64: {numbers}>" if numbers else "array<i64>"

@@ -3,6 +3,7 @@
 - An all-reduce of which every device keeps its own slice is a reduce-scatter.
 - A collective-permute from each device to itself is a copy.
 
+Only what `serve` serves is changed: XLA:CPU's own reduce-scatter is wrong along some dimensions.
 Both stay XLA's instructions here; `serve` makes calls of them.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxcoll._hlo import groups as _groups
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo import proto
+from jaxcoll._hlo import proto, serve
 from jaxcoll._hlo.evaluate import Evaluator
 from jaxcoll._hlo.groups import NotServed
 from jaxcoll._hlo.module import Body
@@ -24,12 +25,13 @@ from jaxcoll._hlo.module import Body
 CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program's collectives
 
 
-def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> None:
-    """Changes a module's collectives.
+# (groups, bytes of an all-reduce, bytes that stay one, bytes of each reduce-scatter) -> whether all
+# of these add in the same order.
+MayScatter = Callable[[np.ndarray, int, int, list[int]], bool]
 
-    Args:
-      may_scatter: (groups, bytes) -> whether a reduce-scatter adds in the order of an all-reduce.
-    """
+
+def simplify(module: Any, decide: serve.Decide, may_scatter: MayScatter) -> None:
+    """Changes those collectives of a module that `serve` would serve."""
     try:
         devices = _groups.Devices(module)
     except NotServed:
@@ -41,17 +43,31 @@ def simplify(module: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> Non
         for instruction in computation.instructions
         for called in instruction.called_computation_ids
     )
+    computations = {c.id: c for c in module.computations}
+    asynchronous = serve.asynchronous_computations(module)
+    uses: list[_Use] = []
     for computation, body in _module.bodies(module, lambda i: i.opcode in _CHANGED):
+        if computation.id in asynchronous:
+            continue
+        server = serve.Server(module, computations, body, devices, decide)
         for instruction in body.instructions:
+            if instruction.opcode not in _CHANGED:
+                continue
             try:
-                if instruction.opcode == "all-reduce":
-                    scatter = _Scatter(module, computation, body, devices, evaluator, callers)
-                    scatter.turn(instruction, may_scatter)
-                elif instruction.opcode == "collective-permute":
-                    _drop_identity(body, instruction, devices)
+                server.check(instruction)
             except NotServed:
-                pass  # serve says why
+                continue  # serve says why
+            if instruction.opcode == "all-reduce":
+                scatter = _Scatter(module, computation, body, devices, evaluator, callers)
+                uses += scatter.turn(instruction, may_scatter)
+            else:
+                _drop_identity(body, instruction, devices)
         body.write()
+    # Until here fusions are as they were: a fusion may use several values that have been turned.
+    for use in uses:
+        _keep_slice(use)
+    for use in {use.computation.id: use for use in uses if use.fusion is not None}.values():
+        _drop_unused(use.fusion, use.computation)
 
 
 def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
@@ -99,20 +115,28 @@ class _Scatter:
         self._callers = callers
         self._last_channel = 0
 
-    def turn(self, reduce: Any, may_scatter: Callable[[np.ndarray, int], bool]) -> None:
-        """Raises: NotServed for groups that cannot be read."""
+    def turn(self, reduce: Any, may_scatter: MayScatter) -> list[_Use]:
+        """Turns what can be turned of an all-reduce; returns the slices that have become idle."""
         groups = _groups.groups_of(reduce, self._devices)
         operands = self._body.operands(reduce)
         turned: dict[int, list[_Use]] = {}
-        for place, operand in enumerate(operands):
+        for place in range(len(operands)):
             value = self._result(reduce, place)
-            if value is None or _module.element_bytes(operand.shape.element_type) is None:
-                continue
-            uses = self._uses(value, groups)
-            if uses and may_scatter(groups, _module.byte_count(operand.shape)):
+            if value is not None and (uses := self._uses(value, groups)):
                 turned[place] = uses
-        if turned:
-            self._write(reduce, operands, turned)
+        bytes_of = [_module.byte_count(operand.shape) for operand in operands]
+        parts: dict[tuple[int, int], int] = collections.Counter()
+        for place, uses in turned.items():
+            parts[self._part(operands[place], uses)] += bytes_of[place]
+        rest = sum(bytes_of) - sum(parts.values())
+        if not turned or not may_scatter(groups, sum(bytes_of), rest, list(parts.values())):
+            return []
+        self._write(reduce, operands, turned)
+        return [use for uses in turned.values() for use in uses]
+
+    def _part(self, operand: Any, uses: list[_Use]) -> tuple[int, int]:
+        """Operands that become one reduce-scatter share these: its dimension and its type."""
+        return uses[0].dimension, operand.shape.element_type
 
     def _result(self, reduce: Any, place: int) -> Any:
         """The instruction that stands for a result; None if the result is used otherwise, too."""
@@ -183,10 +207,9 @@ class _Scatter:
             return None
         by_id = {i.id: i for i in computation.instructions}
         for dimension, start in enumerate(cut.operand_ids[1:]):
-            at = self._evaluator.value(computation.id, by_id[start], outer)
             if dimension not in cuts:
-                # Where all of a dimension is taken, XLA clamps every start to 0.
-                continue
+                continue  # where all of a dimension is taken, XLA clamps every start to 0
+            at = self._evaluator.value(computation.id, by_id[start], outer)
             expected = np.zeros(len(self._devices), np.int64)
             for row in groups:
                 expected[row] = np.arange(ranks) * sizes[dimension]
@@ -199,24 +222,24 @@ class _Scatter:
         shapes = list(_module.arrays(reduce.shape))
         made: list[Any] = []
         results: list[Any] = [None] * len(operands)
-        by_dimension: dict[int, list[int]] = {}
+        scattered: dict[tuple[int, int], list[int]] = {}
         for place, uses in turned.items():
-            by_dimension.setdefault(uses[0].dimension, []).append(place)
+            scattered.setdefault(self._part(operands[place], uses), []).append(place)
             shapes[place] = _slice_shape(uses[0])
         rest = [place for place in range(len(operands)) if place not in turned]
-        for dimension, places in [(None, rest), *by_dimension.items()]:
+        for part, places in [(None, rest), *scattered.items()]:
             if not places:
                 continue
             parts = [shapes[place] for place in places]
             alone = not as_tuple or len(places) == 1
             collective = self._body.make(
-                *(reduce, "all-reduce" if dimension is None else "reduce-scatter"),
+                *(reduce, "all-reduce" if part is None else "reduce-scatter"),
                 parts[0] if alone else _module.tuple_of(parts),
                 [operands[place] for place in places],
             )
             self._copy_participants(reduce, collective)
-            if dimension is not None:
-                collective.dimensions[:] = [dimension]
+            if part is not None:
+                collective.dimensions[:] = [part[0]]
                 note = collective.frontend_attributes.map.add(key=CHANGES)
                 note.value = "an all-reduce of which each device keeps a slice"
             made.append(collective)
@@ -234,9 +257,6 @@ class _Scatter:
                 element = self._result(reduce, place)
                 element.shape.CopyFrom(shapes[place])
         self._body.replace(reduce, made)
-        for uses in turned.values():
-            for use in uses:
-                _keep_slice(use)  # drops instructions: the last that is done with a computation
 
     def _copy_participants(self, reduce: Any, collective: Any) -> None:
         """Makes a collective one of the same devices with the same reduction."""
@@ -269,8 +289,6 @@ def _keep_slice(use: _Use) -> None:
     del use.slice.operand_ids[1:]
     del use.slice.dynamic_slice_sizes[:]
     use.slice.opcode = "bitcast"
-    if use.fusion is not None:
-        _drop_unused(use.fusion, use.computation)
 
 
 def _drop_unused(fusion: Any, computation: Any) -> None:

@@ -496,6 +496,21 @@ def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None
     _compiler.compile_or_get_cached = wrapper
 
 
+def has_custom_call(module: ir.Module, target: str) -> bool:
+    """Whether a module calls a target whose name begins so."""
+    found = False
+
+    def look(op: Any) -> Any:
+        nonlocal found
+        if op.name == "stablehlo.custom_call":
+            name = ir.StringAttr(op.attributes["call_target_name"]).value
+            found = name.startswith(target)
+        return ir.WalkResult.INTERRUPT if found else ir.WalkResult.ADVANCE
+
+    module.operation.walk(look)
+    return found
+
+
 _FRONTEND_ATTRIBUTES = "mhlo.frontend_attributes"
 
 

@@ -21,11 +21,11 @@ import numpy as np
 
 import jaxcoll
 from jaxcoll import _environment
-from jaxcoll._errors import JaxcollError
-from jaxcoll._hlo import fingerprint, merge, overlap, proto, report, serve, simplify
+from jaxcoll._errors import ABOUT_THE_JOB, JaxcollError, SetupError
+from jaxcoll._hlo import dictionary, fingerprint, merge, overlap, proto, report, serve, simplify
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
-from jaxcoll._hlo.groups import NotServed
+from jaxcoll._hlo.groups import Devices, NotServed
 from jaxcoll._jax import compat, job_log
 from jaxcoll._job import communicator, presence
 from jaxcoll._native import native
@@ -33,7 +33,7 @@ from jaxcoll.tune import select, table
 
 _log = logging.getLogger("jaxcoll")
 
-ATTRIBUTE = "jaxcoll"  # of a module that is to be served: a JSON object, see _marking
+ATTRIBUTE = "jaxcoll_marking"  # of a module that is to be served: a JSON object, see _marking
 _IN_ORDER = "order"  # JAXCOLL_MATCH=order, as in program.py
 
 
@@ -45,12 +45,7 @@ class _Place(NamedTuple):
 _lock = threading.Lock()
 _registered = False
 _overlap_wanted = False
-
-
-def _is_on() -> bool:
-    return False
-
-
+_is_on: Callable[[], bool] = bool  # never; see register
 _places: dict[int, _Place] = {}  # of the devices of all programs, by id; guarded by _lock
 
 
@@ -58,7 +53,7 @@ class Served(NamedTuple):
     """The fate of the collectives of a module that XLA has compiled in this process."""
 
     module: str  # its name, "jit_step"
-    served: tuple[serve.Request, ...]
+    served: int
     left: tuple[serve.Left, ...]
 
 
@@ -108,7 +103,7 @@ def report_of(compiled: Any) -> report.ProgramReport:
             f"a compiled program is wanted, jax.jit(f).lower(...).compile(), not {type(compiled)}"
         )
     executable: Any = compiled.runtime_executable()
-    (module,) = executable.hlo_modules()
+    module = executable.hlo_modules()[0]  # JAX makes programs of one
     return report.of_module(module.as_serialized_hlo_module_proto())
 
 
@@ -131,8 +126,9 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
         return
     if not serves:
+        overlaps = _overlap_wanted and compat.has_custom_call(module, serve.TARGET)
         # A lowered program may have been compiled before, under another setting.
-        compat.set_frontend_attribute(module, ATTRIBUTE, "{}" if _overlap_wanted else None)
+        compat.set_frontend_attribute(module, ATTRIBUTE, "{}" if overlaps else None)
         return
     processes = {device.process_index for device in devices}
     with _lock:
@@ -173,7 +169,7 @@ def _merge_bytes() -> int:
 
 # --- the callback -------------------------------------------------------------------------------
 
-_MARK = f"{ATTRIBUTE}".encode()
+_MARK = ATTRIBUTE.encode()
 # All opcodes of collectives have one of these in them.
 _SIGNS = (b"all-", b"collective-", b"reduce-scatter", serve.TARGET.encode())
 
@@ -181,19 +177,21 @@ _SIGNS = (b"all-", b"collective-", b"reduce-scatter", serve.TARGET.encode())
 def _transform(serialized: bytes) -> bytes | None:
     """The module with its collectives served; None where there is nothing to serve.
 
-    Raises nothing: a module that cannot be read is left to XLA.
+    Raises nothing, for XLA would go on without a word: a module that cannot be read is left to it.
+    If that may be so in this process alone, the other processes are told, who would wait for it.
     """
     if _MARK not in serialized or not any(sign in serialized for sign in _SIGNS):
         return None
     try:
         return _transformed(serialized)
     except Exception as error:
-        _log.warning(
+        reason = (
             "jaxcoll.install(): the collectives of a program are left to XLA, for its module could "
-            "not be rewritten: %s: %s",
-            type(error).__name__,
-            error,
+            f"not be rewritten: {type(error).__name__}: {error}"
         )
+        _log.warning("%s", reason)
+        if isinstance(error, ABOUT_THE_JOB) and jax.process_count() > 1:
+            presence.refuse(f"process {jax.process_index()}: {reason}")
         return None
 
 
@@ -206,11 +204,11 @@ def _transformed(serialized: bytes) -> bytes | None:
     if not marking:
         return module.SerializeToString() if overlap.overlap(module, Costs(module)) else None
     decider = _Decider(serialized, module, marking)
-    simplify.simplify(module, decider.may_scatter)
+    simplify.simplify(module, decider.decide, decider.may_scatter)
     served, left = serve.serve(module, decider.decide)
     if served or left:
         with _lock:
-            _reports.append(Served(module.name, tuple(served), tuple(left)))
+            _reports.append(Served(module.name, len(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
     _module.forward_tuples(module)
     costs = Costs(module)
@@ -236,9 +234,12 @@ class _Decider:
         self._serialized = serialized
         self._meshes = [_Mesh(dict(axes), ids) for axes, ids in marking["meshes"]]
         self._ordinals = itertools.count()
-        assignment = module.device_assignment
-        columns = [list(c.replica_device_ids) for c in assignment.computation_devices]
-        self._ids = np.array(columns, np.int64).T.reshape(-1).tolist()
+        self._merge_bytes = marking["merge_bytes"]
+        self._match = marking["match"]
+        try:
+            self._ids = Devices(module).ids
+        except NotServed:
+            self._ids = []  # then nothing asks: none of its collectives is served
         with _lock:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
@@ -248,7 +249,7 @@ class _Decider:
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
         several = len({place.process for place in self._places}) > 1
-        axes, label = self._axes(request)
+        axes, label = self._axes(request.groups)
         job_log.communicator(label, request.groups, self._ids, on_gpu=False)
         place = f" for {request.source}" if request.source else ""
         choice = self._choice(request.collective, request.groups, request.byte_count, axes)
@@ -272,24 +273,27 @@ class _Decider:
             "label": f"{label}, {request.origin} that XLA inserted{place}",
         }
 
-    def may_scatter(self, groups: np.ndarray, byte_count: int) -> bool:
-        """Whether a reduce_scatter adds in the order in which an all_reduce would."""
+    def may_scatter(self, groups: np.ndarray, whole: int, rest: int, parts: list[int]) -> bool:
+        """Whether an all_reduce of `whole` bytes adds in the order of what it would become."""
+        axes, _ = self._axes(groups)
+        calls = [("all_reduce", whole), *(("reduce_scatter", part) for part in parts)]
+        calls += [("all_reduce", rest)] if rest else []
         try:
-            reduce = self._choice("all_reduce", groups, byte_count, ())
-            scatter = self._choice("reduce_scatter", groups, byte_count, ())
+            choices = {self._choice(name, groups, size, axes).algorithm for name, size in calls}
         except NotServed:
             return False
-        return reduce.algorithm in _IN_RANK_ORDER and scatter.algorithm in _IN_RANK_ORDER
+        return choices <= _IN_RANK_ORDER
 
     def rechoose(self, config: str, byte_count: int) -> str | None:
         """A call's attributes with the algorithm for more bytes, if that adds in the same order."""
-        if report.text(config, "collective") != "all_reduce":
+        named = not dictionary.text(config, "tuning")  # by the program: no table has been asked
+        if named or dictionary.text(config, "collective") != "all_reduce":
             return None
-        algorithm = report.text(config, "algorithm")
-        groups = np.array(report.integers(config, "groups"), np.int64)
-        groups = groups.reshape(-1, report.integer(config, "group_size"))
+        algorithm = dictionary.text(config, "algorithm")
+        groups = np.array(dictionary.integers(config, "groups"), np.int64)
+        groups = groups.reshape(-1, dictionary.integer(config, "group_size"))
         try:
-            choice = self._choice("all_reduce", groups, byte_count, ())
+            choice = self._choice("all_reduce", groups, byte_count, self._axes(groups)[0])
         except NotServed:
             return None
         if choice.dims or not {algorithm, choice.algorithm} <= _IN_RANK_ORDER:
@@ -325,33 +329,34 @@ class _Decider:
                 on_gpu=False,
                 table=table.active(),
             )
+        except SetupError:
+            raise  # differs between processes
         except JaxcollError as error:
             raise NotServed(str(error)) from error
 
     def _fingerprint(self) -> str:
         """That of the module as XLA made it. The engine keeps its lines, to tell differences."""
         if self._program is None:
-            if _environment.values()["JAXCOLL_MATCH"] == _IN_ORDER:
+            if self._match == _IN_ORDER:
                 self._program = _IN_ORDER
             else:
                 module = proto.Module.FromString(self._serialized)  # before anything was served
-                lines = fingerprint.lines(module)
+                # It decides which calls there are, so processes are told where it differs.
+                lines = [f"JAXCOLL_MERGE_BYTES={self._merge_bytes} @ "]
+                lines += fingerprint.lines(module)
                 self._program = "hlo:" + fingerprint.digest(lines, str(self._ids))
                 if native.comm_wants_listing(self._program):
                     native.comm_add_listing(self._program, module.name, lines)
         return self._program
 
-    def _axes(self, request: serve.Request) -> tuple[tuple[int, ...], str]:
+    def _axes(self, groups: np.ndarray) -> tuple[tuple[int, ...], str]:
         """The sizes of the mesh axes that are a group, () if it is none; words for it."""
-        ranks = request.groups.shape[1]
-        sizes: tuple[int, ...] = ()
-        label = f"{ranks} devices"
+        ranks = groups.shape[1]
         for mesh in self._meshes:
-            if (axes := mesh.axes_of(request.groups)) is not None:
+            if (axes := mesh.axes_of(groups)) is not None:
                 sizes = tuple(mesh.shape[axis] for axis in axes)
-                label = communicator.label(axes, mesh.shape, ranks)
-                break
-        return sizes, label
+                return sizes, communicator.label(axes, mesh.shape, ranks)
+        return (), f"{ranks} devices"
 
 
 class _Mesh:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, overload
 import jax
 import numpy as np
 
-from jaxcoll._errors import JaxcollError, SetupError, UnsupportedError
+from jaxcoll._errors import ABOUT_THE_JOB, JaxcollError, UnsupportedError
 from jaxcoll._jax import api, compat, hook, lowering
 from jaxcoll.tune import table
 
@@ -143,8 +143,11 @@ def _of_xla() -> list[Treatment]:
     reasons: dict[str, dict[str, None]] = {opcode: {} for opcode in hook.OPCODES}
     for report in hook.reports():
         for left in report.left:
-            reasons.setdefault(left.origin, {})[left.reason] = None
-    return [Treatment(opcode, "served", "", tuple(found)) for opcode, found in reasons.items()]
+            reasons.setdefault(left.origin.removesuffix("-start"), {})[left.reason] = None
+    return [
+        Treatment(opcode, "served" if opcode in hook.OPCODES else "left to XLA", "", tuple(found))
+        for opcode, found in reasons.items()
+    ]
 
 
 def unknown_primitives() -> list[str]:
@@ -331,7 +334,7 @@ def _switched(
                 # traced.
                 with _undone_if_it_fails(ctx), compat.unchecked_vma():
                     return ours(compat.without_mesh_types(ctx), *operands, **params)
-            except _ABOUT_THE_JOB:
+            except ABOUT_THE_JOB:
                 raise
             except Exception as error:
                 why = error
@@ -341,10 +344,6 @@ def _switched(
 
     return rule
 
-
-# These depend on the process they are raised in. If they made one process leave a call to XLA, the
-# others would wait for it; everything else follows from the program, which all processes share.
-_ABOUT_THE_JOB = (SetupError, OSError, MemoryError)
 
 _noted: dict[str, list[str]] = {}  # guarded by _registration
 _NOTED_AT_MOST = 16  # of a primitive: reasons may have shapes in them

@@ -11,6 +11,7 @@ An error is raised where the result is used, and nothing is left behind if `done
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
@@ -49,10 +50,15 @@ def _starting(function: Callable[_P, _T]) -> Callable[_P, Started[_T]]:
 
     name = function.__name__
     start.__name__ = start.__qualname__ = f"{name}_start"
+    start.__module__ = __name__
+    start.__annotations__ = {**function.__annotations__, "return": Started}
+    signature = inspect.signature(function)
+    vars(start)["__signature__"] = signature.replace(return_annotation=Started)
     start.__doc__ = f"""Starts `{name}`; `.done()` returns its result.
 
-    Computation between the two runs beside it. Takes what `jaxcoll.{name}` takes, and raises
-    what it raises; errors of other devices come with the result. `jax.grad`, `jax.vmap` and
+    On CPUs, from JAX 0.10.2 on, computation between the two runs beside it, if there is enough:
+    the work of moving about 1 MiB. Elsewhere XLA decides. Takes what `jaxcoll.{name}` takes, and
+    raises what it raises; errors of other devices come with the result. `jax.grad`, `jax.vmap` and
     `jax.lax.scan` work as for `{name}`.
 
     Example:

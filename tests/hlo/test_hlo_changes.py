@@ -8,6 +8,8 @@ import random
 import pytest
 from support import hlo
 
+from jaxcoll._hlo import simplify
+
 ALL = "replica_groups={{0,1,2,3,4,5,6,7}}, channel_id=1, use_global_device_ids=true"
 FOURS = "replica_groups={{0,2,4,6},{7,5,3,1}}, channel_id=1, use_global_device_ids=true"
 RANKS_OF_FOURS = [0, 3, 1, 2, 2, 1, 3, 0]  # of each device
@@ -57,18 +59,60 @@ ENTRY e {{
     return hlo.Case(name, entry, [("float32", shape)], outputs, alone=True, exact=False)
 
 
+# The same table, whose bitcast is another order of its entries: another rank's slice.
+PLACES["a table in another order"] = """
+  rows = s32[2,4]{1,0} constant({ {0, 2, 4, 6}, {8, 10, 12, 14} })
+  table = s32[4,2]{0,1} bitcast(rows)
+  id = u32[] partition-id()
+  n = s32[] convert(id)
+  two = s32[] constant(2)
+  half = s32[] divide(n, two)
+  odd = s32[] remainder(n, two)
+  entry = s32[1,1]{0,1} dynamic-slice(table, half, odd), dynamic_slice_sizes={1,1}
+  at = s32[] bitcast(entry)"""
 OWN = [2 * rank for rank in range(8)]
+# Two values that are turned, in one fusion.
+FUSED = hlo.Case(
+    "two slices in a fusion",
+    f"""HloModule m
+{SUM}
+fused {{
+  x = f32[16,3]{{1,0}} parameter(0)
+  y = f32[16,3]{{1,0}} parameter(1)
+  at = s32[] parameter(2)
+  zero = s32[] constant(0)
+  dx = f32[2,3]{{1,0}} dynamic-slice(x, at, zero), dynamic_slice_sizes={{2,3}}
+  dy = f32[2,3]{{1,0}} dynamic-slice(y, at, zero), dynamic_slice_sizes={{2,3}}
+  ROOT product = f32[2,3]{{1,0}} multiply(dx, dy)
+}}
+ENTRY e {{
+  p = f32[16,3]{{1,0}} parameter(0)
+  q = f32[16,3]{{1,0}} parameter(1){PLACES["the device's number"]}
+  r = (f32[16,3]{{1,0}}, f32[16,3]{{1,0}}) all-reduce(p, q), {ALL}, to_apply=sum
+  r0 = f32[16,3]{{1,0}} get-tuple-element(r), index=0
+  r1 = f32[16,3]{{1,0}} get-tuple-element(r), index=1
+  f = f32[2,3]{{1,0}} fusion(r0, r1, at), kind=kLoop, calls=fused
+  ROOT t = (f32[2,3]{{1,0}}) tuple(f)
+}}
+""",
+    [("float32", (16, 3))] * 2,
+    [("float32", (2, 3))],
+    alone=True,
+    exact=False,
+)
 TURNED = [
     sliced("the device's number", OWN, "the device's number"),
     sliced("a table", OWN),
     sliced("ranks in another order", [2 * r for r in RANKS_OF_FOURS], groups=FOURS, rows=8),
     sliced("another dimension", OWN, dimension=1),
+    FUSED,
 ]
 KEPT = [
     sliced("another rank's slice", OWN[1:] + OWN[:1]),
     sliced("ranks by the device's number", [0, 2, 4, 6] * 2, groups=FOURS, rows=8),
     sliced("one device is off by one", [*OWN[:-1], 13]),
     sliced("all take the first", [0] * 8),
+    sliced("a table in another order", OWN, "a table in another order"),
     sliced("more rows than ranks", OWN, rows=32),
     sliced(
         "the whole is used, too",
@@ -104,6 +148,27 @@ def test_a_slice_of_an_all_reduce_is_scattered_where_every_device_takes_its_own(
         got = [call.collective for call in outcome.runs[0].served]
         want = "reduce_scatter" if number < len(TURNED) else "all_reduce"
         assert got == [want], case.name
+
+
+def test_an_all_reduce_that_is_not_served_is_not_turned() -> None:
+    """XLA:CPU's own reduce-scatter is wrong along some dimensions."""
+    case = sliced("a field of the future", OWN, "the device's number")
+    module = hlo.of_text(case.module)
+    module.device_assignment.replica_count = 1
+    module.device_assignment.computation_count = 8
+    del module.device_assignment.computation_devices[:]
+    for device in range(8):
+        module.device_assignment.computation_devices.add(replica_device_ids=[device])
+    plain = type(module).FromString(module.SerializeToString())
+    simplify.simplify(plain, lambda request: {}, lambda *sizes: True)
+    assert "reduce-scatter" in [i.opcode for c in plain.computations for i in c.instructions]
+    for computation in module.computations:
+        for instruction in computation.instructions:
+            if instruction.opcode == "all-reduce":
+                instruction.MergeFromString(b"\xf2\x7d\x03abc")  # field 2014
+    before = module.SerializeToString(deterministic=True)
+    simplify.simplify(module, lambda request: {}, lambda *sizes: True)
+    assert module.SerializeToString(deterministic=True) == before
 
 
 # --- merging ------------------------------------------------------------------------------------

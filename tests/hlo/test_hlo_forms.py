@@ -459,8 +459,72 @@ def mesh_axes() -> list[hlo.Case]:
     return cases
 
 
+def rare() -> list[Checked]:
+    mixed = case(
+        "variadic all-reduce of several types",
+        f"""  p = f32[3]{{0}} parameter(0)
+  q = f16[4]{{0}} parameter(1)
+  r = f32[5]{{0}} parameter(2)
+  ROOT s = (f32[3]{{0}}, f16[4]{{0}}, f32[5]{{0}}) all-reduce(p, q, r), {PAIRS}, {FLAT},
+    to_apply=sum.f16""",
+        *(["f32[3]", "f16[4]", "f32[5]"], ["f32[3]", "f16[4]", "f32[5]"]),
+        types=["f16"],  # XLA widens operands, and leaves the reduction as it is
+    )
+    widened = case(
+        "a sum of small floats that is done in float32",
+        f"""  p = f16[6]{{0}} parameter(0)
+  r = f16[6]{{0}} all-reduce(p), {PAIRS}, {FLAT}, to_apply=wide
+  ROOT t = (f16[6]{{0}}) tuple(r)""",
+        *(["f16[6]"], ["f16[6]"]),
+        types=["f16"],
+        more="""wide { a = f16[] parameter(0)
+  b = f16[] parameter(1)
+  c = f32[] convert(a)
+  d = f32[] convert(b)
+  e = f32[] add(c, d)
+  ROOT f = f16[] convert(e) }""",
+    )
+    broadcast = simple(
+        *("collective-broadcast", "collective-broadcast", "f32[2,3]", "f32[2,3]"),
+        f"channel_id=1, {PAIRS}",
+    )
+    # Each rank sends its rows but the last to the others, one to each, in the order of ranks.
+    ragged = case(
+        "ragged-all-to-all",
+        f"""  p = f32[3,2]{{1,0}} parameter(0)
+  o = f32[3,2]{{1,0}} parameter(1)
+  from = s32[2]{{0}} constant({{0, 1}})
+  sizes = s32[2]{{0}} constant({{1, 1}})
+  id = u32[] partition-id()
+  two = u32[] constant(2)
+  rank = u32[] remainder(id, two)
+  n = s32[] convert(rank)
+  to = s32[2]{{0}} broadcast(n), dimensions={{}}
+  r = f32[3,2]{{1,0}} ragged-all-to-all(p, o, from, sizes, to, sizes), channel_id=1, {PAIRS}
+  ROOT t = (f32[3,2]{{1,0}}) tuple(r)""",
+        *(["f32[3,2]", "f32[3,2]"], ["f32[3,2]"]),
+    )
+
+    def exchanged_rows(p: np.ndarray, o: np.ndarray) -> list[np.ndarray]:
+        out = o.copy()
+        for row in PAIR_ROWS:
+            for place, device in enumerate(row):
+                out[device, :2] = p[row, place]
+        return [out]
+
+    def of_first(x: np.ndarray) -> list[np.ndarray]:
+        return [np.repeat(x[::2], 2, axis=0)]
+
+    return [
+        (mixed, lambda *xs: [reduced(x, PAIR_ROWS) for x in xs]),
+        (widened, lambda p: [reduced(p, PAIR_ROWS)]),
+        (broadcast, of_first),
+        (ragged, exchanged_rows),
+    ]
+
+
 FAMILIES: list[Callable[[], list[Checked]]] = [
-    *(reductions, dimensions, one_element_before, variadic, asynchronous, permutes, placed)
+    *(reductions, dimensions, one_element_before, variadic, asynchronous, permutes, placed, rare)
 ]
 
 

@@ -144,6 +144,85 @@ def test_processes_meet_from_other_paths_and_from_a_warm_cache(tmp_path: Path) -
     run(ELSEWHERE, str(tmp_path), processes=2)
 
 
+# XLA:CPU notes in a module how many cores it may use.
+CORES = """
+from spmd import *
+import jaxcoll
+from jax.sharding import NamedSharding
+
+if rank == 0:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+jaxcoll.install()
+mesh = make_mesh((2,))
+def put(value, spec):
+    return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda i: value[i])
+w = put(np.ones((512, 1024), np.float32) / 512, P())
+x = put(np.ones((512, 512), np.float32), P("x"))
+gradient = jax.jit(jax.grad(lambda w, x: jax.numpy.tanh(x @ w).sum()))(w, x)
+assert np.isfinite(np.asarray(gradient.addressable_shards[0].data)).all()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_processes_with_other_numbers_of_cores_meet() -> None:
+    run(CORES, processes=2, environment={"JAXCOLL_TIMEOUT_S": "60"})
+
+
+NAMED = """
+from spmd import *
+import re
+import jaxcoll
+rows = np.ones((2, 1 << 15), np.float32)
+def both(x):
+    return [jaxcoll.all_reduce(x * n, "x", algorithm="direct") for n in (1, 2)]
+mesh = make_mesh((2,))
+x = place(mesh, rows)
+jaxcoll.install()
+text = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+).lower(x).compile().as_text()
+assert set(re.findall(r'algorithm = "(\\w+)"', text)) == {"direct"}, text
+"""
+
+
+def test_an_algorithm_that_the_program_names_is_kept() -> None:
+    run(NAMED, processes=2)
+
+
+# A fault of one process while it rewrites a module.
+FAULT = """
+from spmd import *
+import jaxcoll
+from jax.sharding import NamedSharding
+from jaxcoll._jax import hook
+
+jaxcoll.install()
+mesh = make_mesh((2,))
+rows = np.ones((2, 4), np.float32)
+x = jax.make_array_from_callback((2, 4), NamedSharding(mesh, P("x")), lambda i: rows[i])
+if rank == 0:
+    def fail(*_):
+        raise MemoryError("no memory for this module")
+    hook.serve.serve = fail
+begun = time.monotonic()
+if rank == 1:
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.sum(0))(x))
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        assert "no memory for this module" in str(error), error
+        assert "process 0" in str(error), error
+        assert time.monotonic() - begun < 30
+        print("told", flush=True)
+else:
+    jax.jit(lambda x: x.sum(0)).lower(x).compile()
+    time.sleep(3)
+os._exit(0)
+"""
+
+
+def test_a_process_that_leaves_a_program_alone_tells_the_others() -> None:
+    assert "told" in run(FAULT, processes=2, environment={"JAXCOLL_TIMEOUT_S": "60"})[1]
+
+
 STRANGER = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P

@@ -1,0 +1,50 @@
+"""The attributes of a custom call, as XLA keeps them: an MLIR dictionary in text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+
+def text_of(attributes: dict[str, Any]) -> str:
+    """Attributes as an MLIR dictionary: strings, int64 and arrays of int64."""
+    return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in sorted(attributes.items())) + "}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        # Every byte that MLIR's strings give a meaning to, by its number.
+        plain = "".join(
+            c
+            if 32 <= ord(c) < 127 and c not in '"\\'
+            else "".join(f"\\{b:02X}" for b in c.encode())
+            for c in value
+        )
+        return f'"{plain}"'
+    if isinstance(value, int):
+        return f"{value} : i64"
+    numbers = ", ".join(str(int(number)) for number in np.ravel(value))
+    return f"array<i64: {numbers}>" if numbers else "array<i64>"
+
+
+def integer(config: str, name: str) -> int:
+    """An integer of an MLIR dictionary."""
+    found = re.search(rf"[{{ ]{name} = (-?\d+)", config)
+    return int(found[1]) if found else 0
+
+
+def integers(config: str, name: str) -> list[int]:
+    """An array of integers of an MLIR dictionary."""
+    found = re.search(rf"[{{ ]{name} = array<i64:? ?([-0-9, ]*)>", config)
+    return [int(number) for number in found[1].split(",") if number.strip()] if found else []
+
+
+def text(config: str, name: str) -> str:
+    """A string of an MLIR dictionary."""
+    found = re.search(rf'[{{ ]{name} = "((?:[^"\\]|\\.)*)"', config)
+    if found is None:
+        return ""
+    raw = re.sub(r"\\([0-9A-F]{2})", lambda m: chr(int(m[1], 16)), found[1])
+    return re.sub(r"\\(.)", r"\1", raw).encode("latin-1", "replace").decode("utf-8", "replace")
