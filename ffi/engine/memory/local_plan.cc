@@ -11,9 +11,9 @@
 namespace jaxcoll {
 namespace {
 
-// Bytes of one operand that a task covers: small enough that the slices of a handful of sources
+// Bytes of one operand that a task covers: small enough that the parts of a handful of sources
 // stay in the first two cache levels, large enough that a task's overhead (0.1 us) vanishes.
-constexpr int64_t kSliceBytes = 64 << 10;
+constexpr int64_t kTaskBytes = 64 << 10;
 // A batch is what a worker claims at once: tasks of this many bytes moved, at least one.
 constexpr size_t kBatchBytes = 256 << 10;
 
@@ -63,7 +63,7 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
     scratch_bytes_ += scratch_stride_.back() * program_->world_size;
   }
   size_t largest_level_written = 0;
-  const int64_t slice_elements = kSliceBytes / static_cast<int64_t>(item_bytes_);
+  const int64_t task_elements = kTaskBytes / static_cast<int64_t>(item_bytes_);
   for (const std::vector<Action>& actions : program_->levels) {
     Level level;
     size_t level_written = 0;
@@ -76,8 +76,8 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
                                  ChunkOffset(first_chunk, block_elements_[v]);
         const size_t operands = action.sources.size() + action.destinations.size();
         level_written += elements * item_bytes_ * action.destinations.size();
-        for (int64_t first = 0; first < elements; first += slice_elements) {
-          const int64_t count = std::min(slice_elements, elements - first);
+        for (int64_t first = 0; first < elements; first += task_elements) {
+          const int64_t count = std::min(task_elements, elements - first);
           const size_t bytes = count * item_bytes_ * operands;
           if (batch_bytes >= kBatchBytes) {
             level.batch_first.push_back(static_cast<int32_t>(level.tasks.size()));

@@ -46,20 +46,20 @@ StatusOr<std::shared_ptr<const SegmentPlan>> SegmentPlan::Create(
   Segment open;  // takes whole small vectors
   for (size_t v = 0; v < plan->block_elements_.size(); ++v) {
     const int64_t chunk = DivideUp(plan->block_elements_[v], p.chunks_per_block);
-    const auto stride = [&](int64_t slices) {
-      return RoundUp(DivideUp(chunk, slices) * plan->item_bytes_);
+    const auto stride = [&](int64_t strips) {
+      return RoundUp(DivideUp(chunk, strips) * plan->item_bytes_);
     };
     output_bytes += plan->output_bytes(v);
-    int64_t slices = std::max<int64_t>(
+    int64_t strips = std::max<int64_t>(
         1, DivideUp(largest * static_cast<int64_t>(RoundUp(chunk * plan->item_bytes_)),
                     static_cast<int64_t>(message_bytes)));
-    while (stride(slices) * largest > message_bytes) ++slices;
+    while (stride(strips) * largest > message_bytes) ++strips;
     const auto vector = static_cast<int32_t>(v);
-    if (slices > 1) {
-      for (int64_t s = 0; s < slices; ++s) {
-        plan->segments_.push_back({{{vector, s, slices, stride(slices)}}, stride(slices)});
+    if (strips > 1) {
+      for (int64_t s = 0; s < strips; ++s) {
+        plan->segments_.push_back({{{vector, s, strips, stride(strips)}}, stride(strips)});
       }
-      most_stride = std::max(most_stride, stride(slices));
+      most_stride = std::max(most_stride, stride(strips));
       continue;
     }
     if ((open.stride_sum + stride(1)) * largest > message_bytes) {
@@ -103,7 +103,7 @@ SegmentPlan::Strip SegmentPlan::StripOf(int32_t chunk, const Part& part) const {
   const int64_t length = (position + 1) * n / positions - first;
   // All but the last one are as long as their message, and so need not be gathered to be sent.
   const int64_t most = static_cast<int64_t>(part.stride / item_bytes_);
-  const int64_t low = std::min(length, most * part.slice);
+  const int64_t low = std::min(length, most * part.strip);
   return {chunk / positions * n + first + low, std::min(length - low, most)};
 }
 

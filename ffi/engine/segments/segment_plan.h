@@ -68,10 +68,10 @@ class SegmentPlan final : public RunPlan, public std::enable_shared_from_this<Se
   void ClearUnwritten(const MemberBuffers& buffers) const;
 
  private:
-  // A slice of every chunk of one vector.
+  // A strip of every chunk of one vector: number `strip` of `strips`.
   struct Part {
     int32_t vector;
-    int64_t slice, slices;
+    int64_t strip, strips;
     size_t stride;
   };
   struct Segment {

@@ -1,10 +1,10 @@
 // The programs of this process's ranks of a group, compiled for a group that other processes share.
 //
-// Every collective treats the elements of a chunk alike, so a schedule can be run on a slice of
-// every chunk as well as on all of it. A call is cut into segments, each a slice (or, of small
-// vectors, several whole ones) whose largest message fits one slot of a window; a segment runs the
-// whole schedule, and a few of them run at once. That is what pipelines a ring and what bounds the
-// memory: scratch exists for the segments in flight only.
+// Every collective treats the elements of a chunk alike, so a schedule can be run on a strip of
+// every chunk as well as on all of it. A call is cut into segments, each a strip of every chunk
+// (or, of small vectors, several whole ones) whose largest message fits one slot of a window; a
+// segment runs the whole schedule, and a few of them run at once. That is what pipelines a ring and
+// what bounds the memory: scratch exists for the segments in flight only.
 //
 // CompileSegments() also
 //   - turns a message between two ranks of this process into one move, and drops the move where it

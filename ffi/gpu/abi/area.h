@@ -11,12 +11,12 @@
 
 namespace jaxcoll::cuda {
 
-// The bytes of one block's slots and scratch: large enough that moving a slice takes longer than
-// telling of it, and small enough that those of all blocks stay in L2. Without any, a slice may be
+// The bytes of one block's slots and scratch: large enough that moving a strip takes longer than
+// telling of it, and small enough that those of all blocks stay in L2. Without any, a strip may be
 // as large. Not measured yet.
 inline constexpr int64_t kBlockBytes = 256 << 10;
-inline constexpr int64_t kLeastSliceBytes = 4 << 10;
-inline constexpr int64_t kMostSliceBytes = 64 << 10;
+inline constexpr int64_t kLeastStripBytes = 4 << 10;
+inline constexpr int64_t kMostStripBytes = 64 << 10;
 inline constexpr int kSlotDepth = 2;
 
 inline uint64_t RoundUpToSlots(uint64_t bytes) {

@@ -11,10 +11,10 @@
 // block runs one worker on one lane.
 //
 // Segments and lanes. As in engine/segments/segment_program.h, a call is cut into segments, each a
-// slice of every chunk of one vector, and a segment runs the whole schedule. Segment g belongs to
+// strip of every chunk of one vector, and a segment runs the whole schedule. Segment g belongs to
 // lane g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
 //
-// Messages. The sender puts a slice into a slot of the receiver's region and raises the message's
+// Messages. The sender puts a strip into a slot of the receiver's region and raises the message's
 // `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
 // there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
@@ -238,7 +238,7 @@ struct ProgramVector {
   const void* input;
   void* output;
   int64_t elements;        // of one block
-  int32_t slice_elements;  // of each chunk; the last slices may be shorter or empty
+  int32_t strip_elements;  // of each chunk; the last strips may be shorter or empty
   int32_t first_segment;
 };
 
@@ -248,14 +248,14 @@ struct Strip {
   int64_t count;
 };
 
-// A segment's slice of the chunk at `position` of its block.
+// A segment's strip of the chunk at `position` of its block.
 JAXCOLL_HD constexpr Strip StripAt(const ProgramVector& vector, int32_t chunks_per_block,
                                    int32_t segment, int32_t position) {
-  const int64_t slice = vector.slice_elements;
+  const int64_t strip = vector.strip_elements;
   const int64_t begin = position * vector.elements / chunks_per_block +
-                        int64_t{segment - vector.first_segment} * slice;
+                        int64_t{segment - vector.first_segment} * strip;
   const int64_t end = (position + 1) * vector.elements / chunks_per_block;
-  const int64_t count = end - begin < slice ? end - begin : slice;
+  const int64_t count = end - begin < strip ? end - begin : strip;
   return {begin, count < 0 ? 0 : count};
 }
 
@@ -318,8 +318,8 @@ struct RegionSize {
   int32_t flag_capacity = 0;  // fixed for the region's life
   int32_t max_lanes = 1;
   int32_t depth = 2;
-  int64_t max_slice_bytes = 64 << 10;
-  int64_t min_slice_bytes = 4 << 10;  // below it no further lane is used
+  int64_t max_strip_bytes = 64 << 10;
+  int64_t min_strip_bytes = 4 << 10;  // below it no further lane is used
 };
 
 // Binds sizes: everything in the call but pointers, deadline and fingerprint. Fails, saying what

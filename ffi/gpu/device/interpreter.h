@@ -318,8 +318,8 @@ class Interpreter {
 
   // ---- Data ------------------------------------------------------------------------------------
 
-  // This segment's slice of the chunk at a position.
-  JAXCOLL_HD Strip SliceAt(int32_t position) const {
+  // This segment's strip of the chunk at a position.
+  JAXCOLL_HD Strip StripOf(int32_t position) const {
     return StripAt(call_.vectors[vector_], program_.chunks_per_block, segment_, position);
   }
 
@@ -377,7 +377,7 @@ class Interpreter {
     const int32_t operands = op.source_count + op.destination_count;
     const int32_t each = op.source_count > 1 ? Mover::kUnroll : Mover::kCopyUnroll;
     const int32_t threads = policy_.threads();
-    const int32_t accesses = (call_.vectors[vector_].slice_elements * kItemBytes + 15) / 16;
+    const int32_t accesses = (call_.vectors[vector_].strip_elements * kItemBytes + 15) / 16;
     int32_t size = threads, count = 1, best = 0;
     for (int32_t warps = threads / kWarp; warps > 0; warps /= 2) {
       int32_t teams = threads / (warps * kWarp);
@@ -403,7 +403,7 @@ class Interpreter {
   }
 
   JAXCOLL_HD Strip StripOf(const Chunk& chunk) const {
-    return SliceAt(chunk.piece->position + (program_.chunks_per_block == 1 ? 0 : chunk.index));
+    return StripOf(chunk.piece->position + (program_.chunks_per_block == 1 ? 0 : chunk.index));
   }
 
   // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'

@@ -29,11 +29,11 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   call.item_bytes = static_cast<int32_t>(item);
   call.depth = std::max(region.depth, 1);
   call.vector_count = static_cast<int32_t>(block_elements.size());
-  const int64_t max_slice = std::max<int64_t>(
-      RoundUp(std::min<int64_t>(region.max_slice_bytes, 1 << 30), kSlotAlignment), kSlotAlignment);
-  const int64_t min_slice = std::clamp<int64_t>(region.min_slice_bytes, kSlotAlignment, max_slice);
+  const int64_t max_strip = std::max<int64_t>(
+      RoundUp(std::min<int64_t>(region.max_strip_bytes, 1 << 30), kSlotAlignment), kSlotAlignment);
+  const int64_t min_strip = std::clamp<int64_t>(region.min_strip_bytes, kSlotAlignment, max_strip);
 
-  // A lane for every slice that is worth one, as far as there are flags and slots.
+  // A lane for every strip that is worth one, as far as there are flags and slots.
   const int64_t flags_per_lane = int64_t{program.workers} * program.flags_per_worker;
   const int64_t slots_per_lane =
       int64_t{program.workers} * call.depth * program.slot_chunks + program.scratch_chunks;
@@ -45,9 +45,9 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   }
   const int64_t slot_bytes = region.bytes - call.slot_offset;
   const auto stride = [&](int64_t lanes) {
-    if (slots_per_lane == 0) return max_slice;
+    if (slots_per_lane == 0) return max_strip;
     const int64_t most = slot_bytes / (lanes * slots_per_lane) / kSlotAlignment * kSlotAlignment;
-    return std::min(most, max_slice);
+    return std::min(most, max_strip);
   };
   if (flags_per_lane > region.flag_capacity || slot_bytes < 0 || stride(1) < kSlotAlignment) {
     return InvalidArgument(
@@ -59,11 +59,11 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   }
   int64_t worth = 0;
   for (const int64_t elements : block_elements) {
-    worth += DivideUp(DivideUp(elements, program.chunks_per_block) * item, min_slice);
+    worth += DivideUp(DivideUp(elements, program.chunks_per_block) * item, min_strip);
   }
   int64_t lanes = std::min<int64_t>({std::max(region.max_lanes, 1), std::max<int64_t>(worth, 1),
                                      region.flag_capacity / flags_per_lane});
-  while (lanes > 1 && stride(lanes) < min_slice) --lanes;
+  while (lanes > 1 && stride(lanes) < min_strip) --lanes;
   call.lanes = static_cast<int32_t>(lanes);
   call.stride_bytes = stride(lanes);
   call.scratch_offset = call.slot_offset + lanes * program.workers * call.depth *
@@ -75,17 +75,17 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
     vector.first_segment = call.segment_count;
     const int64_t chunk = DivideUp(block_elements[v], program.chunks_per_block);
     if (chunk == 0) continue;
-    // As many slices for every lane, each a whole number of aligned units.
+    // As many strips for every lane, each a whole number of aligned units.
     const int64_t needed = DivideUp(chunk * item, call.stride_bytes);
     const int64_t wanted = needed > lanes ? RoundUp(needed, lanes)
-                                          : std::min(lanes, DivideUp(chunk * item, min_slice));
+                                          : std::min(lanes, DivideUp(chunk * item, min_strip));
     const int64_t unit = kSlotAlignment / item;
-    const int64_t slice = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
-    const int64_t segments = call.segment_count + DivideUp(chunk, slice);
+    const int64_t strip = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
+    const int64_t segments = call.segment_count + DivideUp(chunk, strip);
     if (segments > std::numeric_limits<int32_t>::max() / 2) {
       return InvalidArgument("a call of " + std::to_string(segments) + " segments is too long");
     }
-    vector.slice_elements = static_cast<int32_t>(slice);
+    vector.strip_elements = static_cast<int32_t>(strip);
     call.segment_count = static_cast<int32_t>(segments);
   }
   return call;

@@ -49,10 +49,10 @@ StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
   region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, table_bytes_));
   region.depth = kSlotDepth;
   const int64_t chunks = int64_t{kSlotDepth} * header.slot_chunks + header.scratch_chunks;
-  region.max_slice_bytes =
+  region.max_strip_bytes =
       chunks == 0 ? kBlockBytes
-                  : std::clamp(kBlockBytes / chunks, kLeastSliceBytes, kMostSliceBytes);
-  region.min_slice_bytes = kLeastSliceBytes;
+                  : std::clamp(kBlockBytes / chunks, kLeastStripBytes, kMostStripBytes);
+  region.min_strip_bytes = kLeastStripBytes;
   // Flags for as many lanes as there will be: those of all launches stand at the same place.
   for (int32_t lanes = std::max(max_blocks_ / header.workers, 1);;) {
     region.max_lanes = lanes;

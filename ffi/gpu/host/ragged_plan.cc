@@ -79,8 +79,8 @@ StatusOr<ProgramCall> RaggedPlan::Cut(uint64_t area_bytes) const {
     RegionSize region;
     region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, taken));
     region.depth = kSlotDepth;
-    region.max_slice_bytes = std::clamp(kBlockBytes / slots, kLeastSliceBytes, kMostSliceBytes);
-    region.min_slice_bytes = kLeastSliceBytes;
+    region.max_strip_bytes = std::clamp(kBlockBytes / slots, kLeastStripBytes, kMostStripBytes);
+    region.min_strip_bytes = kLeastStripBytes;
     region.max_lanes = lanes;
     region.flag_capacity = lanes * header_.flags_per_worker;
     StatusOr<ProgramCall> call = PlanCall(header_, {rows}, DType::kUint8, ReduceOp::kSum, region);

@@ -233,7 +233,7 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
     }
     for (int32_t v = 0; v < call.vector_count; ++v) {
       add(call.vectors[v].elements);
-      add(call.vectors[v].slice_elements);
+      add(call.vectors[v].strip_elements);
     }
   }
   return hash;

@@ -86,7 +86,7 @@ TEST(Pack, ARingReducesAndSendsInOnePass) {
   EXPECT_EQ(CountOf(scatter->at(0)).most_destinations, 1);
 }
 
-// Ops that do not wait for each other become one: a round of flags costs as much as a slice.
+// Ops that do not wait for each other become one: a round of flags costs as much as a strip.
 TEST(Pack, PutsSideBySideWhatMayGoSideBySide) {
   const auto two_shots = Pack(BuildAll(Spec(Collective::kAllReduce, "direct2", 8)), {2}, 1);
   ASSERT_TRUE(two_shots.ok()) << two_shots.status().message();
@@ -181,23 +181,23 @@ TEST(PlanCall, CutsCallsWithinTheRegion) {
         call->scratch_offset + int64_t{call->lanes} * header.scratch_chunks * call->stride_bytes,
         region.bytes);
     EXPECT_LE(BlockCount(header, *call) * header.flags_per_worker, region.flag_capacity);
-    EXPECT_LE(call->vectors[0].slice_elements * 4, call->stride_bytes);
-    EXPECT_GE(call->vectors[0].slice_elements * call->segment_count, elements / 8);
+    EXPECT_LE(call->vectors[0].strip_elements * 4, call->stride_bytes);
+    EXPECT_GE(call->vectors[0].strip_elements * call->segment_count, elements / 8);
   }
 }
 
-// One slice more than there are lanes must not take twice as long.
+// One strip more than there are lanes must not take twice as long.
 TEST(PlanCall, DividesTheWorkEvenly) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllGather, "direct", 4)), {0}, 1);
   ASSERT_TRUE(tables.ok());
   const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_lanes = 16};
-  const int64_t bytes = region.max_slice_bytes * 17;
+  const int64_t bytes = region.max_strip_bytes * 17;
   const auto call =
       PlanCall(tables->at(0).header(), {bytes / 4}, DType::kFloat32, ReduceOp::kSum, region);
   ASSERT_TRUE(call.ok());
   ASSERT_EQ(call->lanes, 16);
   const int64_t rounds = (call->segment_count + call->lanes - 1) / call->lanes;
-  EXPECT_LE(rounds * call->vectors[0].slice_elements * 4 * call->lanes, bytes * 11 / 10);
+  EXPECT_LE(rounds * call->vectors[0].strip_elements * 4 * call->lanes, bytes * 11 / 10);
 }
 
 }  // namespace

@@ -153,12 +153,12 @@ TEST(HostProxy, CutsMessagesThatNoSlotOfALinkHolds) {
                                  .flag_capacity = 2048,
                                  .max_lanes = 1,
                                  .depth = 2,
-                                 .max_slice_bytes = 600 << 10,
-                                 .min_slice_bytes = 256};
+                                 .max_strip_bytes = 600 << 10,
+                                 .min_strip_bytes = 256};
   const auto cases =
       MakeAll(programs, Collective::kAllGather, {400'000, 150'001}, "ring", 64, kLarge);
   ASSERT_FALSE(cases.empty());
-  ASSERT_GT(cases[0]->launch.calls[0].vectors[0].slice_elements * 4, 3 * int64_t{kSlotBytes});
+  ASSERT_GT(cases[0]->launch.calls[0].vectors[0].strip_elements * 4, 3 * int64_t{kSlotBytes});
   const Placement placement = InBlocks(3, 1, true);
   Hosts hosts(placement.host_of_process, Net::kFake, 3);
   HostedWorld world(hosts, {placement.process_of_rank, 1, kLarge}, cases);

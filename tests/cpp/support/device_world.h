@@ -373,8 +373,8 @@ inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
                                        .flag_capacity = 2048,
                                        .max_lanes = 2,
                                        .depth = 2,
-                                       .max_slice_bytes = 512,
-                                       .min_slice_bytes = 256};
+                                       .max_strip_bytes = 512,
+                                       .min_strip_bytes = 256};
 
 inline ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t ranks) {
   ScheduleSpec spec;
