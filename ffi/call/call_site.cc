@@ -80,10 +80,10 @@ Status CallSite::BuildPrograms() {
       program_ = std::move(*program);
       take_layout(*program_);
     } else if (!members.here && !core_.ragged()) {
-      StatusOr<std::shared_ptr<const SegmentProgram>> segments = SegmentsFor(spec, members.ranks);
-      if (!segments.ok()) return segments.status();
-      members.segments = std::move(*segments);
-      take_layout(*members.segments);
+      StatusOr<std::shared_ptr<const SliceOps>> slice_ops = SliceOpsFor(spec, members.ranks);
+      if (!slice_ops.ok()) return slice_ops.status();
+      members.slice_ops = std::move(*slice_ops);
+      take_layout(*members.slice_ops);
     }
     built = true;
   }
@@ -132,7 +132,7 @@ Status CallSite::PlanVectors() {
   if (!vectors.ok()) return vectors.status();
   for (int32_t group = 0; group < groups_.group_count(); ++group) {
     if (!members_[group].reaches_out()) continue;
-    auto plan = PlanSegments(members_[group], *vectors);
+    auto plan = PlanSlices(members_[group], *vectors);
     if (!plan.ok()) return plan.status();
     std::string shapes(Name(vectors->dtype));
     for (const int64_t elements : vectors->block_elements) shapes += ' ' + std::to_string(elements);

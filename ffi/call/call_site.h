@@ -103,8 +103,8 @@ class CallSite {
   // This process's ranks of a group, and the rest of the group.
   struct Members {
     std::vector<int32_t> ranks;
-    bool here = true;                                // all of them
-    std::shared_ptr<const SegmentProgram> segments;  // if it reaches out; null if ragged
+    bool here = true;                           // all of them
+    std::shared_ptr<const SliceOps> slice_ops;  // if it reaches out; null if ragged
     std::unique_ptr<RemoteGroup> remote;
     // Whether some are here and some elsewhere.
     bool reaches_out() const { return !here && !ranks.empty(); }
@@ -114,8 +114,8 @@ class CallSite {
   Status Plan();         // mutex_ held
   Status PlanVectors();  // mutex_ held
   // The part of one call that the processes of a group do with each other.
-  StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
-                                                        const CallVectors& vectors) const;
+  StatusOr<std::shared_ptr<const RunPlan>> PlanSlices(const Members& members,
+                                                      const CallVectors& vectors) const;
   StatusOr<std::shared_ptr<const RunPlan>> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);

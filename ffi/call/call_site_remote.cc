@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "call/call_site_internal.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 
 namespace jaxcoll {
 
@@ -68,11 +68,11 @@ int CallSite::ProcessOfRank(Place place) const {
   return *processes_->ProcessOfDevice(groups_.DeviceId(place));
 }
 
-StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(const Members& members,
-                                                                const CallVectors& vectors) const {
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-      SegmentPlan::Create(members.segments, vectors.block_elements, vectors.dtype,
-                          vectors.reduce_op, kSlotBytes, spec_.separate_blocks != 0);
+StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSlices(const Members& members,
+                                                              const CallVectors& vectors) const {
+  StatusOr<std::shared_ptr<const SlicePlan>> plan =
+      SlicePlan::Create(members.slice_ops, vectors.block_elements, vectors.dtype, vectors.reduce_op,
+                        kSlotBytes, spec_.separate_blocks != 0);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
@@ -82,8 +82,8 @@ StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanRagged(int32_t group) con
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     process_of_rank.push_back(ProcessOfRank({group, rank}));
   }
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan = SegmentPlan::CreateRagged(
-      ShapeOfRagged(), process_of_rank, processes_->process(), kSlotBytes);
+  StatusOr<std::shared_ptr<const SlicePlan>> plan =
+      SlicePlan::CreateRagged(ShapeOfRagged(), process_of_rank, processes_->process(), kSlotBytes);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }

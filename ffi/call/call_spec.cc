@@ -130,7 +130,7 @@ StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
   return Compile(*world, *ParseCollective(spec.collective));
 }
 
-StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+StatusOr<SliceOps> BuildSliceOps(const CallSpec& spec, const std::vector<int32_t>& ranks) {
   const auto size = static_cast<int32_t>(spec.group_size);
   StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
   if (!programs.ok()) return programs.status();
@@ -144,7 +144,7 @@ StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<i
                                           ? StatusOr(LargestMessage(mine->programs()[root]))
                                           : LargestMessage(*schedule);
     if (!largest.ok()) return largest.status();
-    return CompileSegments(*mine, *largest);
+    return CompileSliceOps(*mine, *largest);
   }
   // Nobody has matched these ranks yet: what would never end is refused.
   StatusOr<std::vector<Program>> written = Written(spec);
@@ -154,7 +154,7 @@ StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<i
   const StatusOr<World> all = World::Create(std::move(*written), size);
   if (!all.ok()) return all.status();
   if (const auto levels = Levels(*all, Sending::kRendezvous); !levels.ok()) return levels.status();
-  return CompileSegments(*mine, largest);
+  return CompileSliceOps(*mine, largest);
 }
 
 }  // namespace
@@ -188,11 +188,11 @@ StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
   return Shared<LocalProgram>(ScheduleKey(spec), [&] { return BuildProgram(spec); });
 }
 
-StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
-                                                            const std::vector<int32_t>& ranks) {
+StatusOr<std::shared_ptr<const SliceOps>> SliceOpsFor(const CallSpec& spec,
+                                                      const std::vector<int32_t>& ranks) {
   std::string key = ScheduleKey(spec);
   for (const int32_t rank : ranks) key += ' ' + std::to_string(rank);
-  return Shared<SegmentProgram>(key, [&] { return BuildSegments(spec, ranks); });
+  return Shared<SliceOps>(key, [&] { return BuildSliceOps(spec, ranks); });
 }
 
 }  // namespace jaxcoll

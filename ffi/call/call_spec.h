@@ -9,7 +9,7 @@
 
 #include "base/status.h"
 #include "engine/memory/local_program.h"
-#include "engine/segments/segment_program.h"
+#include "engine/slices/slice_ops.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll {
@@ -82,10 +82,10 @@ StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vecto
 // lists. Shared by all call sites with the same schedule.
 StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec);
 
-// The segments of `ranks`, which ascend and are those of this process in a group that spans
+// The slice ops of `ranks`, which ascend and are those of this process in a group that spans
 // processes: made of their op lists, whatever the size of the group. (A schedule written in Python
 // comes as a whole, and is matched as a whole.) Shared likewise.
-StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
-                                                            const std::vector<int32_t>& ranks);
+StatusOr<std::shared_ptr<const SliceOps>> SliceOpsFor(const CallSpec& spec,
+                                                      const std::vector<int32_t>& ranks);
 
 }  // namespace jaxcoll

@@ -12,7 +12,7 @@
 #include "call/call_facts.h"
 #include "call/call_spec.h"
 #include "engine/completion.h"
-#include "engine/segments/run.h"
+#include "engine/slices/run.h"
 #include "engine/worker_pool.h"
 
 namespace jaxcoll {

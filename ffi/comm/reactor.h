@@ -46,7 +46,7 @@
 #include "comm/listing.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
-#include "engine/segments/run.h"
+#include "engine/slices/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
@@ -167,7 +167,7 @@ class Reactor final {
    public:
     CallWire(Reactor& reactor, const Call& call) : reactor_(reactor), call_(call) {}
     void SendReady(Run& run, int32_t rank, const MessageId& id) override;
-    void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
+    void SendData(Run& run, int32_t rank, int32_t slice, int32_t op) override;
     bool MayKeep(int32_t rank) override;
     void Release(int32_t rank, uint64_t handle) override;
     ScratchPool& scratch() override { return reactor_.scratch_; }
@@ -296,7 +296,7 @@ class Reactor final {
   void PeerLeft(Peer& peer);
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
-  void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment, int32_t op);
+  void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t slice, int32_t op);
   static Link::Loan* LoanFor(Call& call, Peer& peer, std::span<const std::byte> array);
   void Detach(Call& call);
   std::string State();

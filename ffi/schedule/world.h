@@ -2,10 +2,11 @@
 // receives matched and everything checked, once, for all who run or simulate it.
 //
 //   engine/memory/local_program.h    all ranks, compiled to memory actions
-//   engine/segments/segment_program.h  this process's ranks, of a group that spans processes
+//   engine/slices/slice_ops.h      this process's ranks, of a group that spans processes
 //   gpu/host/device_graph.h         all ranks, packed for the interpreter
-//   sim/graph.h                 thousands of ranks: their op lists do not fit into memory together,
-//                               so it packs one after the other and gives MatchMessages() the ends
+//   sim/graph.h                     thousands of ranks: their op lists do not fit into memory
+//                                   together, so it packs one after the other and gives
+//                                   MatchMessages() the ends
 //
 // A World is made of op lists by Create(), which refuses what does not fit together; an engine that
 // takes one checks nothing again but its own limits. Questions that several engines ask about a

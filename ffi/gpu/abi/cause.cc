@@ -14,7 +14,7 @@ std::string TagText(uint64_t tag) {
 // The place of a message in a schedule: for a reader of the schedule.
 std::string Place(const Cause& cause) {
   return " (channel " + std::to_string(cause.channel) + ", message " +
-         std::to_string(cause.sequence) + ", segment " + std::to_string(cause.segment) + ", op " +
+         std::to_string(cause.sequence) + ", slice " + std::to_string(cause.slice) + ", op " +
          std::to_string(cause.op) + ", wants " + TagText(cause.expected) + ", sees " +
          TagText(cause.seen) + ")";
 }
@@ -44,7 +44,7 @@ std::string Describe(const Cause& cause, const std::vector<std::string>& members
           return head + "waited for room for a message to " + member(cause.peer) + text +
                  Place(cause);
         case ProgramWait::kWorker:
-        case ProgramWait::kWorkerSegment:
+        case ProgramWait::kWorkerSlice:
           return head + "waited for its own worker " + std::to_string(cause.peer) + text +
                  Place(cause);
         case ProgramWait::kBegun:

@@ -32,7 +32,7 @@ struct Cause {
   int32_t channel;
   int32_t sequence;
   int32_t op;
-  int32_t segment;
+  int32_t slice;
   int32_t unused;
 };
 

@@ -10,13 +10,13 @@
 // the graph of all ranks' ops) in which no op ever waits for a later one on any rank. One thread
 // block runs one worker on one lane.
 //
-// Segments and lanes. As in engine/segments/segment_program.h, a call is cut into segments, each a
-// strip of every chunk of one vector, and a segment runs the whole schedule. Segment g belongs to
+// Slices and lanes. As in engine/slices/slice_ops.h, a call is cut into slices, each a
+// strip of every chunk of one vector, and a slice runs the whole schedule. Slice g belongs to
 // lane g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
 //
 // Messages. The sender puts a strip into a slot of the receiver's region and raises the message's
 // `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
-// there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
+// there `depth` times, used in turn by the slices of a lane. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
 // Operands. Where ranks reach each other's operands (Reach::kOperands) many messages need no slot.
@@ -45,7 +45,7 @@
 // graph goes on where the last replay ended. When the last block of a launch ends, the rank tells
 // the others through `done`; before a rank writes to another's slots it waits for the previous
 // launch's `done` (that is READY: the destination may be overwritten), and from the depth-th
-// segment on for the slot's own `freed`.
+// slice on for the slot's own `freed`.
 #pragma once
 
 #include <cstddef>
@@ -122,10 +122,10 @@ static_assert(sizeof(ProgramOp) == 36);
 
 struct ProgramWait {
   enum Kind : int32_t {
-    kArrived = 1,    // the message is in its slot
-    kFree,           // the slot at the receiver may be overwritten
-    kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
-    kWorkerSegment,  // ... all `amount` ops of the segment before
+    kArrived = 1,  // the message is in its slot
+    kFree,         // the slot at the receiver may be overwritten
+    kWorker,       // worker `peer` of this rank has ended its first `amount` ops of this slice
+    kWorkerSlice,  // ... all `amount` ops of the slice before
     // Used at launch start and end; never stored in a table.
     kBegun,  // rank `peer` has begun this launch
     kDone,   // rank `peer` has ended it, or, before operands are published, the one before
@@ -146,7 +146,7 @@ struct ProgramSignal {
   enum Kind : int32_t {
     kArrived,  // at the receiver
     kFreed,    // at the sender
-    kWorker,   // here: the first `amount` ops of the segment have ended
+    kWorker,   // here: the first `amount` ops of the slice have ended
   };
   int32_t kind;
   int32_t peer;
@@ -239,7 +239,7 @@ struct ProgramVector {
   void* output;
   int64_t elements;        // of one block
   int32_t strip_elements;  // of each chunk; the last strips may be shorter or empty
-  int32_t first_segment;
+  int32_t first_slice;
 };
 
 // Elements of a block.
@@ -248,12 +248,12 @@ struct Strip {
   int64_t count;
 };
 
-// A segment's strip of the chunk at `position` of its block.
+// A slice's strip of the chunk at `position` of its block.
 JAXCOLL_HD constexpr Strip StripAt(const ProgramVector& vector, int32_t chunks_per_block,
-                                   int32_t segment, int32_t position) {
+                                   int32_t slice, int32_t position) {
   const int64_t strip = vector.strip_elements;
-  const int64_t begin = position * vector.elements / chunks_per_block +
-                        int64_t{segment - vector.first_segment} * strip;
+  const int64_t begin =
+      position * vector.elements / chunks_per_block + int64_t{slice - vector.first_slice} * strip;
   const int64_t end = (position + 1) * vector.elements / chunks_per_block;
   const int64_t count = end - begin < strip ? end - begin : strip;
   return {begin, count < 0 ? 0 : count};
@@ -283,7 +283,7 @@ struct ProgramCall {
   int64_t operand_offset;  // in a region
   int64_t slot_offset;
   int64_t scratch_offset;
-  int32_t segment_count;
+  int32_t slice_count;
   int32_t lanes;
   int32_t depth;
   int32_t dtype;      // a DType

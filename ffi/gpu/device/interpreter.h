@@ -36,7 +36,7 @@ class Interpreter {
         rank_(program_.rank),
         worker_(block / call.lanes),
         lane_(block % call.lanes),
-        segment_(lane_) {}
+        slice_(lane_) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
@@ -44,8 +44,8 @@ class Interpreter {
     if (program_.meets != 0 && !Meet()) return false;
     const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
     const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
-    for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
-      FindSegment();
+    for (; slice_ < call_.slice_count; slice_ += call_.lanes, ++count_) {
+      FindSlice();
       for (int32_t i = 0; i < worker.op_count; ++i) {
         const ProgramOp& op = ops[i];
         if (!Wait(op)) return false;
@@ -116,10 +116,9 @@ class Interpreter {
                                     FlagOffset(program_, call_.lanes, lane_, worker, flag));
   }
 
-  JAXCOLL_HD void FindSegment() {
+  JAXCOLL_HD void FindSlice() {
     const int32_t before = vector_;
-    while (vector_ + 1 < call_.vector_count &&
-           segment_ >= call_.vectors[vector_ + 1].first_segment) {
+    while (vector_ + 1 < call_.vector_count && slice_ >= call_.vectors[vector_ + 1].first_slice) {
       ++vector_;
     }
     if (program_.meets != 0 && vector_ != before) FindOperands();
@@ -207,12 +206,12 @@ class Interpreter {
       case ProgramWait::kDone:  // of this launch, or the one before
         return {&Done(Region(), wait.peer), TagOf(wait.amount != 0 ? epoch_ : epoch_ - 1, 0)};
       default: {
-        const bool before = wait.kind == ProgramWait::kWorkerSegment;
+        const bool before = wait.kind == ProgramWait::kWorkerSlice;
         if (before && count == 0) return {nullptr, 0};
-        const auto segments = before ? count - 1 : count;
+        const auto slices = before ? count - 1 : count;
         const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
         const uint64_t ended =
-            segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
+            slices * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
         return {&FlagOf(Region(), wait.peer, wait.flag), TagOf(epoch_, ended)};
       }
     }
@@ -251,7 +250,7 @@ class Interpreter {
     cause.channel = wait.channel;
     cause.sequence = wait.sequence;
     cause.op = wait.op;
-    cause.segment = segment_;
+    cause.slice = slice_;
     Fail(cause);
     return false;
   }
@@ -278,8 +277,8 @@ class Interpreter {
       // A flag that nobody waits for is not raised: it might arrive when the sender is at another
       // call, for which the flag means something else. Everything told is waited for within this
       // launch.
-      const int32_t next_use = segment_ + call_.depth * call_.lanes;
-      if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
+      const int32_t next_use = slice_ + call_.depth * call_.lanes;
+      if (signal.kind == ProgramSignal::kFreed && next_use >= call_.slice_count) continue;
       Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
       if (count == 0 && signal.kind == ProgramSignal::kArrived) {
         policy_.Release(&flag.fingerprint, call_.fingerprint);
@@ -318,9 +317,9 @@ class Interpreter {
 
   // ---- Data ------------------------------------------------------------------------------------
 
-  // This segment's strip of the chunk at a position.
+  // This slice's strip of the chunk at a position.
   JAXCOLL_HD Strip StripOf(int32_t position) const {
-    return StripAt(call_.vectors[vector_], program_.chunks_per_block, segment_, position);
+    return StripAt(call_.vectors[vector_], program_.chunks_per_block, slice_, position);
   }
 
   JAXCOLL_HD unsigned char* Address(const ProgramRef& ref, int32_t chunk,
@@ -449,8 +448,8 @@ class Interpreter {
   const int32_t worker_;
   const int32_t lane_;
   uint32_t epoch_ = 0;
-  int32_t count_ = 0;   // segments of this lane before this one
-  int32_t segment_;     // of the call
+  int32_t count_ = 0;   // slices of this lane before this one
+  int32_t slice_;       // of the call
   int32_t vector_ = 0;  // its vector
 };
 

@@ -1,8 +1,8 @@
 // ragged_all_to_all. A row of the result receives, in this order, the row of `output`, then
-// the segments of ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
-// holds where segments overlap.
+// the rows from ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
+// holds where rows overlap.
 //
-//   direct    every rank fetches its segments from the others' operands, whose addresses and tables
+//   direct    every rank fetches its rows from the others' operands, whose addresses and tables
 //             they publish.
 //   staged    every rank tells the others its tables. For each tile it stages the rows that it has
 //             for each of them, at their place in the tile, and fetches what they have for it.
@@ -89,7 +89,7 @@ class RaggedTables {
       if (outside(sent.input_offset, ragged.operand_rows)) Fail(call_, cause);
       if (outside(sent.output_offset, ragged.output_rows)) Fail(call_, cause);
     }
-    // The segments for this rank, in order.
+    // The extents of what this rank receives, in order.
     for (int i = threadIdx.x; i < entries() && i < kEntriesAtHand; i += blockDim.x) {
       const RaggedEntry sent = Get(i / updates, call_.rank, i % updates);
       shared_.place[i] = sent.output_offset * ragged.row_bytes;

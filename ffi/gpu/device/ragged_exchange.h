@@ -25,7 +25,7 @@ template <typename Policy>
 class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   using Base = Interpreter<Policy, DType::kUint8>;
   using Base::call_, Base::count_, Base::epoch_, Base::lane_, Base::policy_, Base::program_,
-      Base::rank_, Base::segment_;
+      Base::rank_, Base::slice_;
 
  public:
   JAXCOLL_HD RaggedExchange(Policy& policy, const RaggedProgramCall& call, int32_t block)
@@ -44,7 +44,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     const int64_t told = UsesFor(TableBytes());  // rounds in which tables come
     int64_t rounds = MostUses(kSent);
     JAXCOLL_NO_UNROLL
-    for (; count_ < rounds; ++count_, segment_ += call_.lanes) {
+    for (; count_ < rounds; ++count_, slice_ += call_.lanes) {
       if (!AwaitRoom()) return false;
       Send();
       policy_.All(true);

@@ -72,7 +72,7 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   for (size_t v = 0; v < block_elements.size(); ++v) {
     ProgramVector& vector = call.vectors[v];
     vector.elements = block_elements[v];
-    vector.first_segment = call.segment_count;
+    vector.first_slice = call.slice_count;
     const int64_t chunk = DivideUp(block_elements[v], program.chunks_per_block);
     if (chunk == 0) continue;
     // As many strips for every lane, each a whole number of aligned units.
@@ -81,12 +81,12 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
                                           : std::min(lanes, DivideUp(chunk * item, min_strip));
     const int64_t unit = kSlotAlignment / item;
     const int64_t strip = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
-    const int64_t segments = call.segment_count + DivideUp(chunk, strip);
-    if (segments > std::numeric_limits<int32_t>::max() / 2) {
-      return InvalidArgument("a call of " + std::to_string(segments) + " segments is too long");
+    const int64_t slices = call.slice_count + DivideUp(chunk, strip);
+    if (slices > std::numeric_limits<int32_t>::max() / 2) {
+      return InvalidArgument("a call of " + std::to_string(slices) + " slices is too long");
     }
     vector.strip_elements = static_cast<int32_t>(strip);
-    call.segment_count = static_cast<int32_t>(segments);
+    call.slice_count = static_cast<int32_t>(slices);
   }
   return call;
 }

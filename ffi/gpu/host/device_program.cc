@@ -435,7 +435,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
     }
   }
   // Workers of one rank wait for each other through a counter each. Scratch is used again by the
-  // next segment, which is another reason to wait where workers share anything.
+  // next slice, which is another reason to wait where workers share anything.
   const int32_t progress = arrivals_ + departures_;
   bool shared = false;
   for (int32_t worker = 0; worker < graph_.workers; ++worker) {
@@ -461,7 +461,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
     }
     for (int32_t other = 0; other < graph_.workers && !ops.empty(); ++other) {
       if (other == worker || workers[other].empty()) continue;
-      ops[0].waits.push_back({ProgramWait::kWorkerSegment, other, progress,
+      ops[0].waits.push_back({ProgramWait::kWorkerSlice, other, progress,
                               static_cast<int32_t>(workers[other].size()), -1, -1,
                               ops[0].of.empty() ? -1 : ops[0].of[0], 0});
     }

@@ -86,7 +86,7 @@ StatusOr<ProgramCall> RaggedPlan::Cut(uint64_t area_bytes) const {
     StatusOr<ProgramCall> call = PlanCall(header_, {rows}, DType::kUint8, ReduceOp::kSum, region);
     if (!call.ok() && lanes == 1) return call.status();
     if (call.ok() && call->lanes == lanes) {
-      call->segment_count = lanes;  // how many more there are, tables say
+      call->slice_count = lanes;  // how many more there are, tables say
       call->vectors[0].elements = result_bytes_;
       return call;
     }

@@ -49,27 +49,21 @@ struct HostProxy::Label {
   Kind kind;
   uint64_t region;
   uint64_t word;     // kOpen: the digest; kArrived: the fingerprint
-  uint32_t message;  // kDone: the rank that ended; its `segment` is the rank that learns of it
+  uint32_t message;  // kDone: the rank that ended; its `slice` is the rank that learns of it
   uint32_t epoch;
-  uint32_t segment;
+  uint32_t slice;
   // kArrived: the first of its bytes in the message; sized by flags: how often the slot is used in
   // this launch; kFreed: which of the message's departures.
   uint32_t part;
   uint32_t launch;  // of the routes' calls
 
   ParcelLabel Packed() const {
-    return {region, word, {message, epoch, segment, part, launch}, static_cast<uint8_t>(kind)};
+    return {region, word, {message, epoch, slice, part, launch}, static_cast<uint8_t>(kind)};
   }
   static Label From(const ParcelLabel& label) {
-    const auto& [message, epoch, segment, part, launch] = label.numbers;
-    return {static_cast<Kind>(label.kind),
-            label.key,
-            label.word,
-            message,
-            epoch,
-            segment,
-            part,
-            launch};
+    const auto& [message, epoch, slice, part, launch] = label.numbers;
+    return {
+        static_cast<Kind>(label.kind), label.key, label.word, message, epoch, slice, part, launch};
   }
 };
 
@@ -216,16 +210,15 @@ void HostProxy::Begin(const Region& region, Sender& sender) {
   sender.active = true;
   sender.cursors_left = 0;
   for (Cursor& cursor : sender.cursors) {
-    cursor.segment = cursor.lane;
+    cursor.slice = cursor.lane;
     cursor.next = 0;
     cursor.sent = 0;
-    // Segments lane, lane + lanes, ...
-    const int64_t segments =
-        (int64_t{call.segment_count} - cursor.lane + call.lanes - 1) / call.lanes;
+    // Slices lane, lane + lanes, ...
+    const int64_t slices = (int64_t{call.slice_count} - cursor.lane + call.lanes - 1) / call.lanes;
     cursor.uses.assign(cursor.signals.size(),
-                       region.spec.routes->sized_by_flags() ? kUntold : segments);
+                       region.spec.routes->sized_by_flags() ? kUntold : slices);
     cursor.ended =
-        cursor.done.empty() && (cursor.lane >= call.lanes || cursor.segment >= call.segment_count);
+        cursor.done.empty() && (cursor.lane >= call.lanes || cursor.slice >= call.slice_count);
     if (!cursor.ended) ++sender.cursors_left;
   }
 }
@@ -274,7 +267,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
   const uint32_t epoch = sender.epoch + 1;
   bool active = false;
   while (!cursor.ended) {
-    const SlotUse use{&call, cursor.segment};
+    const SlotUse use{&call, cursor.slice};
     const HostRoutes::Signal signal = cursor.signals[cursor.next];
     const HostRoutes::Message& message = routes.messages()[signal.message];
     int64_t& uses = cursor.uses[cursor.next];
@@ -298,7 +291,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
                   0,
                   message.id,
                   epoch,
-                  static_cast<uint32_t>(cursor.segment),
+                  static_cast<uint32_t>(cursor.slice),
                   static_cast<uint32_t>(signal.arrives() ? 0 : signal.departure),
                   static_cast<uint32_t>(sender.launch)};
       int64_t bytes = signal.arrives() ? routes.Bytes(message, use) : 0;
@@ -326,7 +319,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     cursor.sent = 0;
     if (++cursor.next < cursor.signals.size()) continue;
     cursor.next = 0;
-    cursor.segment += call.lanes;
+    cursor.slice += call.lanes;
     cursor.ended = use.count() + 1 >= *std::max_element(cursor.uses.begin(), cursor.uses.end());
   }
   return true;
@@ -402,8 +395,8 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
     case kFreed:
       if (routes.Find(label.message) == nullptr || label.launch >= routes.calls().size() ||
           (!routes.sized_by_flags() &&
-           label.segment >= static_cast<uint32_t>(routes.calls()[label.launch].segment_count)) ||
-          label.segment > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
+           label.slice >= static_cast<uint32_t>(routes.calls()[label.launch].slice_count)) ||
+          label.slice > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
         return "it spoke of a message that its call does not have";
       }
       return label.kind == kArrived ? OnArrived(*group, *region, process, label, bytes)
@@ -420,7 +413,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   if (processes[message.source] != process || processes[message.destination] != process_) {
     return "it spoke for a rank that is not its own";
   }
-  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.segment)};
+  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const auto sender = std::find_if(region.senders.begin(), region.senders.end(),
                                    [&](const Sender& s) { return s.rank == message.destination; });
   // It waits for `done` before it writes for the next launch, and that launch waits for all of it.
@@ -453,7 +446,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   routes.Scatter(message, use, inbox, first, bytes);
   missing -= size;
   for (SlotUse next{use.call, landing.next * use.call->lanes + use.lane()};
-       landing.missing[landing.next % depth] == 0; next.segment += use.call->lanes) {
+       landing.missing[landing.next % depth] == 0; next.slice += use.call->lanes) {
     const bool first = landing.next == 0;
     landing.missing[landing.next % depth] = -1;
     ++landing.next;
@@ -476,7 +469,7 @@ const char* HostProxy::OnFreed(Group& group, Region& region, int process, const 
     return "it spoke for a rank that is not its own";
   }
   if (label.part >= message.departures.size()) return "it freed what no call sends";
-  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.segment)};
+  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const int32_t flag = message.departures[label.part];
   RaiseTo(region.spec.memory[message.source] + routes.FlagAt(message, flag, use),
           TagOf(label.epoch, static_cast<uint64_t>(use.count()) + 1));
@@ -485,7 +478,7 @@ const char* HostProxy::OnFreed(Group& group, Region& region, int process, const 
 
 const char* HostProxy::OnDone(Group& group, Region& region, int process, const Label& label) {
   const std::vector<int>& processes = group.spec.process_of_rank;
-  const uint32_t from = label.message, to = label.segment;
+  const uint32_t from = label.message, to = label.slice;
   if (from >= processes.size() || to >= processes.size() || processes[from] != process ||
       processes[to] != process_) {
     return "it spoke for a rank that is not its own";

@@ -32,12 +32,12 @@
 //                  a launch behind at one peer: the peer ends a launch only when all that is
 //                  raised for it has come. `done` may be skipped: a later one says more.
 //   inbox slot     by the proxy, with a message of this rank's next launch for the sender, which
-//                  was told `done`; or of a segment whose slot it was told is `freed`.
-//   inbox flag     by the proxy. Arrived flags are raised in the order of their segments, when all
+//                  was told `done`; or of a slice whose slot it was told is `freed`.
+//   inbox flag     by the proxy. Arrived flags are raised in the order of their slices, when all
 //                  bytes of a message are there: parcels overtake each other. `freed` and `done`
 //                  say "up to", so one that was overtaken is dropped.
 //   slot of a link held from Send until the receiving proxy has copied it, which it does at once.
-// The last one, and that a kernel raises nothing beyond `depth` segments, is all the flow control.
+// The last one, and that a kernel raises nothing beyond `depth` slices, is all the flow control.
 //
 // The order of a slot in device memory and its flag. A kernel's stores go before the release of the
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
@@ -144,11 +144,11 @@ class HostProxy final : public Guest {
   struct Cursor {
     int process;
     int32_t lane;
-    std::vector<HostRoutes::Signal> signals;  // of each segment
+    std::vector<HostRoutes::Signal> signals;  // of each slice
     std::vector<int32_t> done;                // instead: ranks
     Link::Loan* loan;                         // of the memory that has the slots, if it is lent
     // State of this launch.
-    int32_t segment = 0;
+    int32_t slice = 0;
     size_t next = 0;                 // of signals or done
     std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane
     int64_t sent = 0;                // bytes of the next message that went
@@ -170,7 +170,7 @@ class HostProxy final : public Guest {
     std::span<const std::byte> memory;
     std::unique_ptr<Link::Loan> loan;  // touched with the reactor's lock only
   };
-  // The count of a message's segments that have come on one lane.
+  // The count of a message's slices that have come on one lane.
   struct Landing {
     uint32_t epoch = 0;
     int32_t next = 0;              // the first count that is not raised

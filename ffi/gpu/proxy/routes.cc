@@ -227,7 +227,7 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
   }
   for (const ProgramCall& call : calls_) {
     for (const int64_t value :
-         {call.stride_bytes, call.slot_offset, int64_t{call.segment_count}, int64_t{call.lanes},
+         {call.stride_bytes, call.slot_offset, int64_t{call.slice_count}, int64_t{call.lanes},
           int64_t{call.depth}, int64_t{call.item_bytes}, int64_t{call.vector_count}}) {
       add(value);
     }
@@ -249,7 +249,7 @@ const HostRoutes::Message* HostRoutes::Find(uint32_t id) const {
 const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {
   const ProgramCall& call = *use.call;
   int32_t v = 0;
-  while (v + 1 < call.vector_count && use.segment >= call.vectors[v + 1].first_segment) ++v;
+  while (v + 1 < call.vector_count && use.slice >= call.vectors[v + 1].first_slice) ++v;
   return call.vectors[v];
 }
 
@@ -268,7 +268,7 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
       const int32_t position = strips.position + (header_.chunks_per_block == 1 ? 0 : i);
       const int64_t length =
           sized_by_flags_ ? call.stride_bytes
-                          : StripAt(vector, header_.chunks_per_block, use.segment, position).count *
+                          : StripAt(vector, header_.chunks_per_block, use.slice, position).count *
                                 call.item_bytes;
       const int64_t begin = std::max(first - before, int64_t{0});
       const int64_t end = std::min(first + bytes - before, length);

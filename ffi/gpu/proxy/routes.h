@@ -2,8 +2,8 @@
 // the host needs to know so that a launch, or the replay of one, needs no call. Plain numbers,
 // computed from the packed tables (device_program.h). Processes agree on the messages between them.
 //
-// A block of a rank runs the ops of its worker in order, segment by segment. So the flags that it
-// raises at ranks of other hosts come in an order that is known: `signals`, once for each segment
+// A block of a rank runs the ops of its worker in order, slice by slice. So the flags that it
+// raises at ranks of other hosts come in an order that is known: `signals`, once for each slice
 // of its lane.
 #pragma once
 
@@ -17,12 +17,12 @@
 
 namespace jaxcoll::cuda {
 
-// A slot of one message, for one segment.
+// A slot of one message, for one slice.
 struct SlotUse {
   const ProgramCall* call;
-  int32_t segment;
-  int32_t lane() const { return segment % call->lanes; }
-  int32_t count() const { return segment / call->lanes; }
+  int32_t slice;
+  int32_t lane() const { return slice % call->lanes; }
+  int32_t count() const { return slice / call->lanes; }
 };
 
 class HostRoutes {
@@ -69,7 +69,7 @@ class HostRoutes {
   const std::vector<ProgramCall>& calls() const { return calls_; }
   const std::vector<Message>& messages() const { return messages_; }  // ids ascend
   const Message* Find(uint32_t id) const;                             // null: there is none
-  // The flags that the worker's blocks raise at ranks of other hosts in each segment.
+  // The flags that the worker's blocks raise at ranks of other hosts in each slice.
   const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
     return signals_[rank][worker];
   }

@@ -12,7 +12,7 @@
 #include <numeric>
 #include <thread>
 
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 #include "support/reactor_alone.h"
@@ -463,10 +463,10 @@ TEST_P(ReactorThreads, OverSharedMemory) {
       ScheduleSpec spec;
       spec.algorithm = g == 0 ? "ring" : "direct";
       spec.world_size = kProcesses;
-      auto segments = CompileSegments({*BuildSchedule(spec, p)}, kProcesses, kProcesses);
+      auto slice_ops = CompileSliceOps({*BuildSchedule(spec, p)}, kProcesses, kProcesses);
       const int64_t elements = g == 0 ? 100000 : 100;
-      auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*segments)),
-                                      {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
+      auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                    {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
       groups.push_back(
           reactors[p]->interprocess().Open({{0, 1, 2}, spec.algorithm, spec.algorithm, *plan}));
       std::vector<Buffers*> mine;

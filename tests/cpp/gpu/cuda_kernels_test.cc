@@ -481,7 +481,7 @@ struct RaggedGroup {
     const CallShape::Array table{DType::kInt32, {kRanks * kUpdates}};
     return {{rows, rows, table, table, table, table}, {rows}};
   }
-  // `at`: where every segment is written; -1: one behind the other.
+  // `at`: where the rows of every update are written; -1: one behind the other.
   Bytes ExpectedOf(int rank, int at = -1) {
     constexpr size_t kRowBytes = 2 * kRowElements;
     Bytes result = group.input(rank, 1).Copy();
@@ -508,7 +508,7 @@ class CudaRagged : public testing::TestWithParam<Reached> {};
 INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::ValuesIn(kReached),
                          [](const auto& info) { return Name(info.param); });
 
-TEST_P(CudaRagged, EveryRankGetsItsSegments) {
+TEST_P(CudaRagged, EveryRankGetsItsRows) {
   RaggedGroup ragged(GetParam());
   ASSERT_TRUE(ragged.group.Run(3));
   for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
@@ -516,8 +516,8 @@ TEST_P(CudaRagged, EveryRankGetsItsSegments) {
   }
 }
 
-// Where segments overlap, the rank and update that come last win.
-TEST_P(CudaRagged, OverlappingSegmentsAreWrittenInOrder) {
+// Where rows overlap, the rank and update that come last win.
+TEST_P(CudaRagged, OverlappingRowsAreWrittenInOrder) {
   RaggedGroup ragged(GetParam());
   for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
     for (int i = 0; i < RaggedGroup::kRanks * RaggedGroup::kUpdates; ++i) ragged.Set(rank, 4, i, 2);

@@ -182,7 +182,7 @@ TEST(PlanCall, CutsCallsWithinTheRegion) {
         region.bytes);
     EXPECT_LE(BlockCount(header, *call) * header.flags_per_worker, region.flag_capacity);
     EXPECT_LE(call->vectors[0].strip_elements * 4, call->stride_bytes);
-    EXPECT_GE(call->vectors[0].strip_elements * call->segment_count, elements / 8);
+    EXPECT_GE(call->vectors[0].strip_elements * call->slice_count, elements / 8);
   }
 }
 
@@ -196,7 +196,7 @@ TEST(PlanCall, DividesTheWorkEvenly) {
       PlanCall(tables->at(0).header(), {bytes / 4}, DType::kFloat32, ReduceOp::kSum, region);
   ASSERT_TRUE(call.ok());
   ASSERT_EQ(call->lanes, 16);
-  const int64_t rounds = (call->segment_count + call->lanes - 1) / call->lanes;
+  const int64_t rounds = (call->slice_count + call->lanes - 1) / call->lanes;
   EXPECT_LE(rounds * call->vectors[0].strip_elements * 4 * call->lanes, bytes * 11 / 10);
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 class EverySchedule : public testing::TestWithParam<std::tuple<Draw, Reach>> {};
 
-// Sizes that leave chunks empty, cut them unevenly, and need many segments; one launch after the
+// Sizes that leave chunks empty, cut them unevenly, and need many slices; one launch after the
 // other in the same region, as replays are.
 TEST_P(EverySchedule, GivesTheBitsOfTheEngineForCpus) {
   const auto& [draw, reach] = GetParam();
@@ -228,7 +228,7 @@ TEST(InterpreterFailure, ARankThatNeverComesIsNamed) {
     const std::string text = Tell(cause);
     EXPECT_NE(text.find("rank " + std::to_string(rank) +
                         " waited for a message from rank 2 for 1 s (JAXCOLL_TIMEOUT_S) (channel 0, "
-                        "message 0, segment 0"),
+                        "message 0, slice 0"),
               std::string::npos)
         << text;
   }

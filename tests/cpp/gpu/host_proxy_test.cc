@@ -313,8 +313,8 @@ TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
         region.data()[i] = static_cast<unsigned char>(random());
       }
       for (const HostRoutes::Message& message : routes->messages()) {
-        for (int32_t segment = 0; segment < call.segment_count; ++segment, ++messages) {
-          const SlotUse use{&call, segment};
+        for (int32_t slice = 0; slice < call.slice_count; ++slice, ++messages) {
+          const SlotUse use{&call, slice};
           std::vector<std::byte> whole(routes->Bytes(message, use)), parts;
           routes->Gather(message, use, region.data(), 0, whole);
           while (parts.size() < whole.size()) {
@@ -326,7 +326,7 @@ TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
             parts.insert(parts.end(), at, at + stretch.bytes);
             ++stretches;
           }
-          EXPECT_EQ(parts, whole) << algorithm << ", segment " << segment;
+          EXPECT_EQ(parts, whole) << algorithm << ", slice " << slice;
         }
       }
     }

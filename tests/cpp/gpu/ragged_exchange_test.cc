@@ -442,7 +442,7 @@ TEST(RaggedExchangeFailure, CallsThatAreCutOtherwiseHaveAnotherDigest) {
     header.flags_per_worker = 4;
     header.workers = header.chunks_per_block = 1;
     ProgramCall call = {};
-    call.lanes = call.segment_count = call.vector_count = 1;
+    call.lanes = call.slice_count = call.vector_count = 1;
     call.depth = 2;
     call.stride_bytes = stride;
     StatusOr<HostRoutes> made = HostRoutes::MakeRagged(header, call, {0, 1});

@@ -368,7 +368,7 @@ class DeviceWorld {
 
 // ---- Schedules to run
 
-// Small enough that a few thousand elements are many segments.
+// Small enough that a few thousand elements are many slices.
 inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
                                        .flag_capacity = 2048,
                                        .max_lanes = 2,

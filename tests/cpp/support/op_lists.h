@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "engine/memory/local_program.h"
-#include "engine/segments/segment_program.h"
+#include "engine/slices/slice_ops.h"
 #include "gpu/abi/device_program.h"
 #include "schedule/world.h"
 
@@ -21,11 +21,11 @@ inline StatusOr<LocalProgram> Compile(const std::vector<Program>& programs, Coll
   return Compile(*world, collective);
 }
 
-inline StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs,
-                                                int32_t world_size, int32_t largest_message) {
+inline StatusOr<SliceOps> CompileSliceOps(const std::vector<Program>& programs, int32_t world_size,
+                                          int32_t largest_message) {
   const StatusOr<World> world = World::Create(programs, world_size);
   if (!world.ok()) return world.status();
-  return CompileSegments(*world, largest_message);
+  return CompileSliceOps(*world, largest_message);
 }
 
 namespace cuda {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "comm/reactor.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 #include "support/op_lists.h"
@@ -55,9 +55,9 @@ class Alone : public LinkSink {
     ScheduleSpec spec;
     spec.world_size = ranks;
     StatusOr<Program> program = BuildSchedule(spec, 0);
-    StatusOr<SegmentProgram> segments = CompileSegments({*program}, ranks, 1);
-    auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*segments)),
-                                    {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
+    StatusOr<SliceOps> slice_ops = CompileSliceOps({*program}, ranks, 1);
+    auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                  {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
     std::vector<int64_t> devices(ranks);
     std::iota(devices.begin(), devices.end(), 0);
     CallFacts facts;

@@ -16,7 +16,7 @@
 
 #include "comm/reactor.h"
 #include "engine/ragged.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 

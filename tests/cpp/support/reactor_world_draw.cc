@@ -191,7 +191,7 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   for (int64_t v = vectors; v > 0; --v) {
     site.block_elements.push_back(elements());
   }
-  // Small slots make many segments.
+  // Small slots make many slices.
   size_t message_bytes = kSlotBytes;
   if (Chance(random_, 60)) {
     message_bytes = std::max<size_t>(size_t{1} << Draw(random_, 9, 16),
@@ -201,14 +201,14 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   for (const int process : site.processes) {
     std::vector<Program> mine;
     for (const int32_t rank : site.Members(process)) mine.push_back(site.programs[rank]);
-    StatusOr<SegmentProgram> program = CompileSegments(mine, ranks, site.largest_message);
-    EXPECT_TRUE(program.ok()) << program.status().message();
-    StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-        SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                            site.block_elements, site.dtype, ReduceOp::kSum, message_bytes);
+    StatusOr<SliceOps> slice_ops = CompileSliceOps(mine, ranks, site.largest_message);
+    EXPECT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+    StatusOr<std::shared_ptr<const SlicePlan>> plan =
+        SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                          site.block_elements, site.dtype, ReduceOp::kSum, message_bytes);
     EXPECT_TRUE(plan.ok()) << plan.status().message();
     if (!plan.ok()) return false;
-    if ((*plan)->segment_count() > 60) return false;  // slow, and nothing new
+    if ((*plan)->slice_count() > 60) return false;  // slow, and nothing new
     site.plans[process] = *plan;
   }
   site.operation = std::string(Name(site.collective)) + ' ' + spec.algorithm + ' ' +
@@ -280,7 +280,7 @@ void ReactorWorld::DrawRagged(Site& site) {
   size_t message_bytes = kSlotBytes;
   if (Chance(random_, 60)) message_bytes = size_t{1} << Draw(random_, 10, 16);
   for (const int process : site.processes) {
-    auto plan = SegmentPlan::CreateRagged(shape, site.process_of_rank, process, message_bytes);
+    auto plan = SlicePlan::CreateRagged(shape, site.process_of_rank, process, message_bytes);
     EXPECT_TRUE(plan.ok()) << plan.status().message();
     site.plans[process] = *plan;
   }

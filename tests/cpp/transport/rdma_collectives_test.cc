@@ -15,7 +15,7 @@
 #include "engine/memory/local_plan.h"
 #include "engine/memory/local_program.h"
 #include "engine/ragged.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/link_pair.h"
 #include "support/op_lists.h"
@@ -145,10 +145,10 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     std::vector<std::shared_ptr<const RunPlan>> plans;
     std::vector<MemberBuffers> buffers;
     for (int rank = 0; rank < ranks; ++rank) {
-      StatusOr<SegmentProgram> program = CompileSegments({programs[rank]}, ranks, largest_message);
-      ASSERT_TRUE(program.ok()) << program.status().message();
-      auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                                      {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
+      StatusOr<SliceOps> slice_ops = CompileSliceOps({programs[rank]}, ranks, largest_message);
+      ASSERT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+      auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                    {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       plans.push_back(*plan);
       buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
@@ -248,7 +248,7 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
       bases[rank].assign(9000 * shape.row_bytes, std::byte{0xBA});
       results[rank].resize(bases[rank].size());
       expected[rank].resize(bases[rank].size());
-      auto plan = SegmentPlan::CreateRagged(shape, process_of_rank, rank, kSlotBytes);
+      auto plan = SlicePlan::CreateRagged(shape, process_of_rank, rank, kSlotBytes);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       plans.push_back(*plan);
       MemberBuffers own{{operands[rank].data(), bases[rank].data()}, {results[rank].data()}};
@@ -271,7 +271,7 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
 
 TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   const int ranks = GetParam().processes;
-  // A small slot, a large one, and more segments than are in flight at a time.
+  // A small slot, a large one, and more slices than are in flight at a time.
   std::vector<int64_t> sizes = {1, 1000, 20'000, 180'000};
   // Emulated processors and sanitizers take long; what is large is repeated where it differs.
   if (GetParam().registers) sizes = {20'000, 180'000};
@@ -316,10 +316,10 @@ TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
     spec.collective = Collective::kAllReduce;
     spec.algorithm = "ring";
     spec.world_size = ranks;
-    StatusOr<SegmentProgram> program = CompileSegments({*BuildSchedule(spec, rank)}, ranks, 1);
-    ASSERT_TRUE(program.ok()) << program.status().message();
-    plans.push_back(*SegmentPlan::Create(std::make_shared<const SegmentProgram>(*program),
-                                         {250'000}, DType::kFloat32, ReduceOp::kSum, kSlotBytes));
+    StatusOr<SliceOps> slice_ops = CompileSliceOps({*BuildSchedule(spec, rank)}, ranks, 1);
+    ASSERT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+    plans.push_back(*SlicePlan::Create(std::make_shared<const SliceOps>(*slice_ops), {250'000},
+                                       DType::kFloat32, ReduceOp::kSum, kSlotBytes));
     buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
   }
   const auto registered = [&](int rank) {
