@@ -19,12 +19,12 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "bindings/program_tuple.h"
+#include "bindings/op_list_tuple.h"
 #include "call/call_site.h"
 #include "call/process_per_rank.h"
 #include "engine/memory/local_plan.h"
 #include "engine/slices/slice_plan.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -104,7 +104,7 @@ class EngineCall {
     spec.signature = dtype + ' ' + std::to_string(block_elements);
     spec.label = std::to_string(world_size) + " ranks";
     const DType type = DTypeOrThrow(dtype);
-    const Program first = ValueOrThrow(ProgramsOf(spec, {0})).front();
+    const OpList first = ValueOrThrow(OpListsOf(spec, {0})).front();
     input_bytes_ = first.input_blocks * block_elements * ItemBytes(type);
     output_bytes_ = first.output_blocks * block_elements * ItemBytes(type);
     nb::gil_scoped_release release;
@@ -196,7 +196,7 @@ std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algori
                                       std::string dtype, int64_t block_elements) {
   const CallSpec spec =
       SpecOf(std::move(collective), std::move(algorithm), world_size, std::move(dims), "");
-  const LocalPlan plan(ValueOrThrow(ProgramFor(spec)), {block_elements}, DTypeOrThrow(dtype),
+  const LocalPlan plan(ValueOrThrow(ActionsFor(spec)), {block_elements}, DTypeOrThrow(dtype),
                        ReduceOp::kSum);
   return {plan.LevelCount(), static_cast<int64_t>(plan.moved_bytes())};
 }

@@ -110,7 +110,7 @@ class CallSite {
     bool reaches_out() const { return !here && !ranks.empty(); }
   };
   Status FindMembers();
-  Status BuildPrograms();
+  Status BuildOps();
   Status Plan();         // mutex_ held
   Status PlanVectors();  // mutex_ held
   // The part of one call that the processes of a group do with each other.
@@ -135,13 +135,13 @@ class CallSite {
   const CallSpec& spec_ = core_.spec();
   const GroupTable& groups_ = core_.groups();
   Interprocess* const processes_;
-  std::shared_ptr<const LocalProgram> program_;  // of groups all of whose ranks are here
+  std::shared_ptr<const LocalActions> actions_;  // of groups all of whose ranks are here
   int32_t input_blocks_ = 1, output_blocks_ = 1;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
   // Publishes the next three and the core's shape, constant from then on.
   std::atomic<bool> prepared_{false};
-  std::shared_ptr<const LocalPlan> plan_;           // of program_
+  std::shared_ptr<const LocalPlan> plan_;           // of actions_
   std::shared_ptr<const std::string> description_;  // for the flight recorder
   std::vector<Members> members_;                    // by group
   struct SlotUse;

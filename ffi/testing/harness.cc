@@ -111,7 +111,7 @@ StatusOr<std::unique_ptr<Harness>> Harness::Create(CallSpec spec, const CallShap
 Status Harness::Init() {
   const DeviceScope scope(options_.ordinal);
   const int world_size = static_cast<int>(spec_.group_size);
-  if (world_size < 1 || world_size > kMaxProgramRanks) return InvalidArgument("1 to 256 ranks");
+  if (world_size < 1 || world_size > kMaxTableRanks) return InvalidArgument("1 to 256 ranks");
   int sm_count = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, options_.ordinal);

@@ -61,18 +61,18 @@ def _strips(operand: Operand, slices: int, number: int) -> Operand:
     return Operand(operand.buffer, tuple(chunks))
 
 
-def _unroll(program: Program, slices: int, in_flight: int) -> Program:
+def _unroll(op_list: Program, slices: int, in_flight: int) -> Program:
     """The ops of all slices; one starts when the one `in_flight` before it has ended."""
-    depended_on = {index for op in program.ops for index in op.depends_on}
-    last = [index for index in range(len(program.ops)) if index not in depended_on]
-    channels = 1 + max((op.channel for op in program.ops), default=0)
+    depended_on = {index for op in op_list.ops for index in op.depends_on}
+    last = [index for index in range(len(op_list.ops)) if index not in depended_on]
+    channels = 1 + max((op.channel for op in op_list.ops), default=0)
     ops = []
     for number in range(slices):
-        base = number * len(program.ops)
-        before = base - in_flight * len(program.ops)
+        base = number * len(op_list.ops)
+        before = base - in_flight * len(op_list.ops)
         # A channel's ops start in order, so it is enough to hold back its first.
         held: set[int] = set()
-        for op in program.ops:
+        for op in op_list.ops:
             waits = [base + index for index in op.depends_on]
             if before >= 0 and op.channel not in held:
                 held.add(op.channel)
@@ -86,8 +86,8 @@ def _unroll(program: Program, slices: int, in_flight: int) -> Program:
                     depends_on=tuple(waits),
                 )
             )
-    chunks = program.chunks_per_block * slices
-    return replace(program, chunks_per_block=chunks, ops=tuple(ops))
+    chunks = op_list.chunks_per_block * slices
+    return replace(op_list, chunks_per_block=chunks, ops=tuple(ops))
 
 
 @lru_cache(maxsize=32)
@@ -96,7 +96,7 @@ def as_run(spec: ScheduleSpec, slices: int, in_flight: int) -> Schedule:
     built = _schedule.build(spec)
     if slices == 1:
         return built
-    programs = tuple(_unroll(program, slices, in_flight) for program in built.programs)
+    programs = tuple(_unroll(op_list, slices, in_flight) for op_list in built.programs)
     return replace(built, programs=programs)
 
 

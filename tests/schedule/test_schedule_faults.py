@@ -186,7 +186,7 @@ def test_layouts_that_differ_between_ranks_or_from_the_collective_are_refused() 
         programs[2] = replace(programs[2], **changes)
         assert fault(replace(schedule, programs=tuple(programs)), "rank 2").kind == "malformed"
     swapped = replace(schedule, programs=schedule.programs[::-1])
-    fault(swapped, "malformed: rank 0: its program is that of rank 3")
+    fault(swapped, "malformed: rank 0: its op list is that of rank 3")
     fault(replace(schedule, collective="all_gather"), "all_gather of 4 ranks")
 
 

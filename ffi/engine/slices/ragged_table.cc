@@ -53,9 +53,9 @@ StatusOr<SliceOps> RaggedProcesses::Ops() const {
   ScheduleSpec spec;
   spec.collective = Collective::kAllToAll;
   spec.world_size = static_cast<int32_t>(first_ranks_.size());
-  StatusOr<Program> program = BuildSchedule(spec, place_);
-  if (!program.ok()) return program.status();
-  const StatusOr<World> world = World::Create({std::move(*program)}, spec.world_size);
+  StatusOr<OpList> op_list = BuildSchedule(spec, place_);
+  if (!op_list.ok()) return op_list.status();
+  const StatusOr<World> world = World::Create({std::move(*op_list)}, spec.world_size);
   if (!world.ok()) return world.status();
   StatusOr<SliceOps> result = CompileSliceOps(*world, 1);
   if (!result.ok()) return result.status();

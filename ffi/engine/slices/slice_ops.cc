@@ -15,7 +15,7 @@ class SliceCompiler {
 
   StatusOr<SliceOps> Run() {
     if (world_.member_count() == 0) return InvalidArgument("a process without ranks takes no part");
-    const Program& layout = world_.layout();
+    const OpList& layout = world_.layout();
     result_.world_size = world_.world_size();
     result_.chunks_per_block = layout.chunks_per_block;
     result_.input_blocks = layout.input_blocks;
@@ -45,15 +45,15 @@ class SliceCompiler {
   }
 
   void AddOps(int32_t member) {
-    const Program& program = world_.programs()[member];
+    const OpList& op_list = world_.op_lists()[member];
     std::map<int32_t, int32_t> last_of_channel;
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       const int32_t id = world_.Id(member, i);
       SliceOp& out = result_.ops[id];
       out.member = member;
       out.peer = op.peer;
-      if (IsTransfer(op)) out.key = KeyOf(program.rank, op);
+      if (IsTransfer(op)) out.key = KeyOf(op_list.rank, op);
       out.chunk_count = CountChunks(op.destination);
       out.kind = IsSend(op)      ? SliceOp::Kind::kSend
                  : IsReceive(op) ? SliceOp::Kind::kReceive

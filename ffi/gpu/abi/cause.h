@@ -27,7 +27,7 @@ struct Cause {
   uint64_t expected, seen;  // what stands in the flag that was waited for
   uint64_t expected_fingerprint, seen_fingerprint;
   int64_t first, rows, total;  // ragged
-  // The interpreter's: what was waited for (a ProgramWait::Kind; 0: a barrier), and where.
+  // The interpreter's: what was waited for (a TableWait::Kind; 0: a barrier), and where.
   int32_t wait;
   int32_t channel;
   int32_t sequence;

@@ -3,7 +3,7 @@
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
 // It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged,
-// and what the interpreter calls a region (device_program.h). An instruction of a program has a
+// and what the interpreter calls a region (device_table.h). An instruction of a program has a
 // lane and an area of its own, so that concurrent branches of a graph share nothing. In a lane,
 // block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
 // barrier, and blocks need not be resident together beyond their partners.

@@ -1,6 +1,6 @@
 // ragged_all_to_all by messages, for groups whose ranks do not all reach each other's memory: what
 // host and kernel (ragged_exchange.h) agree on. It uses a region, flags and slots as schedules do
-// (device_program.h), but no schedule: each rank has a message for each other one, and how long it
+// (device_table.h), but no schedule: each rank has a message for each other one, and how long it
 // is stands in device memory.
 //
 // A lane is one thread block. From each rank to each other one it carries a stream: what the tables
@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/abi/layout.h"
 
 namespace jaxcoll::cuda {
@@ -22,18 +22,18 @@ JAXCOLL_HD constexpr int32_t RaggedArrived(int32_t from) { return from; }
 JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ranks + to; }
 
 // Parameters of the launch for one rank.
-struct RaggedProgramCall {
-  // Its program is a header without ops. vectors[0]: the operand and the result, in bytes of the
+struct RaggedTableCall {
+  // Its table is a header without ops. vectors[0]: the operand and the result, in bytes of the
   // latter. Behind scratch_offset the kernel keeps, for each lane, the sizes and places of the rows
   // that come.
-  ProgramCall program;
+  TableCall table_call;
   Ragged ragged;
   const void* input_offsets;
   const void* send_sizes;
   const void* output_offsets;
   const void* recv_sizes;
 };
-static_assert(sizeof(RaggedProgramCall) <= 2048, "kernel parameters");
+static_assert(sizeof(RaggedTableCall) <= 2048, "kernel parameters");
 
 // Bytes of the result that an update writes.
 struct RaggedPlace {

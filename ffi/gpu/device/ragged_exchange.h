@@ -24,15 +24,15 @@ namespace jaxcoll::cuda {
 template <typename Policy>
 class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   using Base = Interpreter<Policy, DType::kUint8>;
-  using Base::call_, Base::count_, Base::epoch_, Base::lane_, Base::policy_, Base::program_,
+  using Base::call_, Base::count_, Base::epoch_, Base::lane_, Base::policy_, Base::header_,
       Base::rank_, Base::slice_;
 
  public:
-  JAXCOLL_HD RaggedExchange(Policy& policy, const RaggedProgramCall& call, int32_t block)
-      : Base(policy, call.program, block),
+  JAXCOLL_HD RaggedExchange(Policy& policy, const RaggedTableCall& call, int32_t block)
+      : Base(policy, call.table_call, block),
         ragged_(call.ragged),
         tables_(call),
-        ranks_(program_.world_size),
+        ranks_(header_.world_size),
         updates_(call.ragged.updates_per_peer),
         places_(reinterpret_cast<RaggedPlace*>(Base::Region() + call_.scratch_offset +
                                                lane_ * RaggedScratchBytes(ranks_, updates_))) {}
@@ -71,13 +71,13 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   // Bytes of rows that go to a peer, or come from it, by all lanes. Shared by the block's threads.
   JAXCOLL_HD int64_t Rows(Way way, int32_t peer) const {
     return static_cast<int64_t>(
-        reinterpret_cast<uintptr_t>(policy_.pointers()[way * kMaxProgramRanks + peer]));
+        reinterpret_cast<uintptr_t>(policy_.pointers()[way * kMaxTableRanks + peer]));
   }
   JAXCOLL_HD void SetRows(Way way, int32_t peer, int64_t bytes) {
-    policy_.pointers()[way * kMaxProgramRanks + peer] =
+    policy_.pointers()[way * kMaxTableRanks + peer] =
         reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(bytes));
   }
-  static_assert(2 * kMaxProgramRanks <= kPointers);
+  static_assert(2 * kMaxTableRanks <= kPointers);
 
   JAXCOLL_HD int64_t TableBytes() const {
     return updates_ * static_cast<int64_t>(sizeof(RaggedEntry));
@@ -252,8 +252,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     }
     return policy_.All(all);
   }
-  JAXCOLL_HD bool Await(ProgramWait::Kind kind, int32_t peer, int32_t flag) {
-    ProgramWait wait = {};
+  JAXCOLL_HD bool Await(TableWait::Kind kind, int32_t peer, int32_t flag) {
+    TableWait wait = {};
     wait.kind = kind;
     wait.peer = peer;
     wait.flag = flag;
@@ -263,13 +263,13 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   JAXCOLL_HD bool AwaitRoom() {
     return ForPeers([&](int32_t peer) {
       return !HasUse(kSent, peer, count_) ||
-             Await(ProgramWait::kFree, peer, RaggedFreed(peer, ranks_));
+             Await(TableWait::kFree, peer, RaggedFreed(peer, ranks_));
     });
   }
   JAXCOLL_HD bool AwaitArrivals(int64_t told) {
     return ForPeers([&](int32_t peer) {
       return (count_ >= told && !HasUse(kReceived, peer, count_)) ||
-             Await(ProgramWait::kArrived, peer, RaggedArrived(peer));
+             Await(TableWait::kArrived, peer, RaggedArrived(peer));
     });
   }
   // After the barrier behind what was written or read.
@@ -417,7 +417,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   }
 
   const Ragged& ragged_;
-  const RaggedProgramCall& tables_;
+  const RaggedTableCall& tables_;
   const int32_t ranks_;
   const int32_t updates_;
   RaggedPlace* const places_;  // by rank and update, in order

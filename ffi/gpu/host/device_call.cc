@@ -1,8 +1,8 @@
-// The part of device_program.h that knows sizes: how a call is cut.
+// The part of device_table.h that knows sizes: how a call is cut.
 #include <algorithm>
 #include <limits>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -12,17 +12,16 @@ int64_t RoundUp(int64_t a, int64_t unit) { return DivideUp(a, unit) * unit; }
 
 }  // namespace
 
-StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
-                               const std::vector<int64_t>& block_elements, DType dtype,
-                               ReduceOp reduce_op, const RegionSize& region) {
-  if (block_elements.size() > kMaxProgramVectors) {
-    return InvalidArgument("a launch takes " + std::to_string(kMaxProgramVectors) +
-                           " vectors, not " + std::to_string(block_elements.size()));
+StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_t>& block_elements,
+                             DType dtype, ReduceOp reduce_op, const RegionSize& region) {
+  if (block_elements.size() > kMaxTableVectors) {
+    return InvalidArgument("a launch takes " + std::to_string(kMaxTableVectors) + " vectors, not " +
+                           std::to_string(block_elements.size()));
   }
-  if (!Supports(dtype, reduce_op) && program.reduces) {
+  if (!Supports(dtype, reduce_op) && header.reduces) {
     return InvalidArgument(std::string(Name(dtype)) + " has no " + std::string(Name(reduce_op)));
   }
-  ProgramCall call{};
+  TableCall call{};
   const int64_t item = static_cast<int64_t>(ItemBytes(dtype));
   call.dtype = static_cast<int32_t>(dtype);
   call.reduce_op = static_cast<int32_t>(reduce_op);
@@ -34,14 +33,14 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   const int64_t min_strip = std::clamp<int64_t>(region.min_strip_bytes, kSlotAlignment, max_strip);
 
   // A lane for every strip that is worth one, as far as there are flags and slots.
-  const int64_t flags_per_lane = int64_t{program.workers} * program.flags_per_worker;
+  const int64_t flags_per_lane = int64_t{header.workers} * header.flags_per_worker;
   const int64_t slots_per_lane =
-      int64_t{program.workers} * call.depth * program.slot_chunks + program.scratch_chunks;
-  call.operand_offset = OperandOffset(program.world_size, region.flag_capacity);
+      int64_t{header.workers} * call.depth * header.slot_chunks + header.scratch_chunks;
+  call.operand_offset = OperandOffset(header.world_size, region.flag_capacity);
   call.slot_offset = call.operand_offset;
-  if (program.meets) {
-    const int64_t operands = int64_t{program.world_size} * kMaxProgramVectors;
-    call.slot_offset += RoundUp(operands * int64_t{sizeof(ProgramOperands)}, kSlotAlignment);
+  if (header.meets) {
+    const int64_t operands = int64_t{header.world_size} * kMaxTableVectors;
+    call.slot_offset += RoundUp(operands * int64_t{sizeof(OperandAddresses)}, kSlotAlignment);
   }
   const int64_t slot_bytes = region.bytes - call.slot_offset;
   const auto stride = [&](int64_t lanes) {
@@ -59,21 +58,21 @@ StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
   }
   int64_t worth = 0;
   for (const int64_t elements : block_elements) {
-    worth += DivideUp(DivideUp(elements, program.chunks_per_block) * item, min_strip);
+    worth += DivideUp(DivideUp(elements, header.chunks_per_block) * item, min_strip);
   }
   int64_t lanes = std::min<int64_t>({std::max(region.max_lanes, 1), std::max<int64_t>(worth, 1),
                                      region.flag_capacity / flags_per_lane});
   while (lanes > 1 && stride(lanes) < min_strip) --lanes;
   call.lanes = static_cast<int32_t>(lanes);
   call.stride_bytes = stride(lanes);
-  call.scratch_offset = call.slot_offset + lanes * program.workers * call.depth *
-                                               program.slot_chunks * call.stride_bytes;
+  call.scratch_offset = call.slot_offset + lanes * header.workers * call.depth *
+                                               header.slot_chunks * call.stride_bytes;
 
   for (size_t v = 0; v < block_elements.size(); ++v) {
-    ProgramVector& vector = call.vectors[v];
+    TableVector& vector = call.vectors[v];
     vector.elements = block_elements[v];
     vector.first_slice = call.slice_count;
-    const int64_t chunk = DivideUp(block_elements[v], program.chunks_per_block);
+    const int64_t chunk = DivideUp(block_elements[v], header.chunks_per_block);
     if (chunk == 0) continue;
     // As many strips for every lane, each a whole number of aligned units.
     const int64_t needed = DivideUp(chunk * item, call.stride_bytes);

@@ -68,7 +68,7 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (!core.ok()) return core.status();
   if (!core->spec().schedule.empty()) {
     // Refused now, as on CPUs; the ops are read again when they are packed.
-    const StatusOr<std::vector<Program>> none = ProgramsOf(core->spec(), {});
+    const StatusOr<std::vector<OpList>> none = OpListsOf(core->spec(), {});
     if (!none.ok()) return none.status();
   }
   if (core->spec().separate_blocks != 0) {

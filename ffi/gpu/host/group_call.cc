@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "gpu/host/program_plan.h"
 #include "gpu/host/ragged_plan.h"
+#include "gpu/host/table_plan.h"
 
 namespace jaxcoll::cuda {
 
@@ -34,7 +34,7 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
       if (communicator.is_local(rank)) own.push_back(rank);
     }
     const HostReach* const reach = communicator.reach();
-    planned = made(ProgramPlan::Create(
+    planned = made(TablePlan::Create(
         spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions, own,
         reach != nullptr ? std::span<const int>(reach->host_of_rank()) : std::span<const int>()));
   }
@@ -151,7 +151,7 @@ StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands)
     call.expected_logical_id = operands.expected_logical_id;
   };
   if (const MessagePlan* const plan = messages()) {
-    ProgramCall& call =
+    TableCall& call =
         plan->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs, result);
     complete(call);
     if (host_region_ != nullptr) {

@@ -2,7 +2,7 @@
 //
 // Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
 // algorithms, schedules written in Python, larger groups, and groups of several hosts
-// (program_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
+// (table_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
 // regions, flags and proxies as the interpreter's: a MessagePlan is either.
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no

@@ -117,7 +117,7 @@ void HostProxy::OpenRegion(RegionSpec spec) {
                   .cursors = {},
                   .done_sent = std::vector<uint32_t>(ranks, region.spec.epoch)};
     int32_t lanes = 0;
-    for (const ProgramCall& call : routes.calls()) lanes = std::max(lanes, call.lanes);
+    for (const TableCall& call : routes.calls()) lanes = std::max(lanes, call.lanes);
     for (const auto& [process, peers] : ranks_of) {
       region.processes.insert(process);
       Link::Loan* const loan = LoanOf(group, region.spec, rank, process);
@@ -206,7 +206,7 @@ bool HostProxy::Tell(Group& group, Carrier& carrier) {
 }
 
 void HostProxy::Begin(const Region& region, Sender& sender) {
-  const ProgramCall& call = region.spec.routes->calls()[sender.launch];
+  const TableCall& call = region.spec.routes->calls()[sender.launch];
   sender.active = true;
   sender.cursors_left = 0;
   for (Cursor& cursor : sender.cursors) {
@@ -263,7 +263,7 @@ int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& mes
 // Sends what has been raised of a block, as far as there is room.
 bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier) {
   const HostRoutes& routes = *region.spec.routes;
-  const ProgramCall& call = routes.calls()[sender.launch];
+  const TableCall& call = routes.calls()[sender.launch];
   const uint32_t epoch = sender.epoch + 1;
   bool active = false;
   while (!cursor.ended) {

@@ -1,6 +1,6 @@
 // Carries what a GPU's kernels write for ranks of other hosts, over the links between processes.
 //
-// Memory. For each region (device_program.h) a process has host memory that the GPU maps: an outbox
+// Memory. For each region (device_table.h) a process has host memory that the GPU maps: an outbox
 // for each rank of another host, which all local ranks share, and an inbox for each local rank,
 // which all ranks of other hosts share. Both are laid out like the region of the rank that they are
 // of: no two messages, and no two flags, have a place in common. Kernels write to outboxes and read

@@ -126,7 +126,7 @@ std::vector<unsigned char*> HostReach::AllocateSlots(int rank, const HostRoutes&
     if (message.source == rank && IsRemote(message.destination)) peers.insert(message.destination);
   }
   uint64_t outbox = 0;
-  for (const ProgramCall& call : routes.calls()) {
+  for (const TableCall& call : routes.calls()) {
     outbox = std::max(outbox, RoundUp(HostRoutes::RegionBytes(call)));
   }
   std::erase_if(peers, [&](int peer) { return !LendsTo(peer); });
@@ -174,7 +174,7 @@ StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
 // host's other processes. Ranks that send each other nothing still say when they are done.
 std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& region) const {
   uint64_t flags = 0, all = 0;
-  for (const ProgramCall& call : routes.calls()) {
+  for (const TableCall& call : routes.calls()) {
     flags = std::max<uint64_t>(flags, call.slot_offset);
     all = std::max<uint64_t>(all, HostRoutes::RegionBytes(call));
   }

@@ -1,6 +1,6 @@
 // The messages that the ranks of a schedule send to ranks of other hosts, and in which order: what
 // the host needs to know so that a launch, or the replay of one, needs no call. Plain numbers,
-// computed from the packed tables (device_program.h). Processes agree on the messages between them.
+// computed from the packed tables (device_table.h). Processes agree on the messages between them.
 //
 // A block of a rank runs the ops of its worker in order, slice by slice. So the flags that it
 // raises at ranks of other hosts come in an order that is known: `signals`, once for each slice
@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "base/status.h"
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 namespace jaxcoll::cuda {
 
 // A slot of one message, for one slice.
 struct SlotUse {
-  const ProgramCall* call;
+  const TableCall* call;
   int32_t slice;
   int32_t lane() const { return slice % call->lanes; }
   int32_t count() const { return slice / call->lanes; }
@@ -27,7 +27,7 @@ struct SlotUse {
 
 class HostRoutes {
  public:
-  // Chunks that follow each other in their slot and in their block; see ProgramPiece.
+  // Chunks that follow each other in their slot and in their block; see TablePiece.
   struct Strips {
     int32_t slot;
     int32_t position;
@@ -53,20 +53,20 @@ class HostRoutes {
   // The messages and signals of `own` ranks. `tables`: of these and of all ranks of other hosts
   // with which they exchange messages; ranks ascend. `calls`: the launches of one call of the
   // instruction, one after the other; their sizes count, their pointers do not.
-  static StatusOr<HostRoutes> Make(std::span<const DeviceProgram> tables,
-                                   std::span<const int32_t> own, std::vector<ProgramCall> calls,
+  static StatusOr<HostRoutes> Make(std::span<const DeviceTable> tables,
+                                   std::span<const int32_t> own, std::vector<TableCall> calls,
                                    const std::vector<int>& host_of_rank);
 
   // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
   // message between each two ranks of different hosts. How often a lane uses its slot, and how much
   // the last use holds, stands in its first flag.
-  static StatusOr<HostRoutes> MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+  static StatusOr<HostRoutes> MakeRagged(const TableHeader& header, const TableCall& call,
                                          const std::vector<int>& host_of_rank);
   bool sized_by_flags() const { return sized_by_flags_; }
 
   int32_t world_size() const { return header_.world_size; }
   int32_t workers() const { return header_.workers; }
-  const std::vector<ProgramCall>& calls() const { return calls_; }
+  const std::vector<TableCall>& calls() const { return calls_; }
   const std::vector<Message>& messages() const { return messages_; }  // ids ascend
   const Message* Find(uint32_t id) const;                             // null: there is none
   // The flags that the worker's blocks raise at ranks of other hosts in each slice.
@@ -84,7 +84,7 @@ class HostRoutes {
   }
   static size_t DoneAt(int32_t rank) { return static_cast<size_t>(DoneOffset(rank)); }
   // How far a region is used.
-  static size_t RegionBytes(const ProgramCall& call) {
+  static size_t RegionBytes(const TableCall& call) {
     return static_cast<size_t>(call.scratch_offset);
   }
 
@@ -109,13 +109,13 @@ class HostRoutes {
   template <typename Visit>
   void ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
                Visit visit) const;
-  const ProgramVector& VectorOf(const SlotUse& use) const;
-  Status AddOps(const DeviceProgram& table, std::span<const int32_t> own,
+  const TableVector& VectorOf(const SlotUse& use) const;
+  Status AddOps(const DeviceTable& packed, std::span<const int32_t> own,
                 const std::vector<int>& host_of_rank);
-  Status OrderSignals(const DeviceProgram& table, const std::vector<int>& host_of_rank);
+  Status OrderSignals(const DeviceTable& packed, const std::vector<int>& host_of_rank);
 
-  ProgramHeader header_ = {};  // of one of the tables: what is equal in all counts
-  std::vector<ProgramCall> calls_;
+  TableHeader header_ = {};  // of one of the tables: what is equal in all counts
+  std::vector<TableCall> calls_;
   std::vector<Message> messages_;
   std::vector<std::vector<std::vector<Signal>>> signals_;  // [rank][worker]
   bool sized_by_flags_ = false;

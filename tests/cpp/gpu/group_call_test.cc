@@ -29,16 +29,16 @@ class GpuSite {
   GpuSite(HostJob& job, const CallSpec& spec, const CallValues& values,
           const std::string& key = "site")
       : job_(job), ranks_(static_cast<int>(spec.group_size)), calls_(job.processes()) {
-    const StatusOr<std::vector<Program>> programs = ProgramsOf(spec, AllRanks(ranks_));
-    EXPECT_TRUE(programs.ok()) << programs.status().message();
-    if (!programs.ok()) return;
-    const Program& first = programs->front();
+    const StatusOr<std::vector<OpList>> op_lists = OpListsOf(spec, AllRanks(ranks_));
+    EXPECT_TRUE(op_lists.ok()) << op_lists.status().message();
+    if (!op_lists.ok()) return;
+    const OpList& first = op_lists->front();
     for (const int64_t elements : values.elements) {
       shape_.inputs.push_back({values.dtype, {first.input_blocks, elements}});
       shape_.outputs.push_back({values.dtype, {first.output_blocks, elements}});
     }
     Fill(values.seed);
-    Expect(*programs, spec, values);
+    Expect(*op_lists, spec, values);
     statuses_.resize(job.processes());
     job.OnAllProcesses([&](int process) {
       auto call = GroupCall::Create(job_.communicator(process), spec, shape_, key, spec.algorithm,
@@ -99,12 +99,11 @@ class GpuSite {
     }
   }
 
-  // The results that the engine for CPUs makes of the same programs.
-  void Expect(const std::vector<Program>& programs, const CallSpec& spec,
-              const CallValues& values) {
-    auto local = Compile(programs, *ParseCollective(spec.collective));
+  // The results that the engine for CPUs makes of the same op lists.
+  void Expect(const std::vector<OpList>& op_lists, const CallSpec& spec, const CallValues& values) {
+    auto local = Compile(op_lists, *ParseCollective(spec.collective));
     ASSERT_TRUE(local.ok()) << local.status().message();
-    const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.elements,
+    const LocalPlan plan(std::make_shared<LocalActions>(std::move(*local)), values.elements,
                          values.dtype, ReduceOp::kSum);
     RunBuffers buffers;
     for (size_t v = 0; v < values.elements.size(); ++v) {
@@ -299,7 +298,7 @@ TEST(GroupCall, TellsOtherHostsWhyAKernelGaveUp) {
 TEST(GroupCall, IsSeveralLaunches) {
   HostJob job(3, 1);
   CallValues values{.elements = {}, .dtype = DType::kBFloat16};
-  for (int v = 0; v < kMaxProgramVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
+  for (int v = 0; v < kMaxTableVectors + 9; ++v) values.elements.push_back(1 + v * 37 % 400);
   GpuSite site(job, SpecOf(Collective::kAllReduce, "ring", 3), values);
   EXPECT_EQ(site.call(0).launches(), 2);
   site.Enqueue();

@@ -127,14 +127,14 @@ class RaggedSite {
     ScheduleSpec exchange;
     exchange.collective = Collective::kAllToAll;
     exchange.world_size = shape_.ranks;
-    std::vector<Program> programs;
+    std::vector<OpList> op_lists;
     for (int rank = 0; rank < shape_.ranks; ++rank) {
-      programs.push_back(*BuildSchedule(exchange, rank));
+      op_lists.push_back(*BuildSchedule(exchange, rank));
     }
     const RaggedShape shape = {shape_.updates, shape_.operand_rows, shape_.output_rows,
                                shape_.row_bytes(), shape_.index};
     const LocalPlan plan(
-        std::make_shared<const LocalProgram>(*Compile(programs, exchange.collective)), shape);
+        std::make_shared<const LocalActions>(*Compile(op_lists, exchange.collective)), shape);
     RunBuffers buffers;
     for (const int table :
          {kOperand, kOutput, kInputOffsets, kSendSizes, kOutputOffsets, kRecvSizes}) {
@@ -437,11 +437,11 @@ TEST(RaggedExchangeFailure, AnEndAnywhereHangsNobody) {
 TEST(RaggedExchangeFailure, CallsThatAreCutOtherwiseHaveAnotherDigest) {
   std::vector<HostRoutes> routes;
   for (const int64_t stride : {256, 512}) {
-    ProgramHeader header = {};
+    TableHeader header = {};
     header.world_size = header.slot_chunks = 2;
     header.flags_per_worker = 4;
     header.workers = header.chunks_per_block = 1;
-    ProgramCall call = {};
+    TableCall call = {};
     call.lanes = call.slice_count = call.vector_count = 1;
     call.depth = 2;
     call.stride_bytes = stride;

@@ -54,8 +54,8 @@ class Alone : public LinkSink {
   std::unique_ptr<RemoteGroup> Open(int ranks, const std::string& operation, int64_t elements = 4) {
     ScheduleSpec spec;
     spec.world_size = ranks;
-    StatusOr<Program> program = BuildSchedule(spec, 0);
-    StatusOr<SliceOps> slice_ops = CompileSliceOps({*program}, ranks, 1);
+    StatusOr<OpList> op_list = BuildSchedule(spec, 0);
+    StatusOr<SliceOps> slice_ops = CompileSliceOps({*op_list}, ranks, 1);
     auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
                                   {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
     std::vector<int64_t> devices(ranks);

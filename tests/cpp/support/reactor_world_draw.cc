@@ -5,8 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "engine/memory/local_actions.h"
 #include "engine/memory/local_plan.h"
-#include "engine/memory/local_program.h"
 #include "support/op_lists.h"
 #include "support/reactor_world.h"
 #include "support/schedules.h"
@@ -79,7 +79,7 @@ void ReactorWorld::Build() {
       site.dtype = same.dtype;
       site.exact = same.exact;
       site.block_elements = same.block_elements;
-      site.programs = same.programs;
+      site.op_lists = same.op_lists;
       site.largest_message = same.largest_message;
       site.ragged = same.ragged;
       site.plans = same.plans;
@@ -167,15 +167,15 @@ bool ReactorWorld::DrawSchedule(Site& site) {
     }
   }
   for (int32_t rank = 0; rank < ranks; ++rank) {
-    StatusOr<Program> program = BuildSchedule(spec, rank);
-    if (!program.ok()) return false;  // not for so many ranks
-    for (const Op& op : program->ops) {
+    StatusOr<OpList> op_list = BuildSchedule(spec, rank);
+    if (!op_list.ok()) return false;  // not for so many ranks
+    for (const Op& op : op_list->ops) {
       if (op.kind != OpKind::kSend) continue;
       int32_t chunks = 0;
       for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
       site.largest_message = std::max(site.largest_message, chunks);
     }
-    site.programs.push_back(std::move(*program));
+    site.op_lists.push_back(std::move(*op_list));
   }
   site.dtype = Chance(random_, 70) ? DType::kFloat32 : DType::kBFloat16;
   site.exact = Chance(random_, 70);
@@ -199,8 +199,8 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   }
   if (message_bytes > kSlotBytes) return false;
   for (const int process : site.processes) {
-    std::vector<Program> mine;
-    for (const int32_t rank : site.Members(process)) mine.push_back(site.programs[rank]);
+    std::vector<OpList> mine;
+    for (const int32_t rank : site.Members(process)) mine.push_back(site.op_lists[rank]);
     StatusOr<SliceOps> slice_ops = CompileSliceOps(mine, ranks, site.largest_message);
     EXPECT_TRUE(slice_ops.ok()) << slice_ops.status().message();
     StatusOr<std::shared_ptr<const SlicePlan>> plan =
@@ -222,7 +222,7 @@ void ReactorWorld::Extend(Site& site) {
   const auto ranks = static_cast<int32_t>(site.devices.size());
   const size_t vectors = site.block_elements.size();
   const size_t item = ItemBytes(site.dtype);
-  const Program& layout = site.programs[0];
+  const OpList& layout = site.op_lists[0];
   std::vector<std::vector<std::byte>> inputs(vectors * ranks);
   for (size_t v = 0; v < vectors; ++v) {
     for (int32_t rank = 0; rank < ranks; ++rank) {
@@ -426,9 +426,9 @@ std::vector<std::vector<std::byte>> ReactorWorld::Exactly(
 
 std::vector<std::vector<std::byte>> ReactorWorld::InOneProcess(
     const Site& site, const std::vector<std::vector<std::byte>>& inputs) {
-  StatusOr<LocalProgram> program = Compile(site.programs, site.collective);
-  EXPECT_TRUE(program.ok()) << program.status().message();
-  const LocalPlan plan(std::make_shared<const LocalProgram>(std::move(*program)),
+  StatusOr<LocalActions> actions = Compile(site.op_lists, site.collective);
+  EXPECT_TRUE(actions.ok()) << actions.status().message();
+  const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*actions)),
                        site.block_elements, site.dtype, ReduceOp::kSum);
   std::vector<std::vector<std::byte>> outputs(inputs.size());
   RunBuffers buffers;

@@ -12,8 +12,8 @@
 #include <random>
 
 #include "comm/reactor.h"
+#include "engine/memory/local_actions.h"
 #include "engine/memory/local_plan.h"
-#include "engine/memory/local_program.h"
 #include "engine/ragged.h"
 #include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
@@ -117,21 +117,21 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     const std::string what = std::string(Name(spec.collective)) + " by " + spec.algorithm +
                              " over " + std::to_string(ranks) + " ranks, " +
                              std::to_string(block_elements) + " elements";
-    std::vector<Program> programs;
+    std::vector<OpList> op_lists;
     int32_t largest_message = 1;
     for (int rank = 0; rank < ranks; ++rank) {
-      StatusOr<Program> program = BuildSchedule(spec, rank);
-      if (!program.ok()) return;  // not for so many ranks
-      for (const Op& op : program->ops) {
+      StatusOr<OpList> op_list = BuildSchedule(spec, rank);
+      if (!op_list.ok()) return;  // not for so many ranks
+      for (const Op& op : op_list->ops) {
         if (op.kind != OpKind::kSend) continue;
         int32_t chunks = 0;
         for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
         largest_message = std::max(largest_message, chunks);
       }
-      programs.push_back(std::move(*program));
+      op_lists.push_back(std::move(*op_list));
     }
-    const size_t input_bytes = block_elements * programs[0].input_blocks * ItemBytes(dtype);
-    const size_t output_bytes = block_elements * programs[0].output_blocks * ItemBytes(dtype);
+    const size_t input_bytes = block_elements * op_lists[0].input_blocks * ItemBytes(dtype);
+    const size_t output_bytes = block_elements * op_lists[0].output_blocks * ItemBytes(dtype);
     Buffers inputs(ranks), outputs(ranks, std::vector<std::byte>(output_bytes, std::byte{0xEE}));
     for (auto& input : inputs) {
       input.resize(input_bytes);
@@ -140,12 +140,12 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
         std::memcpy(&input[at], &value, 4);
       }
     }
-    const Buffers expected = InOneProcess(programs, spec.collective, block_elements, dtype, inputs);
+    const Buffers expected = InOneProcess(op_lists, spec.collective, block_elements, dtype, inputs);
 
     std::vector<std::shared_ptr<const RunPlan>> plans;
     std::vector<MemberBuffers> buffers;
     for (int rank = 0; rank < ranks; ++rank) {
-      StatusOr<SliceOps> slice_ops = CompileSliceOps({programs[rank]}, ranks, largest_message);
+      StatusOr<SliceOps> slice_ops = CompileSliceOps({op_lists[rank]}, ranks, largest_message);
       ASSERT_TRUE(slice_ops.ok()) << slice_ops.status().message();
       auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
                                     {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
@@ -163,11 +163,11 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     ++checked;
   }
 
-  static Buffers InOneProcess(const std::vector<Program>& programs, Collective collective,
+  static Buffers InOneProcess(const std::vector<OpList>& op_lists, Collective collective,
                               int64_t block_elements, DType dtype, const Buffers& inputs) {
-    StatusOr<LocalProgram> program = Compile(programs, collective);
-    EXPECT_TRUE(program.ok()) << program.status().message();
-    const LocalPlan plan(std::make_shared<const LocalProgram>(std::move(*program)),
+    StatusOr<LocalActions> actions = Compile(op_lists, collective);
+    EXPECT_TRUE(op_list.ok()) << op_list.status().message();
+    const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*op_list)),
                          {block_elements}, dtype, ReduceOp::kSum);
     Buffers outputs(inputs.size());
     RunBuffers buffers;
@@ -211,11 +211,11 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
   ScheduleSpec exchange;
   exchange.collective = Collective::kAllToAll;
   exchange.world_size = ranks;
-  std::vector<Program> programs;
-  for (int rank = 0; rank < ranks; ++rank) programs.push_back(*BuildSchedule(exchange, rank));
-  StatusOr<LocalProgram> program = Compile(programs, exchange.collective);
-  ASSERT_TRUE(program.ok()) << program.status().message();
-  const LocalPlan one_process(std::make_shared<const LocalProgram>(std::move(*program)), shape);
+  std::vector<OpList> op_lists;
+  for (int rank = 0; rank < ranks; ++rank) op_lists.push_back(*BuildSchedule(exchange, rank));
+  StatusOr<LocalActions> actions = Compile(op_lists, exchange.collective);
+  ASSERT_TRUE(op_list.ok()) << op_list.status().message();
+  const LocalPlan one_process(std::make_shared<const LocalActions>(std::move(*op_list)), shape);
   std::vector<int> process_of_rank(ranks);
   std::iota(process_of_rank.begin(), process_of_rank.end(), 0);
   for (int round = 0; round < 5; ++round) {

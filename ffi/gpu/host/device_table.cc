@@ -1,4 +1,4 @@
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 #include <algorithm>
 #include <cstring>
@@ -13,22 +13,22 @@
 namespace jaxcoll::cuda {
 namespace {
 
-using Place = ProgramRef::Place;
+using Place = TableRef::Place;
 
 class Packer {
  public:
   Packer(const World& world, DeviceGraph graph, Reach reach)
       : world_(world),
-        programs_(world.programs()),
+        op_lists_(world.op_lists()),
         graph_(std::move(graph)),
         messages_(graph_.messages),
-        scratch_(programs_.size()) {
-    if (reach == Reach::kOperands) ChooseWays(programs_, graph_);
-    for (const Program& program : programs_) {
+        scratch_(op_lists_.size()) {
+    if (reach == Reach::kOperands) ChooseWays(op_lists_, graph_);
+    for (const OpList& op_list : op_lists_) {
       std::set<int32_t>& awaited = awaited_elsewhere_.emplace_back();
-      for (const Op& op : program.ops) {
+      for (const Op& op : op_list.ops) {
         for (const int32_t before : op.depends_on) {
-          if (WorkerOf(program.ops[before]) != WorkerOf(op)) awaited.insert(before);
+          if (WorkerOf(op_list.ops[before]) != WorkerOf(op)) awaited.insert(before);
         }
       }
     }
@@ -39,8 +39,8 @@ class Packer {
     }
     AssignSlots();
     for (const Message& message : messages_) meets_ |= message.way != Message::kSlot;
-    for (const Program& program : programs_) {
-      for (const Op& op : program.ops) {
+    for (const OpList& op_list : op_lists_) {
+      for (const Op& op : op_list.ops) {
         reduces_ |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
       }
     }
@@ -48,17 +48,17 @@ class Packer {
   Packer(const Packer&) = delete;
   Packer& operator=(const Packer&) = delete;
 
-  DeviceProgram Table(int32_t rank) const;
+  DeviceTable Table(int32_t rank) const;
 
  private:
-  int32_t ranks() const { return static_cast<int32_t>(programs_.size()); }
+  int32_t ranks() const { return static_cast<int32_t>(op_lists_.size()); }
   int32_t WorkerOf(const Op& op) const { return graph_.worker_of_channel.at(op.channel); }
   Message& MessageOf(int32_t rank, size_t op) { return messages_[graph_.message_of[rank][op]]; }
   const Message& MessageOf(int32_t rank, size_t op) const {
     return messages_[graph_.message_of[rank][op]];
   }
   int64_t ChunksOf(BufferKind buffer) const {
-    const Program& p = programs_[0];
+    const OpList& p = op_lists_[0];
     const int32_t blocks = buffer == BufferKind::kInput    ? p.input_blocks
                            : buffer == BufferKind::kOutput ? p.output_blocks
                                                            : p.scratch_blocks;
@@ -68,10 +68,10 @@ class Packer {
   // A message that may stay where it landed does so, in its slot, if only its own worker reads it,
   // later.
   void StayInPlace(int32_t rank, const ScratchUse& use) {
-    const Program& program = programs_[rank];
+    const OpList& op_list = op_lists_[rank];
     std::map<int32_t, std::vector<int32_t>> readers;  // scratch chunk -> ops
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
         if (op.sources[s].buffer != BufferKind::kScratch) continue;
         for (const int32_t chunk : ListChunks(op.sources[s])) {
@@ -80,8 +80,8 @@ class Packer {
       }
     }
     const std::vector<int32_t>& at = graph_.place_in_order[rank];
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       if (!IsReceive(op)) continue;
       Message& message = MessageOf(rank, i);
       message.last_reader = static_cast<int32_t>(i);
@@ -90,7 +90,7 @@ class Packer {
       int32_t last = static_cast<int32_t>(i);
       for (const int32_t chunk : ListChunks(op.destination)) {
         for (const int32_t reader : readers[chunk]) {
-          stays = stays && WorkerOf(program.ops[reader]) == WorkerOf(op) && at[reader] > at[i];
+          stays = stays && WorkerOf(op_list.ops[reader]) == WorkerOf(op) && at[reader] > at[i];
           if (stays && at[reader] > at[last]) last = reader;
         }
       }
@@ -102,9 +102,9 @@ class Packer {
 
   // Scratch is there only for the chunks that need it.
   void CompactScratch(int32_t rank) {
-    const Program& program = programs_[rank];
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    const OpList& op_list = op_lists_[rank];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       if (IsSend(op) || op.destination.buffer != BufferKind::kScratch) continue;
       if (IsReceive(op) && MessageOf(rank, i).in_place) continue;
       for (const int32_t chunk : ListChunks(op.destination)) {
@@ -116,11 +116,11 @@ class Packer {
 
   // Flags and slots, numbered within the worker at either side.
   void AssignSlots() {
-    std::vector<std::vector<int32_t>> arrivals(programs_.size(),
+    std::vector<std::vector<int32_t>> arrivals(op_lists_.size(),
                                                std::vector<int32_t>(graph_.workers));
     std::vector<std::vector<int32_t>> departures = arrivals, slots = arrivals;
     for (Message& message : messages_) {
-      const int32_t worker = WorkerOf(programs_[message.destination].ops[message.receiver]);
+      const int32_t worker = WorkerOf(op_lists_[message.destination].ops[message.receiver]);
       if (message.way == Message::kPulled) continue;
       message.arrival = arrivals[message.destination][worker]++;
       if (message.way == Message::kPushed) continue;
@@ -185,7 +185,7 @@ class Packer {
   WorkerOp Clear(int32_t rank) const;
 
   const World& world_;
-  const std::vector<Program>& programs_;
+  const std::vector<OpList>& op_lists_;
   DeviceGraph graph_;
   std::vector<Message>& messages_;                    // the graph's
   std::vector<std::set<int32_t>> awaited_elsewhere_;  // [rank]: ops that other workers wait for
@@ -194,13 +194,13 @@ class Packer {
   int32_t slot_chunks_ = 0;
   int32_t arrivals_ = 0;
   int32_t departures_ = 0;
-  bool meets_ = false, reduces_ = false;  // of all ranks, as ProgramHeader has them
+  bool meets_ = false, reduces_ = false;  // of all ranks, as TableHeader has them
 };
 
 // Output that no op writes: zeros.
 WorkerOp Packer::Clear(int32_t rank) const {
   std::vector<bool> written(ChunksOf(BufferKind::kOutput), false);
-  for (const Op& op : programs_[rank].ops) {
+  for (const Op& op : op_lists_[rank].ops) {
     if (IsSend(op) || op.destination.buffer != BufferKind::kOutput) continue;
     for (const int32_t chunk : ListChunks(op.destination)) written[chunk] = true;
   }
@@ -209,7 +209,7 @@ WorkerOp Packer::Clear(int32_t rank) const {
   for (size_t chunk = 0; chunk < written.size(); ++chunk) {
     if (written[chunk]) continue;
     refs.push_back({Place::kOutput, 0, static_cast<int32_t>(chunk)});
-    result.positions.push_back(static_cast<int32_t>(chunk) % programs_[rank].chunks_per_block);
+    result.positions.push_back(static_cast<int32_t>(chunk) % op_lists_[rank].chunks_per_block);
   }
   if (!refs.empty()) result.destinations = {refs};
   return result;
@@ -217,16 +217,16 @@ WorkerOp Packer::Clear(int32_t rank) const {
 
 WorkerOp Packer::Translate(int32_t rank, int32_t index,
                            const std::map<int32_t, ChunkRef>& landed) const {
-  const Op& op = programs_[rank].ops[index];
+  const Op& op = op_lists_[rank].ops[index];
   WorkerOp result;
   result.of = {index};
   result.level = graph_.level[rank][index];
   const Message* const message = IsSend(op) || IsReceive(op) ? &MessageOf(rank, index) : nullptr;
   if (IsSend(op) && message->way == Message::kPulled) return result;
   for (const int32_t chunk : ListChunks(op.destination)) {
-    result.positions.push_back(chunk % programs_[rank].chunks_per_block);
+    result.positions.push_back(chunk % op_lists_[rank].chunks_per_block);
   }
-  const auto wait = [&](ProgramWait::Kind kind, int32_t flag) {
+  const auto wait = [&](TableWait::Kind kind, int32_t flag) {
     result.waits.push_back({.kind = kind,
                             .peer = op.peer,
                             .flag = flag,
@@ -241,14 +241,14 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
     if (message->way == Message::kPushed) {
       result.destinations = {PeerRefs(Place::kPeerOutput, op.peer, op.destination)};
     } else {
-      wait(ProgramWait::kFree, arrivals_ + message->departure);
+      wait(TableWait::kFree, arrivals_ + message->departure);
       result.destinations = {SlotRefs(Place::kPeerSlot, op.peer, *message)};
     }
-    result.signals.push_back({ProgramSignal::kArrived, op.peer, message->arrival, 0});
+    result.signals.push_back({TableSignal::kArrived, op.peer, message->arrival, 0});
     return result;
   }
   if (IsReceive(op)) {
-    if (message->way != Message::kPulled) wait(ProgramWait::kArrived, message->arrival);
+    if (message->way != Message::kPulled) wait(TableWait::kArrived, message->arrival);
     if (message->in_place || message->way == Message::kPushed) return result;
     result.sources.push_back(message->way == Message::kPulled
                                  ? PeerRefs(Place::kPeerInput, op.peer, op.sources[0])
@@ -268,19 +268,19 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
 // A worker's ops in order, joined where one pass over the data does for several, all but the waits
 // between workers.
 std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
-  const Program& program = programs_[rank];
+  const OpList& op_list = op_lists_[rank];
   std::map<int32_t, ChunkRef> landed;                   // scratch chunk -> slot
   std::map<int32_t, std::vector<int32_t>> freed_after;  // op -> messages
-  for (size_t i = 0; i < program.ops.size(); ++i) {
-    if (!IsReceive(program.ops[i])) continue;
+  for (size_t i = 0; i < op_list.ops.size(); ++i) {
+    if (!IsReceive(op_list.ops[i])) continue;
     const Message& message = MessageOf(rank, i);
     if (message.way == Message::kSlot) {
       freed_after[message.last_reader].push_back(graph_.message_of[rank][i]);
     }
     if (!message.in_place) continue;
-    const std::vector<int32_t> chunks = ListChunks(program.ops[i].destination);
+    const std::vector<int32_t> chunks = ListChunks(op_list.ops[i].destination);
     const Refs refs = message.way == Message::kPulled
-                          ? PeerRefs(Place::kPeerInput, message.source, program.ops[i].sources[0])
+                          ? PeerRefs(Place::kPeerInput, message.source, op_list.ops[i].sources[0])
                           : SlotRefs(Place::kSlot, message.source, message);
     for (size_t c = 0; c < chunks.size(); ++c) landed[chunks[c]] = refs[c];
   }
@@ -290,13 +290,12 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
     WorkerOp op = Translate(rank, index, landed);
     for (const int32_t m : freed_after[index]) {
       const Message& message = messages_[m];
-      op.signals.push_back(
-          {ProgramSignal::kFreed, message.source, arrivals_ + message.departure, 0});
+      op.signals.push_back({TableSignal::kFreed, message.source, arrivals_ + message.departure, 0});
     }
     // An op that another worker must do first may depend on the op before this one.
     const bool alone =
-        std::all_of(program.ops[index].depends_on.begin(), program.ops[index].depends_on.end(),
-                    [&](int32_t before) { return WorkerOf(program.ops[before]) == worker; });
+        std::all_of(op_list.ops[index].depends_on.begin(), op_list.ops[index].depends_on.end(),
+                    [&](int32_t before) { return WorkerOf(op_list.ops[before]) == worker; });
     const bool idle = !op.Moves() && op.waits.empty() && op.signals.empty();
     if (!ops.empty() && alone && idle) {
       Append(ops.back().of, op.of);
@@ -321,7 +320,7 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
 
 class TableWriter {
  public:
-  TableWriter(const ProgramHeader& header) : header_(header) {}
+  TableWriter(const TableHeader& header) : header_(header) {}
 
   void Add(const std::vector<WorkerOp>& ops) {
     workers_.push_back({Count(ops_), Count(ops)});
@@ -336,9 +335,9 @@ class TableWriter {
     }
   }
 
-  DeviceProgram Finish() {
-    DeviceProgram program;
-    size_t at = sizeof(ProgramHeader);
+  DeviceTable Finish() {
+    DeviceTable table;
+    size_t at = sizeof(TableHeader);
     const auto place = [&at](const auto& array, int32_t& offset) {
       offset = static_cast<int32_t>(at);
       at += array.size() * sizeof(array[0]);
@@ -350,9 +349,9 @@ class TableWriter {
     place(refs_, header_.ref_offset);
     place(pieces_, header_.piece_offset);
     // Whole units of 16 bytes: the kernel may copy it so.
-    program.words.resize((at + 15) / 16 * 2);
-    header_.total_bytes = static_cast<int32_t>(program.bytes());
-    auto* bytes = reinterpret_cast<unsigned char*>(program.words.data());
+    table.words.resize((at + 15) / 16 * 2);
+    header_.total_bytes = static_cast<int32_t>(table.bytes());
+    auto* bytes = reinterpret_cast<unsigned char*>(table.words.data());
     std::memcpy(bytes, &header_, sizeof(header_));
     const auto write = [bytes](const auto& array, int32_t offset) {
       if (!array.empty())
@@ -364,7 +363,7 @@ class TableWriter {
     write(signals_, header_.signal_offset);
     write(refs_, header_.ref_offset);
     write(pieces_, header_.piece_offset);
-    return program;
+    return table;
   }
 
  private:
@@ -378,7 +377,7 @@ class TableWriter {
            ref.place == Place::kPeerInput || ref.place == Place::kPeerOutput;
   }
 
-  ProgramRef Ref(const ChunkRef& ref) const {
+  TableRef Ref(const ChunkRef& ref) const {
     return {ref.place, static_cast<int16_t>(ref.peer),
             Buffer(ref) ? ref.chunk / header_.chunks_per_block : ref.chunk};
   }
@@ -408,17 +407,17 @@ class TableWriter {
     return end;
   }
 
-  ProgramHeader header_;
-  std::vector<ProgramWorker> workers_;
-  std::vector<ProgramOp> ops_;
-  std::vector<ProgramWait> waits_;
-  std::vector<ProgramSignal> signals_;
-  std::vector<ProgramPiece> pieces_;
-  std::vector<ProgramRef> refs_;
+  TableHeader header_;
+  std::vector<TableWorker> workers_;
+  std::vector<TableOp> ops_;
+  std::vector<TableWait> waits_;
+  std::vector<TableSignal> signals_;
+  std::vector<TablePiece> pieces_;
+  std::vector<TableRef> refs_;
 };
 
-DeviceProgram Packer::Table(int32_t rank) const {
-  const Program& program = programs_[rank];
+DeviceTable Packer::Table(int32_t rank) const {
+  const OpList& op_list = op_lists_[rank];
   std::vector<std::vector<WorkerOp>> workers;
   for (int32_t worker = 0; worker < graph_.workers; ++worker)
     workers.push_back(WorkerOps(rank, worker));
@@ -426,7 +425,7 @@ DeviceProgram Packer::Table(int32_t rank) const {
   for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
 
   // The place of each op: its worker, and how many ops of that must have ended for it to have.
-  std::vector<std::pair<int32_t, int32_t>> ended(program.ops.size());
+  std::vector<std::pair<int32_t, int32_t>> ended(op_list.ops.size());
   for (int32_t worker = 0; worker < graph_.workers; ++worker) {
     for (size_t at = 0; at < workers[worker].size(); ++at) {
       for (const int32_t index : workers[worker][at].of) {
@@ -442,36 +441,35 @@ DeviceProgram Packer::Table(int32_t rank) const {
     for (WorkerOp& op : workers[worker]) {
       std::map<int32_t, int32_t> amounts;  // by worker
       for (const int32_t index : op.of) {
-        for (const int32_t before : program.ops[index].depends_on) {
+        for (const int32_t before : op_list.ops[index].depends_on) {
           const auto [other, amount] = ended[before];
           if (other != worker) amounts[other] = std::max(amounts[other], amount);
         }
       }
       for (const auto& [other, amount] : amounts) {
         shared = true;
-        op.waits.push_back({ProgramWait::kWorker, other, progress, amount, -1, -1, op.of[0], 0});
+        op.waits.push_back({TableWait::kWorker, other, progress, amount, -1, -1, op.of[0], 0});
       }
     }
   }
   for (int32_t worker = 0; shared && worker < graph_.workers; ++worker) {
     std::vector<WorkerOp>& ops = workers[worker];
     for (size_t at = 0; at < ops.size(); ++at) {
-      ops[at].signals.push_back(
-          {ProgramSignal::kWorker, 0, progress, static_cast<int32_t>(at) + 1});
+      ops[at].signals.push_back({TableSignal::kWorker, 0, progress, static_cast<int32_t>(at) + 1});
     }
     for (int32_t other = 0; other < graph_.workers && !ops.empty(); ++other) {
       if (other == worker || workers[other].empty()) continue;
-      ops[0].waits.push_back({ProgramWait::kWorkerSlice, other, progress,
+      ops[0].waits.push_back({TableWait::kWorkerSlice, other, progress,
                               static_cast<int32_t>(workers[other].size()), -1, -1,
                               ops[0].of.empty() ? -1 : ops[0].of[0], 0});
     }
   }
 
-  ProgramHeader header{};
-  header.magic = kProgramMagic;
+  TableHeader header{};
+  header.magic = kTableMagic;
   header.rank = rank;
   header.world_size = ranks();
-  header.chunks_per_block = program.chunks_per_block;
+  header.chunks_per_block = op_list.chunks_per_block;
   header.workers = graph_.workers;
   header.slot_chunks = slot_chunks_;
   header.scratch_chunks = scratch_chunks_;
@@ -487,17 +485,17 @@ DeviceProgram Packer::Table(int32_t rank) const {
 
 }  // namespace
 
-StatusOr<std::vector<DeviceProgram>> Pack(const World& world, const std::vector<int32_t>& ranks,
-                                          int32_t max_workers, Reach reach) {
+StatusOr<std::vector<DeviceTable>> Pack(const World& world, const std::vector<int32_t>& ranks,
+                                        int32_t max_workers, Reach reach) {
   StatusOr<DeviceGraph> graph = BuildGraph(world, max_workers);
   if (!graph.ok()) return graph.status();
   JAXCOLL_CHECK(reach == Reach::kRegions || world.world_size() <= kMaxMeeting,
                 "so many ranks do not reach each other's operands");
   const Packer packer(world, std::move(*graph), reach);
-  std::vector<DeviceProgram> tables;
+  std::vector<DeviceTable> tables;
   for (const int32_t rank : ranks) {
     if (rank < 0 || rank >= world.world_size()) {
-      return InvalidArgument("rank " + std::to_string(rank) + " has no program");
+      return InvalidArgument("rank " + std::to_string(rank) + " has no op list");
     }
     tables.push_back(packer.Table(rank));
   }
