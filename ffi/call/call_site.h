@@ -124,7 +124,7 @@ class CallSite {
   int ProcessOfRank(Place place) const;
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
   Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
-  bool SharesSlot(int64_t run_id);
+  bool SharesNumber(int64_t run_id);
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
   void Fail(Meeting& meeting, Status status);  // mutex_ held
@@ -144,8 +144,8 @@ class CallSite {
   std::shared_ptr<const LocalPlan> plan_;           // of actions_
   std::shared_ptr<const std::string> description_;  // for the flight recorder
   std::vector<Members> members_;                    // by group
-  struct SlotUse;
-  std::shared_ptr<SlotUse> slot_use_;  // null unless some group reaches into other processes
+  struct NumberUse;
+  std::shared_ptr<NumberUse> number_use_;  // null unless some group reaches into other processes
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -9,31 +9,31 @@
 
 namespace jaxcoll {
 
-// Two instructions of one run must not have one slot: their calls would be taken for each other's.
+// Two instructions of one run must not have one number: calls would be taken for each other's.
 // It cannot happen unless one program is compiled by two threads at once.
-struct CallSite::SlotUse {
+struct CallSite::NumberUse {
   std::mutex mutex;
   int64_t last_run = 0;
   const CallSite* last_site = nullptr;
 
-  // One for all call sites that have taken this slot.
-  static std::shared_ptr<SlotUse> Of(const std::string& slot) {
+  // One for all call sites that have taken this number.
+  static std::shared_ptr<NumberUse> Of(const std::string& instruction) {
     static std::mutex& mutex = *new std::mutex;
-    static auto& uses = *new std::map<std::string, std::weak_ptr<SlotUse>>;
+    static auto& uses = *new std::map<std::string, std::weak_ptr<NumberUse>>;
     std::lock_guard lock(mutex);
     std::erase_if(uses, [](const auto& use) { return use.second.expired(); });
-    std::shared_ptr<SlotUse> use = uses[slot].lock();
-    if (use == nullptr) uses[slot] = use = std::make_shared<SlotUse>();
+    std::shared_ptr<NumberUse> use = uses[instruction].lock();
+    if (use == nullptr) uses[instruction] = use = std::make_shared<NumberUse>();
     return use;
   }
 };
 
-bool CallSite::SharesSlot(int64_t run_id) {
-  std::lock_guard lock(slot_use_->mutex);
-  const bool shares = slot_use_->last_run == run_id && slot_use_->last_site != nullptr &&
-                      slot_use_->last_site != this;
-  slot_use_->last_run = run_id;
-  slot_use_->last_site = this;
+bool CallSite::SharesNumber(int64_t run_id) {
+  std::lock_guard lock(number_use_->mutex);
+  const bool shares = number_use_->last_run == run_id && number_use_->last_site != nullptr &&
+                      number_use_->last_site != this;
+  number_use_->last_run = run_id;
+  number_use_->last_site = this;
   return shares;
 }
 
@@ -59,8 +59,8 @@ Status CallSite::FindMembers() {
       std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
-  core_.TakeSlot(*processes_, "");
-  slot_use_ = SlotUse::Of(core_.instruction());
+  core_.TakeNumber(*processes_, "");
+  number_use_ = NumberUse::Of(core_.instruction());
   return Status();
 }
 
@@ -153,7 +153,7 @@ RaggedShape CallSite::ShapeOfRagged() const {
 
 CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members,
                                       int64_t run_id) {
-  if (SharesSlot(run_id)) {
+  if (SharesNumber(run_id)) {
     members.remote->Fail(
         Status(StatusCode::kInternal,
                core_.Describe() +

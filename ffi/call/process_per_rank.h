@@ -21,8 +21,8 @@ class ProcessPerRank final : public Interprocess {
     if (device_id < 0 || device_id >= world_size_) return std::nullopt;
     return static_cast<int>(device_id);
   }
-  Slot TakeSlot(const std::string&) override { return {}; }
-  void ReturnSlot(const std::string&, const Slot&) override {}
+  InstructionNumber TakeNumber(const std::string&) override { return {}; }
+  void ReturnNumber(const std::string&, const InstructionNumber&) override {}
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override {
     return std::make_unique<Group>(std::move(spec));
   }

@@ -1,7 +1,7 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
 // Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal instructions of an executable makes it (its slot, counted in the order in which
+// several equal instructions of an executable makes it (its number, counted in the order in which
 // they are instantiated, which is the same everywhere), and the count of such calls, which outlives
 // the instruction: a recompiled program goes on where the last one stopped. Nothing depends on how
 // often a program is compiled, on when an executable dies or on the order in which calls arrive:
@@ -135,8 +135,8 @@ class Reactor final {
     explicit ForCallSites(Reactor& reactor) : reactor_(reactor) {}
     int process() const override { return reactor_.process_; }
     std::optional<int> ProcessOfDevice(int64_t device_id) const override;
-    Slot TakeSlot(const std::string& signature) override;
-    void ReturnSlot(const std::string& signature, const Slot& slot) override;
+    InstructionNumber TakeNumber(const std::string& signature) override;
+    void ReturnNumber(const std::string& signature, const InstructionNumber& number) override;
     std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
     void Invite(Guest* guest) override;
     void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
@@ -332,7 +332,7 @@ class Reactor final {
   std::map<int, std::unique_ptr<Peer>> peers_;
   std::map<std::thread::id, uint64_t> builds_;  // by the thread that is at it
   uint64_t next_build_ = 1;
-  std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, build
+  std::map<std::pair<std::string, uint64_t>, std::set<int>> numbers_in_use_;  // signature, build
   Listings listings_;
   std::map<uint64_t, uint32_t> next_number_;  // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;

@@ -125,11 +125,11 @@ std::byte* SlicePlan::Address(const LocalChunk& chunk, size_t part_index,
     const int32_t in_array =
         separate_blocks_ ? chunk.chunk % slice_ops_->chunks_per_block : chunk.chunk;
     const size_t offset = StripOf(in_array, part).first * item_bytes_;
-    const size_t slot = ArrayIndex(chunk, part.vector);
+    const size_t index = ArrayIndex(chunk, part.vector);
     // Inputs are only read: Parse and the verifier refuse what writes them.
     return chunk.buffer == BufferKind::kInput
-               ? const_cast<std::byte*>(place.buffers->inputs[slot]) + offset
-               : place.buffers->outputs[slot] + offset;
+               ? const_cast<std::byte*>(place.buffers->inputs[index]) + offset
+               : place.buffers->outputs[index] + offset;
   }
   // Parts follow each other; within a part, chunks do.
   const auto in = [&](std::byte* base, size_t chunks, size_t position) {
@@ -207,15 +207,15 @@ std::span<const std::byte> SlicePlan::ArrayOf(const SliceOp& op, int32_t slice,
   const LocalChunk& chunk = op.sources[0][0];
   if (chunk.buffer == BufferKind::kScratch) return {};
   const int32_t vector = slices_[slice].parts[0].vector;
-  const size_t slot = ArrayIndex(chunk, vector);
+  const size_t index = ArrayIndex(chunk, vector);
   const size_t block_bytes = block_elements_[vector] * item_bytes_;
   const auto bytes = [&](int32_t blocks) {
     return separate_blocks_ ? block_bytes : block_bytes * static_cast<size_t>(blocks);
   };
   if (chunk.buffer == BufferKind::kOutput) {
-    return {buffers.outputs[slot], bytes(slice_ops_->output_blocks)};
+    return {buffers.outputs[index], bytes(slice_ops_->output_blocks)};
   }
-  return {buffers.inputs[slot], bytes(slice_ops_->input_blocks)};
+  return {buffers.inputs[index], bytes(slice_ops_->input_blocks)};
 }
 
 void SlicePlan::ClearUnwritten(const MemberBuffers& buffers) const {

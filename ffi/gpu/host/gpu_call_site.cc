@@ -87,11 +87,11 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (processes == nullptr) {
     return Status(StatusCode::kFailedPrecondition, "this process is not linked to the others");
   }
-  site->core_.TakeSlot(*processes, "cuda ");
+  site->core_.TakeNumber(*processes, "cuda ");
   return site;
 }
 
-// The slot is returned after the groups that use it.
+// The number is returned after the groups that use it.
 GpuCallSite::~GpuCallSite() { groups_.clear(); }
 
 Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {

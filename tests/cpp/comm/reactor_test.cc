@@ -325,31 +325,31 @@ TEST(Reactor, QuestionsAreNotAnsweredAsFastAsTheyCome) {
   EXPECT_EQ(process.told.size(), 1u);
 }
 
-TEST(Reactor, SlotsCountTheInstructionsOfOneExecutable) {
+TEST(Reactor, NumbersCountTheInstructionsOfOneExecutable) {
   Alone process(2);
   Reactor& reactor = *process.reactor;
-  const auto first = reactor.interprocess().TakeSlot("f psum");
+  const auto first = reactor.interprocess().TakeNumber("f psum");
   EXPECT_EQ(first.number, 0);
-  const auto dropped = reactor.interprocess().TakeSlot("f psum");
+  const auto dropped = reactor.interprocess().TakeNumber("f psum");
   EXPECT_EQ(dropped.number, 1);
-  reactor.interprocess().ReturnSlot("f psum", dropped);
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);  // instantiated again
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f pmax").number, 0);
+  reactor.interprocess().ReturnNumber("f psum", dropped);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 1);  // instantiated again
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f pmax").value, 0);
   // Another thread builds another one meanwhile.
-  std::thread([&] { EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0); }).join();
+  std::thread([&] { EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 0); }).join();
   // Compiled once more, whether the old executable still lives or not.
   reactor.EndBuild();
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0);
-  reactor.interprocess().ReturnSlot("f psum", first);
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 0);
+  reactor.interprocess().ReturnNumber("f psum", first);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 1);
 }
 
 TEST(Reactor, AnExecutableThatRunsIsComplete) {
   Alone process(2);
-  const auto slot = process.reactor->interprocess().TakeSlot("f psum");
-  process.build = slot.build;
+  const auto number = process.reactor->interprocess().TakeNumber("f psum");
+  process.build = number.build;
   const auto group = process.Open(2, "f psum");
-  EXPECT_EQ(process.reactor->interprocess().TakeSlot("f psum").number, 0);
+  EXPECT_EQ(process.reactor->interprocess().TakeNumber("f psum").value, 0);
 }
 
 TEST(Reactor, ARefusalReachesPeersWithoutAnOpenCommunicator) {

@@ -67,7 +67,7 @@ void ReactorWorld::Build() {
   while (static_cast<int64_t>(sites_.size()) < site_count) {
     Site site;
     if (!sites_.empty() && Chance(random_, 25)) {
-      // The same operation again, from another instruction: its slot is part of the operation.
+      // The same operation again, from another instruction: its number is part of the operation.
       const Site& same = sites_.back();
       site.devices = same.devices;
       site.process_of_rank = same.process_of_rank;
