@@ -39,7 +39,7 @@ struct NoticeFields {
   uint32_t destination = 0;
   uint32_t offset = 0;
   uint32_t bytes = 0;
-  uint32_t channel = 0;  // lanes of a schedule times ranks: more than 16 bits
+  uint32_t channel = 0;  // several of each rank, in some schedules: more than 16 bits
   uint32_t unused2 = 0;
 
   CallId call() const { return {key, number}; }

@@ -16,7 +16,7 @@ from jaxcoll.schedule.verifier import verify
 WORLD_SIZES = [*range(1, 18), 32, 64]
 ALL = [(c, a) for c in COLLECTIVES for a in algorithms(c)]
 # Channels of ops that one of the spec's channels takes, where it is more than one; on a ring.
-LANES = {
+CHANNELS = {
     "double_tree": 2,
     "hierarchical_tree": 2,
     "bucket": 2,
@@ -99,11 +99,13 @@ def test_channels_are_independent_copies(
         len(p.ops) for p in single.programs
     )
     # No dependency leads from one copy to another.
-    lanes = LANES.get((collective, algorithm), LANES.get(algorithm, 1)) if world_size > 1 else 1
+    channels = (
+        CHANNELS.get((collective, algorithm), CHANNELS.get(algorithm, 1)) if world_size > 1 else 1
+    )
     for op_list in schedule.programs:
         for op in op_list.ops:
             for dependency in op.depends_on:
-                assert op_list.ops[dependency].channel // lanes == op.channel // lanes
+                assert op_list.ops[dependency].channel // channels == op.channel // channels
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6, 7, 12, 16])

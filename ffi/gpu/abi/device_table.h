@@ -8,15 +8,15 @@
 // Workers. The ops of a channel are one worker's; where there are more channels than workers may
 // be, several share one. A worker runs its ops one after the other, in an order (level by level of
 // the graph of all ranks' ops) in which no op ever waits for a later one on any rank. One thread
-// block runs one worker on one lane.
+// block runs one worker on one strand.
 //
-// Slices and lanes. As in engine/slices/slice_ops.h, a call is cut into slices, each a
+// Slices and strands. As in engine/slices/slice_ops.h, a call is cut into slices, each a
 // strip of every chunk of one vector, and a slice runs the whole schedule. Slice g belongs to
-// lane g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
+// strand g mod strands: strands are what uses more of a GPU without changing a bit of the result.
 //
 // Messages. The sender puts a strip into a slot of the receiver's region and raises the message's
 // `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
-// there `depth` times, used in turn by the slices of a lane. A message that a schedule receives
+// there `depth` times, used in turn by the slices of a strand. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
 // Operands. Where ranks reach each other's operands (Reach::kOperands) many messages need no slot.
@@ -223,10 +223,10 @@ JAXCOLL_HD constexpr int64_t OperandOffset(int32_t world_size, int64_t flag_capa
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// The offset of the flag of a worker's block on a lane in a region.
-JAXCOLL_HD constexpr int64_t FlagOffset(const TableHeader& header, int32_t lanes, int32_t lane,
+// The offset of the flag of a worker's block on a strand in a region.
+JAXCOLL_HD constexpr int64_t FlagOffset(const TableHeader& header, int32_t strands, int32_t strand,
                                         int32_t worker, int32_t flag) {
-  const int64_t block = int64_t{worker} * lanes + lane;
+  const int64_t block = int64_t{worker} * strands + strand;
   const int64_t index = block * header.flags_per_worker + flag;
   return BegunOffset(header.world_size, header.world_size) +
          index * static_cast<int64_t>(sizeof(Flag));
@@ -276,7 +276,7 @@ struct TableCall {
   uint32_t* failing;           // see GiveUp()
   const uint32_t* logical_id;  // where the program says which logical id it runs as; may be null
   uint32_t expected_logical_id;
-  uint32_t lane;         // for the cause record only: whose call it is
+  uint32_t seat;         // for the cause record only: whose call it is
   uint64_t deadline_ns;  // of one wait
   uint64_t fingerprint;
   int64_t stride_bytes;    // of a chunk in slots and scratch; kSlotAlignment divides it
@@ -284,7 +284,7 @@ struct TableCall {
   int64_t slot_offset;
   int64_t scratch_offset;
   int32_t slice_count;
-  int32_t lanes;
+  int32_t strands;
   int32_t depth;
   int32_t dtype;      // a DType
   int32_t reduce_op;  // a ReduceOp
@@ -314,10 +314,10 @@ StatusOr<std::vector<DeviceTable>> Pack(const World& world, const std::vector<in
 struct RegionSize {
   int64_t bytes = 0;          // of the region
   int32_t flag_capacity = 0;  // fixed for the region's life
-  int32_t max_lanes = 1;
+  int32_t max_strands = 1;
   int32_t depth = 2;
   int64_t max_strip_bytes = 64 << 10;
-  int64_t min_strip_bytes = 4 << 10;  // below it no further lane is used
+  int64_t min_strip_bytes = 4 << 10;  // below it no further strand is used
 };
 
 // Binds sizes: everything in the call but pointers, deadline and fingerprint. Fails, saying what
@@ -327,7 +327,7 @@ StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_
 
 // Thread blocks of a launch for one rank.
 inline int32_t BlockCount(const TableHeader& header, const TableCall& call) {
-  return header.workers * call.lanes;
+  return header.workers * call.strands;
 }
 
 }  // namespace jaxcoll::cuda

@@ -3,10 +3,11 @@
 // (device_table.h), but no schedule: each rank has a message for each other one, and how long it
 // is stands in device memory.
 //
-// A lane is one thread block. From each rank to each other one it carries a stream: what the tables
-// of the sender say of the receiver, a RaggedEntry for each update, and behind it the lane's share
-// of the rows. The stream is cut into uses of the message's slot, `stride_bytes` each, of which the
-// last one may be shorter. Nothing is padded, and no rank needs the tables of all.
+// A strand is one thread block. From each rank to each other one it carries a stream: what the
+// tables of the sender say of the receiver, a RaggedEntry for each update, and behind it the
+// strand's share of the rows. The stream is cut into uses of the message's slot, `stride_bytes`
+// each, of which the last one may be shorter. Nothing is padded, and no rank needs the tables of
+// all.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,8 @@ JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ran
 // Parameters of the launch for one rank.
 struct RaggedTableCall {
   // Its table is a header without ops. vectors[0]: the operand and the result, in bytes of the
-  // latter. Behind scratch_offset the kernel keeps, for each lane, the sizes and places of the rows
-  // that come.
+  // latter. Behind scratch_offset the kernel keeps, for each strand, the sizes and places of the
+  // rows that come.
   TableCall table_call;
   Ragged ragged;
   const void* input_offsets;
@@ -41,22 +42,22 @@ struct RaggedPlace {
   int64_t bytes;
 };
 
-// The records that a lane keeps of them: of each rank's updates, in order.
+// The records that a strand keeps of them: of each rank's updates, in order.
 JAXCOLL_HD constexpr int64_t RaggedScratchBytes(int64_t ranks, int64_t updates) {
   const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedPlace));
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// A lane's share of so many bytes, whole units but for the last one. Units are counted in 32 bits,
-// which is enough for a TiB: divisions of 64 bits cost registers.
+// A strand's share of so many bytes, whole units but for the last one. Units are counted in 32
+// bits, which is enough for a TiB: divisions of 64 bits cost registers.
 struct RaggedShare {
   int64_t first, bytes;
 };
-JAXCOLL_HD constexpr RaggedShare ShareOf(int64_t bytes, int32_t lane, int32_t lanes) {
+JAXCOLL_HD constexpr RaggedShare ShareOf(int64_t bytes, int32_t strand, int32_t strands) {
   const auto units = static_cast<uint32_t>((bytes + kSlotAlignment - 1) / kSlotAlignment);
-  const auto count = static_cast<uint32_t>(lanes);
+  const auto count = static_cast<uint32_t>(strands);
   const int64_t most = int64_t{(units + count - 1) / count} * kSlotAlignment;
-  const int64_t first = most * lane < bytes ? most * lane : bytes;
+  const int64_t first = most * strand < bytes ? most * strand : bytes;
   return {first, most < bytes - first ? most : bytes - first};
 }
 

@@ -2,7 +2,7 @@
 //
 // A launch is for one rank, whose call is the kernel's parameter, or for all ranks at once on one
 // device: then their calls are in memory, and a block's rank is blockIdx.y. blockIdx.x is the
-// worker and its lane. All blocks of a rank must be resident together where workers wait for each
+// worker and its strand. All blocks of a rank must be resident together where workers wait for each
 // other; all blocks of all ranks where one launch is for all ranks, which a cooperative launch
 // checks.
 //

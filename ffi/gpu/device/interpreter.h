@@ -1,7 +1,7 @@
 // Runs a packed schedule (device_table.h). One text for the kernel and for a test on the host.
 //
-// RunBlock() is one thread block: one worker on one lane of one rank. The parts that differ between
-// a GPU and the test are a Policy:
+// RunBlock() is one thread block: one worker on one strand of one rank. The parts that differ
+// between a GPU and the test are a Policy:
 //
 //   int thread(), threads()        of the block
 //   bool All(bool)                 barrier of the block; whether all threads said true. All
@@ -34,9 +34,9 @@ class Interpreter {
         header_(*call.table),
         bytes_(reinterpret_cast<const unsigned char*>(call.table)),
         rank_(header_.rank),
-        worker_(block / call.lanes),
-        lane_(block % call.lanes),
-        slice_(lane_) {}
+        worker_(block / call.strands),
+        strand_(block % call.strands),
+        slice_(strand_) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
@@ -44,7 +44,7 @@ class Interpreter {
     if (header_.meets != 0 && !Meet()) return false;
     const TableWorker& worker = At<TableWorker>(header_.worker_offset)[worker_];
     const TableOp* ops = At<TableOp>(header_.op_offset) + worker.first_op;
-    for (; slice_ < call_.slice_count; slice_ += call_.lanes, ++count_) {
+    for (; slice_ < call_.slice_count; slice_ += call_.strands, ++count_) {
       FindSlice();
       for (int32_t i = 0; i < worker.op_count; ++i) {
         const TableOp& op = ops[i];
@@ -75,7 +75,7 @@ class Interpreter {
     if (!policy_.All(here)) return false;
     // The epoch changes when all blocks have ended, so this one still reads the old value.
     epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
-    if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
+    if (call_.doorbell != nullptr && worker_ + strand_ + policy_.thread() == 0) {
       policy_.Release(call_.doorbell, uint64_t{epoch_});
     }
     return true;
@@ -110,9 +110,10 @@ class Interpreter {
     return *reinterpret_cast<Flag*>(region + BegunOffset(header_.world_size, peer));
   }
 
-  // The flag of this block's partner whose region it is, or of another worker of this lane.
+  // The flag of this block's partner whose region it is, or of another worker of this strand.
   JAXCOLL_HD Flag& FlagOf(unsigned char* region, int32_t worker, int32_t flag) const {
-    return *reinterpret_cast<Flag*>(region + FlagOffset(header_, call_.lanes, lane_, worker, flag));
+    return *reinterpret_cast<Flag*>(region +
+                                    FlagOffset(header_, call_.strands, strand_, worker, flag));
   }
 
   JAXCOLL_HD void FindSlice() {
@@ -136,7 +137,7 @@ class Interpreter {
     bool ok = true;
     for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
-      if (peer == rank_ || worker_ + lane_ != 0) continue;
+      if (peer == rank_ || worker_ + strand_ != 0) continue;
       // The peer needs the operands told for its previous launch until that has ended.
       ok = WaitForRank(TableWait::kDone, peer, 0);
       if (!ok) break;
@@ -255,8 +256,8 @@ class Interpreter {
   }
 
   JAXCOLL_HD void Fail(Cause& cause) {
-    cause.lane = call_.lane;
-    cause.block = static_cast<uint32_t>(worker_ * call_.lanes + lane_);
+    cause.seat = call_.seat;
+    cause.block = static_cast<uint32_t>(worker_ * call_.strands + strand_);
     cause.expected_fingerprint = call_.fingerprint;
     GiveUp(policy_, call_.failing, call_.cause, call_.deadline_ns, cause);
   }
@@ -276,7 +277,7 @@ class Interpreter {
       // A flag that nobody waits for is not raised: it might arrive when the sender is at another
       // call, for which the flag means something else. Everything told is waited for within this
       // launch.
-      const int32_t next_use = slice_ + call_.depth * call_.lanes;
+      const int32_t next_use = slice_ + call_.depth * call_.strands;
       if (signal.kind == TableSignal::kFreed && next_use >= call_.slice_count) continue;
       Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
       if (count == 0 && signal.kind == TableSignal::kArrived) {
@@ -293,7 +294,7 @@ class Interpreter {
     if (policy_.thread() == 0) {
       RegionHeader& header = Header();
       last = policy_.Increment(&header.finished) + 1 ==
-             static_cast<uint32_t>(header_.workers * call_.lanes);
+             static_cast<uint32_t>(header_.workers * call_.strands);
       if (last) {
         header.finished = 0;  // nobody else looks before the next launch
         header.epoch = epoch_;
@@ -334,9 +335,9 @@ class Interpreter {
       }
       case TableRef::kScratch:
         return Region() + call_.scratch_offset +
-               (int64_t{lane_} * header_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
+               (int64_t{strand_} * header_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
       default: {
-        const int64_t block = int64_t{worker_} * call_.lanes + lane_;
+        const int64_t block = int64_t{worker_} * call_.strands + strand_;
         const int64_t use = block * call_.depth + count_ % call_.depth;
         unsigned char* const region =
             ref.place == TableRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
@@ -444,9 +445,9 @@ class Interpreter {
   const unsigned char* const bytes_;  // the table
   const int32_t rank_;
   const int32_t worker_;
-  const int32_t lane_;
+  const int32_t strand_;
   uint32_t epoch_ = 0;
-  int32_t count_ = 0;   // slices of this lane before this one
+  int32_t count_ = 0;   // slices of this strand before this one
   int32_t slice_;       // of the call
   int32_t vector_ = 0;  // its vector
 };

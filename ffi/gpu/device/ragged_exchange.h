@@ -24,7 +24,7 @@ namespace jaxcoll::cuda {
 template <typename Policy>
 class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   using Base = Interpreter<Policy, DType::kUint8>;
-  using Base::call_, Base::count_, Base::epoch_, Base::lane_, Base::policy_, Base::header_,
+  using Base::call_, Base::count_, Base::epoch_, Base::strand_, Base::policy_, Base::header_,
       Base::rank_, Base::slice_;
 
  public:
@@ -35,7 +35,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
         ranks_(header_.world_size),
         updates_(call.ragged.updates_per_peer),
         places_(reinterpret_cast<RaggedPlace*>(Base::Region() + call_.scratch_offset +
-                                               lane_ * RaggedScratchBytes(ranks_, updates_))) {}
+                                               strand_ * RaggedScratchBytes(ranks_, updates_))) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
@@ -44,7 +44,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     const int64_t told = UsesFor(TableBytes());  // rounds in which tables come
     int64_t rounds = MostUses(kSent);
     JAXCOLL_NO_UNROLL
-    for (; count_ < rounds; ++count_, slice_ += call_.lanes) {
+    for (; count_ < rounds; ++count_, slice_ += call_.strands) {
       if (!AwaitRoom()) return false;
       Send();
       policy_.All(true);
@@ -68,7 +68,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
 
   // ---- Streams ---------------------------------------------------------------------------------
 
-  // Bytes of rows that go to a peer, or come from it, by all lanes. Shared by the block's threads.
+  // Bytes of rows that go to a peer, or come from it, by all strands. Shared by the block's
+  // threads.
   JAXCOLL_HD int64_t Rows(Way way, int32_t peer) const {
     return static_cast<int64_t>(
         reinterpret_cast<uintptr_t>(policy_.pointers()[way * kMaxTableRanks + peer]));
@@ -83,7 +84,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     return updates_ * static_cast<int64_t>(sizeof(RaggedEntry));
   }
   JAXCOLL_HD int64_t StreamBytes(Way way, int32_t peer) const {
-    return TableBytes() + ShareOf(Rows(way, peer), lane_, call_.lanes).bytes;
+    return TableBytes() + ShareOf(Rows(way, peer), strand_, call_.strands).bytes;
   }
   // Whether a stream has a use of its slot in round `count`.
   JAXCOLL_HD bool HasUse(Way way, int32_t peer, int64_t count) const {
@@ -110,7 +111,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     int64_t first, last, at;
   };
   JAXCOLL_HD Span SpanOf(Way way, int32_t peer) const {
-    const RaggedShare share = ShareOf(Rows(way, peer), lane_, call_.lanes);
+    const RaggedShare share = ShareOf(Rows(way, peer), strand_, call_.strands);
     const int64_t begin = count_ * call_.stride_bytes - TableBytes();  // of the share
     const int64_t end = begin + call_.stride_bytes;
     const int64_t first = begin < 0 ? 0 : begin;
@@ -235,7 +236,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
 
   // In a region: the slot of what `from` sends, for this round.
   JAXCOLL_HD unsigned char* Slot(unsigned char* region, int32_t from) const {
-    const int64_t use = int64_t{lane_} * call_.depth + count_ % call_.depth;
+    const int64_t use = int64_t{strand_} * call_.depth + count_ % call_.depth;
     return region + call_.slot_offset + (use * ranks_ + from) * call_.stride_bytes;
   }
   JAXCOLL_HD Flag& Arrived(unsigned char* region, int32_t from) const {
@@ -370,10 +371,10 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
            At(tables_.input_offsets, peer, u) * ragged_.row_bytes;
   }
 
-  // This lane's share of what no update reaches.
+  // This strand's share of what no update reaches.
   JAXCOLL_HD void CopyRest() {
     constexpr int64_t kTile = 64 << 10;
-    const RaggedShare share = ShareOf(call_.vectors[0].elements, lane_, call_.lanes);
+    const RaggedShare share = ShareOf(call_.vectors[0].elements, strand_, call_.strands);
     JAXCOLL_NO_UNROLL
     for (int64_t at = share.first; at < share.first + share.bytes; at += kTile) {
       const int64_t end = share.first + share.bytes;

@@ -112,14 +112,14 @@ Status Communicator::Init() {
   if (!all_local_ && store_ == nullptr) {
     return Status(StatusCode::kInternal, "other processes take part, but nothing links to them");
   }
-  // Half of the workspace is lanes.
-  lane_count_ = static_cast<uint32_t>(options_.workspace_bytes / 2 / sizeof(Lane));
-  if (lane_count_ == 0) {
+  // Half of the workspace is seats.
+  seat_count_ = static_cast<uint32_t>(options_.workspace_bytes / 2 / sizeof(Seat));
+  if (seat_count_ == 0) {
     return InvalidArgument("JAXCOLL_CUDA_WORKSPACE_MIB is too small for a single call");
   }
-  areas_used_ = LaneOffset(lane_count_);
+  areas_used_ = SeatOffset(seat_count_);
   gaps_[areas_used_] = (options_.workspace_bytes - areas_used_) / kAlignment * kAlignment;
-  for (uint32_t lane = 0; lane < lane_count_; ++lane) free_lanes_.push_back(lane);
+  for (uint32_t seat = 0; seat < seat_count_; ++seat) free_seats_.push_back(seat);
   workspaces_.assign(members_.size(), std::vector<unsigned char*>(members_.size(), nullptr));
   for (auto step :
        {&Communicator::EnablePeerAccess, &Communicator::Allocate, &Communicator::MapPeers}) {
@@ -282,7 +282,7 @@ Status Communicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
 }
 
 // The smallest gap that holds the area.
-Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
+Status Communicator::GrantArea(const SeatRequest& request, SeatGrant& grant) {
   if (request.area_bytes == nullptr) return Status();
   uint64_t left = 0, largest = 0;
   for (const auto& [begin, bytes] : gaps_) {
@@ -327,7 +327,7 @@ Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
   return Status();
 }
 
-void Communicator::ReturnArea(const LaneGrant& grant) {
+void Communicator::ReturnArea(const SeatGrant& grant) {
   if (grant.area_bytes == 0) return;
   auto gap = gaps_.emplace(grant.area, grant.area_bytes).first;
   if (const auto next = std::next(gap);
@@ -342,28 +342,28 @@ void Communicator::ReturnArea(const LaneGrant& grant) {
   }
 }
 
-StatusOr<LaneGrant> Communicator::Grant(const LaneRequest& request) {
-  if (free_lanes_.empty()) {
+StatusOr<SeatGrant> Communicator::Grant(const SeatRequest& request) {
+  if (free_seats_.empty()) {
     return Status(StatusCode::kFailedPrecondition,
-                  "all " + std::to_string(lane_count_) +
-                      " places for collectives of the workspace are taken; raise "
+                  "all " + std::to_string(seat_count_) +
+                      " seats for collectives in the workspace are taken; raise "
                       "JAXCOLL_CUDA_WORKSPACE_MIB (" +
                       std::to_string(options_.workspace_bytes >> 20) + " now) in all processes");
   }
-  LaneGrant grant;
+  SeatGrant grant;
   if (Status status = GrantArea(request, grant); !status.ok()) return status;
-  grant.lane = free_lanes_.front();
-  free_lanes_.pop_front();
+  grant.seat = free_seats_.front();
+  free_seats_.pop_front();
   return grant;
 }
 
 // The decision of the process of rank 0, made once and for good: a grant, or why there is none.
-StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::string& key) {
-  const std::string name = Key("lane/" + Digest(key));
+StatusOr<SeatGrant> Communicator::Agree(const SeatRequest& request, const std::string& key) {
+  const std::string name = Key("seat/" + Digest(key));
   if (is_local(0)) {
-    StatusOr<LaneGrant> grant = Grant(request);
+    StatusOr<SeatGrant> grant = Grant(request);
     const std::string value =
-        grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(LaneGrant))
+        grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(SeatGrant))
                    : kRefusal + grant.status().message();
     if (Status status = store_->Set(name, value); !status.ok()) return status;
     return grant;
@@ -377,7 +377,7 @@ StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::s
     return Status(StatusCode::kFailedPrecondition,
                   Names()[0] + ": " + value->substr(kRefusal.size()));
   }
-  LaneGrant grant;
+  SeatGrant grant;
   if (value->size() != sizeof(grant)) {
     return InvalidArgument(Names()[0] + " runs another version of jaxcoll");
   }
@@ -385,9 +385,9 @@ StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::s
   return grant;
 }
 
-StatusOr<LaneGrant> Communicator::TakeLane(const LaneRequest& request) {
+StatusOr<SeatGrant> Communicator::TakeSeat(const SeatRequest& request) {
   std::lock_guard lock(mutex_);
-  StatusOr<LaneGrant> grant = LaneGrant();
+  StatusOr<SeatGrant> grant = SeatGrant();
   if (all_local_) {
     grant = Grant(request);
   } else {
@@ -398,14 +398,14 @@ StatusOr<LaneGrant> Communicator::TakeLane(const LaneRequest& request) {
   }
   if (!grant.ok()) return grant;
   std::lock_guard descriptions_lock(descriptions_mutex_);
-  descriptions_[grant->lane] = request.description;
+  descriptions_[grant->seat] = request.description;
   return grant;
 }
 
-void Communicator::ReturnLane(const LaneGrant& grant) {
+void Communicator::ReturnSeat(const SeatGrant& grant) {
   if (!all_local_) return;
   std::lock_guard lock(mutex_);
-  free_lanes_.push_back(grant.lane);
+  free_seats_.push_back(grant.seat);
   ReturnArea(grant);
 }
 
@@ -436,7 +436,7 @@ std::optional<std::string> Communicator::KernelsCause() const {
     std::string call = "a collective";
     {
       std::lock_guard lock(descriptions_mutex_);
-      const auto it = descriptions_.find(cause.lane);
+      const auto it = descriptions_.find(cause.seat);
       if (it != descriptions_.end()) call = it->second;
     }
     return Describe(cause, Names(), call, options_.timeout_s);

@@ -32,9 +32,9 @@ StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_
       RoundUp(std::min<int64_t>(region.max_strip_bytes, 1 << 30), kSlotAlignment), kSlotAlignment);
   const int64_t min_strip = std::clamp<int64_t>(region.min_strip_bytes, kSlotAlignment, max_strip);
 
-  // A lane for every strip that is worth one, as far as there are flags and slots.
-  const int64_t flags_per_lane = int64_t{header.workers} * header.flags_per_worker;
-  const int64_t slots_per_lane =
+  // A strand for every strip that is worth one, as far as there are flags and slots.
+  const int64_t flags_per_strand = int64_t{header.workers} * header.flags_per_worker;
+  const int64_t slots_per_strand =
       int64_t{header.workers} * call.depth * header.slot_chunks + header.scratch_chunks;
   call.operand_offset = OperandOffset(header.world_size, region.flag_capacity);
   call.slot_offset = call.operand_offset;
@@ -43,16 +43,17 @@ StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_
     call.slot_offset += RoundUp(operands * int64_t{sizeof(OperandAddresses)}, kSlotAlignment);
   }
   const int64_t slot_bytes = region.bytes - call.slot_offset;
-  const auto stride = [&](int64_t lanes) {
-    if (slots_per_lane == 0) return max_strip;
-    const int64_t most = slot_bytes / (lanes * slots_per_lane) / kSlotAlignment * kSlotAlignment;
+  const auto stride = [&](int64_t strands) {
+    if (slots_per_strand == 0) return max_strip;
+    const int64_t most =
+        slot_bytes / (strands * slots_per_strand) / kSlotAlignment * kSlotAlignment;
     return std::min(most, max_strip);
   };
-  if (flags_per_lane > region.flag_capacity || slot_bytes < 0 || stride(1) < kSlotAlignment) {
+  if (flags_per_strand > region.flag_capacity || slot_bytes < 0 || stride(1) < kSlotAlignment) {
     return InvalidArgument(
         "this schedule needs a region of " +
-        std::to_string(call.slot_offset + slots_per_lane * kSlotAlignment) + " bytes and " +
-        std::to_string(flags_per_lane) + " flags at least, but the workspace gives it " +
+        std::to_string(call.slot_offset + slots_per_strand * kSlotAlignment) + " bytes and " +
+        std::to_string(flags_per_strand) + " flags at least, but the workspace gives it " +
         std::to_string(region.bytes) + " and " + std::to_string(region.flag_capacity) +
         "; use a larger workspace or an algorithm with fewer messages");
   }
@@ -60,12 +61,12 @@ StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_
   for (const int64_t elements : block_elements) {
     worth += DivideUp(DivideUp(elements, header.chunks_per_block) * item, min_strip);
   }
-  int64_t lanes = std::min<int64_t>({std::max(region.max_lanes, 1), std::max<int64_t>(worth, 1),
-                                     region.flag_capacity / flags_per_lane});
-  while (lanes > 1 && stride(lanes) < min_strip) --lanes;
-  call.lanes = static_cast<int32_t>(lanes);
-  call.stride_bytes = stride(lanes);
-  call.scratch_offset = call.slot_offset + lanes * header.workers * call.depth *
+  int64_t strands = std::min<int64_t>({std::max(region.max_strands, 1), std::max<int64_t>(worth, 1),
+                                       region.flag_capacity / flags_per_strand});
+  while (strands > 1 && stride(strands) < min_strip) --strands;
+  call.strands = static_cast<int32_t>(strands);
+  call.stride_bytes = stride(strands);
+  call.scratch_offset = call.slot_offset + strands * header.workers * call.depth *
                                                header.slot_chunks * call.stride_bytes;
 
   for (size_t v = 0; v < block_elements.size(); ++v) {
@@ -74,10 +75,10 @@ StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_
     vector.first_slice = call.slice_count;
     const int64_t chunk = DivideUp(block_elements[v], header.chunks_per_block);
     if (chunk == 0) continue;
-    // As many strips for every lane, each a whole number of aligned units.
+    // As many strips for every strand, each a whole number of aligned units.
     const int64_t needed = DivideUp(chunk * item, call.stride_bytes);
-    const int64_t wanted = needed > lanes ? RoundUp(needed, lanes)
-                                          : std::min(lanes, DivideUp(chunk * item, min_strip));
+    const int64_t wanted = needed > strands ? RoundUp(needed, strands)
+                                            : std::min(strands, DivideUp(chunk * item, min_strip));
     const int64_t unit = kSlotAlignment / item;
     const int64_t strip = RoundUp(DivideUp(chunk, std::max(wanted, needed)), unit);
     const int64_t slices = call.slice_count + DivideUp(chunk, strip);

@@ -1,7 +1,7 @@
 // One custom-call instruction of one executable on GPUs, shared by the process's devices.
 //
 // Work that is done once, at the first call: the communicators of the instruction's groups, its
-// lanes, the loading of its kernel. It may block for other processes and takes device memory, so
+// seats, the loading of its kernel. It may block for other processes and takes device memory, so
 // XLA's initialize stage does it, before any kernel of the program waits for another. A call after
 // that fills in the kernel's parameters and enqueues it: no lock, no allocation, nothing that a
 // graph's capture forbids. A replayed graph comes without a call: whatever changes from one call to

@@ -72,7 +72,7 @@ class GroupCall {
 
   Communicator& communicator_;
   Plan plan_;
-  LaneGrant grant_;
+  SeatGrant grant_;
   const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part
   bool granted_ = false;
   bool known_ = false;  // the allocation of this process's operands is, to the others

@@ -65,8 +65,8 @@ uint64_t RaggedPlan::TableBytes() const {
   return RoundUpToSlots(sizeof(header_)) + AreaAddresses::Bytes(header_.world_size);
 }
 
-uint64_t RaggedPlan::ScratchBytes(int lanes) const {
-  return static_cast<uint64_t>(lanes) *
+uint64_t RaggedPlan::ScratchBytes(int strands) const {
+  return static_cast<uint64_t>(strands) *
          static_cast<uint64_t>(RaggedScratchBytes(header_.world_size, ragged_.updates_per_peer));
 }
 
@@ -74,30 +74,30 @@ uint64_t RaggedPlan::ScratchBytes(int lanes) const {
 StatusOr<TableCall> RaggedPlan::Cut(uint64_t area_bytes) const {
   const int64_t slots = int64_t{kSlotDepth} * header_.slot_chunks;
   const int64_t rows = (result_bytes_ + header_.world_size - 1) / header_.world_size;
-  for (int32_t lanes = max_blocks_;;) {
-    const uint64_t taken = TableBytes() + ScratchBytes(lanes);
+  for (int32_t strands = max_blocks_;;) {
+    const uint64_t taken = TableBytes() + ScratchBytes(strands);
     RegionSize region;
     region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, taken));
     region.depth = kSlotDepth;
     region.max_strip_bytes = std::clamp(kBlockBytes / slots, kLeastStripBytes, kMostStripBytes);
     region.min_strip_bytes = kLeastStripBytes;
-    region.max_lanes = lanes;
-    region.flag_capacity = lanes * header_.flags_per_worker;
+    region.max_strands = strands;
+    region.flag_capacity = strands * header_.flags_per_worker;
     StatusOr<TableCall> call = PlanCall(header_, {rows}, DType::kUint8, ReduceOp::kSum, region);
-    if (!call.ok() && lanes == 1) return call.status();
-    if (call.ok() && call->lanes == lanes) {
-      call->slice_count = lanes;  // how many more there are, tables say
+    if (!call.ok() && strands == 1) return call.status();
+    if (call.ok() && call->strands == strands) {
+      call->slice_count = strands;  // how many more there are, tables say
       call->vectors[0].elements = result_bytes_;
       return call;
     }
-    lanes = call.ok() ? call->lanes : lanes / 2;
+    strands = call.ok() ? call->strands : strands / 2;
   }
 }
 
 uint64_t RaggedPlan::AreaBytes(uint64_t available) const {
   const StatusOr<TableCall> call = Cut(available);
   if (!call.ok()) return 0;
-  return static_cast<uint64_t>(call->scratch_offset) + ScratchBytes(call->lanes) + TableBytes();
+  return static_cast<uint64_t>(call->scratch_offset) + ScratchBytes(call->strands) + TableBytes();
 }
 
 Status RaggedPlan::Divide(uint64_t area_bytes) {

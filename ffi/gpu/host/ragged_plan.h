@@ -22,7 +22,7 @@ class RaggedPlan final : public MessagePlan {
 
   Kernel kernel() const override { return {.family = Kernel::kRaggedExchange}; }
   int launches() const override { return 1; }
-  int blocks(int /*launch*/) const override { return call_.lanes; }
+  int blocks(int /*launch*/) const override { return call_.strands; }
   uint64_t AreaBytes(uint64_t available) const override;
   Status Divide(uint64_t area_bytes) override;
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const override;
@@ -34,7 +34,7 @@ class RaggedPlan final : public MessagePlan {
 
  private:
   uint64_t TableBytes() const override;
-  uint64_t ScratchBytes(int lanes) const;
+  uint64_t ScratchBytes(int strands) const;
   StatusOr<TableCall> Cut(uint64_t area_bytes) const;
 
   TableHeader header_ = {};

@@ -52,10 +52,10 @@ StatusOr<std::vector<TableCall>> TablePlan::Cut(uint64_t area_bytes) const {
       chunks == 0 ? kBlockBytes
                   : std::clamp(kBlockBytes / chunks, kLeastStripBytes, kMostStripBytes);
   region.min_strip_bytes = kLeastStripBytes;
-  // Flags for as many lanes as there will be: those of all launches stand at the same place.
-  for (int32_t lanes = std::max(max_blocks_ / header.workers, 1);;) {
-    region.max_lanes = lanes;
-    region.flag_capacity = lanes * header.workers * header.flags_per_worker;
+  // Flags for as many strands as there will be: those of all launches stand at the same place.
+  for (int32_t strands = std::max(max_blocks_ / header.workers, 1);;) {
+    region.max_strands = strands;
+    region.flag_capacity = strands * header.workers * header.flags_per_worker;
     std::vector<TableCall> calls;
     int32_t used = 0;
     for (size_t begin = 0; begin < elements_.size(); begin += kMaxTableVectors) {
@@ -63,15 +63,15 @@ StatusOr<std::vector<TableCall>> TablePlan::Cut(uint64_t area_bytes) const {
       StatusOr<TableCall> call =
           PlanCall(header, std::vector<int64_t>(elements_.begin() + begin, elements_.begin() + end),
                    dtype_, reduce_op_, region);
-      if (!call.ok() && lanes == 1) return call.status();
+      if (!call.ok() && strands == 1) return call.status();
       if (!call.ok()) break;
-      used = std::max(used, call->lanes);
+      used = std::max(used, call->strands);
       calls.push_back(*call);
     }
     if (static_cast<int>(calls.size()) < launches()) {
-      lanes /= 2;
-    } else if (used < lanes) {
-      lanes = used;
+      strands /= 2;
+    } else if (used < strands) {
+      strands = used;
     } else {
       return calls;
     }
@@ -83,9 +83,9 @@ uint64_t TablePlan::AreaBytes(uint64_t available) const {
   if (!calls.ok()) return 0;
   int64_t end = 0;
   for (const TableCall& call : *calls) {
-    end =
-        std::max(end, call.scratch_offset + int64_t{call.lanes} * packed_->header().scratch_chunks *
-                                                call.stride_bytes);
+    end = std::max(end, call.scratch_offset + int64_t{call.strands} *
+                                                  packed_->header().scratch_chunks *
+                                                  call.stride_bytes);
   }
   return static_cast<uint64_t>(end) + table_bytes_;
 }

@@ -116,8 +116,8 @@ void HostProxy::OpenRegion(RegionSpec spec) {
                   .epoch = region.spec.epoch,
                   .cursors = {},
                   .done_sent = std::vector<uint32_t>(ranks, region.spec.epoch)};
-    int32_t lanes = 0;
-    for (const TableCall& call : routes.calls()) lanes = std::max(lanes, call.lanes);
+    int32_t strands = 0;
+    for (const TableCall& call : routes.calls()) strands = std::max(strands, call.strands);
     for (const auto& [process, peers] : ranks_of) {
       region.processes.insert(process);
       Link::Loan* const loan = LoanOf(group, region.spec, rank, process);
@@ -128,8 +128,8 @@ void HostProxy::OpenRegion(RegionSpec spec) {
           const int32_t to = signal.arrives() ? message.destination : message.source;
           if (members.process_of_rank[to] == process) signals.push_back(signal);
         }
-        for (int32_t lane = 0; lane < lanes && !signals.empty(); ++lane) {
-          sender.cursors.push_back({process, lane, signals, {}, loan});
+        for (int32_t strand = 0; strand < strands && !signals.empty(); ++strand) {
+          sender.cursors.push_back({process, strand, signals, {}, loan});
         }
       }
       sender.cursors.push_back({process, 0, {}, peers, nullptr});
@@ -210,15 +210,16 @@ void HostProxy::Begin(const Region& region, Sender& sender) {
   sender.active = true;
   sender.cursors_left = 0;
   for (Cursor& cursor : sender.cursors) {
-    cursor.slice = cursor.lane;
+    cursor.slice = cursor.strand;
     cursor.next = 0;
     cursor.sent = 0;
-    // Slices lane, lane + lanes, ...
-    const int64_t slices = (int64_t{call.slice_count} - cursor.lane + call.lanes - 1) / call.lanes;
+    // Slices strand, strand + strands, ...
+    const int64_t slices =
+        (int64_t{call.slice_count} - cursor.strand + call.strands - 1) / call.strands;
     cursor.uses.assign(cursor.signals.size(),
                        region.spec.routes->sized_by_flags() ? kUntold : slices);
     cursor.ended =
-        cursor.done.empty() && (cursor.lane >= call.lanes || cursor.slice >= call.slice_count);
+        cursor.done.empty() && (cursor.strand >= call.strands || cursor.slice >= call.slice_count);
     if (!cursor.ended) ++sender.cursors_left;
   }
 }
@@ -319,7 +320,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     cursor.sent = 0;
     if (++cursor.next < cursor.signals.size()) continue;
     cursor.next = 0;
-    cursor.slice += call.lanes;
+    cursor.slice += call.strands;
     cursor.ended = use.count() + 1 >= *std::max_element(cursor.uses.begin(), cursor.uses.end());
   }
   return true;
@@ -418,7 +419,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
                                    [&](const Sender& s) { return s.rank == message.destination; });
   // It waits for `done` before it writes for the next launch, and that launch waits for all of it.
   if (label.epoch != sender->done_sent[message.source] + 1) return "it is at another launch";
-  Landing& landing = region.landings[{label.message, use.lane()}];
+  Landing& landing = region.landings[{label.message, use.strand()}];
   const int32_t depth = use.call->depth;
   if (landing.missing.empty() || landing.epoch != label.epoch) {
     landing = {label.epoch, 0, std::vector<int64_t>(depth, -1)};
@@ -445,8 +446,8 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   unsigned char* const inbox = region.spec.memory[message.destination];
   routes.Scatter(message, use, inbox, first, bytes);
   missing -= size;
-  for (SlotUse next{use.call, landing.next * use.call->lanes + use.lane()};
-       landing.missing[landing.next % depth] == 0; next.slice += use.call->lanes) {
+  for (SlotUse next{use.call, landing.next * use.call->strands + use.strand()};
+       landing.missing[landing.next % depth] == 0; next.slice += use.call->strands) {
     const bool first = landing.next == 0;
     landing.missing[landing.next % depth] = -1;
     ++landing.next;

@@ -143,14 +143,14 @@ class HostProxy final : public Guest {
   // The flags of one block, or the `done` of a rank, for ranks of one process.
   struct Cursor {
     int process;
-    int32_t lane;
+    int32_t strand;
     std::vector<HostRoutes::Signal> signals;  // of each slice
     std::vector<int32_t> done;                // instead: ranks
     Link::Loan* loan;                         // of the memory that has the slots, if it is lent
     // State of this launch.
     int32_t slice = 0;
     size_t next = 0;                 // of signals or done
-    std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane
+    std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this strand
     int64_t sent = 0;                // bytes of the next message that went
     bool ended = false;              // all of the launch has been sent
   };
@@ -170,7 +170,7 @@ class HostProxy final : public Guest {
     std::span<const std::byte> memory;
     std::unique_ptr<Link::Loan> loan;  // touched with the reactor's lock only
   };
-  // The count of a message's slices that have come on one lane.
+  // The count of a message's slices that have come on one strand.
   struct Landing {
     uint32_t epoch = 0;
     int32_t next = 0;              // the first count that is not raised
@@ -182,7 +182,7 @@ class HostProxy final : public Guest {
     std::set<int> opened;     // of those: they have the region
     std::set<int> untold;     // of those: they do not know that it is here
     std::vector<Sender> senders;
-    std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and lane
+    std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and strand
   };
   struct Group {
     GroupSpec spec;

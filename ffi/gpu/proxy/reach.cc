@@ -192,10 +192,10 @@ std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& 
   return bytes;
 }
 
-StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes routes,
+StatusOr<const HostReach::Region*> HostReach::Open(uint32_t seat, HostRoutes routes,
                                                    const std::string& description) {
   std::lock_guard lock(mutex_);
-  if (const auto found = regions_.find(lane); found != regions_.end()) return &found->second;
+  if (const auto found = regions_.find(seat); found != regions_.end()) return &found->second;
   Region region;
   for (int rank = 0; rank < routes.world_size(); ++rank) {
     region.slots.push_back(IsLocal(rank) ? AllocateSlots(rank, routes)
@@ -213,7 +213,7 @@ StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes rou
   }
   Fingerprint key;
   key.Add(static_cast<int64_t>(spec_.id));
-  key.Add(int64_t{lane});
+  key.Add(int64_t{seat});
   HostProxy::RegionSpec spec;
   spec.group = spec_.id;
   spec.key = key.Value();
@@ -223,7 +223,7 @@ StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes rou
   spec.doorbells.assign(region.doorbells.begin(), region.doorbells.end());
   spec.slots = region.slots;
   proxy_.OpenRegion(std::move(spec));
-  return &regions_.emplace(lane, std::move(region)).first->second;
+  return &regions_.emplace(seat, std::move(region)).first->second;
 }
 
 std::optional<std::string> HostReach::Cause() const {

@@ -226,7 +226,7 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
   }
   for (const TableCall& call : calls_) {
     for (const int64_t value :
-         {call.stride_bytes, call.slot_offset, int64_t{call.slice_count}, int64_t{call.lanes},
+         {call.stride_bytes, call.slot_offset, int64_t{call.slice_count}, int64_t{call.strands},
           int64_t{call.depth}, int64_t{call.item_bytes}, int64_t{call.vector_count}}) {
       add(value);
     }
@@ -257,7 +257,7 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
                          Visit visit) const {
   const TableCall& call = *use.call;
   const TableVector& vector = VectorOf(use);
-  const int64_t block = int64_t{message.worker} * call.lanes + use.lane();
+  const int64_t block = int64_t{message.worker} * call.strands + use.strand();
   const int64_t slots = call.slot_offset + (block * call.depth + use.count() % call.depth) *
                                                header_.slot_chunks * call.stride_bytes;
   int64_t before = 0;  // of the message

@@ -4,7 +4,7 @@
 //
 // A block of a rank runs the ops of its worker in order, slice by slice. So the flags that it
 // raises at ranks of other hosts come in an order that is known: `signals`, once for each slice
-// of its lane.
+// of its strand.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +21,8 @@ namespace jaxcoll::cuda {
 struct SlotUse {
   const TableCall* call;
   int32_t slice;
-  int32_t lane() const { return slice % call->lanes; }
-  int32_t count() const { return slice / call->lanes; }
+  int32_t strand() const { return slice % call->strands; }
+  int32_t count() const { return slice / call->strands; }
 };
 
 class HostRoutes {
@@ -58,8 +58,8 @@ class HostRoutes {
                                    const std::vector<int>& host_of_rank);
 
   // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
-  // message between each two ranks of different hosts. How often a lane uses its slot, and how much
-  // the last use holds, stands in its first flag.
+  // message between each two ranks of different hosts. How often a strand uses its slot, and how
+  // much the last use holds, stands in its first flag.
   static StatusOr<HostRoutes> MakeRagged(const TableHeader& header, const TableCall& call,
                                          const std::vector<int>& host_of_rank);
   bool sized_by_flags() const { return sized_by_flags_; }
@@ -80,7 +80,7 @@ class HostRoutes {
   // Bytes in a region, from its start.
   size_t FlagAt(const Message& message, int32_t flag, const SlotUse& use) const {
     return static_cast<size_t>(
-        FlagOffset(header_, use.call->lanes, use.lane(), message.worker, flag));
+        FlagOffset(header_, use.call->strands, use.strand(), message.worker, flag));
   }
   static size_t DoneAt(int32_t rank) { return static_cast<size_t>(DoneOffset(rank)); }
   // How far a region is used.

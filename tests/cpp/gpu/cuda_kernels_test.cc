@@ -114,7 +114,7 @@ class Group {
   bool Staged() const {
     for (const Buffer& workspace : workspaces_) {
       const Bytes bytes = workspace.Copy();
-      if (std::any_of(bytes.begin() + LaneOffset(2), bytes.end(), [](auto b) { return b != 0; })) {
+      if (std::any_of(bytes.begin() + SeatOffset(2), bytes.end(), [](auto b) { return b != 0; })) {
         return true;
       }
     }
@@ -189,7 +189,7 @@ class Group {
     plan_ = std::move(*plan);
     plan_.blocks = case_.blocks;  // more than so few elements would get
     slot_bytes_ = case_.slot_bytes != 0 ? case_.slot_bytes : plan_.SlotBytes(64 << 20);
-    const uint64_t bytes = LaneOffset(2) + plan_.StagingBytes(slot_bytes_);
+    const uint64_t bytes = SeatOffset(2) + plan_.StagingBytes(slot_bytes_);
     causes_.resize(case_.ranks);
     fingerprints_.assign(case_.ranks, plan_.fingerprint);
     for (int rank = 0; rank < case_.ranks; ++rank) {
@@ -214,11 +214,11 @@ class Group {
     for (Buffer& buffer : outputs_[rank]) outputs.push_back(buffer.data());
     StatusOr<Call> call = plan_.Bind(rank, launch, inputs.data(), outputs.data());
     EXPECT_TRUE(call.ok());
-    call->lane = 1;
+    call->seat = 1;
     call->staged = case_.reached != Reached::kDirect;
     call->mapped = call->reachable =
         case_.reached == Reached::kMapped || case_.reached == Reached::kInTurn;
-    call->staging = LaneOffset(2);
+    call->staging = SeatOffset(2);
     call->slot_bytes = slot_bytes_;
     call->deadline_ns = static_cast<uint64_t>(timeout_s * 1e9);
     call->fingerprint = fingerprints_[rank];

@@ -166,19 +166,19 @@ TEST(PlanCall, SaysWhatARegionLacks) {
   EXPECT_FALSE(plan().ok());
 }
 
-// Slots end where the region does, and so do flags; small calls stay on one lane.
+// Slots end where the region does, and so do flags; small calls stay on one strand.
 TEST(PlanCall, CutsCallsWithinTheRegion) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "halving_doubling", 8)), {0}, 1);
   ASSERT_TRUE(tables.ok());
   const TableHeader& header = tables->at(0).header();
-  const RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_lanes = 32};
+  const RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_strands = 32};
   const std::pair<int64_t, int32_t> sizes[] = {{0, 1}, {1, 1}, {8 * 1024, 1}, {1 << 24, 32}};
-  for (const auto& [elements, lanes] : sizes) {
+  for (const auto& [elements, strands] : sizes) {
     const auto call = PlanCall(header, {elements}, DType::kFloat32, ReduceOp::kSum, region);
     ASSERT_TRUE(call.ok());
-    EXPECT_EQ(call->lanes, lanes);
+    EXPECT_EQ(call->strands, strands);
     EXPECT_LE(
-        call->scratch_offset + int64_t{call->lanes} * header.scratch_chunks * call->stride_bytes,
+        call->scratch_offset + int64_t{call->strands} * header.scratch_chunks * call->stride_bytes,
         region.bytes);
     EXPECT_LE(BlockCount(header, *call) * header.flags_per_worker, region.flag_capacity);
     EXPECT_LE(call->vectors[0].strip_elements * 4, call->stride_bytes);
@@ -186,18 +186,18 @@ TEST(PlanCall, CutsCallsWithinTheRegion) {
   }
 }
 
-// One strip more than there are lanes must not take twice as long.
+// One strip more than there are strands must not take twice as long.
 TEST(PlanCall, DividesTheWorkEvenly) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllGather, "direct", 4)), {0}, 1);
   ASSERT_TRUE(tables.ok());
-  const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_lanes = 16};
+  const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_strands = 16};
   const int64_t bytes = region.max_strip_bytes * 17;
   const auto call =
       PlanCall(tables->at(0).header(), {bytes / 4}, DType::kFloat32, ReduceOp::kSum, region);
   ASSERT_TRUE(call.ok());
-  ASSERT_EQ(call->lanes, 16);
-  const int64_t rounds = (call->slice_count + call->lanes - 1) / call->lanes;
-  EXPECT_LE(rounds * call->vectors[0].strip_elements * 4 * call->lanes, bytes * 11 / 10);
+  ASSERT_EQ(call->strands, 16);
+  const int64_t rounds = (call->slice_count + call->strands - 1) / call->strands;
+  EXPECT_LE(rounds * call->vectors[0].strip_elements * 4 * call->strands, bytes * 11 / 10);
 }
 
 }  // namespace

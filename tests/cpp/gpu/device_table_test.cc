@@ -188,7 +188,7 @@ TEST(Interpreter, GivesTheSameBitsInEveryInterleaving) {
     if (random() % 2) op_lists = Rechannel(op_lists, 3, random);
     RegionSize region = kRegion;
     region.depth = 1 + static_cast<int32_t>(random() % 3);
-    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    region.max_strands = 1 + static_cast<int32_t>(random() % 3);
     std::vector<std::unique_ptr<Case>> cases;
     for (int launch = 0; launch < 3; ++launch) {
       cases.push_back(Make(op_lists, draw.collective,

@@ -625,7 +625,7 @@ TEST(Communicator, SaysOnAllProcessesThatACallHasNoRoom) {
   ExpectSays(again.status(0), {"has no room"});
 }
 
-TEST(Communicator, HasAPlaceForAsManyCallSitesAsTheWorkspaceHasLanes) {
+TEST(Communicator, HasSeatsForAsManyCallSitesAsTheWorkspaceHolds) {
   HostJob job(2, 1, 256 << 10);
   std::vector<std::unique_ptr<GpuSite>> sites;
   const CallSpec spec = SpecOf(Collective::kAllReduce, "ring", 2);

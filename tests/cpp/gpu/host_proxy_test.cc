@@ -106,7 +106,7 @@ TEST(HostProxy, GivesTheSameBitsInEveryInterleaving) {
     if (random() % 2) op_lists = Rechannel(op_lists, 3, random);
     RegionSize region = kRegion;
     region.depth = 1 + static_cast<int32_t>(random() % 3);
-    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    region.max_strands = 1 + static_cast<int32_t>(random() % 3);
     const Placement placement = Anyhow(ranks, random);
     std::vector<int64_t> elements;
     for (size_t n = 1 + random() % 3; n > 0; --n) {
@@ -151,7 +151,7 @@ TEST(HostProxy, CutsMessagesThatNoSlotOfALinkHolds) {
   const auto op_lists = BuildAll(Spec(Collective::kAllGather, "ring", 3));
   constexpr RegionSize kLarge = {.bytes = 8 << 20,
                                  .flag_capacity = 2048,
-                                 .max_lanes = 1,
+                                 .max_strands = 1,
                                  .depth = 2,
                                  .max_strip_bytes = 600 << 10,
                                  .min_strip_bytes = 256};
@@ -245,7 +245,7 @@ TEST(HostProxyLending, GivesTheSameBitsWhicheverLinksTakeIt) {
     if (random() % 2) op_lists = Rechannel(op_lists, 3, random);
     RegionSize region = kRegion;
     region.depth = 1 + static_cast<int32_t>(random() % 3);
-    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    region.max_strands = 1 + static_cast<int32_t>(random() % 3);
     const Placement placement = Anyhow(ranks, random);
     const auto cases =
         MakeAll(op_lists, draw.collective, {static_cast<int64_t>(random() % 2000), 31},

@@ -176,7 +176,7 @@ class RaggedSite {
   std::vector<std::unique_ptr<GroupCall>> calls_;                     // by process
 };
 
-// Small: one lane, and a slot is some hundred bytes. Large: three lanes.
+// Small: one strand, and a slot is some hundred bytes. Large: three strands.
 constexpr uint64_t kSmall = 256 << 10, kLarge = 6 << 20;
 
 void ExpectRight(HostJob& job, RaggedSite& site, const std::string& what,
@@ -235,7 +235,7 @@ TEST(RaggedExchange, TakesTablesOfSeveralSlots) {
   ExpectRightWhateverTheSizes(job, shape, "150 updates");
 }
 
-TEST(RaggedExchange, DealsRowsToSeveralLanes) {
+TEST(RaggedExchange, DealsRowsToSeveralStrands) {
   Hosts hosts({0, 1}, Net::kFake, 3);
   HostJob job(4, 2, kLarge, &hosts);
   const Shape shape{
@@ -244,7 +244,7 @@ TEST(RaggedExchange, DealsRowsToSeveralLanes) {
   ASSERT_EQ(site.call(0).blocks(), 3);
   for (uint32_t seed = 1; seed < 4; ++seed) {
     site.Draw(seed, 2, seed == 3);
-    ExpectRight(job, site, "three lanes, seed " + std::to_string(seed), {}, 2);
+    ExpectRight(job, site, "three strands, seed " + std::to_string(seed), {}, 2);
   }
 }
 
@@ -442,7 +442,7 @@ TEST(RaggedExchangeFailure, CallsThatAreCutOtherwiseHaveAnotherDigest) {
     header.flags_per_worker = 4;
     header.workers = header.chunks_per_block = 1;
     TableCall call = {};
-    call.lanes = call.slice_count = call.vector_count = 1;
+    call.strands = call.slice_count = call.vector_count = 1;
     call.depth = 2;
     call.stride_bytes = stride;
     StatusOr<HostRoutes> made = HostRoutes::MakeRagged(header, call, {0, 1});

@@ -371,7 +371,7 @@ class DeviceWorld {
 // Small enough that a few thousand elements are many slices.
 inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
                                        .flag_capacity = 2048,
-                                       .max_lanes = 2,
+                                       .max_strands = 2,
                                        .depth = 2,
                                        .max_strip_bytes = 512,
                                        .min_strip_bytes = 256};
