@@ -118,15 +118,15 @@ Status Harness::Init() {
   if (error != cudaSuccess) return ToStatus(error, "counting multiprocessors");
   // All blocks of all ranks must be resident together. Every kernel fits an SM once.
   const int most = std::max(1, sm_count / world_size);
-  CommunicatorOptions options;
+  GpuCommunicatorOptions options;
   options.staged = options_.staged;
   options.max_blocks = options_.max_blocks == 0 ? most : std::min(options_.max_blocks, most);
   options.workspace_bytes = options_.workspace_bytes;
   options.timeout_s = options_.timeout_s;
   std::vector<Member> members;
   for (int rank = 0; rank < world_size; ++rank) members.push_back({rank, 0, options_.ordinal});
-  StatusOr<std::unique_ptr<Communicator>> communicator =
-      Communicator::Create(members, 0, options, nullptr, CudaRuntime());
+  StatusOr<std::unique_ptr<GpuCommunicator>> communicator =
+      GpuCommunicator::Create(members, 0, options, nullptr, CudaRuntime());
   if (!communicator.ok()) return communicator.status();
   communicator_ = std::move(*communicator);
   StatusOr<std::unique_ptr<GroupCall>> call =

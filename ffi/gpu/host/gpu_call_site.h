@@ -21,7 +21,7 @@
 #include "base/status.h"
 #include "call/call_core.h"
 #include "gpu/abi/runtime.h"
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/group_call.h"
 #include "gpu/host/store.h"
 
@@ -31,9 +31,9 @@ namespace jaxcoll::cuda {
 struct Job {
   int process = 0;
   std::vector<Member> devices;
-  CommunicatorOptions options;   // without `operand`
-  bool maps_operands = true;     // whether processes offer each other their arrays' memory
-  std::unique_ptr<Store> store;  // null in a job of one process
+  GpuCommunicatorOptions options;  // without `operand`
+  bool maps_operands = true;       // whether processes offer each other their arrays' memory
+  std::unique_ptr<Store> store;    // null in a job of one process
   Runtime* runtime = nullptr;
 };
 void StartJob(Job job);
@@ -58,7 +58,7 @@ class GpuCallSite {
 
  private:
   struct Group {
-    Communicator* communicator = nullptr;
+    GpuCommunicator* communicator = nullptr;
     std::unique_ptr<GroupCall> call;  // null: no rank of it is here
   };
 

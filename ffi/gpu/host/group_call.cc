@@ -8,10 +8,10 @@
 
 namespace jaxcoll::cuda {
 
-GroupCall::GroupCall(Communicator& communicator, Plan plan)
+GroupCall::GroupCall(GpuCommunicator& communicator, Plan plan)
     : communicator_(communicator), plan_(std::move(plan)) {}
 
-StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicator,
+StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(GpuCommunicator& communicator,
                                                        const CallSpec& spec, const CallShape& shape,
                                                        const std::string& key,
                                                        const std::string& description,

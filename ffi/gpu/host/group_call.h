@@ -19,7 +19,7 @@
 #include "call/call_shape.h"
 #include "gpu/abi/runtime.h"
 #include "gpu/host/call_plan.h"
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/message_plan.h"
 
 namespace jaxcoll::cuda {
@@ -37,7 +37,7 @@ class GroupCall {
  public:
   // `key`, where other processes take part: the call site, by the same name in all of them.
   // `description`: for people. `interpret`: by messages, even where there is a kernel.
-  static StatusOr<std::unique_ptr<GroupCall>> Create(Communicator& communicator,
+  static StatusOr<std::unique_ptr<GroupCall>> Create(GpuCommunicator& communicator,
                                                      const CallSpec& spec, const CallShape& shape,
                                                      const std::string& key,
                                                      const std::string& description,
@@ -58,7 +58,7 @@ class GroupCall {
  private:
   using Plan = std::variant<CallPlan, std::unique_ptr<MessagePlan>>;
 
-  GroupCall(Communicator& communicator, Plan plan);
+  GroupCall(GpuCommunicator& communicator, Plan plan);
   Status Init(const std::string& key, const std::string& description);
   // Null where a kernel of its own runs.
   MessagePlan* messages() const {
@@ -70,7 +70,7 @@ class GroupCall {
   Status ReachHosts(const MessagePlan& plan, const std::string& description);
   unsigned char* Area(int rank, int seen_by) const;
 
-  Communicator& communicator_;
+  GpuCommunicator& communicator_;
   Plan plan_;
   SeatGrant grant_;
   const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part

@@ -304,7 +304,7 @@ TEST(RaggedExchange, SendsFromDeviceMemoryWhereLinksTakeIt) {
   Hosts hosts({0, 1, 2}, Net::kFake, 1);
   hosts.takes_dmabuf = [](int, int to) { return to == 1; };
   HostJob job(6, 3, kLarge, &hosts,
-              [](HostRuntime& runtime, CommunicatorOptions&) { runtime.why_no_dmabuf = ""; });
+              [](HostRuntime& runtime, GpuCommunicatorOptions&) { runtime.why_no_dmabuf = ""; });
   RaggedSite site(job, {.ranks = 6, .updates = 2});
   for (uint32_t seed = 1; seed < 4; ++seed) {
     site.Draw(seed, 5, seed == 3);

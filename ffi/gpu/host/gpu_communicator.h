@@ -1,6 +1,6 @@
 // The GPUs of one group, and the workspace that each of them has.
 //
-// A communicator is made at the first call of its group and lives as long as the process: a group
+// It is made at the first call of its group and lives as long as the process: a group
 // that comes back finds its workspace and its counters. It is known by its device ids, so all
 // meshes that have the group share it.
 //
@@ -42,7 +42,7 @@ struct Member {
   int ordinal = 0;  // of the device in its process
 };
 
-struct CommunicatorOptions {
+struct GpuCommunicatorOptions {
   bool staged = false;                   // even where operands could be reached
   int max_blocks = 32;                   // of a launch; the smallest of all processes counts
   uint64_t workspace_bytes = 128 << 20;  // per rank; equal in all processes
@@ -74,15 +74,15 @@ struct SeatRequest {
   std::function<uint64_t(uint64_t available)> area_bytes;
 };
 
-class Communicator {
+class GpuCommunicator {
  public:
   // `process` is this one. `store` may be null if it has all members.
-  static StatusOr<std::unique_ptr<Communicator>> Create(std::vector<Member> members, int process,
-                                                        const CommunicatorOptions& options,
-                                                        Store* store, Runtime& runtime);
-  ~Communicator();
-  Communicator(const Communicator&) = delete;
-  Communicator& operator=(const Communicator&) = delete;
+  static StatusOr<std::unique_ptr<GpuCommunicator>> Create(std::vector<Member> members, int process,
+                                                           const GpuCommunicatorOptions& options,
+                                                           Store* store, Runtime& runtime);
+  ~GpuCommunicator();
+  GpuCommunicator(const GpuCommunicator&) = delete;
+  GpuCommunicator& operator=(const GpuCommunicator&) = delete;
 
   int world_size() const { return static_cast<int>(members_.size()); }
   const Member& member(int rank) const { return members_[rank]; }
@@ -117,8 +117,8 @@ class Communicator {
   static std::vector<std::string> DescribeAll();  // a line for each, for `jaxcoll info`
 
  private:
-  Communicator(std::vector<Member> members, int process, const CommunicatorOptions& options,
-               Store* store, Runtime& runtime);
+  GpuCommunicator(std::vector<Member> members, int process, const GpuCommunicatorOptions& options,
+                  Store* store, Runtime& runtime);
   Status Init();
   Status EnablePeerAccess();
   Status Allocate();
@@ -134,7 +134,7 @@ class Communicator {
 
   const std::vector<Member> members_;
   const int process_;
-  const CommunicatorOptions options_;
+  const GpuCommunicatorOptions options_;
   Store* const store_;
   Runtime& runtime_;
   bool all_local_ = true;
