@@ -163,7 +163,7 @@ Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs
                         " is in none of its groups; compile the program for the mesh it runs on"));
   }
   const Place place = *place_of_ordinal_[ordinal];
-  const Group& group = groups_[place.group];
+  const GpuGroup& group = groups_[place.group];
   if (const std::optional<std::string> cause = group.communicator->Cause()) {
     return Status(StatusCode::kFailedPrecondition,
                   "an earlier collective failed on these GPUs: " + *cause);

@@ -57,7 +57,7 @@ class GpuCallSite {
                  const uint32_t* logical_id) const;
 
  private:
-  struct Group {
+  struct GpuGroup {
     GpuCommunicator* communicator = nullptr;
     std::unique_ptr<GroupCall> call;  // null: no rank of it is here
   };
@@ -72,7 +72,7 @@ class GpuCallSite {
 
   std::mutex mutex_;
   std::atomic<bool> prepared_{false};  // publishes what follows, constant from then on
-  std::vector<Group> groups_;
+  std::vector<GpuGroup> groups_;
   std::vector<std::optional<Place>> place_of_ordinal_;
   std::vector<uint32_t> logical_of_ordinal_;
 };

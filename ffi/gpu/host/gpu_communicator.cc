@@ -255,7 +255,7 @@ Status GpuCommunicator::MapPeers() {
 }
 
 Status GpuCommunicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
-  HostProxy::GroupSpec group;
+  HostProxy::HostGroupSpec group;
   std::map<std::string, int> numbers;
   for (int rank = 0; rank < world_size(); ++rank) {
     const auto number = static_cast<int>(numbers.size());

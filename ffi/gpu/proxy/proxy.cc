@@ -69,11 +69,11 @@ struct HostProxy::Label {
 
 // ---- Groups and regions ------------------------------------------------------------------------
 
-void HostProxy::OpenGroup(GroupSpec spec) {
+void HostProxy::OpenGroup(HostGroupSpec spec) {
   std::lock_guard lock(mutex_);
   const auto [it, fresh] = groups_.try_emplace(spec.id);
   JAXCOLL_CHECK(fresh, "group %llx is open", static_cast<unsigned long long>(spec.id));
-  Group& group = it->second;
+  HostGroup& group = it->second;
   group.spec = std::move(spec);
   group.processes.insert(group.spec.process_of_rank.begin(), group.spec.process_of_rank.end());
   group.processes.erase(process_);
@@ -90,8 +90,8 @@ void HostProxy::OpenGroup(GroupSpec spec) {
 
 void HostProxy::OpenRegion(RegionSpec spec) {
   std::lock_guard lock(mutex_);
-  Group& group = groups_.at(spec.group);
-  const GroupSpec& members = group.spec;
+  HostGroup& group = groups_.at(spec.group);
+  const HostGroupSpec& members = group.spec;
   const HostRoutes& routes = *spec.routes;
   const int32_t ranks = routes.world_size();
   JAXCOLL_CHECK(ranks == static_cast<int32_t>(members.process_of_rank.size()), "%d ranks", ranks);
@@ -147,13 +147,13 @@ void HostProxy::OpenRegion(RegionSpec spec) {
   }
 }
 
-std::string HostProxy::OtherRoutes(const Group& group, const Region& region, int process) {
+std::string HostProxy::OtherRoutes(const HostGroup& group, const Region& region, int process) {
   return region.spec.description + ": " + RanksOf(group, process) +
          " cut the same call in another way: JAXCOLL_CUDA_* must be equal in all processes, and "
          "jaxcoll of one version";
 }
 
-HostProxy::Region* HostProxy::FindRegion(uint64_t key, Group** group) {
+HostProxy::Region* HostProxy::FindRegion(uint64_t key, HostGroup** group) {
   const auto found = group_of_region_.find(key);
   if (found == group_of_region_.end()) return nullptr;
   *group = &groups_.at(found->second);
@@ -189,7 +189,7 @@ bool HostProxy::Step(Carrier& carrier) {
 }
 
 // Asks for links, and passes on why the group has failed.
-bool HostProxy::Tell(Group& group, Carrier& carrier) {
+bool HostProxy::Tell(HostGroup& group, Carrier& carrier) {
   bool active = false;
   for (const int process : std::exchange(group.unwanted, {})) {
     const std::string lost = carrier.Want(process);
@@ -224,7 +224,8 @@ void HostProxy::Begin(const Region& region, Sender& sender) {
   }
 }
 
-bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, Carrier& carrier) {
+bool HostProxy::StepSender(const HostGroup& group, Region& region, Sender& sender,
+                           Carrier& carrier) {
   bool active = false;
   if (!sender.active) {
     if (static_cast<uint32_t>(Acquire(sender.doorbell)) == sender.epoch) return false;
@@ -372,7 +373,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   std::lock_guard lock(mutex_);
   active_at_ = steady_clock::now();
   const Label label = Label::From(packed);
-  Group* group = nullptr;
+  HostGroup* group = nullptr;
   Region* const region = FindRegion(label.region, &group);
   if (region == nullptr) {
     if (label.kind != kOpen) return nullptr;  // of a group that was closed
@@ -406,7 +407,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   return "it sent an unknown parcel";
 }
 
-const char* HostProxy::OnArrived(Group& group, Region& region, int process, const Label& label,
+const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                                  std::span<const std::byte> bytes) {
   const HostRoutes& routes = *region.spec.routes;
   const HostRoutes::Message& message = *routes.Find(label.message);
@@ -462,7 +463,7 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   return nullptr;
 }
 
-const char* HostProxy::OnFreed(Group& group, Region& region, int process, const Label& label) {
+const char* HostProxy::OnFreed(HostGroup& group, Region& region, int process, const Label& label) {
   const HostRoutes& routes = *region.spec.routes;
   const HostRoutes::Message& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
@@ -477,7 +478,7 @@ const char* HostProxy::OnFreed(Group& group, Region& region, int process, const 
   return nullptr;
 }
 
-const char* HostProxy::OnDone(Group& group, Region& region, int process, const Label& label) {
+const char* HostProxy::OnDone(HostGroup& group, Region& region, int process, const Label& label) {
   const std::vector<int>& processes = group.spec.process_of_rank;
   const uint32_t from = label.message, to = label.slice;
   if (from >= processes.size() || to >= processes.size() || processes[from] != process ||
@@ -498,7 +499,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
 }
 
 // A process that learns of it passes it on, for the first one may not reach everybody.
-void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
+void HostProxy::Fail(HostGroup& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
   Log(LogLevel::kInfo, "a communicator of GPUs failed: %s", cause.c_str());
@@ -548,7 +549,8 @@ void HostProxy::OnLeft(int process, const std::string& why) {
 }
 
 // A launch that has begun here and has not ended at a rank that has died never will.
-std::string HostProxy::WhoMisses(const Group& group, const Region& region, const Sender& sender) {
+std::string HostProxy::WhoMisses(const HostGroup& group, const Region& region,
+                                 const Sender& sender) {
   const auto epoch = static_cast<uint32_t>(Acquire(sender.doorbell));
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {
     const int process = group.spec.process_of_rank[rank];
@@ -564,7 +566,7 @@ std::string HostProxy::WhoMisses(const Group& group, const Region& region, const
   return "";
 }
 
-std::string HostProxy::RanksOf(const Group& group, int process) {
+std::string HostProxy::RanksOf(const HostGroup& group, int process) {
   std::string ranks;
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {
     if (group.spec.process_of_rank[rank] != process) continue;

@@ -86,15 +86,15 @@ class HostProxy final : public Guest {
   HostProxy(const HostProxy&) = delete;
   HostProxy& operator=(const HostProxy&) = delete;
 
-  // A communicator. All but `abort` is equal in all its processes.
-  struct GroupSpec {
+  // A communicator's group. All but `abort` is equal in all its processes.
+  struct HostGroupSpec {
     uint64_t id = 0;
     std::vector<int> process_of_rank;
     std::vector<int> host_of_rank;
     std::vector<std::string> names;  // of ranks, for people
     uint32_t* abort = nullptr;       // kernels read it
   };
-  void OpenGroup(GroupSpec spec);
+  void OpenGroup(HostGroupSpec spec);
   // Nothing of the group is touched any more.
   void CloseGroup(uint64_t id);
 
@@ -184,8 +184,8 @@ class HostProxy final : public Guest {
     std::vector<Sender> senders;
     std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and strand
   };
-  struct Group {
-    GroupSpec spec;
+  struct HostGroup {
+    HostGroupSpec spec;
     std::set<int> processes;          // others
     std::set<int> unwanted;           // of those: a link has not been asked for
     std::map<int, std::string> left;  // of those: ended in good order
@@ -201,9 +201,9 @@ class HostProxy final : public Guest {
   };
 
   // All below: mutex_ held.
-  void Fail(Group& group, const std::string& cause, int told_by = -1);
-  bool Tell(Group& group, Carrier& carrier);
-  bool StepSender(const Group& group, Region& region, Sender& sender, Carrier& carrier);
+  void Fail(HostGroup& group, const std::string& cause, int told_by = -1);
+  bool Tell(HostGroup& group, Carrier& carrier);
+  bool StepSender(const HostGroup& group, Region& region, Sender& sender, Carrier& carrier);
   bool Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   // The next bytes of a message, at most `left`; how many have gone, 0 if there is no room.
   int64_t SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
@@ -213,20 +213,21 @@ class HostProxy final : public Guest {
   void Begin(const Region& region, Sender& sender);
   static int64_t UsesTold(const Region& region, const HostRoutes::Message& message,
                           const SlotUse& use, uint32_t epoch);
-  const char* OnArrived(Group& group, Region& region, int process, const Label& label,
+  const char* OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                         std::span<const std::byte> bytes);
-  const char* OnFreed(Group& group, Region& region, int process, const Label& label);
-  const char* OnDone(Group& group, Region& region, int process, const Label& label);
-  Region* FindRegion(uint64_t key, Group** group);
-  static std::string WhoMisses(const Group& group, const Region& region, const Sender& sender);
-  static std::string OtherRoutes(const Group& group, const Region& region, int process);
-  static std::string RanksOf(const Group& group, int process);
-  static Link::Loan* LoanOf(const Group& group, const RegionSpec& spec, int32_t rank, int process);
+  const char* OnFreed(HostGroup& group, Region& region, int process, const Label& label);
+  const char* OnDone(HostGroup& group, Region& region, int process, const Label& label);
+  Region* FindRegion(uint64_t key, HostGroup** group);
+  static std::string WhoMisses(const HostGroup& group, const Region& region, const Sender& sender);
+  static std::string OtherRoutes(const HostGroup& group, const Region& region, int process);
+  static std::string RanksOf(const HostGroup& group, int process);
+  static Link::Loan* LoanOf(const HostGroup& group, const RegionSpec& spec, int32_t rank,
+                            int process);
 
   const int process_;
   std::mutex mutex_;
   CarrierAccess* access_ = nullptr;
-  std::map<uint64_t, Group> groups_;
+  std::map<uint64_t, HostGroup> groups_;
   std::map<uint64_t, uint64_t> group_of_region_;
   std::map<std::pair<uint64_t, int>, uint64_t> early_opens_;  // (region, process) -> digest
   std::deque<EarlyFailure> early_failures_;

@@ -27,7 +27,7 @@ std::string Listed(const std::set<int>& processes) {
 }  // namespace
 
 HostReach::HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordinals, int process,
-                     HostProxy::GroupSpec spec)
+                     HostProxy::HostGroupSpec spec)
     : proxy_(proxy),
       runtime_(runtime),
       ordinals_(std::move(ordinals)),
@@ -40,7 +40,7 @@ HostReach::HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordina
 
 StatusOr<std::unique_ptr<HostReach>> HostReach::Create(HostProxy& proxy, Runtime& runtime,
                                                        std::vector<int> ordinals, int process,
-                                                       HostProxy::GroupSpec spec,
+                                                       HostProxy::HostGroupSpec spec,
                                                        const Options& options) {
   std::unique_ptr<HostReach> reach(
       new HostReach(proxy, runtime, std::move(ordinals), process, std::move(spec)));

@@ -57,7 +57,7 @@ class HostReach {
   // `ordinals`: by rank, the device in its process. `spec`: without `abort`.
   static StatusOr<std::unique_ptr<HostReach>> Create(HostProxy& proxy, Runtime& runtime,
                                                      std::vector<int> ordinals, int process,
-                                                     HostProxy::GroupSpec spec,
+                                                     HostProxy::HostGroupSpec spec,
                                                      const Options& options);
   ~HostReach();
   HostReach(const HostReach&) = delete;
@@ -85,7 +85,7 @@ class HostReach {
   };
 
   HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordinals, int process,
-            HostProxy::GroupSpec spec);
+            HostProxy::HostGroupSpec spec);
   bool IsLocal(int rank) const { return spec_.process_of_rank[rank] == process_; }
   std::vector<uint64_t> Needed(const HostRoutes& routes, const Region& region) const;
   // All below: mutex_ held.
@@ -100,7 +100,7 @@ class HostReach {
   Runtime& runtime_;
   const std::vector<int> ordinals_;
   const int process_;
-  HostProxy::GroupSpec spec_;
+  HostProxy::HostGroupSpec spec_;
   int host_ = 0;
 
   mutable std::mutex mutex_;                                  // guards what follows

@@ -81,9 +81,9 @@ void PrintTo(const KernelCase& c, std::ostream* out) {
 }
 
 // The group's memory, and its threads.
-class Group {
+class KernelGroup {
  public:
-  explicit Group(const KernelCase& c) : case_(c) {
+  explicit KernelGroup(const KernelCase& c) : case_(c) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -99,7 +99,7 @@ class Group {
     }
     Init(spec);
   }
-  Group(const KernelCase& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
+  KernelGroup(const KernelCase& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -268,7 +268,7 @@ class Group {
   std::vector<uint32_t> fingerprints_;
 };
 
-void Fill(Group& group, const KernelCase& c) {
+void Fill(KernelGroup& group, const KernelCase& c) {
   std::mt19937 random(7);
   for (int rank = 0; rank < c.ranks; ++rank) {
     for (size_t v = 0; v < c.elements.size(); ++v) {
@@ -286,7 +286,7 @@ void Fill(Group& group, const KernelCase& c) {
 
 // The result that rank `rank` should have, by the rules of schedule.h and the kernels of the CPU
 // engine.
-Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
+Bytes Expected(KernelGroup& group, const KernelCase& c, int rank, int v) {
   const size_t block = c.elements[v] * ItemBytes(c.dtype);
   Bytes result(group.output(rank, v).size(), 0);
   const auto reduce = [&](size_t skip) {
@@ -314,7 +314,7 @@ Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
 
 void Check(const KernelCase& c) {
   SCOPED_TRACE(testing::PrintToString(c));
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(c.calls));
   if (c.reached == Reached::kDirect || c.reached == Reached::kMapped) {
@@ -399,7 +399,7 @@ TEST_P(CudaKernels, ManyVectorsInOneCall) {
 
 TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
   KernelCase c{.collective = "all_reduce", .ranks = 3, .reached = GetParam()};
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   group.timeout_s = 0.2;
   EXPECT_FALSE(group.Run(1, /*leave_out=*/1));
@@ -419,7 +419,7 @@ TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
 
 TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
   KernelCase c{.collective = "all_gather", .ranks = 4, .reached = GetParam()};
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(2));
   group.fingerprint(2) ^= 0x1000;
@@ -437,10 +437,10 @@ TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
 // ---- ragged_all_to_all -------------------------------------------------------------------------
 
 // Every rank sends (from + 2 to + u) mod 4 rows in update u, one after the other on both sides.
-struct RaggedGroup {
+struct RaggedKernelGroup {
   static constexpr int kRanks = 3, kUpdates = 2, kRows = 24, kRowElements = 5;
 
-  explicit RaggedGroup(Reached reached) : group(MakeCase(reached), MakeShape()) {
+  explicit RaggedKernelGroup(Reached reached) : group(MakeCase(reached), MakeShape()) {
     for (int rank = 0; rank < kRanks; ++rank) {
       int64_t sent = 0;
       for (int i = 0; i < kRanks * kUpdates; ++i) {
@@ -501,7 +501,7 @@ struct RaggedGroup {
     return result;
   }
 
-  Group group;
+  KernelGroup group;
 };
 
 class CudaRagged : public testing::TestWithParam<Reached> {};
@@ -509,35 +509,36 @@ INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::ValuesIn(kReached),
                          [](const auto& info) { return Name(info.param); });
 
 TEST_P(CudaRagged, EveryRankGetsItsRows) {
-  RaggedGroup ragged(GetParam());
+  RaggedKernelGroup ragged(GetParam());
   ASSERT_TRUE(ragged.group.Run(3));
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank)) << "rank " << rank;
   }
 }
 
 // Where rows overlap, the rank and update that come last win.
 TEST_P(CudaRagged, OverlappingRowsAreWrittenInOrder) {
-  RaggedGroup ragged(GetParam());
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
-    for (int i = 0; i < RaggedGroup::kRanks * RaggedGroup::kUpdates; ++i) ragged.Set(rank, 4, i, 2);
+  RaggedKernelGroup ragged(GetParam());
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
+    for (int i = 0; i < RaggedKernelGroup::kRanks * RaggedKernelGroup::kUpdates; ++i)
+      ragged.Set(rank, 4, i, 2);
   }
   ASSERT_TRUE(ragged.group.Run(2));
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank, 2)) << "rank " << rank;
   }
 }
 
 // Every rank finds it; a trap ends all but the first.
-Cause AnyCause(const Group& group) {
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+Cause AnyCause(const KernelGroup& group) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     if (group.cause(rank).kind != Cause::kNone) return group.cause(rank);
   }
   return {};
 }
 
 TEST_P(CudaRagged, SizesThatDisagreeAreRefused) {
-  RaggedGroup ragged(GetParam());
+  RaggedKernelGroup ragged(GetParam());
   ragged.Set(1, 5, 0, 9);
   EXPECT_FALSE(ragged.group.Run(1));
   const Cause cause = AnyCause(ragged.group);
@@ -548,7 +549,7 @@ TEST_P(CudaRagged, SizesThatDisagreeAreRefused) {
 }
 
 TEST_P(CudaRagged, RowsOutsideOfTheOperandAreRefused) {
-  RaggedGroup ragged(GetParam());
+  RaggedKernelGroup ragged(GetParam());
   ragged.Set(2, 2, 0, 1 << 30);
   EXPECT_FALSE(ragged.group.Run(1));
   const Cause cause = AnyCause(ragged.group);

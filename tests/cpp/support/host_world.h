@@ -55,7 +55,7 @@ class HostedWorld {
       world_.header(rank).epoch = layout_.epoch;
       for (unsigned char* region : {world_.addresses()[rank], inboxes_[rank]->data()}) Age(region);
     }
-    HostProxy::GroupSpec group;
+    HostProxy::HostGroupSpec group;
     group.id = layout_.id;
     group.process_of_rank = layout_.process_of_rank;
     group.host_of_rank = std::move(host_of_rank);
