@@ -33,7 +33,7 @@ struct CallSpec {
   std::string label;
 };
 
-// The place of a logical id.
+// The place of a logical id: its group, and its rank there.
 struct Place {
   int32_t group = 0;
   int32_t rank = 0;

@@ -34,7 +34,7 @@ RaggedProcesses::RaggedProcesses(const RaggedShape& shape, const std::vector<int
   // The longest header of any pair.
   std::vector<size_t> sizes;
   for (const auto& [owner, ranks] : processes) {
-    if (owner == process) place_ = static_cast<int32_t>(first_ranks_.size());
+    if (owner == process) index_ = static_cast<int32_t>(first_ranks_.size());
     first_ranks_.push_back(ranks[0]);
     sizes.push_back(ranks.size());
   }
@@ -53,7 +53,7 @@ StatusOr<SliceOps> RaggedProcesses::Ops() const {
   ScheduleSpec spec;
   spec.collective = Collective::kAllToAll;
   spec.world_size = static_cast<int32_t>(first_ranks_.size());
-  StatusOr<OpList> op_list = BuildSchedule(spec, place_);
+  StatusOr<OpList> op_list = BuildSchedule(spec, index_);
   if (!op_list.ok()) return op_list.status();
   const StatusOr<World> world = World::Create({std::move(*op_list)}, spec.world_size);
   if (!world.ok()) return world.status();

@@ -52,7 +52,7 @@ class RaggedProcesses {
   std::vector<int32_t> peer_of_rank_;
   std::vector<std::string> of_rank_;  // " (process 1)"
   std::vector<int32_t> first_ranks_;  // of all processes, in the order of the schedule's ranks
-  int32_t place_ = 0;                 // this process in it
+  int32_t index_ = 0;                 // this process in it
   int32_t header_slices_ = 1;
 };
 

@@ -25,7 +25,7 @@ class SliceCompiler {
     for (int32_t member = 0; member < world_.member_count(); ++member) AddOps(member);
     JoinMessages();
     Forward();
-    PlaceScratch();
+    AssignCells();
     FindZeros();
     FindReadAgain();
     ListMessages();
@@ -112,7 +112,7 @@ class SliceCompiler {
     }
   }
 
-  void PlaceScratch() {
+  void AssignCells() {
     std::vector<LocalChunk*> touched;
     for (SliceOp& op : result_.ops) {
       const auto touch = [&](std::vector<LocalChunk>& chunks) {
@@ -127,8 +127,8 @@ class SliceCompiler {
     std::sort(touched.begin(), touched.end(),
               [&](const LocalChunk* a, const LocalChunk* b) { return key(a) < key(b); });
     for (size_t i = 0; i < touched.size(); ++i) {
-      if (i == 0 || key(touched[i]) != key(touched[i - 1])) ++result_.scratch_places;
-      touched[i]->place = result_.scratch_places - 1;
+      if (i == 0 || key(touched[i]) != key(touched[i - 1])) ++result_.scratch_cells;
+      touched[i]->cell = result_.scratch_cells - 1;
     }
   }
 

@@ -29,7 +29,7 @@ struct LocalChunk {
   int32_t member = 0;
   BufferKind buffer = BufferKind::kInput;
   int32_t chunk = 0;
-  int32_t place = -1;  // in scratch: where the process keeps it, see SliceOps
+  int32_t cell = -1;  // of scratch: where the process keeps it, see SliceOps
 };
 
 struct SliceOp {
@@ -60,9 +60,9 @@ struct SliceOps {
   int32_t chunks_per_block = 1;
   int32_t input_blocks = 1;
   int32_t output_blocks = 1;
-  // Places in scratch: one for each chunk that an op of `members` touches, however many blocks the
+  // Cells of scratch: one for each chunk that an op of `members` touches, however many blocks the
   // schedule lays out (direct2 lays out P^2 chunks, of which a rank touches P).
-  int32_t scratch_places = 0;
+  int32_t scratch_cells = 0;
   std::vector<int32_t> members;  // rank in the group of each local rank
   std::vector<SliceOp> ops;
   std::vector<LocalChunk> zeros;           // output that nobody writes

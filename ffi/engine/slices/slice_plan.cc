@@ -70,14 +70,14 @@ StatusOr<std::shared_ptr<const SlicePlan>> SlicePlan::Create(
     most_stride = std::max(most_stride, open.stride_sum);
   }
   if (!open.parts.empty()) plan->slices_.push_back(std::move(open));
-  plan->scratch_bytes_ = static_cast<size_t>(p.scratch_places) * most_stride;
+  plan->scratch_bytes_ = static_cast<size_t>(p.scratch_cells) * most_stride;
   if (output_bytes >= OutputStreamingThresholdBytes()) plan->output_caching_ = Caching::kStreaming;
-  plan->landings_.resize(p.scratch_places);
+  plan->landings_.resize(p.scratch_cells);
   for (size_t op = 0; op < p.ops.size(); ++op) {
     if (p.ops[op].kind != SliceOp::Kind::kInPlace) continue;
     int32_t position = 0;
     for (const LocalChunk& c : p.ops[op].destination) {
-      plan->landings_[c.place] = {static_cast<int32_t>(op), position++};
+      plan->landings_[c.cell] = {static_cast<int32_t>(op), position++};
     }
   }
   return std::shared_ptr<const SlicePlan>(std::move(plan));
@@ -118,8 +118,8 @@ size_t SlicePlan::ArrayIndex(const LocalChunk& chunk, int32_t vector) const {
 }
 
 std::byte* SlicePlan::Address(const LocalChunk& chunk, size_t part_index,
-                              const Place& place) const {
-  const Slice& slice = slices_[place.slice];
+                              const Memory& memory) const {
+  const Slice& slice = slices_[memory.slice];
   const Part& part = slice.parts[part_index];
   if (chunk.buffer != BufferKind::kScratch) {
     const int32_t in_array =
@@ -128,26 +128,26 @@ std::byte* SlicePlan::Address(const LocalChunk& chunk, size_t part_index,
     const size_t index = ArrayIndex(chunk, part.vector);
     // Inputs are only read: Parse and the verifier refuse what writes them.
     return chunk.buffer == BufferKind::kInput
-               ? const_cast<std::byte*>(place.buffers->inputs[index]) + offset
-               : place.buffers->outputs[index] + offset;
+               ? const_cast<std::byte*>(memory.buffers->inputs[index]) + offset
+               : memory.buffers->outputs[index] + offset;
   }
   // Parts follow each other; within a part, chunks do.
   const auto in = [&](std::byte* base, size_t chunks, size_t position) {
     for (size_t i = 0; i < part_index; ++i) base += slice.parts[i].stride * chunks;
     return base + part.stride * position;
   };
-  const Landing& landing = landings_[chunk.place];
+  const Landing& landing = landings_[chunk.cell];
   if (landing.op >= 0) {
-    if (const std::byte* message = place.in_place->Message(landing.op)) {
+    if (const std::byte* message = memory.in_place->Message(landing.op)) {
       return in(const_cast<std::byte*>(message), slice_ops_->ops[landing.op].chunk_count,
                 landing.position);
     }
   }
-  return in(place.scratch, slice_ops_->scratch_places, chunk.place);
+  return in(memory.scratch, slice_ops_->scratch_cells, chunk.cell);
 }
 
-void SlicePlan::Move(const SliceOp& op, const std::byte* incoming, const Place& place) const {
-  const Slice& slice = slices_[place.slice];
+void SlicePlan::Move(const SliceOp& op, const std::byte* incoming, const Memory& memory) const {
+  const Slice& slice = slices_[memory.slice];
   std::array<const void*, 64> few;
   std::vector<const void*> many;
   const size_t count = op.sources.size() + (incoming != nullptr ? 1 : 0);
@@ -165,9 +165,9 @@ void SlicePlan::Move(const SliceOp& op, const std::byte* incoming, const Place& 
       }
       if (elements == 0) continue;
       for (const std::vector<LocalChunk>& source : op.sources) {
-        sources[n++] = Address(source[i], p, place);
+        sources[n++] = Address(source[i], p, memory);
       }
-      void* const destination = Address(to, p, place);
+      void* const destination = Address(to, p, memory);
       const Caching caching =
           to.buffer == BufferKind::kOutput && !op.read_again ? output_caching_ : Caching::kCached;
       if (count == 1) {
@@ -181,25 +181,25 @@ void SlicePlan::Move(const SliceOp& op, const std::byte* incoming, const Place& 
   }
 }
 
-void SlicePlan::Gather(const SliceOp& op, std::byte* message, const Place& place) const {
-  const Slice& slice = slices_[place.slice];
+void SlicePlan::Gather(const SliceOp& op, std::byte* message, const Memory& memory) const {
+  const Slice& slice = slices_[memory.slice];
   for (size_t p = 0; p < slice.parts.size(); ++p) {
     for (int32_t i = 0; i < op.chunk_count; ++i) {
       const LocalChunk& from = op.sources[0][i];
       const size_t bytes = StripOf(from.chunk, slice.parts[p]).count * item_bytes_;
-      if (bytes > 0) std::memcpy(message, Address(from, p, place), bytes);
+      if (bytes > 0) std::memcpy(message, Address(from, p, memory), bytes);
       message += slice.parts[p].stride;
     }
   }
 }
 
-const std::byte* SlicePlan::Contiguous(const SliceOp& op, const Place& place) const {
-  const Slice& slice = slices_[place.slice];
+const std::byte* SlicePlan::Contiguous(const SliceOp& op, const Memory& memory) const {
+  const Slice& slice = slices_[memory.slice];
   if (op.chunk_count != 1 || slice.parts.size() != 1) return nullptr;
   const Part& part = slice.parts[0];
   // The message is as long as the longest strip, rounded up; it must not reach beyond the buffer.
   if (StripOf(op.sources[0][0].chunk, part).count * item_bytes_ != part.stride) return nullptr;
-  return Address(op.sources[0][0], 0, place);
+  return Address(op.sources[0][0], 0, memory);
 }
 
 std::span<const std::byte> SlicePlan::ArrayOf(const SliceOp& op, int32_t slice,

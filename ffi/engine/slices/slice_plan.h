@@ -49,7 +49,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
     virtual ~InPlace() = default;
     virtual const std::byte* Message(int32_t op) const = 0;
   };
-  struct Place {
+  struct Memory {
     const MemberBuffers* buffers;
     std::byte* scratch;
     const InPlace* in_place;
@@ -57,11 +57,11 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
   };
 
   // destination = sources[0] op ...; for a receive `incoming` is the first source.
-  void Move(const SliceOp& op, const std::byte* incoming, const Place& place) const;
+  void Move(const SliceOp& op, const std::byte* incoming, const Memory& memory) const;
   // Collects an op's source as a message.
-  void Gather(const SliceOp& op, std::byte* message, const Place& place) const;
+  void Gather(const SliceOp& op, std::byte* message, const Memory& memory) const;
   // The source of a send if it is one contiguous piece, else null.
-  const std::byte* Contiguous(const SliceOp& op, const Place& place) const;
+  const std::byte* Contiguous(const SliceOp& op, const Memory& memory) const;
   // The input or output that it lies in; empty: in scratch.
   std::span<const std::byte> ArrayOf(const SliceOp& op, int32_t slice,
                                      const MemberBuffers& buffers) const;
@@ -85,7 +85,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
 
   SlicePlan() = default;
   Strip StripOf(int32_t chunk, const Part& part) const;
-  std::byte* Address(const LocalChunk& chunk, size_t part, const Place& place) const;
+  std::byte* Address(const LocalChunk& chunk, size_t part, const Memory& memory) const;
   // The index in MemberBuffers of the array that a chunk of an input or an output lies in.
   size_t ArrayIndex(const LocalChunk& chunk, int32_t vector) const;
 
@@ -99,12 +99,12 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
   Caching output_caching_ = Caching::kCached;
   std::vector<Slice> slices_;
   size_t scratch_bytes_ = 0;
-  // For each place in scratch the op that stays in place there, and its position; -1: none.
+  // For each cell of scratch the op that stays in place there, and its position; -1: none.
   struct Landing {
     int32_t op = -1;
     int32_t position = 0;
   };
-  std::vector<Landing> landings_;  // by place
+  std::vector<Landing> landings_;  // by cell
 };
 
 }  // namespace jaxcoll

@@ -148,7 +148,7 @@ void SliceRun::Start(Instance& instance, int32_t index) {
                                 ? op.partner
                                 : index;
       const SliceOp& move = plan_->slice_ops().ops[mover];
-      if (move.kind == SliceOp::Kind::kMove) plan_->Move(move, nullptr, PlaceOf(instance));
+      if (move.kind == SliceOp::Kind::kMove) plan_->Move(move, nullptr, MemoryOf(instance));
       Complete(instance, index);
       if (op.partner >= 0) Complete(instance, op.partner);
       return;
@@ -202,7 +202,7 @@ void SliceRun::Take(Instance& instance, int32_t index, const std::byte* message)
   if (table_ != nullptr) {
     table_->Take(instance.slice, PeerOf(op), message);
   } else {
-    plan_->Move(op, message, PlaceOf(instance));
+    plan_->Move(op, message, MemoryOf(instance));
   }
   Complete(instance, index);
 }
@@ -310,7 +310,7 @@ void SliceRun::OnSent(int32_t slice, int32_t op) {
 void SliceRun::Write(int32_t slice, int32_t op, std::byte* message) const {
   const SliceOp& send = plan_->slice_ops().ops[op];
   if (table_ == nullptr) {
-    plan_->Gather(send, message, PlaceOf(*Find(slice)));
+    plan_->Gather(send, message, MemoryOf(*Find(slice)));
   } else if (slice == kRefusal) {
     std::memcpy(message, &*fault_, sizeof(*fault_));
   } else {
@@ -320,7 +320,7 @@ void SliceRun::Write(int32_t slice, int32_t op, std::byte* message) const {
 
 const std::byte* SliceRun::Contiguous(int32_t slice, int32_t op) const {
   if (table_ != nullptr) return nullptr;
-  return plan_->Contiguous(plan_->slice_ops().ops[op], PlaceOf(*Find(slice)));
+  return plan_->Contiguous(plan_->slice_ops().ops[op], MemoryOf(*Find(slice)));
 }
 
 std::vector<int32_t> SliceRun::WaitingFor() const {

@@ -82,7 +82,7 @@ class SliceRun final : public Run {
     bool completed;  // else it starts
   };
 
-  SlicePlan::Place PlaceOf(Instance& instance) const {
+  SlicePlan::Memory MemoryOf(Instance& instance) const {
     return {&buffers_, instance.scratch.bytes.get(), &instance, instance.slice};
   }
   Instance* Find(int32_t slice) const;

@@ -165,8 +165,8 @@ struct TablePiece {
 static_assert(sizeof(TablePiece) == 12);
 
 struct TableRef {
-  enum Place : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot, kPeerInput, kPeerOutput };
-  int16_t place;
+  enum Memory : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot, kPeerInput, kPeerOutput };
+  int16_t memory;
   int16_t peer;   // kPeer*: whose; kSlot: who writes it
   int32_t index;  // block of the first chunk; in scratch and slots, the chunk there
 };

@@ -25,7 +25,7 @@ JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ran
 // Parameters of the launch for one rank.
 struct RaggedTableCall {
   // Its table is a header without ops. vectors[0]: the operand and the result, in bytes of the
-  // latter. Behind scratch_offset the kernel keeps, for each strand, the sizes and places of the
+  // latter. Behind scratch_offset the kernel keeps, for each strand, the extents of the
   // rows that come.
   TableCall table_call;
   Ragged ragged;
@@ -37,14 +37,14 @@ struct RaggedTableCall {
 static_assert(sizeof(RaggedTableCall) <= 2048, "kernel parameters");
 
 // Bytes of the result that an update writes.
-struct RaggedPlace {
+struct RaggedExtent {
   int64_t first;
   int64_t bytes;
 };
 
 // The records that a strand keeps of them: of each rank's updates, in order.
 JAXCOLL_HD constexpr int64_t RaggedScratchBytes(int64_t ranks, int64_t updates) {
-  const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedPlace));
+  const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedExtent));
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 

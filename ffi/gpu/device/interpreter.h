@@ -324,7 +324,7 @@ class Interpreter {
 
   JAXCOLL_HD unsigned char* Address(const TableRef& ref, int32_t chunk, const Strip& strip) const {
     const TableVector& vector = call_.vectors[vector_];
-    switch (ref.place) {
+    switch (ref.memory) {
       case TableRef::kInput:
       case TableRef::kOutput:
       case TableRef::kPeerInput:
@@ -340,7 +340,7 @@ class Interpreter {
         const int64_t block = int64_t{worker_} * call_.strands + strand_;
         const int64_t use = block * call_.depth + count_ % call_.depth;
         unsigned char* const region =
-            ref.place == TableRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
+            ref.memory == TableRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
         return region + call_.slot_offset +
                (use * header_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
       }
@@ -350,7 +350,7 @@ class Interpreter {
   // The base address of an operand, of this rank or another.
   JAXCOLL_HD unsigned char* BaseOf(const TableRef& ref) const {
     const TableVector& vector = call_.vectors[vector_];
-    switch (ref.place) {
+    switch (ref.memory) {
       case TableRef::kInput:
         return const_cast<unsigned char*>(static_cast<const unsigned char*>(vector.input));
       case TableRef::kOutput:

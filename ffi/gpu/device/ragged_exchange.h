@@ -34,8 +34,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
         tables_(call),
         ranks_(header_.world_size),
         updates_(call.ragged.updates_per_peer),
-        places_(reinterpret_cast<RaggedPlace*>(Base::Region() + call_.scratch_offset +
-                                               strand_ * RaggedScratchBytes(ranks_, updates_))) {}
+        extents_(reinterpret_cast<RaggedExtent*>(Base::Region() + call_.scratch_offset +
+                                                 strand_ * RaggedScratchBytes(ranks_, updates_))) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
@@ -198,9 +198,9 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
           peer == rank_ ? own : LoadEntry(Slot(Base::Inbox(peer), peer), i % count);
       ok = Check(peer, rank_, u, said, own.recv_size) && Check(rank_, peer, u, own, said.recv_size);
       if (!ok) break;
-      RaggedPlace& place = places_[peer * updates_ + u];
-      policy_.Store(&place.first, said.output_offset * ragged_.row_bytes);
-      policy_.Store(&place.bytes, said.send_size * ragged_.row_bytes);
+      RaggedExtent& extent = extents_[peer * updates_ + u];
+      policy_.Store(&extent.first, said.output_offset * ragged_.row_bytes);
+      policy_.Store(&extent.bytes, said.send_size * ragged_.row_bytes);
     }
     return policy_.All(ok);
   }
@@ -209,14 +209,14 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     for (int32_t peer = policy_.thread(); peer < ranks_; peer += policy_.threads()) {
       int64_t bytes = 0;
       JAXCOLL_NO_UNROLL
-      for (int32_t u = 0; u < updates_; ++u) bytes += PlaceOf(peer * updates_ + u).bytes;
+      for (int32_t u = 0; u < updates_; ++u) bytes += ExtentOf(peer * updates_ + u).bytes;
       SetRows(kReceived, peer, bytes);
     }
     policy_.All(true);
   }
-  JAXCOLL_HD RaggedPlace PlaceOf(int32_t i) const {
-    return {policy_.template Load<int64_t>(&places_[i].first),
-            policy_.template Load<int64_t>(&places_[i].bytes)};
+  JAXCOLL_HD RaggedExtent ExtentOf(int32_t i) const {
+    return {policy_.template Load<int64_t>(&extents_[i].first),
+            policy_.template Load<int64_t>(&extents_[i].bytes)};
   }
 
   JAXCOLL_HD RaggedEntry LoadEntry(const unsigned char* slot, int32_t i) const {
@@ -346,16 +346,16 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       JAXCOLL_NO_UNROLL
       for (int32_t u = 0; u < updates_ && before < span.last; ++u) {
         const int32_t entry = peer * updates_ + u;
-        const RaggedPlace place = PlaceOf(entry);
-        const Span part = Cut(span, before, place.bytes);
+        const RaggedExtent extent = ExtentOf(entry);
+        const Span part = Cut(span, before, extent.bytes);
         if (part.first < part.last) {
           const unsigned char* const from = peer == rank_
                                                 ? OperandOf(peer, u) + (part.first - before)
                                                 : Slot(Base::Inbox(peer), peer) + part.at;
-          Write(entry, place.first + (part.first - before), place.first + (part.last - before),
+          Write(entry, extent.first + (part.first - before), extent.first + (part.last - before),
                 from);
         }
-        before += place.bytes;
+        before += extent.bytes;
       }
     }
   }
@@ -391,11 +391,11 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     bool apart = true, hidden = false;
     JAXCOLL_NO_UNROLL
     for (int32_t i = entry + 1 + policy_.thread(); i < entries; i += policy_.threads()) {
-      const RaggedPlace place = PlaceOf(i);
-      const int64_t end = place.first + place.bytes;
-      if (place.bytes == 0 || end <= first || last <= place.first) continue;
+      const RaggedExtent extent = ExtentOf(i);
+      const int64_t end = extent.first + extent.bytes;
+      if (extent.bytes == 0 || end <= first || last <= extent.first) continue;
       apart = false;
-      hidden |= place.first <= first && last <= end;
+      hidden |= extent.first <= first && last <= end;
     }
     const bool alone = policy_.All(apart);
     if (!alone && !policy_.All(!hidden)) return;
@@ -406,11 +406,11 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       int64_t behind = 0;   // a later one reaches from here to there
       JAXCOLL_NO_UNROLL
       for (int32_t i = alone ? entries : entry + 1; i < entries && behind == 0; ++i) {
-        const RaggedPlace place = PlaceOf(i);
-        const int64_t end = place.first + place.bytes;
-        if (place.bytes == 0 || end <= first || next <= place.first) continue;
-        if (place.first <= first) behind = end;
-        next = place.first;
+        const RaggedExtent extent = ExtentOf(i);
+        const int64_t end = extent.first + extent.bytes;
+        if (extent.bytes == 0 || end <= first || next <= extent.first) continue;
+        if (extent.first <= first) behind = end;
+        next = extent.first;
       }
       if (behind == 0) policy_.Copy(result + first, from + (first - begin), next - first);
       first = behind == 0 ? next : behind;
@@ -421,7 +421,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   const RaggedTableCall& tables_;
   const int32_t ranks_;
   const int32_t updates_;
-  RaggedPlace* const places_;  // by rank and update, in order
+  RaggedExtent* const extents_;  // by rank and update, in order
 };
 
 }  // namespace jaxcoll::cuda

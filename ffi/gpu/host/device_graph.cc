@@ -87,14 +87,14 @@ class DeviceGraphBuilder {
     if (!levels.ok()) return levels.status();
     const std::vector<int32_t>& level = *levels;
     graph_.order.assign(op_lists_.size(), std::vector<std::vector<int32_t>>(graph_.workers));
-    graph_.place_in_order.resize(op_lists_.size());
+    graph_.position_in_order.resize(op_lists_.size());
     for (const OpList& op_list : op_lists_) {
       const int32_t first = world_.Id(op_list.rank, 0);
       std::vector<std::vector<int32_t>>& order = graph_.order[op_list.rank];
       for (size_t i = 0; i < op_list.ops.size(); ++i) {
         order[WorkerOf(op_list.ops[i])].push_back(static_cast<int32_t>(i));
       }
-      graph_.place_in_order[op_list.rank].resize(op_list.ops.size());
+      graph_.position_in_order[op_list.rank].resize(op_list.ops.size());
       graph_.level.emplace_back(level.begin() + first, level.begin() + first + op_list.ops.size());
       for (std::vector<int32_t>& ops : order) {
         const auto key = [&](int32_t i) {
@@ -102,7 +102,7 @@ class DeviceGraphBuilder {
         };
         std::sort(ops.begin(), ops.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
         for (size_t at = 0; at < ops.size(); ++at) {
-          graph_.place_in_order[op_list.rank][ops[at]] = static_cast<int32_t>(at);
+          graph_.position_in_order[op_list.rank][ops[at]] = static_cast<int32_t>(at);
         }
       }
     }

@@ -31,7 +31,7 @@ struct DeviceGraph {
   std::vector<Message> messages;
   std::vector<std::vector<int32_t>> message_of;          // [rank][op] -> message, -1: local
   std::vector<std::vector<std::vector<int32_t>>> order;  // [rank][worker] -> ops
-  std::vector<std::vector<int32_t>> place_in_order;      // [rank][op]
+  std::vector<std::vector<int32_t>> position_in_order;   // [rank][op]
   // [rank][op]: the longest way to it, through dependencies and messages of all ranks.
   std::vector<std::vector<int32_t>> level;
 };

@@ -13,7 +13,7 @@
 namespace jaxcoll::cuda {
 namespace {
 
-using Place = TableRef::Place;
+using Memory = TableRef::Memory;
 
 class Packer {
  public:
@@ -79,7 +79,7 @@ class Packer {
         }
       }
     }
-    const std::vector<int32_t>& at = graph_.place_in_order[rank];
+    const std::vector<int32_t>& at = graph_.position_in_order[rank];
     for (size_t i = 0; i < op_list.ops.size(); ++i) {
       const Op& op = op_list.ops[i];
       if (!IsReceive(op)) continue;
@@ -140,15 +140,15 @@ class Packer {
     slot_chunks_ = most(slots);
   }
 
-  // The place where an op of `rank` finds a chunk of its own buffers.
+  // Where an op of `rank` finds a chunk of its own buffers.
   ChunkRef Local(int32_t rank, BufferKind buffer, int32_t chunk,
                  const std::map<int32_t, ChunkRef>& landed) const {
-    if (buffer == BufferKind::kInput) return {Place::kInput, 0, chunk};
-    if (buffer == BufferKind::kOutput) return {Place::kOutput, 0, chunk};
+    if (buffer == BufferKind::kInput) return {Memory::kInput, 0, chunk};
+    if (buffer == BufferKind::kOutput) return {Memory::kOutput, 0, chunk};
     if (const auto it = landed.find(chunk); it != landed.end()) return it->second;
     const auto it = scratch_[rank].find(chunk);
-    // A chunk that nobody writes has no value; any place will do.
-    return {Place::kScratch, 0, it == scratch_[rank].end() ? 0 : it->second};
+    // A chunk that nobody writes has no value; any memory will do.
+    return {Memory::kScratch, 0, it == scratch_[rank].end() ? 0 : it->second};
   }
 
   Refs LocalRefs(int32_t rank, const Operand& operand,
@@ -160,16 +160,16 @@ class Packer {
     return refs;
   }
 
-  static Refs PeerRefs(Place place, int32_t peer, const Operand& operand) {
+  static Refs PeerRefs(Memory memory, int32_t peer, const Operand& operand) {
     Refs refs;
-    for (const int32_t chunk : ListChunks(operand)) refs.push_back({place, peer, chunk});
+    for (const int32_t chunk : ListChunks(operand)) refs.push_back({memory, peer, chunk});
     return refs;
   }
 
-  static Refs SlotRefs(Place place, int32_t peer, const Message& message) {
+  static Refs SlotRefs(Memory memory, int32_t peer, const Message& message) {
     Refs refs;
     for (int32_t i = 0; i < message.chunk_count; ++i) {
-      refs.push_back({place, peer, message.first_slot + i});
+      refs.push_back({memory, peer, message.first_slot + i});
     }
     return refs;
   }
@@ -208,7 +208,7 @@ WorkerOp Packer::Clear(int32_t rank) const {
   Refs refs;
   for (size_t chunk = 0; chunk < written.size(); ++chunk) {
     if (written[chunk]) continue;
-    refs.push_back({Place::kOutput, 0, static_cast<int32_t>(chunk)});
+    refs.push_back({Memory::kOutput, 0, static_cast<int32_t>(chunk)});
     result.positions.push_back(static_cast<int32_t>(chunk) % op_lists_[rank].chunks_per_block);
   }
   if (!refs.empty()) result.destinations = {refs};
@@ -239,10 +239,10 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   if (IsSend(op)) {
     result.sources = {LocalRefs(rank, op.sources[0], landed)};
     if (message->way == Message::kPushed) {
-      result.destinations = {PeerRefs(Place::kPeerOutput, op.peer, op.destination)};
+      result.destinations = {PeerRefs(Memory::kPeerOutput, op.peer, op.destination)};
     } else {
       wait(TableWait::kFree, arrivals_ + message->departure);
-      result.destinations = {SlotRefs(Place::kPeerSlot, op.peer, *message)};
+      result.destinations = {SlotRefs(Memory::kPeerSlot, op.peer, *message)};
     }
     result.signals.push_back({TableSignal::kArrived, op.peer, message->arrival, 0});
     return result;
@@ -251,8 +251,8 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
     if (message->way != Message::kPulled) wait(TableWait::kArrived, message->arrival);
     if (message->in_place || message->way == Message::kPushed) return result;
     result.sources.push_back(message->way == Message::kPulled
-                                 ? PeerRefs(Place::kPeerInput, op.peer, op.sources[0])
-                                 : SlotRefs(Place::kSlot, op.peer, *message));
+                                 ? PeerRefs(Memory::kPeerInput, op.peer, op.sources[0])
+                                 : SlotRefs(Memory::kSlot, op.peer, *message));
     if (op.kind == OpKind::kRecvReduce) {
       result.sources.push_back(LocalRefs(rank, op.sources[1], landed));
     }
@@ -280,8 +280,8 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
     if (!message.in_place) continue;
     const std::vector<int32_t> chunks = ListChunks(op_list.ops[i].destination);
     const Refs refs = message.way == Message::kPulled
-                          ? PeerRefs(Place::kPeerInput, message.source, op_list.ops[i].sources[0])
-                          : SlotRefs(Place::kSlot, message.source, message);
+                          ? PeerRefs(Memory::kPeerInput, message.source, op_list.ops[i].sources[0])
+                          : SlotRefs(Memory::kSlot, message.source, message);
     for (size_t c = 0; c < chunks.size(); ++c) landed[chunks[c]] = refs[c];
   }
   std::vector<WorkerOp> ops;
@@ -338,16 +338,16 @@ class TableWriter {
   DeviceTable Finish() {
     DeviceTable table;
     size_t at = sizeof(TableHeader);
-    const auto place = [&at](const auto& array, int32_t& offset) {
+    const auto lay = [&at](const auto& array, int32_t& offset) {
       offset = static_cast<int32_t>(at);
       at += array.size() * sizeof(array[0]);
     };
-    place(workers_, header_.worker_offset);
-    place(ops_, header_.op_offset);
-    place(waits_, header_.wait_offset);
-    place(signals_, header_.signal_offset);
-    place(refs_, header_.ref_offset);
-    place(pieces_, header_.piece_offset);
+    lay(workers_, header_.worker_offset);
+    lay(ops_, header_.op_offset);
+    lay(waits_, header_.wait_offset);
+    lay(signals_, header_.signal_offset);
+    lay(refs_, header_.ref_offset);
+    lay(pieces_, header_.piece_offset);
     // Whole units of 16 bytes: the kernel may copy it so.
     table.words.resize((at + 15) / 16 * 2);
     header_.total_bytes = static_cast<int32_t>(table.bytes());
@@ -373,12 +373,12 @@ class TableWriter {
   }
 
   bool Buffer(const ChunkRef& ref) const {
-    return ref.place == Place::kInput || ref.place == Place::kOutput ||
-           ref.place == Place::kPeerInput || ref.place == Place::kPeerOutput;
+    return ref.memory == Memory::kInput || ref.memory == Memory::kOutput ||
+           ref.memory == Memory::kPeerInput || ref.memory == Memory::kPeerOutput;
   }
 
   TableRef Ref(const ChunkRef& ref) const {
-    return {ref.place, static_cast<int16_t>(ref.peer),
+    return {ref.memory, static_cast<int16_t>(ref.peer),
             Buffer(ref) ? ref.chunk / header_.chunks_per_block : ref.chunk};
   }
 
@@ -386,7 +386,7 @@ class TableWriter {
   size_t AddPiece(const WorkerOp& op, size_t first) {
     const bool whole_blocks = header_.chunks_per_block == 1;
     const auto follows = [&](const Refs& refs, size_t i) {
-      return refs[i].place == refs[i - 1].place && refs[i].peer == refs[i - 1].peer &&
+      return refs[i].memory == refs[i - 1].memory && refs[i].peer == refs[i - 1].peer &&
              refs[i].chunk == refs[i - 1].chunk + 1;
     };
     size_t end = first + 1;
@@ -424,7 +424,7 @@ DeviceTable Packer::Table(int32_t rank) const {
   DropDeadStores(workers);
   for (std::vector<WorkerOp>& ops : workers) PutSideBySide(ops);
 
-  // The place of each op: its worker, and how many ops of that must have ended for it to have.
+  // When each op has ended: its worker, and how many ops of that must have ended for it to have.
   std::vector<std::pair<int32_t, int32_t>> ended(op_list.ops.size());
   for (int32_t worker = 0; worker < graph_.workers; ++worker) {
     for (size_t at = 0; at < workers[worker].size(); ++at) {

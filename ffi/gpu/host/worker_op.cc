@@ -116,7 +116,7 @@ void DropDeadStores(std::vector<std::vector<WorkerOp>>& workers) {
     for (WorkerOp& op : ops) {
       std::erase_if(op.destinations, [&](const Refs& refs) {
         return std::all_of(refs.begin(), refs.end(), [&](const ChunkRef& ref) {
-          return ref.place == TableRef::kScratch && !read.contains(ref);
+          return ref.memory == TableRef::kScratch && !read.contains(ref);
         });
       });
       if (op.destinations.empty()) op.sources.clear();

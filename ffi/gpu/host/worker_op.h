@@ -12,7 +12,7 @@ namespace jaxcoll::cuda {
 
 // One chunk of an operand, before chunks are put together into pieces.
 struct ChunkRef {
-  TableRef::Place place;
+  TableRef::Memory memory;
   int32_t peer;
   int32_t chunk;
   friend auto operator<=>(const ChunkRef&, const ChunkRef&) = default;

@@ -32,7 +32,7 @@ class TableReader {
   const TablePiece* pieces(const TableOp& op) const {
     return At<TablePiece>(header.piece_offset) + op.first_piece;
   }
-  // The place of a piece's destination `d`.
+  // Where a piece's destination `d` lies.
   const TableRef& destination(const TableOp& op, const TablePiece& piece, int32_t d) const {
     return At<TableRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
   }
@@ -148,7 +148,7 @@ Status HostRoutes::AddOps(const DeviceTable& packed, std::span<const int32_t> ow
         const TablePiece& piece = table.pieces(op)[p];
         for (int32_t d = 0; d < op.destination_count; ++d) {
           const TableRef& ref = table.destination(op, piece, d);
-          if (ref.place != TableRef::kPeerSlot || !remote(ref.peer)) continue;
+          if (ref.memory != TableRef::kPeerSlot || !remote(ref.peer)) continue;
           to(ref.peer).strips.push_back({ref.index, piece.position, piece.count});
         }
       }
@@ -166,8 +166,8 @@ Status HostRoutes::AddOps(const DeviceTable& packed, std::span<const int32_t> ow
 
 // The flags that a rank raises elsewhere, in order, now that all messages are known.
 Status HostRoutes::OrderSignals(const DeviceTable& packed, const std::vector<int>& host_of_rank) {
-  using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
-  std::map<Place, Signal> arriving, departing;
+  using FlagKey = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
+  std::map<FlagKey, Signal> arriving, departing;
   for (size_t m = 0; m < messages_.size(); ++m) {
     const Message& message = messages_[m];
     for (size_t i = 0; i < message.arrivals.size(); ++i) {
