@@ -38,7 +38,7 @@ class Packer {
       CompactScratch(rank);
     }
     AssignSlots();
-    for (const Message& message : messages_) meets_ |= message.way != Message::kSlot;
+    for (const DeviceMessage& message : messages_) meets_ |= message.way != DeviceMessage::kSlot;
     for (const OpList& op_list : op_lists_) {
       for (const Op& op : op_list.ops) {
         reduces_ |= op.kind == OpKind::kRecvReduce || op.sources.size() > 1;
@@ -53,8 +53,10 @@ class Packer {
  private:
   int32_t ranks() const { return static_cast<int32_t>(op_lists_.size()); }
   int32_t WorkerOf(const Op& op) const { return graph_.worker_of_channel.at(op.channel); }
-  Message& MessageOf(int32_t rank, size_t op) { return messages_[graph_.message_of[rank][op]]; }
-  const Message& MessageOf(int32_t rank, size_t op) const {
+  DeviceMessage& MessageOf(int32_t rank, size_t op) {
+    return messages_[graph_.message_of[rank][op]];
+  }
+  const DeviceMessage& MessageOf(int32_t rank, size_t op) const {
     return messages_[graph_.message_of[rank][op]];
   }
   int64_t ChunksOf(BufferKind buffer) const {
@@ -83,7 +85,7 @@ class Packer {
     for (size_t i = 0; i < op_list.ops.size(); ++i) {
       const Op& op = op_list.ops[i];
       if (!IsReceive(op)) continue;
-      Message& message = MessageOf(rank, i);
+      DeviceMessage& message = MessageOf(rank, i);
       message.last_reader = static_cast<int32_t>(i);
       if (!use.StaysInPlace(world_.Id(rank, i))) continue;
       bool stays = true;
@@ -119,11 +121,11 @@ class Packer {
     std::vector<std::vector<int32_t>> arrivals(op_lists_.size(),
                                                std::vector<int32_t>(graph_.workers));
     std::vector<std::vector<int32_t>> departures = arrivals, slots = arrivals;
-    for (Message& message : messages_) {
+    for (DeviceMessage& message : messages_) {
       const int32_t worker = WorkerOf(op_lists_[message.destination].ops[message.receiver]);
-      if (message.way == Message::kPulled) continue;
+      if (message.way == DeviceMessage::kPulled) continue;
       message.arrival = arrivals[message.destination][worker]++;
-      if (message.way == Message::kPushed) continue;
+      if (message.way == DeviceMessage::kPushed) continue;
       message.departure = departures[message.source][worker]++;
       message.first_slot = slots[message.destination][worker];
       slots[message.destination][worker] += message.chunk_count;
@@ -166,7 +168,7 @@ class Packer {
     return refs;
   }
 
-  static Refs SlotRefs(Memory memory, int32_t peer, const Message& message) {
+  static Refs SlotRefs(Memory memory, int32_t peer, const DeviceMessage& message) {
     Refs refs;
     for (int32_t i = 0; i < message.chunk_count; ++i) {
       refs.push_back({memory, peer, message.first_slot + i});
@@ -187,7 +189,7 @@ class Packer {
   const World& world_;
   const std::vector<OpList>& op_lists_;
   DeviceGraph graph_;
-  std::vector<Message>& messages_;                    // the graph's
+  std::vector<DeviceMessage>& messages_;              // the graph's
   std::vector<std::set<int32_t>> awaited_elsewhere_;  // [rank]: ops that other workers wait for
   std::vector<std::map<int32_t, int32_t>> scratch_;   // [rank]: chunk -> chunk kept
   int32_t scratch_chunks_ = 0;
@@ -221,8 +223,9 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   WorkerOp result;
   result.of = {index};
   result.level = graph_.level[rank][index];
-  const Message* const message = IsSend(op) || IsReceive(op) ? &MessageOf(rank, index) : nullptr;
-  if (IsSend(op) && message->way == Message::kPulled) return result;
+  const DeviceMessage* const message =
+      IsSend(op) || IsReceive(op) ? &MessageOf(rank, index) : nullptr;
+  if (IsSend(op) && message->way == DeviceMessage::kPulled) return result;
   for (const int32_t chunk : ListChunks(op.destination)) {
     result.positions.push_back(chunk % op_lists_[rank].chunks_per_block);
   }
@@ -238,7 +241,7 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
   };
   if (IsSend(op)) {
     result.sources = {LocalRefs(rank, op.sources[0], landed)};
-    if (message->way == Message::kPushed) {
+    if (message->way == DeviceMessage::kPushed) {
       result.destinations = {PeerRefs(Memory::kPeerOutput, op.peer, op.destination)};
     } else {
       wait(TableWait::kFree, arrivals_ + message->departure);
@@ -248,9 +251,9 @@ WorkerOp Packer::Translate(int32_t rank, int32_t index,
     return result;
   }
   if (IsReceive(op)) {
-    if (message->way != Message::kPulled) wait(TableWait::kArrived, message->arrival);
-    if (message->in_place || message->way == Message::kPushed) return result;
-    result.sources.push_back(message->way == Message::kPulled
+    if (message->way != DeviceMessage::kPulled) wait(TableWait::kArrived, message->arrival);
+    if (message->in_place || message->way == DeviceMessage::kPushed) return result;
+    result.sources.push_back(message->way == DeviceMessage::kPulled
                                  ? PeerRefs(Memory::kPeerInput, op.peer, op.sources[0])
                                  : SlotRefs(Memory::kSlot, op.peer, *message));
     if (op.kind == OpKind::kRecvReduce) {
@@ -273,13 +276,13 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
   std::map<int32_t, std::vector<int32_t>> freed_after;  // op -> messages
   for (size_t i = 0; i < op_list.ops.size(); ++i) {
     if (!IsReceive(op_list.ops[i])) continue;
-    const Message& message = MessageOf(rank, i);
-    if (message.way == Message::kSlot) {
+    const DeviceMessage& message = MessageOf(rank, i);
+    if (message.way == DeviceMessage::kSlot) {
       freed_after[message.last_reader].push_back(graph_.message_of[rank][i]);
     }
     if (!message.in_place) continue;
     const std::vector<int32_t> chunks = ListChunks(op_list.ops[i].destination);
-    const Refs refs = message.way == Message::kPulled
+    const Refs refs = message.way == DeviceMessage::kPulled
                           ? PeerRefs(Memory::kPeerInput, message.source, op_list.ops[i].sources[0])
                           : SlotRefs(Memory::kSlot, message.source, message);
     for (size_t c = 0; c < chunks.size(); ++c) landed[chunks[c]] = refs[c];
@@ -289,7 +292,7 @@ std::vector<WorkerOp> Packer::WorkerOps(int32_t rank, int32_t worker) const {
   for (const int32_t index : graph_.order[rank][worker]) {
     WorkerOp op = Translate(rank, index, landed);
     for (const int32_t m : freed_after[index]) {
-      const Message& message = messages_[m];
+      const DeviceMessage& message = messages_[m];
       op.signals.push_back({TableSignal::kFreed, message.source, arrivals_ + message.departure, 0});
     }
     // An op that another worker must do first may depend on the op before this one.

@@ -31,9 +31,9 @@ class Order {
         const Op& op = op_lists[rank].ops[index];
         for (const int32_t before : op.depends_on) Add(Id(rank, index), Id(rank, before));
         if (!IsReceive(op)) continue;
-        const Message& message = graph.messages[graph.message_of[rank][index]];
+        const DeviceMessage& message = graph.messages[graph.message_of[rank][index]];
         // Nobody waits for what is pulled.
-        if (message.way == Message::kPulled) continue;
+        if (message.way == DeviceMessage::kPulled) continue;
         Add(Id(rank, index), Id(message.source, message.sender));
       }
     }
@@ -83,17 +83,17 @@ std::map<int32_t, std::vector<int32_t>> UsersOfOutput(const OpList& op_list) {
 }  // namespace
 
 void ChooseWays(const std::vector<OpList>& op_lists, DeviceGraph& graph) {
-  const auto receipt = [&](const Message& message) -> const Op& {
+  const auto receipt = [&](const DeviceMessage& message) -> const Op& {
     return op_lists[message.destination].ops[message.receiver];
   };
-  for (Message& message : graph.messages) {
+  for (DeviceMessage& message : graph.messages) {
     const bool input = receipt(message).sources[0].buffer == BufferKind::kInput;
-    message.way = input ? Message::kPulled : Message::kSlot;
+    message.way = input ? DeviceMessage::kPulled : DeviceMessage::kSlot;
   }
   const Order order(op_lists, graph);
   std::vector<std::map<int32_t, std::vector<int32_t>>> users;
   for (const OpList& op_list : op_lists) users.push_back(UsersOfOutput(op_list));
-  for (Message& message : graph.messages) {
+  for (DeviceMessage& message : graph.messages) {
     const Op& op = receipt(message);
     if (op.kind != OpKind::kRecv || op.destination.buffer != BufferKind::kOutput) continue;
     const int32_t to = message.destination;
@@ -106,7 +106,7 @@ void ChooseWays(const std::vector<OpList>& op_lists, DeviceGraph& graph) {
     };
     const std::vector<int32_t> chunks = ListChunks(op.destination);
     // Rather pushed than pulled: to write takes no round trip, and one read serves many.
-    if (std::all_of(chunks.begin(), chunks.end(), free)) message.way = Message::kPushed;
+    if (std::all_of(chunks.begin(), chunks.end(), free)) message.way = DeviceMessage::kPushed;
   }
 }
 

@@ -124,7 +124,7 @@ void HostProxy::OpenRegion(RegionSpec spec) {
       for (int32_t worker = 0; worker < routes.workers(); ++worker) {
         std::vector<HostRoutes::Signal> signals;
         for (const HostRoutes::Signal& signal : routes.Signals(rank, worker)) {
-          const HostRoutes::Message& message = routes.messages()[signal.message];
+          const HostRoutes::HostMessage& message = routes.messages()[signal.message];
           const int32_t to = signal.arrives() ? message.destination : message.source;
           if (members.process_of_rank[to] == process) signals.push_back(signal);
         }
@@ -251,7 +251,7 @@ bool HostProxy::StepSender(const HostGroup& group, Region& region, Sender& sende
 
 // The value of the message's first flag of this launch, in the outbox of its destination, or in the
 // inbox if that is a rank here.
-int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& message,
+int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::HostMessage& message,
                             const SlotUse& use, uint32_t epoch) {
   const unsigned char* const flag = region.spec.memory[message.destination] +
                                     region.spec.routes->FlagAt(message, message.arrivals[0], use);
@@ -271,7 +271,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
   while (!cursor.ended) {
     const SlotUse use{&call, cursor.slice};
     const HostRoutes::Signal signal = cursor.signals[cursor.next];
-    const HostRoutes::Message& message = routes.messages()[signal.message];
+    const HostRoutes::HostMessage& message = routes.messages()[signal.message];
     int64_t& uses = cursor.uses[cursor.next];
     if (uses == kUntold) uses = UsesTold(region, message, use, epoch);
     if (uses == kUntold) return active;
@@ -328,7 +328,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
 }
 
 int64_t HostProxy::SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
-                            const SlotUse& use, const HostRoutes::Message& message,
+                            const SlotUse& use, const HostRoutes::HostMessage& message,
                             const Label& label, int64_t left, Carrier& carrier) {
   const HostRoutes& routes = *region.spec.routes;
   const int64_t most = std::min(left, static_cast<int64_t>(kSlotBytes));
@@ -410,7 +410,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
 const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                                  std::span<const std::byte> bytes) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = *routes.Find(label.message);
+  const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.source] != process || processes[message.destination] != process_) {
     return "it spoke for a rank that is not its own";
@@ -465,7 +465,7 @@ const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, 
 
 const char* HostProxy::OnFreed(HostGroup& group, Region& region, int process, const Label& label) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = *routes.Find(label.message);
+  const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.destination] != process || processes[message.source] != process_) {
     return "it spoke for a rank that is not its own";

@@ -207,11 +207,11 @@ class HostProxy final : public Guest {
   bool Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   // The next bytes of a message, at most `left`; how many have gone, 0 if there is no room.
   int64_t SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
-                   const SlotUse& use, const HostRoutes::Message& message, const Label& label,
+                   const SlotUse& use, const HostRoutes::HostMessage& message, const Label& label,
                    int64_t left, Carrier& carrier);
   bool AdvanceDone(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   void Begin(const Region& region, Sender& sender);
-  static int64_t UsesTold(const Region& region, const HostRoutes::Message& message,
+  static int64_t UsesTold(const Region& region, const HostRoutes::HostMessage& message,
                           const SlotUse& use, uint32_t epoch);
   const char* OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                         std::span<const std::byte> bytes);

@@ -122,7 +122,7 @@ void HostReach::NewDeviceSlab(int rank, uint64_t bytes) {
 // Outboxes for all ranks that are sent to in this way, in one slab.
 std::vector<unsigned char*> HostReach::AllocateSlots(int rank, const HostRoutes& routes) {
   std::set<int> peers;
-  for (const HostRoutes::Message& message : routes.messages()) {
+  for (const HostRoutes::HostMessage& message : routes.messages()) {
     if (message.source == rank && IsRemote(message.destination)) peers.insert(message.destination);
   }
   uint64_t outbox = 0;
@@ -182,7 +182,7 @@ std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& 
   for (int rank = 0; rank < routes.world_size(); ++rank) {
     bytes.push_back(IsLocal(rank) || IsRemote(rank) ? HostRoutes::DoneAt(routes.world_size()) : 0);
   }
-  for (const HostRoutes::Message& message : routes.messages()) {
+  for (const HostRoutes::HostMessage& message : routes.messages()) {
     const int from = message.source, to = message.destination;
     if (!IsLocal(from) && !IsLocal(to)) continue;
     bytes[from] = std::max(bytes[from], flags);

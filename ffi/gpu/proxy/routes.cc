@@ -127,9 +127,9 @@ Status HostRoutes::AddOps(const DeviceTable& packed, std::span<const int32_t> ow
   for (int32_t worker = 0; worker < workers(); ++worker) {
     for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
       const TableOp& op = table.ops(worker)[i];
-      std::map<int32_t, Message> sent;  // by peer
-      const auto to = [&](int32_t peer) -> Message& {
-        return sent.try_emplace(peer, Message{0, rank, peer, worker, {}, {}, {}}).first->second;
+      std::map<int32_t, HostMessage> sent;  // by peer
+      const auto to = [&](int32_t peer) -> HostMessage& {
+        return sent.try_emplace(peer, HostMessage{0, rank, peer, worker, {}, {}, {}}).first->second;
       };
       const auto remote = [&](int32_t peer) { return host_of_rank[peer] != host_of_rank[rank]; };
       for (int32_t s = 0; s < op.signal_count; ++s) {
@@ -169,7 +169,7 @@ Status HostRoutes::OrderSignals(const DeviceTable& packed, const std::vector<int
   using FlagKey = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
   std::map<FlagKey, Signal> arriving, departing;
   for (size_t m = 0; m < messages_.size(); ++m) {
-    const Message& message = messages_[m];
+    const HostMessage& message = messages_[m];
     for (size_t i = 0; i < message.arrivals.size(); ++i) {
       arriving[{message.destination, message.worker, message.arrivals[i]}] = {
           static_cast<int32_t>(m), -1};
@@ -192,7 +192,7 @@ Status HostRoutes::OrderSignals(const DeviceTable& packed, const std::vector<int
         const auto found = of.find({signal.peer, worker, signal.flag});
         if (found == of.end()) return Unmatched(rank);
         // A message arrives once, however many flags say so.
-        const Message& message = messages_[found->second.message];
+        const HostMessage& message = messages_[found->second.message];
         if (found->second.arrives() && message.arrivals[0] != signal.flag) continue;
         signals_[rank][worker].push_back(found->second);
       }
@@ -212,7 +212,7 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
                               header_.slot_chunks, header_.flags_per_worker}) {
     add(value);
   }
-  for (const Message& m : messages_) {
+  for (const HostMessage& m : messages_) {
     const int from = process_of_rank[m.source], to = process_of_rank[m.destination];
     if (!(from == a && to == b) && !(from == b && to == a)) continue;
     add(m.id);
@@ -238,10 +238,10 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
   return hash;
 }
 
-const HostRoutes::Message* HostRoutes::Find(uint32_t id) const {
+const HostRoutes::HostMessage* HostRoutes::Find(uint32_t id) const {
   const auto found =
       std::lower_bound(messages_.begin(), messages_.end(), id,
-                       [](const Message& m, uint32_t wanted) { return m.id < wanted; });
+                       [](const HostMessage& m, uint32_t wanted) { return m.id < wanted; });
   return found != messages_.end() && found->id == id ? &*found : nullptr;
 }
 
@@ -253,8 +253,8 @@ const TableVector& HostRoutes::VectorOf(const SlotUse& use) const {
 }
 
 template <typename Visit>
-void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
-                         Visit visit) const {
+void HostRoutes::ForEach(const HostMessage& message, const SlotUse& use, int64_t first,
+                         int64_t bytes, Visit visit) const {
   const TableCall& call = *use.call;
   const TableVector& vector = VectorOf(use);
   const int64_t block = int64_t{message.worker} * call.strands + use.strand();
@@ -280,15 +280,15 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
   }
 }
 
-int64_t HostRoutes::Bytes(const Message& message, const SlotUse& use) const {
+int64_t HostRoutes::Bytes(const HostMessage& message, const SlotUse& use) const {
   int64_t total = 0;
   ForEach(message, use, 0, std::numeric_limits<int64_t>::max() / 2,
           [&](int64_t, int64_t, int64_t bytes) { total += bytes; });
   return total;
 }
 
-HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse& use, int64_t first,
-                                          int64_t most) const {
+HostRoutes::Stretch HostRoutes::StretchAt(const HostMessage& message, const SlotUse& use,
+                                          int64_t first, int64_t most) const {
   Stretch stretch{0, 0};
   ForEach(message, use, first, most, [&](int64_t at, int64_t offset, int64_t bytes) {
     if (offset == 0) stretch.at = at;
@@ -298,7 +298,7 @@ HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse&
   return stretch;
 }
 
-void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+void HostRoutes::Gather(const HostMessage& message, const SlotUse& use, const unsigned char* region,
                         int64_t first, std::span<std::byte> to) const {
   ForEach(message, use, first, static_cast<int64_t>(to.size()),
           [&](int64_t at, int64_t offset, int64_t bytes) {
@@ -306,7 +306,7 @@ void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsign
           });
 }
 
-void HostRoutes::Scatter(const Message& message, const SlotUse& use, unsigned char* region,
+void HostRoutes::Scatter(const HostMessage& message, const SlotUse& use, unsigned char* region,
                          int64_t first, std::span<const std::byte> from) const {
   ForEach(message, use, first, static_cast<int64_t>(from.size()),
           [&](int64_t at, int64_t offset, int64_t bytes) {

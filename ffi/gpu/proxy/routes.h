@@ -35,7 +35,7 @@ class HostRoutes {
   };
   // All that one op sends to one rank: one message of the schedule, or several that go side by
   // side, each with flags of its own.
-  struct Message {
+  struct HostMessage {
     uint32_t id;  // equal in all processes; ascends
     int32_t source;
     int32_t destination;
@@ -67,8 +67,8 @@ class HostRoutes {
   int32_t world_size() const { return header_.world_size; }
   int32_t workers() const { return header_.workers; }
   const std::vector<TableCall>& calls() const { return calls_; }
-  const std::vector<Message>& messages() const { return messages_; }  // ids ascend
-  const Message* Find(uint32_t id) const;                             // null: there is none
+  const std::vector<HostMessage>& messages() const { return messages_; }  // ids ascend
+  const HostMessage* Find(uint32_t id) const;                             // null: there is none
   // The flags that the worker's blocks raise at ranks of other hosts in each slice.
   const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
     return signals_[rank][worker];
@@ -78,7 +78,7 @@ class HostRoutes {
   uint64_t DigestBetween(const std::vector<int>& process_of_rank, int a, int b) const;
 
   // Bytes in a region, from its start.
-  size_t FlagAt(const Message& message, int32_t flag, const SlotUse& use) const {
+  size_t FlagAt(const HostMessage& message, int32_t flag, const SlotUse& use) const {
     return static_cast<size_t>(
         FlagOffset(header_, use.call->strands, use.strand(), message.worker, flag));
   }
@@ -90,24 +90,25 @@ class HostRoutes {
 
   // A message's numbers, one chunk behind the other, without the gaps that slots have. Sized by
   // flags: of a full slot.
-  int64_t Bytes(const Message& message, const SlotUse& use) const;
+  int64_t Bytes(const HostMessage& message, const SlotUse& use) const;
   // A run of these bytes from `first` on: as many as lie together in a slot, but no more than
   // `most`.
   struct Stretch {
     int64_t at;  // in a region
     int64_t bytes;
   };
-  Stretch StretchAt(const Message& message, const SlotUse& use, int64_t first, int64_t most) const;
+  Stretch StretchAt(const HostMessage& message, const SlotUse& use, int64_t first,
+                    int64_t most) const;
   // Bytes [first, first + to.size()) of them, from or to the slot in `region`.
-  void Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+  void Gather(const HostMessage& message, const SlotUse& use, const unsigned char* region,
               int64_t first, std::span<std::byte> to) const;
-  void Scatter(const Message& message, const SlotUse& use, unsigned char* region, int64_t first,
+  void Scatter(const HostMessage& message, const SlotUse& use, unsigned char* region, int64_t first,
                std::span<const std::byte> from) const;
 
  private:
   // Calls `visit` for the part of each chunk that is within [first, first + bytes).
   template <typename Visit>
-  void ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
+  void ForEach(const HostMessage& message, const SlotUse& use, int64_t first, int64_t bytes,
                Visit visit) const;
   const TableVector& VectorOf(const SlotUse& use) const;
   Status AddOps(const DeviceTable& packed, std::span<const int32_t> own,
@@ -116,7 +117,7 @@ class HostRoutes {
 
   TableHeader header_ = {};  // of one of the tables: what is equal in all counts
   std::vector<TableCall> calls_;
-  std::vector<Message> messages_;
+  std::vector<HostMessage> messages_;
   std::vector<std::vector<std::vector<Signal>>> signals_;  // [rank][worker]
   bool sized_by_flags_ = false;
 };

@@ -312,7 +312,7 @@ TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
       for (size_t i = 0; i < region.bytes(); ++i) {
         region.data()[i] = static_cast<unsigned char>(random());
       }
-      for (const HostRoutes::Message& message : routes->messages()) {
+      for (const HostRoutes::HostMessage& message : routes->messages()) {
         for (int32_t slice = 0; slice < call.slice_count; ++slice, ++messages) {
           const SlotUse use{&call, slice};
           std::vector<std::byte> whole(routes->Bytes(message, use)), parts;

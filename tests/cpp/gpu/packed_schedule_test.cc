@@ -115,7 +115,7 @@ TEST(PackedSchedule, AgreesBetweenProcesses) {
         const auto& own = routes[rank].Signals(rank, worker);
         ASSERT_EQ(own.size(), signals.size());
         for (size_t i = 0; i < own.size(); ++i) {
-          const HostRoutes::Message& message = routes[rank].messages()[own[i].message];
+          const HostRoutes::HostMessage& message = routes[rank].messages()[own[i].message];
           EXPECT_EQ(message.id, whole->messages()[signals[i].message].id);
           EXPECT_EQ(own[i].departure, signals[i].departure);
           EXPECT_EQ(routes[rank].Find(message.id), &message);
