@@ -50,7 +50,7 @@ PYTHON_LAYERS = [
     {"_jax.compat", "_jax.plugin"},
     {"_job.bootstrap"},  # asks JAX for the job's store, where it was not given one
     {"tune.rank"},
-    {"_job.presence", "_job.communicator"},
+    {"_job.presence", "_job.membership"},
     {"_jax"},
     {"info"},
     {"_cli"},
