@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/explanation/glossary.md"
 CPP = (".cc", ".h", ".inc", ".cu", ".cuh")
-# What begins a type's body: not a declaration of it alone, and not a use.
+# A type's definition: neither a declaration of it alone nor a use.
 TYPE = re.compile(
     r"\b(?:enum\s+class|enum|struct|class|union)\s+(?:alignas\([^)]*\)\s*)?"
     r"(?P<name>[\w:]+)(?=(?:\s+final)?\s*(?::[^:;{}()][^;{}]*)?\{)"

@@ -54,7 +54,7 @@ def cut(spec: ScheduleSpec, nbytes: int) -> Cut:
 
 
 def _strips(operand: Operand, slices: int, number: int) -> Operand:
-    """What slice `number` has of each chunk, which is cut into `slices`."""
+    """The strips of slice `number`; each chunk is cut into `slices` strips."""
     chunks = [
         ((begin + i) * slices + number, 1) for begin, count in operand.chunks for i in range(count)
     ]

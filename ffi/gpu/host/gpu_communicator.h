@@ -55,7 +55,7 @@ struct GpuCommunicatorOptions {
   const void* operand = nullptr;
 };
 
-// What a call site has of the workspace: a seat, where its ranks meet, and an area. Equal on all
+// A call site's part of the workspace: a seat, where its ranks meet, and an area. Equal on all
 // ranks.
 struct SeatGrant {
   uint32_t seat = 0;
