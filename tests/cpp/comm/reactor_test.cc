@@ -329,9 +329,9 @@ TEST(Reactor, NumbersCountTheInstructionsOfOneExecutable) {
   Alone process(2);
   Reactor& reactor = *process.reactor;
   const auto first = reactor.interprocess().TakeNumber("f psum");
-  EXPECT_EQ(first.number, 0);
+  EXPECT_EQ(first.value, 0);
   const auto dropped = reactor.interprocess().TakeNumber("f psum");
-  EXPECT_EQ(dropped.number, 1);
+  EXPECT_EQ(dropped.value, 1);
   reactor.interprocess().ReturnNumber("f psum", dropped);
   EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 1);  // instantiated again
   EXPECT_EQ(reactor.interprocess().TakeNumber("f pmax").value, 0);
