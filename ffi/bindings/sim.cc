@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "bindings/program_tuple.h"
+#include "bindings/op_list_tuple.h"
 #include "sim/simulator.h"
 
 namespace nb = nanobind;
@@ -25,12 +25,11 @@ Graph GraphOfSpec(const SpecTuple& tuple) {
   return ValueOrThrow(Graph::Build(spec));
 }
 
-Graph GraphOfPrograms(const std::vector<ProgramTuple>& tuples) {
-  std::vector<Program> programs;
-  for (const ProgramTuple& tuple : tuples) programs.push_back(ProgramFromTuple(tuple));
-  return ValueOrThrow(Graph::Build(static_cast<int32_t>(programs.size()), [&](int32_t rank) {
-    return StatusOr<Program>(programs[rank]);
-  }));
+Graph GraphOfOpLists(const std::vector<OpListTuple>& tuples) {
+  std::vector<OpList> op_lists;
+  for (const OpListTuple& tuple : tuples) op_lists.push_back(OpListFromTuple(tuple));
+  return ValueOrThrow(Graph::Build(static_cast<int32_t>(op_lists.size()),
+                                   [&](int32_t rank) { return StatusOr<OpList>(op_lists[rank]); }));
 }
 
 Network MakeNetwork(std::vector<std::string> names, const std::vector<bool>& forwards,
@@ -155,8 +154,8 @@ void BindSim(nb::module_& m) {
       .def_prop_ro("nbytes", &Graph::bytes);
   nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
   m.def("sim_graph", &GraphOfSpec, "spec"_a, "A built-in schedule, packed.");
-  m.def("sim_graph_of_programs", &GraphOfPrograms, "programs"_a,
-        "All ranks' programs, as tuples, packed.");
+  m.def("sim_graph_of_op_lists", &GraphOfOpLists, "op_lists"_a,
+        "All ranks' op lists, as tuples, packed.");
   m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,
         "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links.");
   m.def("simulate", &RunSimulation, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,

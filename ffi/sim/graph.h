@@ -1,5 +1,5 @@
 // All ranks' programs of one schedule, packed for the simulator: who waits for whom, and how much
-// every op moves as a function of the block size. About 30 bytes per op, where a Program takes
+// every op moves as a function of the block size. About 30 bytes per op, where an OpList takes
 // several hundred, so that rings of thousands of ranks fit.
 //
 // One graph serves every size, network and seed, from several threads at once: it never changes.
@@ -39,7 +39,7 @@ class Graph {
   // `program_of` gives rank r's program; it is called from several threads.
   // Fails where a message has one end only, or its ends differ in length.
   static StatusOr<Graph> Build(int32_t world_size,
-                               const std::function<StatusOr<Program>(int32_t)>& program_of);
+                               const std::function<StatusOr<OpList>(int32_t)>& program_of);
   static StatusOr<Graph> Build(const ScheduleSpec& spec);
 
   int32_t world_size() const { return world_size_; }

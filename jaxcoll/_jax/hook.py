@@ -27,7 +27,7 @@ from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.groups import Devices, NotServed
 from jaxcoll._jax import compat, job_log
-from jaxcoll._job import communicator, presence
+from jaxcoll._job import membership, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select, table
 
@@ -139,7 +139,7 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     job_log.devices()
     if len(processes) > 1:
         presence.start_engine()
-        communicator.agree_on_tuning()
+        membership.agree_on_tuning()
         native.comm_end_build()
     compat.set_frontend_attribute(module, ATTRIBUTE, _marking(module))
 
@@ -322,9 +322,9 @@ class _Decider:
                 "auto",
                 groups.shape[1],
                 byte_count=byte_count,
-                ranks_per_node=communicator.ranks_per_node(groups, processes, hosts),
-                processes=communicator.places_per_group(groups, processes),
-                hosts=communicator.places_per_group(groups, hosts),
+                ranks_per_node=membership.ranks_per_node(groups, processes, hosts),
+                processes=membership.owners_per_group(groups, processes),
+                hosts=membership.owners_per_group(groups, hosts),
                 axes=axes,
                 on_gpu=False,
                 table=table.active(),
@@ -355,7 +355,7 @@ class _Decider:
         for mesh in self._meshes:
             if (axes := mesh.axes_of(groups)) is not None:
                 sizes = tuple(mesh.shape[axis] for axis in axes)
-                return sizes, communicator.label(axes, mesh.shape, ranks)
+                return sizes, membership.label(axes, mesh.shape, ranks)
         return (), f"{ranks} devices"
 
 
@@ -369,7 +369,7 @@ class _Mesh:
         names = [name for name, size in shape.items() if size > 1]
         for count in range(1, len(names) + 1):
             for axes in itertools.combinations(names, count):
-                groups = communicator.logical_groups(shape, axes)
+                groups = membership.logical_groups(shape, axes)
                 groups = groups if order is None else order[groups]
                 self._by_groups.setdefault(frozenset(map(frozenset, groups.tolist())), axes)
 

@@ -219,7 +219,7 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
       ValueError: the spec cannot be built, or a message has one end only.
     """
     if isinstance(schedule, Schedule):
-        return native.sim_graph_of_programs([to_tuple(program) for program in schedule.programs])
+        return native.sim_graph_of_op_lists([to_tuple(program) for program in schedule.programs])
     return native.sim_graph(spec_to_tuple(schedule))
 
 
