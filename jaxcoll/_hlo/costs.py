@@ -28,6 +28,7 @@ class Costs:
         self._computations = {c.id: c for c in module.computations}
         self._known: dict[int, float] = {}  # by computation
         self._of: dict[int, float] = {}  # by instruction
+        self._sizes: dict[int, float] = {}  # by instruction
 
     def of(self, instruction: Any, by_id: dict[int, Any]) -> float:
         """The cost of an instruction of a computation."""
@@ -40,29 +41,31 @@ class Costs:
         opcode = instruction.opcode
         if opcode in FREE or instruction.custom_call_target == serve.TARGET:
             return 0.0
+        operands = instruction.operand_ids
         cost = _size(instruction.shape)
-        cost += sum(_size(by_id[o].shape) for o in instruction.operand_ids)
+        for operand in operands:
+            if operand not in self._sizes:
+                self._sizes[operand] = _size(by_id[operand].shape)
+            cost += self._sizes[operand]
+        if opcode not in _HEAVY:
+            return cost
         if opcode in ("dot", "convolution"):
             # The numbers of elements of M x K, K x N and M x N multiply to (M K N)^2.
-            counts = [_elements(by_id[o].shape) for o in instruction.operand_ids[:2]]
+            counts = [_elements(by_id[o].shape) for o in operands[:2]]
             cost += (
                 2 * math.sqrt(math.prod(counts) * _elements(instruction.shape)) / _FLOPS_PER_BYTE
             )
-        if instruction.called_computation_ids and opcode in _HEAVY:
-            times = _LOOP if opcode == "while" else 1
-            cost += times * sum(self._within(c) for c in instruction.called_computation_ids)
-        return cost
+        times = _LOOP if opcode == "while" else 1
+        return cost + times * sum(map(self._within, instruction.called_computation_ids))
 
     def _within(self, number: int) -> float:
         """The cost of a computation's products; the rest of a fusion moves nothing."""
         if number not in self._known:
             self._known[number] = 0.0  # a cycle cannot be
             computation = self._computations[number]
-            counted = [
-                i
-                for i in computation.instructions
-                if i.opcode in _HEAVY or not computation.is_fusion_computation
-            ]
+            counted = computation.instructions
+            if computation.is_fusion_computation:
+                counted = [i for i in counted if i.opcode in _HEAVY]
             if counted:
                 by_id = {i.id: i for i in computation.instructions}
                 self._known[number] = sum(self.of(i, by_id) for i in counted)
@@ -73,21 +76,24 @@ class Times:
     """When the instructions of a computation can begin and end at the earliest, and must end lest
     the computation takes longer."""
 
-    def __init__(self, computation: Any, costs: Costs) -> None:
-        by_id = {i.id: i for i in computation.instructions}
+    def __init__(self, body: _module.Body, costs: Costs) -> None:
+        sources = body.sources
         self.begin: dict[int, float] = {}
         self.end: dict[int, float] = {}
         took: dict[int, float] = {}
-        for i in computation.instructions:
-            sources = (*i.operand_ids, *i.control_predecessor_ids)
-            self.begin[i.id] = max((self.end[source] for source in sources), default=0.0)
-            took[i.id] = costs.of(i, by_id)
-            self.end[i.id] = self.begin[i.id] + took[i.id]
-        self.must_end = dict.fromkeys(by_id, max(self.end.values()))
-        for i in reversed(list(computation.instructions)):
-            for source in (*i.operand_ids, *i.control_predecessor_ids):
-                must_begin = self.must_end[i.id] - took[i.id]
-                self.must_end[source] = min(self.must_end[source], must_begin)
+        for number, instruction in body.by_id.items():
+            begin = 0.0
+            for source in sources[number]:
+                begin = max(begin, self.end[source])
+            self.begin[number] = begin
+            took[number] = costs.of(instruction, body.by_id)
+            self.end[number] = begin + took[number]
+        self.must_end = dict.fromkeys(sources, max(self.end.values()))
+        for number in reversed(sources):
+            must_begin = self.must_end[number] - took[number]
+            for source in sources[number]:
+                if must_begin < self.must_end[source]:
+                    self.must_end[source] = must_begin
 
 
 def _elements(shape: Any) -> int:
@@ -95,9 +101,7 @@ def _elements(shape: Any) -> int:
 
 
 def _size(shape: Any) -> float:
-    return float(
-        sum(
-            _module.element_count(array) * (_module.element_bytes(array.element_type) or 0)
-            for array in _module.arrays(shape)
-        )
-    )
+    if shape.element_type == _module.TUPLE:
+        return sum(map(_size, shape.tuple_shapes))
+    bytes_each = _module.element_bytes(shape.element_type)
+    return float(_module.element_count(shape) * bytes_each) if bytes_each else 0.0

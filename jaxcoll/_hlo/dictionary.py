@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -15,6 +16,8 @@ def text_of(attributes: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
+        if _PLAIN.fullmatch(value):
+            return f'"{value}"'
         # Every byte that MLIR's strings give a meaning to, by its number.
         plain = "".join(
             c
@@ -25,7 +28,15 @@ def _value(value: Any) -> str:
         return f'"{plain}"'
     if isinstance(value, int):
         return f"{value} : i64"
-    numbers = ", ".join(str(int(number)) for number in np.ravel(value))
+    return _array(np.asarray(value, np.int64).tobytes())
+
+
+_PLAIN = re.compile(r'[ !#-\[\]-~]*')
+
+
+@functools.lru_cache(maxsize=256)  # the calls of a program have few different ones
+def _array(int64s: bytes) -> str:
+    numbers = ", ".join(map(str, np.frombuffer(int64s, np.int64).tolist()))
     return f"array<i64: {numbers}>" if numbers else "array<i64>"
 
 

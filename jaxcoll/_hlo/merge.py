@@ -16,6 +16,7 @@ The times that this goes by are estimates from the sizes of arrays.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,12 +45,29 @@ class _Part:
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
+@dataclasses.dataclass
+class _Group:
+    """Parts that become one call."""
+
+    parts: list[_Part] = dataclasses.field(default_factory=list)
+    calls: int = 0  # a bit for each call that they are of
+    behind: int = 0  # a bit for each call that one of them depends on
+    bytes: int = 0
+    needed: float = math.inf  # when the first result must be there
+
+    def add(self, part: _Part, call: int, behind: int) -> None:
+        self.parts.append(part)
+        self.calls |= call
+        self.behind |= behind
+        self.bytes += part.bytes
+        self.needed = min(self.needed, part.needed)
+
+
 def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    for computation, body in _module.bodies(module, _is_ours):
-        calls = [i for i in computation.instructions if _is_ours(i)]
-        if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
-            _Merger(body, computation, calls, costs, most_bytes, rechoose).merge()
+    for _, body, calls in _module.bodies(module, _is_ours):
+        if len(calls) > 1 or len(calls[0].operand_ids) > 1:
+            _Merger(body, calls, costs, most_bytes, rechoose).merge()
 
 
 def _is_ours(instruction: Any) -> bool:
@@ -82,21 +100,18 @@ class _Merger:
     def __init__(
         self,
         body: Any,
-        computation: Any,
         calls: Sequence[Any],
         costs: Costs,
         most_bytes: int,
         rechoose: Rechoose,
     ) -> None:
         self._body = body
-        self._computation = computation
-        self._instructions = {i.id: i for i in computation.instructions}
         self._calls = calls
         self._most_bytes = most_bytes
         self._rechoose = rechoose
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
-        self._times = Times(computation, costs)
+        self._times = Times(body, costs)
         self._made = 0
 
     def merge(self) -> None:
@@ -112,27 +127,29 @@ class _Merger:
 
     def _calls_before(self) -> dict[int, int]:
         before: dict[int, int] = {}
-        for i in self._computation.instructions:
+        for number, sources in self._body.sources.items():
             bits = 0
-            for source in (*i.operand_ids, *i.control_predecessor_ids):
-                bits |= before[source]
-                if source in self._number:
-                    bits |= 1 << self._number[source]
-            before[i.id] = bits
+            for source in sources:
+                bits |= before[source] | self._bits(source)
+            before[number] = bits
         return before
 
     def _parts(self, call: Any) -> list[_Part]:
         parts = []
+        keys: dict[int, str] = {}  # by element type
         needed = {
             i.tuple_index: self._times.must_end[i.id]
             for i in self._body.users[call.id]
             if i.opcode == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
-            shape = self._instructions[operand].shape
+            shape = self._body.by_id[operand].shape
+            element = shape.element_type
+            if element not in keys:
+                keys[element] = _key(call, element)
             parts.append(
                 _Part(
-                    *(call, place, operand, _key(call, shape.element_type)),
+                    *(call, place, operand, keys[element]),
                     _module.byte_count(shape),
                     max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
                     needed.get(place, self._times.must_end[call.id]),
@@ -143,43 +160,37 @@ class _Merger:
     # --- which parts become a call ---------------------------------------------------------------
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
-        groups: list[list[_Part]] = []
-        self._group_of: dict[int, set[int]] = {}  # call -> the groups that its parts are in
-        open_groups: dict[str, int] = {}
+        groups: list[_Group] = []
+        open_groups: dict[str, _Group] = {}
+        self._merged: list[_Group] = []  # those with parts of several calls
         for part in parts:
-            number = open_groups.get(part.key)
-            if number is None or not self._may_join(groups, number, part):
-                number = len(groups)
-                groups.append([])
-                open_groups[part.key] = number
-            groups[number].append(part)
-            self._group_of.setdefault(self._number[part.call.id], set()).add(number)
-        return groups
+            group = open_groups.get(part.key)
+            if group is None or not self._may_join(group, part):
+                group = open_groups[part.key] = _Group()
+                groups.append(group)
+            call = 1 << self._number[part.call.id]
+            if group.calls.bit_count() == 1 and group.calls != call:
+                self._merged.append(group)
+            group.add(part, call, self._behind(part))
+        return [group.parts for group in groups]
 
-    def _may_join(self, groups: list[list[_Part]], number: int, part: _Part) -> bool:
-        group = groups[number]
-        if sum(p.bytes for p in group) + part.bytes > self._most_bytes:
-            return False
-        if any(part.ready > p.needed for p in group):
+    def _may_join(self, group: _Group, part: _Part) -> bool:
+        if group.bytes + part.bytes > self._most_bytes or part.ready > group.needed:
             return False
         # Nothing in a group needs what comes later, unless by way of a group that it has joined.
-        return number not in self._needed_groups(groups, part)
+        return not self._needed_calls(part) & group.calls
 
-    def _needed_groups(self, groups: list[list[_Part]], part: _Part) -> set[int]:
-        """The groups that a part depends on, by way of whole groups."""
-        found: set[int] = set()
-        todo = [self._behind(part)]
-        seen = 0
-        while todo:
-            bits = todo.pop() & ~seen
-            seen |= bits
-            while bits:
-                low = bits & -bits
-                bits ^= low
-                for number in self._group_of.get(low.bit_length() - 1, set()) - found:
-                    found.add(number)
-                    todo += [self._behind(p) for p in groups[number]]
-        return found
+    def _needed_calls(self, part: _Part) -> int:
+        """A bit for each call that a part depends on, by way of whole groups."""
+        # What a call depends on is among the bits with the call itself. So only groups of several
+        # calls lead on to others.
+        bits = self._behind(part)
+        todo = self._merged
+        while met := [group for group in todo if group.calls & bits]:
+            todo = [group for group in todo if not group.calls & bits]
+            for group in met:
+                bits |= group.behind
+        return bits
 
     def _behind(self, part: _Part) -> int:
         """A bit for each call that must come before a part."""

@@ -128,10 +128,18 @@ class Body:
         return {i.id: i for i in self._computation.instructions}
 
     @functools.cached_property
+    def sources(self) -> dict[int, list[int]]:
+        """What an instruction needs, operands first, by its id, in the computation's order."""
+        return {
+            number: [*i.operand_ids, *i.control_predecessor_ids]
+            for number, i in self.by_id.items()
+        }
+
+    @functools.cached_property
     def users(self) -> dict[int, list[Any]]:
         """The instructions that use an instruction, by its id."""
-        users: dict[int, list[Any]] = {i.id: [] for i in self._computation.instructions}
-        for instruction in self._computation.instructions:
+        users: dict[int, list[Any]] = {number: [] for number in self.by_id}
+        for instruction in self.by_id.values():
             for operand in dict.fromkeys(instruction.operand_ids):
                 users[operand].append(instruction)
         return users
@@ -199,45 +207,51 @@ def _change(
 
     instructions = computation.instructions
     # New ones stand where they are needed first, old ones as they stood.
-    for index in range(len(instructions) - 1, -1, -1):
-        if instructions[index].id in removed:
+    if removed:
+        for index in reversed([n for n, i in enumerate(instructions) if i.id in removed]):
             del instructions[index]
     instructions.extend(added)
-    if renamed:
-        for instruction in instructions:
-            for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
-                if any(i in renamed for i in ids):
-                    ids[:] = [now(i) for i in ids]
-    place = {i.id: number for number, i in enumerate(_in_order(instructions))}
-    instructions.sort(key=lambda i: place[i.id])
+    sources = {}
+    for instruction in instructions:
+        operands, before = list(instruction.operand_ids), instruction.control_predecessor_ids
+        if not renamed.keys().isdisjoint(operands):
+            operands = [now(i) for i in operands]
+            instruction.operand_ids[:] = operands
+        if before:
+            if not renamed.keys().isdisjoint(before):
+                before[:] = [now(i) for i in before]
+            operands += before
+        sources[instruction.id] = operands
+    order = _in_order(sources, instructions)
+    if order != list(sources):
+        place = {number: at for at, number in enumerate(order)}
+        instructions.sort(key=lambda i: place[i.id])
     computation.root_id = now(computation.root_id)
 
 
-def _in_order(instructions: Sequence[Any]) -> list[Any]:
-    """Instructions behind what they need, and otherwise as they were.
+def _in_order(sources: dict[int, list[int]], instructions: Sequence[Any]) -> list[int]:
+    """Instructions behind what they need, and otherwise as they were, by id.
 
     Raises: ValueError for a cycle.
     """
-    by_id = {i.id: i for i in instructions}
     done: set[int] = set()
     begun: set[int] = set()
     ordered = []
-    for first in instructions:
+    for first in sources:
         stack = [first]
         while stack:
-            i = stack[-1]
-            sources = (*i.operand_ids, *i.control_predecessor_ids)
-            missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
-            if missing:
-                if i.id in begun:
-                    raise ValueError(f"{i.name} depends on itself")
-                begun.add(i.id)
-                stack += missing
+            number = stack[-1]
+            if number not in done and not done.issuperset(sources[number]):
+                if number in begun:
+                    (name,) = (i.name for i in instructions if i.id == number)
+                    raise ValueError(f"{name} depends on itself")
+                begun.add(number)
+                stack += [source for source in sources[number] if source not in done]
                 continue
             stack.pop()
-            if i.id not in done:
-                done.add(i.id)
-                ordered.append(i)
+            if number not in done:
+                done.add(number)
+                ordered.append(number)
     return ordered
 
 
@@ -249,11 +263,17 @@ def forward_tuples(module: Any) -> None:
     for computation in module.computations:
         if computation.is_fusion_computation:
             continue
-        tuples = {i.id: i for i in computation.instructions if i.opcode == "tuple"}
+        tuples, elements = {}, []
+        for i in computation.instructions:
+            opcode = i.opcode
+            if opcode == "tuple":
+                tuples[i.id] = i
+            elif opcode == "get-tuple-element":
+                elements.append(i)
         renamed = {
             i.id: tuples[i.operand_ids[0]].operand_ids[i.tuple_index]
-            for i in computation.instructions
-            if i.opcode == "get-tuple-element" and i.operand_ids[0] in tuples
+            for i in elements
+            if i.operand_ids[0] in tuples
         }
         if not renamed:
             continue
@@ -266,16 +286,20 @@ def forward_tuples(module: Any) -> None:
             _change(computation, unused, [], {})
 
 
-def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body]]:
-    """The computations of a module that hold some of the instructions that `holds` tells."""
+def bodies(
+    module: Any, holds: Callable[[Any], bool]
+) -> Iterator[tuple[Any, Body, list[Any]]]:
+    """The computations of a module with instructions that `holds` tells, and these."""
     for computation in module.computations:
-        if not computation.is_fusion_computation and any(map(holds, computation.instructions)):
+        if computation.is_fusion_computation:
+            continue
+        if found := list(filter(holds, computation.instructions)):
             # XLA numbers instructions within the upper half of their computation's number, or
             # through.
             last = max(i.id for i in computation.instructions)
             if last >> 32 != computation.id:
                 last = max(i.id for c in module.computations for i in c.instructions)
-            yield computation, Body(computation, itertools.count(last + 1))
+            yield computation, Body(computation, itertools.count(last + 1)), found
 
 
 def attributes(message: Any) -> dict[str, str]:
