@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxcoll._hlo import dictionary, proto, serve
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo.costs import Costs, Times
+from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.simplify import CHANGES
 
 _UNMERGED = {"ragged_all_to_all"}
@@ -71,7 +71,7 @@ def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> Non
 
 
 def _is_ours(instruction: Any) -> bool:
-    if instruction.custom_call_target != serve.TARGET:
+    if instruction.opcode != "custom-call" or instruction.custom_call_target != serve.TARGET:
         return False
     config = instruction.backend_config.decode()
     # Some take operands that are no vectors, or one more, which says on which device they are made.
@@ -111,7 +111,8 @@ class _Merger:
         self._rechoose = rechoose
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
-        self._times = Times(body, costs)
+        self._costs = costs
+        self._times = costs.times(body)
         self._made = 0
 
     def merge(self) -> None:
@@ -227,6 +228,7 @@ class _Merger:
                 ids = [whole.id]
             self._body.rename(call.id, ids[0])
         self._body.write(made)
+        self._costs.forget_times(self._body)
 
     def _call(self, group: list[_Part]) -> Any:
         first = group[0]

@@ -117,11 +117,20 @@ def text(shape: Any) -> str:
 class Body:
     """A computation whose instructions are replaced."""
 
-    def __init__(self, computation: Any, ids: Iterator[int]) -> None:
+    def __init__(self, module: Any, computation: Any) -> None:
+        self._module = module
         self._computation = computation
-        self._ids = ids
         self._replaced: dict[int, list[Any]] = {}  # by id of what they replace
         self._renamed: dict[int, int] = {}  # id -> the id that stands for it now
+
+    @functools.cached_property
+    def _ids(self) -> Iterator[int]:
+        """The numbers that no instruction has."""
+        # XLA numbers instructions within the upper half of their computation's number, or through.
+        last = max(self.by_id)
+        if last >> 32 != self._computation.id:
+            last = max(i.id for c in self._module.computations for i in c.instructions)
+        return itertools.count(last + 1)
 
     @functools.cached_property
     def by_id(self) -> dict[int, Any]:
@@ -148,6 +157,11 @@ class Body:
     def instructions(self) -> Sequence[Any]:
         """Those of the computation, as it was."""
         return self._computation.instructions
+
+    @property
+    def id(self) -> int:
+        """That of the computation."""
+        return int(self._computation.id)
 
     @property
     def root_id(self) -> int:
@@ -237,7 +251,11 @@ def _in_order(sources: dict[int, list[int]], instructions: Sequence[Any]) -> lis
     done: set[int] = set()
     begun: set[int] = set()
     ordered = []
-    for first in sources:
+    for first, needed in sources.items():
+        if first not in done and done.issuperset(needed):  # as most do
+            done.add(first)
+            ordered.append(first)
+            continue
         stack = [first]
         while stack:
             number = stack[-1]
@@ -294,12 +312,7 @@ def bodies(
         if computation.is_fusion_computation:
             continue
         if found := list(filter(holds, computation.instructions)):
-            # XLA numbers instructions within the upper half of their computation's number, or
-            # through.
-            last = max(i.id for i in computation.instructions)
-            if last >> 32 != computation.id:
-                last = max(i.id for c in module.computations for i in c.instructions)
-            yield computation, Body(computation, itertools.count(last + 1)), found
+            yield computation, Body(module, computation), found
 
 
 def attributes(message: Any) -> dict[str, str]:

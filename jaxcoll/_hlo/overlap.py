@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo import serve
-from jaxcoll._hlo.costs import FREE, Costs, Times
+from jaxcoll._hlo.costs import FREE, Costs
 
 TARGET = "jaxcoll_nothing"
 _SHORT = 8  # ThunkExecutor::Options::execute_sequential_num_thunks_threshold of XLA:CPU
@@ -69,8 +69,8 @@ class _Beside:
     def __init__(self, body: _module.Body, calls: list[Any], costs: Costs) -> None:
         self._body = body
         self._number = {call.id: number for number, call in enumerate(calls)}
-        self._times = Times(body, costs)
-        took = {number: costs.of(i, body.by_id) for number, i in body.by_id.items()}
+        self._times = costs.times(body)
+        took = self._times.took
         heavy = [n for n in took if n not in self._number and took[n] >= _WORTH_BYTES / 16]
         self._heavy = sorted(heavy, key=lambda n: self._times.begin[n])
         self._took = np.array([took[n] for n in self._heavy])

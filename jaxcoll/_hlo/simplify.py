@@ -142,14 +142,12 @@ class _Scatter:
 
         Raises: NotServed.
         """
-        if not self._is_sliced(reduce):
-            return []
         groups = _groups.groups_of(reduce, self._devices)
         operands = self._body.operands(reduce)
         turned: dict[int, list[_Use]] = {}
-        for place in range(len(operands)):
-            value = self._result(reduce, place)
-            if value is not None and (uses := self._uses(value, groups)):
+        results = self._results(reduce)
+        for place, value in results.items():
+            if uses := self._uses(value, groups):
                 turned[place] = uses
         if not turned:
             return []
@@ -161,34 +159,36 @@ class _Scatter:
         rest = sum(bytes_of) - sum(parts.values())
         if not may_scatter(groups, sum(bytes_of), rest, list(parts.values())):
             return []
-        self._write(reduce, operands, turned)
+        self._write(reduce, operands, results, turned)
         return [use for uses in turned.values() for use in uses]
-
-    def _is_sliced(self, reduce: Any) -> bool:
-        """Whether a slice may be taken of a result: most have other uses, which shows at once."""
-        users = self._body.users[reduce.id]
-        if reduce.shape.element_type == _module.TUPLE:
-            users = [user for element in users for user in self._body.users[element.id]]
-        return any(user.opcode == "dynamic-slice" or user.fusion_kind == "kLoop" for user in users)
 
     def _part(self, operand: Any, uses: list[_Use]) -> tuple[int, int]:
         """Operands that become one reduce-scatter share these: its dimension and its type."""
         return uses[0].dimension, operand.shape.element_type
 
-    def _result(self, reduce: Any, place: int) -> Any:
-        """The instruction that stands for a result; None if the result is used otherwise, too."""
+    def _results(self, reduce: Any) -> dict[int, Any]:
+        """The instructions that stand for results, by place, but for results with other uses."""
+        root_id = self._body.root_id
+        if reduce.id == root_id:
+            return {}
         if reduce.shape.element_type != _module.TUPLE:
-            return None if reduce.id == self._body.root_id else reduce
+            return {0: reduce}
         users = self._body.users[reduce.id]
-        if reduce.id == self._body.root_id or any(u.opcode != "get-tuple-element" for u in users):
-            return None
-        found = [user for user in users if user.tuple_index == place]
-        return found[0] if len(found) == 1 and found[0].id != self._body.root_id else None
+        if any(user.opcode != "get-tuple-element" for user in users):
+            return {}
+        places = [user.tuple_index for user in users]
+        alone = {place for place, count in collections.Counter(places).items() if count == 1}
+        elements = zip(places, users, strict=True)
+        found = {place: u for place, u in elements if place in alone and u.id != root_id}
+        return dict(sorted(found.items()))
 
     def _uses(self, value: Any, groups: np.ndarray) -> list[_Use]:
         """All uses of a value, if each is the slice of the device's rank along one dimension."""
         uses: list[_Use] = []
-        for user in self._body.users[value.id]:
+        users = self._body.users[value.id]
+        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+            return []  # as most do
+        for user in users:
             places = [i for i, operand in enumerate(user.operand_ids) if operand == value.id]
             found = None
             if user.opcode == "dynamic-slice" and places == [0]:
@@ -251,7 +251,13 @@ class _Scatter:
                 return None
         return _Use(computation, cut, cuts[0])
 
-    def _write(self, reduce: Any, operands: list[Any], turned: dict[int, list[_Use]]) -> None:
+    def _write(
+        self,
+        reduce: Any,
+        operands: list[Any],
+        elements: dict[int, Any],
+        turned: dict[int, list[_Use]],
+    ) -> None:
         as_tuple = reduce.shape.element_type == _module.TUPLE
         shapes = list(_module.arrays(reduce.shape))
         made: list[Any] = []
@@ -288,8 +294,7 @@ class _Scatter:
         if as_tuple:
             made.append(self._body.make(reduce, "tuple", _module.tuple_of(shapes), results))
             for place in turned:
-                element = self._result(reduce, place)
-                element.shape.CopyFrom(shapes[place])
+                elements[place].shape.CopyFrom(shapes[place])
         self._body.replace(reduce, made)
 
     def _copy_participants(self, reduce: Any, collective: Any) -> None:
