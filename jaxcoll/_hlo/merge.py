@@ -19,7 +19,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcoll._hlo import dictionary, proto, serve
 from jaxcoll._hlo import module as _module
@@ -94,6 +94,15 @@ def _key(call: Any, element_type: int) -> str:
     return f"{config} {element_type} {several} {attributes}"
 
 
+class _Source(NamedTuple):
+    """A call that is taken apart, read once."""
+
+    results: list[Any]  # their shapes
+    blank: Any  # the call without operands and results
+    config: str
+    texts: dict[str, str]  # those that tell it from others
+
+
 class _Merger:
     """Merges the calls of one computation."""
 
@@ -109,6 +118,7 @@ class _Merger:
         self._calls = calls
         self._most_bytes = most_bytes
         self._rechoose = rechoose
+        self._sources: dict[int, _Source] = {}
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
         self._costs = costs
@@ -214,7 +224,7 @@ class _Merger:
             made.append(call)
             for index, part in enumerate(group):
                 if len(group) > 1:
-                    shape = _module.arrays(part.call.shape)[part.place]
+                    shape = self._source(part.call).results[part.place]
                     made.append(
                         self._body.make(call, "get-tuple-element", shape, [call], tuple_index=index)
                     )
@@ -230,20 +240,29 @@ class _Merger:
         self._body.write(made)
         self._costs.forget_times(self._body)
 
+    def _source(self, call: Any) -> _Source:
+        if call.id not in self._sources:
+            blank = proto.Instruction()
+            blank.CopyFrom(call)
+            for field in ("shape", "operand_ids", "operand_shapes_with_layout"):
+                blank.ClearField(field)
+            config = call.backend_config.decode()
+            texts = dict(_TOLD_APART.findall(config))
+            self._sources[call.id] = _Source(_module.arrays(call.shape), blank, config, texts)
+        return self._sources[call.id]
+
     def _call(self, group: list[_Part]) -> Any:
         first = group[0]
-        shapes = [_module.arrays(part.call.shape)[part.place] for part in group]
+        shapes = [self._source(part.call).results[part.place] for part in group]
         whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
-        made = self._body.make(first.call, "custom-call", whole, [])
-        call = proto.Instruction()
-        call.CopyFrom(first.call)
-        call.id, call.name = made.id, made.name
-        call.shape.CopyFrom(whole)
+        call = self._body.make(first.call, "custom-call", whole, [])
+        number, name = call.id, call.name
+        call.MergeFrom(self._source(first.call).blank)
+        call.id, call.name = number, name
         call.operand_ids[:] = [part.operand for part in group]
-        layouts = [p.call.operand_shapes_with_layout[p.place] for p in group]
-        copies = [proto.Shape.FromString(layout.SerializeToString()) for layout in layouts]
-        del call.operand_shapes_with_layout[:]
-        call.operand_shapes_with_layout.extend(copies)
+        call.operand_shapes_with_layout.extend(
+            part.call.operand_shapes_with_layout[part.place] for part in group
+        )
         before = dict.fromkeys(p for part in group for p in part.call.control_predecessor_ids)
         call.control_predecessor_ids[:] = list(before)
         sources = list({part.call.id: part.call for part in group}.values())
@@ -252,8 +271,8 @@ class _Merger:
         return call
 
     def _config(self, sources: Sequence[Any], group: list[_Part]) -> str:
-        config = sources[0].backend_config.decode()
-        texts = [dict(_TOLD_APART.findall(s.backend_config.decode())) for s in sources]
+        config = self._source(sources[0]).config
+        texts = [self._source(source).texts for source in sources]
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         self._made += 1
         shown = {

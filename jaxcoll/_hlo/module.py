@@ -295,13 +295,14 @@ def forward_tuples(module: Any) -> None:
         }
         if not renamed:
             continue
-        _change(computation, renamed.keys(), [], renamed)
-        used = {s for i in computation.instructions for s in i.operand_ids}
-        used |= {s for i in computation.instructions for s in i.control_predecessor_ids}
-        used.add(computation.root_id)
+        used = {computation.root_id}
+        for i in computation.instructions:
+            if i.id not in renamed:
+                used.update(i.operand_ids)
+                used.update(i.control_predecessor_ids)
+        used.update([renamed[number] for number in used if number in renamed])
         unused = tuples.keys() - used
-        if unused:
-            _change(computation, unused, [], {})
+        _change(computation, renamed.keys() | unused, [], renamed)
 
 
 def bodies(
@@ -320,16 +321,29 @@ def attributes(message: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in message.frontend_attributes.map}
 
 
-def source(module: Any, instruction: Any) -> str:
-    """Where an instruction comes from: "train.py:57 (dot_general)"; "" if XLA does not know."""
-    metadata = instruction.metadata
-    file, line = metadata.source_file, metadata.source_line
-    index = module.stack_frame_index
-    if metadata.stack_frame_id and metadata.stack_frame_id <= len(index.stack_frames):
-        frame = index.stack_frames[metadata.stack_frame_id - 1]
+class Sources:
+    """Where instructions of a module come from."""
+
+    def __init__(self, module: Any) -> None:
+        self._index = module.stack_frame_index
+        self._places: dict[int, tuple[str, int] | None] = {}  # file and line, by stack frame
+
+    def of(self, instruction: Any) -> str:
+        """ "train.py:57 (dot_general)"; "" if XLA does not know."""
+        metadata = instruction.metadata
+        frame = metadata.stack_frame_id
+        if frame not in self._places:
+            self._places[frame] = self._place(frame)
+        file, line = self._places[frame] or (metadata.source_file, metadata.source_line)
+        # A combined instruction has the names of all that it is made of, in parentheses.
+        operation = metadata.op_name.rpartition("/")[2].strip("()")
+        place = f"{file.rpartition('/')[2]}:{line}" if file else ""
+        return f"{place} ({operation})" if place and operation else place or operation
+
+    def _place(self, frame_id: int) -> tuple[str, int] | None:
+        index = self._index
+        if not 0 < frame_id <= len(index.stack_frames):
+            return None
+        frame = index.stack_frames[frame_id - 1]
         location = index.file_locations[frame.file_location_id - 1]
-        file, line = index.file_names[location.file_name_id - 1], location.line
-    # A combined instruction has the names of all that it is made of, in parentheses.
-    operation = metadata.op_name.rpartition("/")[2].strip("()")
-    place = f"{file.rpartition('/')[2]}:{line}" if file else ""
-    return f"{place} ({operation})" if place and operation else place or operation
+        return index.file_names[location.file_name_id - 1], location.line

@@ -58,6 +58,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
     asynchronous = asynchronous_computations(module)
     computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
+    sources = _module.Sources(module)
     for computation, body, found in _module.bodies(module, is_collective):
         server: Server | None = None
         for instruction in found:
@@ -75,7 +76,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                     Left(
                         instruction.opcode,
                         _module.text(instruction.shape),
-                        _module.source(module, instruction),
+                        sources.of(instruction),
                         str(why),
                     )
                 )
@@ -170,7 +171,7 @@ class Server:
         devices: _groups.Devices,
         decide: Decide,
     ) -> None:
-        self._module = module
+        self._sources = _module.Sources(module)
         self._computations = computations
         self._body = body
         self._devices = devices
@@ -238,7 +239,7 @@ class Server:
             "collective": OPCODES[instruction.opcode],
             "byte_count": sum(_module.byte_count(o) for o in operands),
             "signature": ", ".join(map(_module.text, operands)),
-            "source": _module.source(self._module, instruction),
+            "source": self._sources.of(instruction),
             "origin": instruction.opcode,
             **changes,
         }
