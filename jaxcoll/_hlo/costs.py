@@ -76,14 +76,13 @@ class Costs:
         if number not in self._known:
             self._known[number] = 0.0  # a cycle cannot be
             computation = self._computations[number]
-            if computation.is_fusion_computation:
+            fused = computation.is_fusion_computation
+            if fused:
                 serialized = computation.SerializeToString()  # faster than a walk
                 if not any(sign in serialized for sign in _SIGNS):
                     return 0.0
             by_id = {i.id: i for i in computation.instructions}
-            counted = by_id.values()
-            if computation.is_fusion_computation:
-                counted = [i for i in counted if i.opcode in _HEAVY]
+            counted = [i for i in by_id.values() if not fused or i.opcode in _HEAVY]
             self._known[number] = sum(self.of(i, by_id) for i in counted)
         return self._known[number]
 

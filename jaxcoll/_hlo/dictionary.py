@@ -32,9 +32,7 @@ def _string(value: str) -> str:
         return f'"{value}"'
     # Every byte that MLIR's strings give a meaning to, by its number.
     plain = "".join(
-        c
-        if 32 <= ord(c) < 127 and c not in '"\\'
-        else "".join(f"\\{b:02X}" for b in c.encode())
+        c if 32 <= ord(c) < 127 and c not in '"\\' else "".join(f"\\{b:02X}" for b in c.encode())
         for c in value
     )
     return f'"{plain}"'

@@ -55,8 +55,10 @@ def groups_of(instruction: Any, devices: Devices) -> np.ndarray:
         instruction.opcode in _OF_ALL_PARTITIONS,
         instruction.channel_id > 0,
         instruction.use_global_device_ids,
-        *(instruction.HasField(name) and getattr(instruction, name).SerializeToString()
-          for name in _NOTATIONS),
+        *(
+            instruction.HasField(name) and getattr(instruction, name).SerializeToString()
+            for name in _NOTATIONS
+        ),
         *(group.SerializeToString() for group in instruction.replica_groups),
     )
     if key not in devices.known:

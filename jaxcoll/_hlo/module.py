@@ -140,8 +140,7 @@ class Body:
     def sources(self) -> dict[int, list[int]]:
         """What an instruction needs, operands first, by its id, in the computation's order."""
         return {
-            number: [*i.operand_ids, *i.control_predecessor_ids]
-            for number, i in self.by_id.items()
+            number: [*i.operand_ids, *i.control_predecessor_ids] for number, i in self.by_id.items()
         }
 
     @functools.cached_property
@@ -210,14 +209,17 @@ class Body:
 
 
 def _change(
-    computation: Any, removed: Collection[int], added: Sequence[Any], renamed: dict[int, int]
+    computation: Any,
+    removed: Collection[int],
+    added: Sequence[Any],
+    renamed: dict[int, int],
+    in_order: bool = False,
 ) -> None:
-    """Takes instructions out of a computation, puts others in, and renames ids of operands."""
+    """Takes instructions out of a computation, puts others in, and renames ids of operands.
 
-    def now(number: int) -> int:
-        while number in renamed:
-            number = renamed[number]
-        return number
+    Args:
+      in_order: whether all stand behind what they need afterwards, too.
+    """
 
     instructions = computation.instructions
     # New ones stand where they are needed first, old ones as they stood.
@@ -229,18 +231,24 @@ def _change(
     for instruction in instructions:
         operands, before = list(instruction.operand_ids), instruction.control_predecessor_ids
         if not renamed.keys().isdisjoint(operands):
-            operands = [now(i) for i in operands]
+            operands = [_now(i, renamed) for i in operands]
             instruction.operand_ids[:] = operands
         if before:
             if not renamed.keys().isdisjoint(before):
-                before[:] = [now(i) for i in before]
+                before[:] = [_now(i, renamed) for i in before]
             operands += before
         sources[instruction.id] = operands
-    order = _in_order(sources, instructions)
-    if order != list(sources):
+    if not in_order and (order := _in_order(sources, instructions)) != list(sources):
         place = {number: at for at, number in enumerate(order)}
         instructions.sort(key=lambda i: place[i.id])
-    computation.root_id = now(computation.root_id)
+    computation.root_id = _now(computation.root_id, renamed)
+
+
+def _now(number: int, renamed: dict[int, int]) -> int:
+    """What stands for an instruction, by id."""
+    while number in renamed:
+        number = renamed[number]
+    return number
 
 
 def _in_order(sources: dict[int, list[int]], instructions: Sequence[Any]) -> list[int]:
@@ -300,14 +308,11 @@ def forward_tuples(module: Any) -> None:
             if i.id not in renamed:
                 used.update(i.operand_ids)
                 used.update(i.control_predecessor_ids)
-        used.update([renamed[number] for number in used if number in renamed])
-        unused = tuples.keys() - used
-        _change(computation, renamed.keys() | unused, [], renamed)
+        unused = tuples.keys() - {_now(number, renamed) for number in used}
+        _change(computation, renamed.keys() | unused, [], renamed, in_order=True)
 
 
-def bodies(
-    module: Any, holds: Callable[[Any], bool]
-) -> Iterator[tuple[Any, Body, list[Any]]]:
+def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body, list[Any]]]:
     """The computations of a module with instructions that `holds` tells, and these."""
     for computation in module.computations:
         if computation.is_fusion_computation:

@@ -74,6 +74,7 @@ class _Beside:
         heavy = [n for n in took if n not in self._number and took[n] >= _WORTH_BYTES / 16]
         self._heavy = sorted(heavy, key=lambda n: self._times.begin[n])
         self._took = np.array([took[n] for n in self._heavy])
+        self._begin = np.array([self._times.begin[n] for n in self._heavy])
 
     def is_worth_it(self) -> bool:
         """Whether enough can go on beside one of the calls."""
@@ -107,8 +108,8 @@ class _Beside:
 
         There is no circle: what takes time leads on to what begins later, and never back.
         """
-        begin = self._times.begin
-        beside = np.flatnonzero(self._is_beside[:, self._number[call.id]]).tolist()
-        later = [n for n in (self._heavy[i] for i in beside) if begin[n] >= begin[call.id]]
-        for number in later[:_BEHIND_A_CALL]:
-            self._body.by_id[number].control_predecessor_ids.append(call.id)
+        first = int(np.searchsorted(self._begin, self._times.begin[call.id]))
+        later = np.flatnonzero(self._is_beside[first:, self._number[call.id]])
+        for place in later[:_BEHIND_A_CALL].tolist():
+            instruction = self._body.by_id[self._heavy[first + place]]
+            instruction.control_predecessor_ids.append(call.id)

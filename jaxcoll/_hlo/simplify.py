@@ -128,9 +128,7 @@ class _Known:
 class _Scatter:
     """Turns all-reduces of one computation, or some of their results."""
 
-    def __init__(
-        self, known: _Known, computation: Any, body: Body, server: serve.Server
-    ) -> None:
+    def __init__(self, known: _Known, computation: Any, body: Body, server: serve.Server) -> None:
         self._known = known
         self._computation = computation
         self._body = body

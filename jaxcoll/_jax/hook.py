@@ -239,7 +239,7 @@ class _Decider:
         try:
             self._ids = Devices(module).ids
         except NotServed:
-            self._ids: list[int] = []  # then nothing asks: none of its collectives is served
+            self._ids = []  # then nothing asks: none of its collectives is served
         with _lock:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
