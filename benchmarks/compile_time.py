@@ -111,7 +111,7 @@ def measure_program(name: str, mesh: Mesh, watch: _Watch, compiles: int) -> dict
         "compile": _median_and_most(compile_s),
         "callback": _median_and_most(callback_s),
         "compiles": compiles,
-        # Of each compilation: another program's load hits both of its times.
+        # The share is taken for each compilation: load on the machine slows both of its times.
         "share": statistics.median(
             callback / whole for callback, whole in zip(callback_s, compile_s, strict=True)
         ),

@@ -193,7 +193,7 @@ class _Merger:
 
     def _needed_calls(self, part: _Part) -> int:
         """A bit for each call that a part depends on, by way of whole groups."""
-        # What a call depends on is among the bits with the call itself. So only groups of several
+        # A call that is among the bits has all that it depends on there, too. So only groups of several
         # calls lead on to others.
         bits = self._behind(part)
         todo = self._merged

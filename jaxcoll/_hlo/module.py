@@ -138,7 +138,7 @@ class Body:
 
     @functools.cached_property
     def sources(self) -> dict[int, list[int]]:
-        """What an instruction needs, operands first, by its id, in the computation's order."""
+        """The operands and then the control predecessors of each instruction, in order."""
         return {
             number: [*i.operand_ids, *i.control_predecessor_ids] for number, i in self.by_id.items()
         }
@@ -245,7 +245,7 @@ def _change(
 
 
 def _now(number: int, renamed: dict[int, int]) -> int:
-    """What stands for an instruction, by id."""
+    """The id of the instruction that stands for one now."""
     while number in renamed:
         number = renamed[number]
     return number

@@ -90,7 +90,7 @@ class _Use(NamedTuple):
 
 
 class _Known:
-    """What is asked of a whole module: found out once, and only when it is asked for."""
+    """Facts about a whole module; each is found once, when it is first asked for."""
 
     def __init__(self, module: Any, devices: _groups.Devices) -> None:
         self.module = module
