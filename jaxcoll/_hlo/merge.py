@@ -193,8 +193,8 @@ class _Merger:
 
     def _needed_calls(self, part: _Part) -> int:
         """A bit for each call that a part depends on, by way of whole groups."""
-        # A call that is among the bits has all that it depends on there, too. So only groups of several
-        # calls lead on to others.
+        # A call that is among the bits has all that it depends on there, too. So only groups of
+        # several calls lead on to others.
         bits = self._behind(part)
         todo = self._merged
         while met := [group for group in todo if group.calls & bits]:
