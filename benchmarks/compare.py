@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         "--processes",
         type=lambda text: [int(count) for count in text.split(",")],
         metavar="P,...",
-        help="measure jobs of so many processes instead",
+        help="measure jobs of P processes instead",
     )
     parser.add_argument(
         "--peers",

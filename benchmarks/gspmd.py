@@ -270,7 +270,7 @@ def compare(budget_s: float) -> list[dict[str, Any]]:
 
 
 def run(layout: tuple[int, int], budget_s: float) -> list[dict[str, Any]]:
-    """Runs this module as a job of so many processes with so many devices each."""
+    """Runs this module as a job of that many processes with that many devices each."""
     processes, devices = layout
     command = [sys.executable, "-m"]
     if processes > 1:

@@ -5,7 +5,7 @@
 
 Every row has a process of its own, so that its peak memory is its own, and includes all that a user
 waits for: the network, every rank's program packed into one dependency graph, and the run. One
-channel, ECMP. `ROWS` says what the rows simulate; the simulated times are no measurements of any
+channel, ECMP. `ROWS` says what the rows simulate; the simulated times are not measurements of any
 network.
 
 Growth is fitted as a power of the number of ranks, and of messages: least squares on logarithms. It

@@ -143,7 +143,7 @@ class OneLink:
 
 
 def emulation() -> list[str]:
-    """The reasons why figures of this machine are no measure of performance."""
+    """The reasons why figures of this machine do not measure performance."""
     notes = []
     vendor = Path("/sys/class/dmi/id/sys_vendor")
     if vendor.exists() and "QEMU" in vendor.read_text():
@@ -302,13 +302,13 @@ def main(argv: list[str] | None = None) -> int:
         _files.check_can_write(options.json, make_folders=True)
     notes = emulation()
     for note in notes if first else ():
-        print(f"# {note}; these times are no measure of performance", flush=True)
+        print(f"# {note}; these times do not measure performance", flush=True)
     bound = native.crypto_speed_Bps(128 << 10, 0.5) if options.bound and first else {}
     for what, speed_Bps in bound.items():
         print(f"# one core, 128 KiB in cache: {what} {speed_Bps / 2**20:.0f} MB/sec", flush=True)
     rows = [row for name in options.transports for row in measure_transport(name, options)]
     for note in notes if first else ():
-        print(f"# {note}; these times are no measure of performance", flush=True)
+        print(f"# {note}; these times do not measure performance", flush=True)
     if options.json and first:
         about = {"emulated": notes, "bound_Bps": bound, "rows": rows}
         text = json.dumps(measure.provenance({}) | about, indent=1) + "\n"

@@ -311,7 +311,7 @@ VARIABLES = (
         "JAXCOLL_IB_REGISTER_BYTES",
         default="never",
         takes="65536 or more",
-        meaning="arrays of at least so many bytes are registered with the NICs for the time of a "
+        meaning="arrays of at least this many bytes are registered with the NICs for the time of a "
         "call and sent from where they lie, instead of being copied",
         parse=_integer_from(65536, 2**62),
         engine="rdma_register_bytes",
@@ -337,7 +337,7 @@ VARIABLES = (
         default="4194304",
         takes="0 to 2^40",
         meaning="under `install()`: independent collectives of one kind become one call of up to "
-        "so many bytes, and larger calls of many arrays are cut to it; 0: never; the same in all "
+        "this many bytes, and larger calls of many arrays are cut to it; 0: never; the same in all "
         "processes",
         parse=_integer_from(0, 1 << 40),
     ),
@@ -479,7 +479,7 @@ def is_command() -> bool:
 def trouble_with_isa(wanted: str | None, here: Sequence[str]) -> str:
     """A warning about JAXCOLL_ISA on a CPU that has `here`, the best last; empty: nothing.
 
-    It is no error: hosts of one job may differ, and results do not depend on it.
+    This is not an error: hosts of one job may differ, and results do not depend on it.
     """
     if wanted is None or wanted in here:
         return ""

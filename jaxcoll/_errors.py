@@ -111,7 +111,7 @@ class ScheduleError(JaxcollError, ValueError):
 
 
 class MscclError(JaxcollError, ValueError):
-    """The text is no MSCCL algorithm, or one that cannot be a schedule; names the line."""
+    """The text is not an MSCCL algorithm, or cannot be made a schedule; names the line."""
 
 
 class TopologyError(JaxcollError, ValueError):

@@ -136,7 +136,7 @@ def read_bytes(path: Path, most_bytes: int, *, regular: bool = False) -> bytes:
     Args:
       path: the file; for a command's argument a pipe will do.
       most_bytes: more are refused.
-      regular: whether only a regular file will do: a pipe could be waited for, for ever.
+      regular: whether only a regular file will do: reading a pipe could block forever.
 
     Raises: FileNotFoundError; FileError naming the file and why.
     """
@@ -148,7 +148,7 @@ def read_bytes(path: Path, most_bytes: int, *, regular: bool = False) -> bytes:
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             if regular and not stat.S_ISREG(mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
+                raise OSError(errno.EINVAL, "it is not a regular file")
             content = file.read(most_bytes + 1)
     except FileNotFoundError:
         raise

@@ -1,8 +1,8 @@
 """A record of the engine's calls, for the person on call.
 
-`dump()` prints the last collectives, those that are pending and for whom they wait, and the state
-of every peer. The recorder is always on and bounded: the last 256 calls between processes and as
-many within this one.
+`dump()` prints the last collectives, those that are pending with the peers that they wait for, and
+the state of every peer. The recorder is always on and bounded: the last 256 calls between processes
+and as many within this one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["dump", "dump_on_signal"]
 def dump(file: TextIO | None = None) -> None:
     """Prints the flight recorder to `file`, stderr by default.
 
-    Works from any thread, also while another one waits in a collective that does not end.
+    Works from any thread, even while another thread is blocked in a collective.
     """
     print(native.comm_dump() + native.engine_dump(), end="", file=file or sys.stderr, flush=True)
 
@@ -35,13 +35,13 @@ def dump_on_signal(signum: int = signal.SIGUSR1) -> None:
     It prints even while the main thread waits for a collective: Python's own signal handlers would
     run only afterwards. It takes over `signal.set_wakeup_fd`.
 
-    Raises: ValueError outside the main thread, where `signal.set_wakeup_fd` is taken, and for what
-      is no signal that can be caught.
+    Raises: ValueError outside the main thread, where `signal.set_wakeup_fd` is taken, and for a
+      number that is not a signal that can be caught.
     """
     if signum in _watched:
         return
     if signum not in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        raise ValueError(f"{signum!r} is no signal that can be caught")
+        raise ValueError(f"{signum!r} is not a signal that can be caught")
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("dump_on_signal works in the main thread only, where signals arrive")
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -262,7 +262,7 @@ def test_a_pipe_is_read_where_a_user_names_it_and_refused_elsewhere(tmp_path: Pa
     assert _files.read_text(Path(f"/dev/fd/{read_end}"), 100) == "text"
     os.close(read_end)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(FileError, match="it is no regular file"):
+    with pytest.raises(FileError, match="it is not a regular file"):
         _files.read_text(tmp_path / "fifo", 100, regular=True)
 
 

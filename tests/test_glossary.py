@@ -49,7 +49,7 @@ def has(name: str, noun: str) -> bool:
     wanted, there = [word.removesuffix("s") for word in noun.split()], words(name)
     starts = range(len(there) - len(wanted) + 1)
     found = [i for i in starts if there[i : i + len(wanted)] == wanted]
-    # In place is no place.
+    # "In place" does not mean a place.
     return any(noun != "place" or i == 0 or there[i - 1] != "in" for i in found)
 
 

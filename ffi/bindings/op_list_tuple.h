@@ -37,7 +37,7 @@ T ValueOrThrow(StatusOr<T> result) {
   return std::move(*result);
 }
 
-// ValueError for a name that is no collective's.
+// ValueError for a name that no collective has.
 Collective CollectiveOrThrow(std::string_view name);
 
 ScheduleSpec SpecFromTuple(const SpecTuple& tuple);

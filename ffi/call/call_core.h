@@ -26,7 +26,7 @@ class CallCore {
   const CallSpec& spec() const { return spec_; }
   const GroupTable& groups() const { return groups_; }
   bool ragged() const { return spec_.collective == "ragged_all_to_all"; }
-  // Operands of a call with so many results, without the logical id.
+  // Operands of a call with this many results, without the logical id.
   size_t vector_operands(size_t results) const { return ragged() ? 6 : results; }
 
   // Where other processes take part: takes the number that tells this instruction from equal ones

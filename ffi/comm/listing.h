@@ -20,9 +20,8 @@ namespace jaxcoll {
 
 struct Listing {
   std::string name;  // of the program's function
-  // "mul float32[8] 2.0:float32[] @ train.py:12": what follows the last " @ " is no part of what
-  // is compared.
-  // The first line names the function.
+  // "mul float32[8] 2.0:float32[] @ train.py:12": what follows the last " @ " is not part of what
+  // is compared. The first line names the function.
   std::vector<std::string> lines;
 };
 

@@ -219,7 +219,7 @@ const Peer* Reactor::SilentMember(const Call& call, Clock::time_point now) {
 }
 
 // A call waits since its last message: a large one over a slow network may take as long as it
-// needs. It has only so many messages, so it cannot go on for ever.
+// needs. The number of its messages is finite, so the loop ends.
 void Reactor::CheckDeadlines() {
   const Clock::time_point now = seams_.now();
   if (now - checked_at_ < kTick) return;

@@ -25,7 +25,7 @@ class Words {
     rest_.remove_prefix(end == rest_.npos ? rest_.size() : end + 1);
     return word;
   }
-  // Nullopt for a word that is no number of this base.
+  // Nullopt for a word that is not a number of this base.
   std::optional<uint64_t> NextNumber(int base = 10) {
     const std::string_view word = Next();
     uint64_t number = 0;

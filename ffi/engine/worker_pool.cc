@@ -15,7 +15,7 @@ using std::chrono::seconds;
 // An idle worker looks for this long before it sleeps: waking a sleeper costs more than a small
 // collective takes. Between looks it yields, for XLA's threads need the core more.
 constexpr microseconds kSpin{50};
-// A worker is woken for so many light continuations: waking it costs as much as running about ten.
+// This many light continuations wake a worker: waking it costs as much as running about ten.
 constexpr int kLightPerWorker = 24;
 // A continuation queued for longer than this while no thread is free is stuck behind a blocked one.
 constexpr milliseconds kStuckAfter{15};

@@ -8,7 +8,7 @@
 namespace jaxcoll::sim {
 namespace {
 
-// Sums of shares such as 1/7 are inexact; what is over by less is no contention.
+// Sums of shares such as 1/7 are inexact; a smaller excess is not contention.
 constexpr double kSlack = 1 + 1e-9;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kPasses = 4;  // each raises FullFrom's bound; any number of them is right

@@ -89,7 +89,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithm", default="direct", help="default: direct; with dims: 'swing[4x4]'"
     )
-    parser.add_argument("--channels", type=int, default=1, help="copies of the pattern")
+    parser.add_argument("--channels", type=int, default=1, help="independent copies of the pattern")
     parser.add_argument("--root", type=int, default=0, help="broadcast and reduce")
     parser.add_argument(
         "--msccl",
@@ -165,5 +165,5 @@ def _bytes(text: str) -> int:
     unit = units.get(text[-1:].upper(), 0)
     digits = text[:-1] if unit else text
     if not (digits.isascii() and digits.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 4096, 64K, 1M or 2G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 4096, 64K, 1M or 2G")
     return int(digits) << unit

@@ -86,7 +86,7 @@ def _choice(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{text!r} is not a number")
     return int(text)
 
 

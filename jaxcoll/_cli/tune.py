@@ -68,7 +68,7 @@ def size_text(nbytes: float | None) -> str:
 
 def picks_text(picks: Sequence[tables.Picks]) -> list[str]:
     """Lines for people: per collective and number of ranks, up to which bytes which algorithm."""
-    lines = [f"{'ranks':22}{'collective':16}algorithm up to so many bytes of a rank's operand"]
+    lines = [f"{'ranks':22}{'collective':16}algorithm up to this many bytes of a rank's operand"]
     for p in sorted(picks, key=lambda p: (tables.LAYOUTS.index(p.layout), p.ranks_per_node)):
         where = {"process": "in one process", "host": "on one host", "hosts": "hosts"}[p.layout]
         ranks = f"{p.world_size} {where}"

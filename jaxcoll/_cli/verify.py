@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="P,P:P,...",
         help="ranks; ranges include their ends; default: 1:17",
     )
-    command.add_argument("--channels", type=int, default=1, help="copies of the pattern")
+    command.add_argument(
+        "--channels", type=int, default=1, help="independent copies of the pattern"
+    )
     command.add_argument("--root", type=int, default=0, help="broadcast and reduce")
     return command
 
@@ -147,6 +149,8 @@ def _world_sizes(text: str) -> list[int]:
         except ValueError:
             item_sizes = range(0)
         if not item_sizes:
-            raise argparse.ArgumentTypeError(f"{item!r} is no world size: write 8, 1:17 or 1:17,32")
+            raise argparse.ArgumentTypeError(
+                f"{item!r} is not a world size: write 8, 1:17 or 1:17,32"
+            )
         sizes += item_sizes
     return sizes

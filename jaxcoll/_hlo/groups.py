@@ -2,7 +2,7 @@
 
 A logical id is a device's place in the module's device assignment, replica * partitions +
 partition, whatever numbers the instruction itself uses. The rules are XLA's
-(`GetCollectiveOpGroupMode`); a form that is not known here raises `NotServed` and is never guessed.
+(`GetCollectiveOpGroupMode`); an unknown form raises `NotServed` and is never guessed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def pairs_of(instruction: Any, devices: Devices) -> list[tuple[int, int]]:
         if 0 <= source < len(world) and 0 <= target < len(world)
     ]
     if len(found) != len(pairs) * len(worlds):
-        raise NotServed("a pair names a device that is not there")
+        raise NotServed("a pair names a device that does not exist")
     for ends in zip(*found, strict=True):
         if len(set(ends)) != len(ends):
             raise NotServed("a device sends to several others, or receives from several")
@@ -137,7 +137,7 @@ def _all(ids: np.ndarray) -> np.ndarray:
 
 def _looked_up(table: np.ndarray, groups: np.ndarray) -> np.ndarray:
     if groups.size and not (groups.min() >= 0 and groups.max() < len(table)):
-        raise NotServed("a group names a device that is not there")
+        raise NotServed("a group names a device that does not exist")
     return table[groups]
 
 

@@ -7,7 +7,7 @@ together anew in the order in which their operands are ready:
 
 - parts of equal attributes (collective, algorithm, groups, ...) only. Each stays a collective of
   its own with the schedule that it had, so no bit of a result changes;
-- none that is needed for another one of its call, directly or by way of other calls;
+- none that another part of its call needs, directly or through other calls;
 - none whose call would become ready only after its result is needed on the critical path.
 
 The times that this goes by are estimates from the sizes of arrays.
@@ -74,7 +74,8 @@ def _is_ours(instruction: Any) -> bool:
     if instruction.opcode != "custom-call" or instruction.custom_call_target != serve.TARGET:
         return False
     config = instruction.backend_config.decode()
-    # Some take operands that are no vectors, or one more, which says on which device they are made.
+    # Some take operands that are not vectors, or one more, which says on which device they are
+    # made.
     return (
         dictionary.text(config, "collective") not in _UNMERGED
         and not dictionary.integer(config, "separate_blocks")
@@ -188,11 +189,11 @@ class _Merger:
     def _may_join(self, group: _Group, part: _Part) -> bool:
         if group.bytes + part.bytes > self._most_bytes or part.ready > group.needed:
             return False
-        # Nothing in a group needs what comes later, unless by way of a group that it has joined.
+        # Nothing in a group needs a later part, unless through a group that it has joined.
         return not self._needed_calls(part) & group.calls
 
     def _needed_calls(self, part: _Part) -> int:
-        """A bit for each call that a part depends on, by way of whole groups."""
+        """A bit for each call that a part depends on, through whole groups."""
         # A call that is among the bits has all that it depends on there, too. So only groups of
         # several calls lead on to others.
         bits = self._behind(part)

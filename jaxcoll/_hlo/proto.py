@@ -1,7 +1,7 @@
 """The part of XLA's HLO format that jaxcoll reads or writes, as protocol buffers.
 
 Descriptors are built when this is imported, in a pool of their own: any protobuf from 4 on serves,
-and another copy of hlo.proto in the process (TensorFlow has one) is no trouble. Fields that are not
+and another copy of hlo.proto in the process (TensorFlow has one) does no harm. Fields that are not
 listed survive: protobuf keeps what it does not know.
 
 Numbers and names are those of `xla/service/hlo.proto` and `xla/xla_data.proto`; what the types are

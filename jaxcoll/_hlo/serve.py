@@ -1,6 +1,6 @@
 """XLA's collectives -> jaxcoll's custom call.
 
-Every form is checked, down to the layouts; what is not known here is left to XLA, with the reason.
+Every form is checked, down to the layouts; unknown forms are left to XLA, with the reason.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                 continue  # a done goes with its start
             try:
                 if computation.id in asynchronous:
-                    raise NotServed("an asynchronous form that is not known here")
+                    raise NotServed("an unknown asynchronous form")
                 devices = devices or _groups.Devices(module)
                 server = server or Server(module, computations, body, devices, decide)
                 served += server.serve(instruction)
@@ -192,17 +192,17 @@ class Server:
     def _made(self, instruction: Any) -> tuple[list[Request], list[Any], Any]:
         """The requests, the instructions that take a collective's place, and its done, if any."""
         for number in proto.unknown_fields(instruction):
-            raise NotServed(f"a field that is not known here: number {number} of hlo.proto")
+            raise NotServed(f"an unknown field: number {number} of hlo.proto")
         for descriptor, _ in instruction.ListFields():
             if descriptor.name not in _MEANT:
-                raise NotServed(f"a field that a collective has not had so far: {descriptor.name}")
+                raise NotServed(f"a field that no known collective has: {descriptor.name}")
         opcode = instruction.opcode
         done = None
         if opcode in _ASYNCHRONOUS:
             instruction, done = self._synchronous(instruction)
             opcode = instruction.opcode
         if opcode not in OPCODES:
-            raise NotServed("a collective that is not known here")
+            raise NotServed("an unknown collective")
         operands = self._body.operands(instruction)
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
             if why := _trouble(shape.SerializeToString()):
@@ -225,7 +225,7 @@ class Server:
         users = self._body.users[start.id]
         opcode = start.opcode.removesuffix("-start")
         if [user.opcode for user in users] != [f"{opcode}-done"] or start.id == self._body.root_id:
-            raise NotServed("a start that is used by others than its done")
+            raise NotServed("a start that other instructions than its done use")
         made = proto.Instruction()
         made.CopyFrom(start)
         made.opcode = opcode
@@ -331,7 +331,7 @@ class Server:
         for operand, result in zip(operands, results, strict=True):
             before, after = list(operand.shape.dimensions), list(result.dimensions)
             if dimension >= len(before) or len(before) != len(after):
-                raise NotServed("a dimension that is not there")
+                raise NotServed("a dimension that does not exist")
             before[dimension] *= grows
             after[dimension] *= shrinks
             if before != after or operand.shape.element_type != result.element_type:
@@ -339,7 +339,7 @@ class Server:
             if _major_to_minor(operand.shape) != _major_to_minor(result):
                 raise NotServed("a result in another layout than its operand")
             if max(before[dimension], after[dimension]) % ranks:
-                raise NotServed("a dimension that the ranks do not divide")
+                raise NotServed("a dimension that the number of ranks does not divide")
             chunk = _module.element_count(operand.shape)
             if instruction.opcode == "all-gather":
                 value, more = self._flat(instruction, operand, [chunk])
@@ -419,7 +419,7 @@ class Server:
         groups = _groups.groups_of(instruction, self._devices)
         ranks = groups.shape[1]
         if len(operands) != ranks or len(results) != ranks:
-            raise NotServed("another number of operands than of ranks")
+            raise NotServed("the number of operands is not the number of ranks")
         first = results[0]
         if any(shape != first for shape in [*results, *(o.shape for o in operands)]):
             raise NotServed("operands of several shapes")
@@ -456,7 +456,7 @@ class Server:
 
     def _ragged(self, instruction: Any, operands: Sequence[Any]) -> _Made:
         if len(operands) != 6 or operands[1].shape != instruction.shape:
-            raise NotServed("other operands than a ragged exchange has")
+            raise NotServed("operands that are not those of a ragged exchange")
         if len({o.shape.element_type for o in operands[2:]} | _OFFSETS) > len(_OFFSETS) or (
             len({o.shape.element_type for o in operands[2:]}) != 1
         ):
@@ -549,7 +549,7 @@ def _trouble(serialized: bytes) -> str:
     if _module.element_count(shape) == 0:
         return "an array without elements"
     for number in proto.unknown_fields(shape):
-        return f"a shape with a field that is not known here: number {number}"
+        return f"a shape with an unknown field: number {number}"
     layout = shape.layout
     known = {"minor_to_major", "tail_padding_alignment_in_elements"}
     if (
@@ -557,7 +557,7 @@ def _trouble(serialized: bytes) -> str:
         or {descriptor.name for descriptor, _ in layout.ListFields()} - known
         or layout.tail_padding_alignment_in_elements > 1
     ):
-        return "a layout that is not known here"
+        return "an unknown layout"
     return ""
 
 

@@ -72,8 +72,8 @@ def all_reduce(
       NameError: while tracing: no mesh or vmap axis of that name is bound.
       TypeError: a leaf, groups, an algorithm or a schedule of a kind that cannot be.
       UnknownReduceOpError, UnsupportedDtypeError: an op that does not exist, or not for the dtype.
-      UnknownAlgorithmError, WorldSizeError: an algorithm that does not exist, or not for so many
-        ranks; a schedule for another number of them.
+      UnknownAlgorithmError, WorldSizeError: an algorithm that does not exist, or not for this
+        number of ranks; a schedule for another number.
       AxisIndexGroupsError: groups that are ragged or do not cover the axis exactly once.
       ScheduleError: a schedule that is wrong, naming step, rank and chunk.
       ValueError: an axis named twice or a dimension that does not exist; dimensions with groups; an
@@ -376,7 +376,7 @@ def broadcast(
       is not in the group, as the sum of ``where(axis_index == root, x, 0)`` by which lax defines
       `pbroadcast`.
 
-    Raises: as `all_reduce`, but for ops; TypeError also for a root that is no integer scalar;
+    Raises: as `all_reduce`, but for ops; TypeError also for a root that is not an integer scalar;
       ValueError also for one that is not in the group, if it is not traced, and for another `to`;
       NotImplementedError for groups with a `to` that is not "varying".
     """

@@ -470,7 +470,7 @@ def hook_trouble() -> str:
     if not hasattr(_xla, "register_xla_transform"):
         return f"JAX {jax.__version__} has no hook in its compiler; 0.10.2 and later have one"
     if not hasattr(_compiler, "compile_or_get_cached"):
-        return f"JAX {jax.__version__} compiles in another way than is known here"
+        return f"JAX {jax.__version__} compiles in a way that this version of jaxcoll does not know"
     return ""
 
 

@@ -116,7 +116,7 @@ def install_report(
       could not serve and has left to XLA in this process, each reason once. For a program, a report
       of what was served and what was left, and why; print it.
 
-    Raises: TypeError for what is no compiled program.
+    Raises: TypeError for anything but a compiled program.
     """
     if compiled is not None:
         return hook.report_of(compiled)
@@ -371,8 +371,8 @@ def _note(name: str, why: Exception) -> None:
 def _undone_if_it_fails(ctx: Any) -> Iterator[None]:
     """Takes back what a lowering rule emits inside when it raises, as another one takes over.
 
-    Beside operations of the function at hand that is functions of the module, which may be
-    unfinished, and what JAX remembers of them.
+    Apart from operations of the function being lowered, these are functions of the module, which
+    may be unfinished, and what JAX remembers of them.
     """
     module = ctx.module_context
     caches = (module.lowering_cache, module.cached_primitive_lowerings)

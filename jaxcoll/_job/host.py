@@ -258,12 +258,12 @@ class Record:
         for text in [*texts, *self.transports, *self.fabrics]:
             # Printable text can be shown to people and be encoded.
             if not isinstance(text, str) or len(text) > TEXT_CHARACTERS_MAX:
-                raise ValueError(f"{text!r:.40} is no text")
+                raise ValueError(f"{text!r:.40} is not text")
             if not text.isprintable():
                 raise ValueError(f"{text!a:.40} cannot be printed")
         for number in (self.index, self.pid, self.uid):
             if type(number) is not int:
-                raise ValueError(f"{number!r:.40} is no number")
+                raise ValueError(f"{number!r:.40} is not a number")
 
     def __str__(self) -> str:
         return f"process {self.index} (pid {self.pid} on {self.hostname})"
@@ -294,7 +294,7 @@ def addresses_from_bytes(text: bytes, index: int) -> list[tuple[str, int]]:
             raise ValueError(f"{len(addresses)} addresses")
         for _, port in addresses:
             if type(port) is not int or not 0 < port < 1 << 16:
-                raise ValueError(f"{port!r:.40} is no port")
+                raise ValueError(f"{port!r:.40} is not a port")
     except _UNREADABLE as error:
         raise _unreadable(index, error) from None
     if reason:

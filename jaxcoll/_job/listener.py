@@ -103,7 +103,7 @@ class _Crowd:
             self.dismiss_one()
 
     def remove(self, guest: _Guest, source: str) -> None:
-        """Does nothing if it is not there."""
+        """Does nothing if it does not exist."""
         guests = self._of_source.get(source, {})
         if guest in guests:
             del guests[guest]

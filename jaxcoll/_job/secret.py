@@ -125,7 +125,7 @@ def _checked(content: bytes, source: str) -> Secret:
     if len(content) < _CONTENT_BYTES_MIN:
         raise ValueError(f"it has {len(content)} bytes; a secret has {_CONTENT_BYTES_MIN} or more")
     if len(content) > _CONTENT_BYTES_MAX:
-        raise ValueError(f"it has more than {_CONTENT_BYTES_MAX} bytes; that is no secret")
+        raise ValueError(f"it has more than {_CONTENT_BYTES_MAX} bytes; that is not a secret")
     if len(zlib.compress(content.strip(), 9)) < _COMPRESSED_BYTES_MIN:
         raise ValueError("it repeats itself, so that it could be guessed")
     return Secret(content, source)

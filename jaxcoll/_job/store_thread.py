@@ -46,7 +46,8 @@ class _Call:
 
 class StoreThread:
     """Makes the store's calls, one at a time: a process has one request outstanding, however many
-    of its peers are late. A key that is not there yet goes behind the others, after `slice_s`.
+    of its peers are late. A key that does not exist yet moves to the end of the queue after
+    `slice_s`.
 
     Thread rule: `close` may be called by any thread, `set`, `get` and `list` by the loop's.
     """

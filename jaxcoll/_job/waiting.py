@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 @contextlib.asynccontextmanager
 async def deadline(seconds: float) -> AsyncIterator[None]:
-    """Raises TimeoutError after so many seconds, without those in which the process was stopped.
+    """Raises TimeoutError after that many seconds, without the time for which it was stopped.
 
     A job that is stopped as a whole (^Z, SIGSTOP) and resumed goes on.
     """

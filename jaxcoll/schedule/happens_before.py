@@ -169,7 +169,9 @@ class Flat:
         ops_of_rank = len(self.schedule.programs[self.rank[g]].ops)
         for dependency in op.depends_on:
             if not 0 <= dependency < ops_of_rank:
-                raise self.error("malformed", g, f"depends on op {dependency}, which is not there")
+                raise self.error(
+                    "malformed", g, f"depends on op {dependency}, which does not exist"
+                )
         for operand in (op.destination, *op.sources):
             self._check_operand(g, operand)
             if len(operand) != len(op.destination):

@@ -87,7 +87,7 @@ class Op:
     Attributes:
       channel: ops of one channel start in program order.
       peer: the other rank of a transfer, -1 for local ops.
-      sequence: the how-manieth message from source to destination rank on this channel this is,
+      sequence: the message's number among those from source to destination rank on this channel,
         from 0; -1 for local ops.
       step: the algorithm's round; for printing and counting only.
       depends_on: indices of ops of this rank that complete before this one starts.

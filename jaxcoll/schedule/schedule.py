@@ -173,7 +173,7 @@ class Schedule:
         """The inverse of `serialize`.
 
         Raises:
-          ValueError: the text is no schedule; the message names the line.
+          ValueError: the text is not a schedule; the message names the line.
         """
         programs = tuple(op_list_from_tuple(op_list) for op_list in native.parse_schedule(text))
         return Schedule(collective, programs, root, tuple(permutation), algorithm)

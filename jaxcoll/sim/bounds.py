@@ -419,7 +419,7 @@ class Bounds:
 
 
 def _broadcast_turns(ranks: int, ports: int, overhead_s: float, latency_s: float) -> float:
-    """When the last of `ranks` can know what one knows, if each has so many ports.
+    """When the last of `ranks` can know what one knows, if each has this many ports.
 
     A rank that knows sends a message by every port, and again after each overhead; a message is
     known an overhead and a latency after it began. Greedy is optimal (Karp et al., 1993).

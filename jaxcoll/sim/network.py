@@ -283,7 +283,7 @@ class Topology:
           tier: only cables with a switch of this tier at an end.
 
         Raises:
-          TopologyError: there are not so many.
+          TopologyError: there are fewer.
         """
 
         def eligible(link: Link) -> bool:

@@ -321,7 +321,7 @@ def dragonfly(
         for g, other in itertools.combinations(range(groups), 2):
             ends = []
             for here, there in ((g, other), (other, g)):
-                # The how-manieth of all groups but `here` the other one is.
+                # The other group's index among all groups except `here`.
                 place = (there - here - 1) % groups
                 ends.append(f"r{here}.{(turn * (groups - 1) + place) // h}")
             topology.connect(ends[0], ends[1], bandwidth_Bps, far)

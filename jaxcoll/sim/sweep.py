@@ -136,7 +136,7 @@ class Outcome:
 
 @dataclass
 class Refusal:
-    """A schedule that cannot be built for so many ranks, or whose ranks are cut off every time."""
+    """A schedule that cannot be built for this many ranks, or that every seed cuts off."""
 
     topology: Topology
     spec: ScheduleSpec | Schedule
@@ -346,7 +346,7 @@ class Sweep:
 
 
 def _background(topology: Topology, share: float, seed: int) -> list[Traffic]:
-    """Every endpoint sends to another one, and is sent to by one, without end."""
+    """Every endpoint sends to one other and receives from one other, forever."""
     if share <= 0:
         return []
     import random

@@ -130,7 +130,7 @@ class Traffic:
       source: name of a node.
       destination: name of another.
       bandwidth_Bps: what it would take alone.
-      nbytes: how much; None: without end.
+      nbytes: how much; None: unlimited.
       start_s: when it begins.
     """
 

@@ -50,7 +50,7 @@ def parse_seconds(text: str) -> float:
     """``1.5us`` -> 1.5e-06; a plain number is in seconds."""
     match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*(ps|ns|us|ms|s)?", text.strip())
     if not match:
-        raise TopologyError(f"{text!r} is no time; write 500ns, 1.5us or 2ms")
+        raise TopologyError(f"{text!r} is not a time; write 500ns, 1.5us or 2ms")
     return float(match[1]) * _TIMES_S[match[2] or "s"]
 
 
@@ -58,7 +58,7 @@ def parse_rate(text: str) -> float:
     """``400Gb/s`` -> 5e10 bytes per second; ``50GB/s`` is the same, a plain number bytes."""
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*(?:([KMGT]?[bB])(?:/s|ps))?", text.strip())
     if not match:
-        raise TopologyError(f"{text!r} is no rate; write 400Gb/s or 50GB/s")
+        raise TopologyError(f"{text!r} is not a rate; write 400Gb/s or 50GB/s")
     return float(match[1]) * _RATES_BPS[match[2] or "B"]
 
 
@@ -66,7 +66,7 @@ def parse_bytes(text: str) -> int:
     """``4M`` -> 4194304; K, M, G and T are powers of 1024, as in nccl-tests."""
     match = re.fullmatch(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match or int(match[1]) == 0:
-        raise TopologyError(f"{text!r} is no size; write 65536, 64K, 1M or 4G")
+        raise TopologyError(f"{text!r} is not a size; write 65536, 64K, 1M or 4G")
     return int(match[1]) * _SIZES[match[2].upper()]
 
 
@@ -131,7 +131,7 @@ def _value(name: str, value: Any, annotation: str) -> Any:
     try:
         return float(value) if annotation == "float" else int(value)
     except ValueError:
-        raise TopologyError(f"{name}={value!r} is no number") from None
+        raise TopologyError(f"{name}={value!r} is not a number") from None
 
 
 def from_networkx(graph: Any, name: str = "graph") -> Topology:
@@ -192,7 +192,7 @@ def from_yaml(path: str | Path) -> Topology:
     except FileError as error:
         raise TopologyError(str(error)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. a date that is none
-        raise TopologyError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise TopologyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise TopologyError(f"{path} should hold a mapping with `kind`, or `nodes` and `links`")
     try:

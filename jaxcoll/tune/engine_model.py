@@ -92,7 +92,7 @@ def _unroll(op_list: Program, slices: int, in_flight: int) -> Program:
 
 @lru_cache(maxsize=32)
 def as_run(spec: ScheduleSpec, slices: int, in_flight: int) -> Schedule:
-    """The schedule that the engine runs for a call of so many slices."""
+    """The schedule that the engine runs for a call of this many slices."""
     built = _schedule.build(spec)
     if slices == 1:
         return built

@@ -95,7 +95,7 @@ class Call:
         return values.astype(np.float32)
 
     def run(self, calls: int) -> float:
-        """Seconds for so many calls."""
+        """Seconds for this many calls."""
         return float(
             self.native.run(
                 [x.view(np.uint8) for x in self.inputs],

@@ -72,7 +72,7 @@ def _gpu(
 
 
 def layout(processes: int, hosts: int) -> tables.Layout:
-    """The layout of a group that reaches into so many processes and hosts."""
+    """The layout of a group that spans this many processes and hosts."""
     return "process" if processes <= 1 else "host" if hosts <= 1 else "hosts"
 
 
@@ -96,7 +96,7 @@ def _dims(
 
 
 def serves(spec: _schedule.ScheduleSpec, processes: int) -> bool:
-    """Whether an algorithm can run a call: of so many ranks, and through the engine's slots."""
+    """Whether an algorithm can run a call: by its ranks, and through the engine's slots."""
     try:
         check(spec)
         if processes > 1:
@@ -162,7 +162,7 @@ def choose(
       on_gpu: whether GPU kernels run it; tables are of CPUs.
       table: what resolves "auto"; None: the shipped rules.
 
-    Raises: TypeError if `algorithm` is no text; UnknownAlgorithmError, WorldSizeError.
+    Raises: TypeError if `algorithm` is not text; UnknownAlgorithmError, WorldSizeError.
     """
     if not isinstance(algorithm, str):
         raise TypeError(f"algorithm must be text, but got {algorithm!r}")
@@ -202,7 +202,7 @@ def verified_text(
 ) -> str:
     """The text of a schedule written in Python, once it is proved correct; "" for None.
 
-    Raises: TypeError for what is no schedule; WorldSizeError for another number of ranks;
+    Raises: TypeError for anything but a schedule; WorldSizeError for another number of ranks;
       ValueError for another collective, root or permutation; ScheduleError, naming step, rank and
       chunk, for a wrong schedule.
     """

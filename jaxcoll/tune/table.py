@@ -57,7 +57,7 @@ class Picks:
     steps: tuple[tuple[int | None, str], ...]
 
     def algorithm(self, nbytes: int) -> str:
-        """The algorithm picked for so many bytes."""
+        """The algorithm picked for this many bytes."""
         for most, name in self.steps:
             if most is None or nbytes <= most:
                 return name
@@ -146,7 +146,7 @@ def parse(text: str, path: str = "") -> Table:
     if too_deep:
         raise refuse(f"its values are nested more than {_DEPTH_MOST} deep")
     if not isinstance(content, dict) or "format" not in content:
-        raise refuse("it is no table of `jaxcoll tune`")
+        raise refuse("it is not a table of `jaxcoll tune`")
     if not _is_whole(content["format"]) or content["format"] != FORMAT:
         raise refuse(f"its format is {_brief(content['format'])}, this version reads {FORMAT}")
     rows = content.get("picks")
@@ -168,7 +168,7 @@ def parse(text: str, path: str = "") -> Table:
 def _picks_of(row: Any) -> Picks:
     """Raises: KeyError, TypeError or ValueError."""
     if not isinstance(row, dict):
-        raise TypeError("it is no object")
+        raise TypeError("it is not an object")
     layout, collective = row["layout"], row["collective"]
     if layout not in LAYOUTS:
         raise ValueError(f"layout {_brief(layout)}; there are {', '.join(LAYOUTS)}")
@@ -185,7 +185,7 @@ def _picks_of(row: Any) -> Picks:
     before = -1
     for index, step in enumerate(steps):
         if not isinstance(step, list) or len(step) != 2:
-            raise ValueError(f"{_brief(step)} is no pair of bytes and algorithm")
+            raise ValueError(f"{_brief(step)} is not a pair of bytes and algorithm")
         most, name = step
         if name not in names:
             raise ValueError(
@@ -194,7 +194,7 @@ def _picks_of(row: Any) -> Picks:
         if (most is None) != (index == len(steps) - 1):
             raise ValueError("the last algorithm, and only that, has null for its bytes")
         if most is not None and (not _is_whole(most) or not before < most <= _NUMBER_MOST):
-            raise ValueError("its bytes do not ascend, or are no whole numbers")
+            raise ValueError("its bytes do not ascend, or are not whole numbers")
         before = most if most is not None else before
     return Picks(
         cast(Layout, layout), collective, *numbers, tuple((most, name) for most, name in steps)
@@ -218,7 +218,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _is_deeper(content: Any, most: int) -> bool:

@@ -93,10 +93,10 @@ class Transport:
 
     Attributes:
       name: "process", "shm", "tcp" or "rdma".
-      costs: fitted; None if it is not there.
+      costs: fitted; None if it is not available.
       misfit: the mean of |log(predicted / measured)| over the samples.
       samples: what was measured.
-      absent: why it is not there.
+      absent: why it is not available.
     """
 
     name: str

@@ -168,7 +168,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def every_algorithm(ranks: int, **how: Any) -> list[Call]:
-    """Every collective by every algorithm that serves so many ranks, by the interpreter."""
+    """Every collective by every algorithm that serves this many ranks, by the interpreter."""
     calls = []
     for collective in schedule.COLLECTIVES:
         pairs = [(i, (i + 2) % ranks) for i in range(ranks - 1)]  # one rank receives nothing
@@ -180,7 +180,7 @@ def every_algorithm(ranks: int, **how: Any) -> list[Call]:
             try:
                 schedule.build_rank(spec, 0)
             except ValueError:
-                continue  # it does not serve so many
+                continue  # it does not serve this many
             call = Call(collective, ranks, algorithm=algorithm, root=ranks - 1, **how)
             calls.append(dataclasses.replace(call, permutation=permutation, interpret=True))
     return calls

@@ -178,7 +178,7 @@ def random_module(draw: random.Random) -> tuple[str, int]:
     """Calls that depend on each other in all ways; its text and how many results it has."""
     lines = ["  v0 = f32[6]{0} parameter(0)", "  v1 = f32[6]{0} parameter(1)"]
     values = ["v0", "v1"]
-    named = list(values)  # also instructions that are no arrays
+    named = list(values)  # also instructions that are not arrays
     groups = [
         "replica_groups={{0,1},{2,3},{4,5},{6,7}}",
         "replica_groups={{0,2},{1,3},{4,6},{5,7}}",

@@ -277,7 +277,7 @@ def test_one_except_clause_catches_what_the_other_modules_raise():
 def test_a_number_of_no_signal_is_refused_and_leaves_nothing_behind(number: Any):
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
-    with pytest.raises(ValueError, match="is no signal that can be caught"):
+    with pytest.raises(ValueError, match="is not a signal that can be caught"):
         jaxcoll.debug.dump_on_signal(number)
     assert signal.set_wakeup_fd(before) == before
 
@@ -301,7 +301,7 @@ def test_signals_are_taken_in_the_main_thread_only():
 
 
 def test_a_schedule_error_survives_pickling():
-    """Else a pool of processes waits for ever for the result that was it."""
+    """Otherwise a pool of processes would wait forever for a result that is this error."""
     import copy
     import pickle
 

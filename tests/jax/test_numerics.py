@@ -25,7 +25,7 @@ def test_nans_and_infinities_propagate_as_in_lax(dtype):
     check(lambda c, x: per_device(mesh, lambda x: sums(c, x))(x), x)
 
     # A maximum with a NaN is NaN, as in lax.max and lax.reduce_max. XLA's own all-reduce on CPU
-    # gives either operand, whichever comes first, so lax.pmax is no oracle here.
+    # gives either operand, whichever comes first, so lax.pmax cannot be the oracle here.
     def maxima(c, x):
         return c.pmax(x, "x"), c.pmin(x, "x")
 

@@ -155,7 +155,7 @@ def test_vmap_over_the_axis_of_the_collective_is_exact() -> None:
 
 @pytest.mark.exhaustive
 def test_asynchronous_forms_are_left_to_xla_and_right_beside_ours() -> None:
-    """They are no public part of lax yet; under `install()` they stay as they are."""
+    """They are not public in lax yet; under `install()` they stay as they are."""
     run(
         """
         from spmd import *

@@ -29,7 +29,7 @@ def run_launch(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 @contextlib.contextmanager
 def started(*arguments: str, lines: int) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose processes have printed so many lines."""
+    """A launcher whose processes have printed this many lines."""
     with subprocess.Popen(
         [*LAUNCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as launcher:

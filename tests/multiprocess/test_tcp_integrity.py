@@ -1,4 +1,4 @@
-"""Somebody between two processes: what he alters fails the calls of both, and nothing is wrong."""
+"""An attacker between two processes alters frames: the calls of both fail; no result is wrong."""
 
 import re
 import time
@@ -12,8 +12,8 @@ from jaxcoll._job.handshake import Hello, Purpose
 
 TIMEOUT_S = 60  # of a call: what is found in time is found long before
 
-# Process 0 connects to process 1 by way of a relay of its own, which does `sys.argv[1]` to the
-# first large piece of what goes to process `sys.argv[2]`; handshakes and hellos are smaller.
+# Process 0 connects to process 1 through its own relay, which does `sys.argv[1]` to the first large
+# piece of what goes to process `sys.argv[2]`; handshakes and hellos are smaller.
 _RELAYED = """
 import socket, threading
 from spmd import *

@@ -9,7 +9,7 @@ for the directories given as writable. COMMAND runs as root in the current direc
 current environment; rxe0 and rxe1 are soft-RoCE devices on rail0 (10.77.0.1) and rail1 (10.77.1.1).
 
 A device reaches its own queue pairs, from any process; rxe0 does not reach rxe1. Without KVM all is
-emulated: what it measures is no performance.
+emulated: its figures do not measure performance.
 
 Debian, once: apt-get install --no-install-recommends qemu-system-x86 busybox-static kmod iproute2
 ibverbs-providers. The kernel's package is downloaded and unpacked, not installed.

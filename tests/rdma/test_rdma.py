@@ -62,4 +62,4 @@ def test_in_the_guest(step: str, results: Path) -> None:
         assert log.count("exact 300000") == 2
         assert log.count("# rdma: rdma, rails rxe0:1 (") == 2
         assert "buffers of calls are copied" not in log
-        assert "emulated: the RDMA device is software; these times are no measure" in log
+        assert "emulated: the RDMA device is software; these times do not measure" in log

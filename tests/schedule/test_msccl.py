@@ -86,7 +86,7 @@ def all_pairs_all_reduce(p: int) -> str:
 
 def published_all_pairs(p: int) -> str:
     """As msccl-tools' all-pairs files: shares of p chunks, whose sums are spread over all thread
-    blocks, which wait for each other by way of nops before and after."""
+    blocks, which wait for each other through nops before and after."""
     file = File("allreduce", p, p * p, inplace=1)
     for r in range(p):
         blocks = []
@@ -290,7 +290,7 @@ HEAD = '<algo name="x" nchunksperloop="2" ngpus="1" coll="allreduce">'
         ),
         (
             f"{HEAD}\n{ONE}\n{block(0, -1, -1, [('nop', 'i0', 'o0', 0, (0, 0))])}</gpu></algo>",
-            "step 0 (nop) waits, by way of other steps, for itself",
+            "step 0 (nop) waits for itself through other steps",
         ),
         (
             f"{HEAD}\n{ONE}\n{block(0, -1, -1, [('cpy', 'i0', 'i1', 1, None)])}</gpu></algo>",

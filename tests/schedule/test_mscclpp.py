@@ -172,5 +172,5 @@ def test_a_schedule_that_would_hang_as_thread_blocks_is_refused() -> None:
         ops.append(recv(rank, peer, INPUT[0], OUTPUT[peer]))
         ops.append(send(rank, peer, INPUT[0], OUTPUT[rank]))
     schedule = Schedule.from_ops("all_gather", 2, ops)
-    with pytest.raises(ValueError, match="would hang: thread block 0 of rank 0 waits for ever"):
+    with pytest.raises(ValueError, match="would hang: thread block 0 of rank 0 waits forever"):
         mscclpp.export(schedule)

@@ -71,4 +71,4 @@ def test_errors_are_one_line(
 def test_sizes_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["export", "--format", "goal", "--bytes", "1X", *BUILT_IN])
-    assert "'1X' is no size: write 4096, 64K" in capsys.readouterr().err
+    assert "'1X' is not a size: write 4096, 64K" in capsys.readouterr().err

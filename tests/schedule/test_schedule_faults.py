@@ -166,7 +166,7 @@ def test_ends_that_name_other_chunks_are_named_both() -> None:
         ({"kind": "copy"}, "is local: its peer and sequence must be -1"),
         ({"channel": 4096}, "is on channel 4096 of 4096"),
         ({"channel": -1}, "is on channel -1"),
-        ({"depends_on": (99,)}, "depends on op 99, which is not there"),
+        ({"depends_on": (99,)}, "depends on op 99, which does not exist"),
     ],
 )
 def test_malformed_ops_are_refused(changes: dict, message: str) -> None:
@@ -327,7 +327,7 @@ def test_a_recv_that_does_not_wait_for_the_reader_of_its_chunk_is_a_race() -> No
 
 
 def test_order_through_another_rank_is_order() -> None:
-    """Rank 1's second recv waits for its first only by way of rank 0; that is enough."""
+    """Rank 1's second recv waits for its first only through rank 0; that is enough."""
     fetch = recv(0, 1, SCRATCH[0], SCRATCH[1])
     back = recv(1, 0, INPUT[0], SCRATCH[0])
     ops = [

@@ -63,8 +63,8 @@ def test_wrong_schedules_fail(
         (["--algorithm", "rign"], "no algorithm rign; choose from bine, bine_latency, binomial"),
         (["--algorithm", "ring[x]"], "write the dims as positive numbers"),
         (["--collective", "gather"], "invalid choice"),
-        (["--world-size", "many"], "'many' is no world size"),
-        (["--world-size", "4:2"], "is no world size"),
+        (["--world-size", "many"], "'many' is not a world size"),
+        (["--world-size", "4:2"], "is not a world size"),
     ],
 )
 def test_bad_arguments_are_explained(

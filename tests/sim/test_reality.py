@@ -29,7 +29,7 @@ def check(setups: tuple[Setup, ...], sizes_kib: tuple[int, ...], **options: int)
             break
     assert agree(rows), summary(rows)
     assert statistics.median(row.cpu_share for row in rows) < 0.5, summary(rows)
-    # And it is no accident of rows that are all alike.
+    # And this is not because all rows are alike.
     assert max(row.measured_s for row in rows) > 4 * min(row.measured_s for row in rows)
 
 

@@ -204,9 +204,9 @@ def test_text() -> None:
         ("fat_tree", "write the size of fat_tree first, e.g. fat_tree:64"),
         ("fat_tree:radix=8", "write the size of fat_tree first"),
         ("fat_tree:64,ports=8", "fat_tree has no option 'ports'; it has radix, oversubscription"),
-        ("switch:8,bandwidth=fast", "'fast' is no rate; write 400Gb/s"),
-        ("switch:8,latency=1furlong", "'1furlong' is no time"),
-        ("switch:many", "size='many' is no number"),
+        ("switch:8,bandwidth=fast", "'fast' is not a rate; write 400Gb/s"),
+        ("switch:8,latency=1furlong", "'1furlong' is not a time"),
+        ("switch:many", "size='many' is not a number"),
         ("switch:0", "hosts is 0, but must be at least 1"),
         ("leaf_spine:64,oversubscription=3", "cannot be oversubscribed 3:1"),
         ("dragonfly:99", "4 routers with 2 global links each join 9 groups, not 99"),
@@ -259,7 +259,7 @@ def test_yaml(tmp_path: Path) -> None:
             "nodes: [{name: a}, {name: b}]\nlinks: [{ends: [a, b], bandwidth: 0}]",
             "has a capacity of 0.0 B/s",
         ),
-        ("{", "is no YAML"),
+        ("{", "is not YAML"),
     ],
 )
 def test_bad_yaml_is_explained(text: str, message: str, tmp_path: Path) -> None:

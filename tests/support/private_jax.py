@@ -37,7 +37,7 @@ def serve_coordinator(address: str, processes: int, heartbeat_timeout_s: int) ->
 
 
 def connect_to_coordinator(address: str, node: int) -> Any:
-    """A client of the coordinator that is no process of the job.
+    """A client of the coordinator that is not a process of the job.
 
     `jax.distributed.initialize` would make it one, and has no access to the store.
     """

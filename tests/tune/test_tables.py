@@ -46,11 +46,11 @@ def test_the_digest_is_of_what_decides_and_of_nothing_else():
     [
         ("", "it is not JSON"),
         ('{"format": 1, "picks": [', "it is not JSON"),
-        ("[]", "no table of `jaxcoll tune`"),
-        ("{}", "no table of `jaxcoll tune`"),
+        ("[]", "not a table of `jaxcoll tune`"),
+        ("{}", "not a table of `jaxcoll tune`"),
         ('{"format": 2, "picks": []}', "its format is 2, this version reads 1"),
         ('{"format": 1}', "it has no picks"),
-        (text(7), "entry 0 of its picks: it is no object"),
+        (text(7), "entry 0 of its picks: it is not an object"),
         (text({"layout": "host"}), "entry 0 of its picks: no 'collective'"),
         (text(row([None, "ring"], layout="moon")), "layout 'moon'; there are process, host"),
         (text(row([None, "ring"], collective="all_sing")), "all_sing"),
@@ -59,7 +59,7 @@ def test_the_digest_is_of_what_decides_and_of_nothing_else():
         (text(row([None, "ring"], world_size=True)), "world_size and ranks_per_node are"),
         (text(row([None, "ring"], ranks_per_node="2")), "world_size and ranks_per_node are"),
         (text(row()), "it has no algorithms"),
-        (text(row([5])), r"\[5\] is no pair"),
+        (text(row([5])), r"\[5\] is not a pair"),
         (text(row([5, "ring"])), "the last algorithm, and only that, has null"),
         (text(row([None, "ring"], [None, "direct"])), "the last algorithm, and only that"),
         (text(row([9, "ring"], [5, "direct"], [None, "ring"])), "its bytes do not ascend"),
@@ -262,7 +262,7 @@ def test_a_table_decides_only_what_it_speaks_of():
 
 
 def test_algorithms_that_cannot_run_so_many_ranks_are_not_picked():
-    """A message of so many chunks does not fit the slots of the engine."""
+    """A message of that many chunks does not fit the slots of the engine."""
     table = _tuning.parse(text(row([None, "halving_doubling"], layout="host")))
     small = {"byte_count": 64}
     assert chosen(table, "all_reduce", 64, processes=64, **small) == "halving_doubling"

@@ -13,7 +13,7 @@ int32_t Pieces(size_t bytes, size_t piece) {
   return static_cast<int32_t>((bytes + piece - 1) / piece);
 }
 
-// The length of piece `number` of so many bytes; 0 behind the last one.
+// The length of piece `number` when this many bytes are cut; 0 after the last piece.
 size_t PieceBytes(size_t bytes, size_t piece, int32_t number) {
   const size_t first = std::min(bytes, number * piece);
   return std::min(piece, bytes - first);

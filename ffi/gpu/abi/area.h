@@ -27,7 +27,7 @@ inline uint64_t RoundUpToSlots(uint64_t bytes) {
 struct AreaAddresses {
   std::vector<unsigned char*> regions, inboxes, slots;
 
-  // The bytes of the lists of so many ranks.
+  // The bytes of the lists of this many ranks.
   static uint64_t Bytes(size_t ranks) { return 3 * ListBytes(ranks); }
   // `end`: of the table, on the host; in the device, where `call` will read it.
   void Write(unsigned char* end) const {

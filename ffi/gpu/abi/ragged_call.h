@@ -48,8 +48,8 @@ JAXCOLL_HD constexpr int64_t RaggedScratchBytes(int64_t ranks, int64_t updates) 
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// A strand's share of so many bytes, whole units but for the last one. Units are counted in 32
-// bits, which is enough for a TiB: divisions of 64 bits cost registers.
+// A strand's share of this many bytes, in whole units except for the last one. Units are counted in
+// 32 bits, which is enough for a TiB: divisions of 64 bits cost registers.
 struct RaggedShare {
   int64_t first, bytes;
 };

@@ -35,7 +35,8 @@ class DeviceAccess {
     asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
   }
 
-  // Strong, so that writing one value from several blocks is no race; ordered by what releases.
+  // Strong, so that writing one value from several blocks is not a race; the releasing store orders
+  // it.
   __device__ uint64_t LoadRelaxed(const uint64_t* from) const {
     uint64_t value;
     asm volatile("ld.relaxed.sys.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");

@@ -18,7 +18,7 @@ namespace jaxcoll::cuda {
 // each other.
 inline constexpr int kSharedTableBytes = 24 << 10;
 
-// So many ranks' regions and slots, too.
+// Likewise regions and slots, for up to this many ranks.
 inline constexpr int kSharedRegions = 64;
 
 class DevicePolicy : public DeviceAccess {

@@ -17,7 +17,7 @@ namespace jaxcoll::cuda {
 
 inline constexpr int64_t kTileBytes = 64 << 10;
 
-// Entries from others that a block keeps at hand.
+// Entries from others that a block keeps in shared memory.
 inline constexpr int kEntriesAtHand = 256;
 
 struct RaggedShared {

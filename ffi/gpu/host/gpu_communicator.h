@@ -69,8 +69,8 @@ struct SeatRequest {
   std::string key;
   std::string description;   // for people
   uint64_t fingerprint = 0;  // part of the key
-  // How large its area shall be if so many bytes may be taken; 0 if they do not suffice. Null: it
-  // needs none.
+  // The size of its area if at most this many bytes may be taken; 0 if they do not suffice. Null:
+  // it needs none.
   std::function<uint64_t(uint64_t available)> area_bytes;
 };
 

@@ -47,7 +47,7 @@ class GroupCall {
   GroupCall(const GroupCall&) = delete;
   GroupCall& operator=(const GroupCall&) = delete;
 
-  // A call is so many launches, one after the other.
+  // A call is this many launches, one after the other.
   int launches() const;
   int blocks() const;  // of the largest launch
 

@@ -41,11 +41,12 @@
 //
 // The order of a slot in device memory and its flag. A kernel's stores go before the release of the
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
-// which reads through the GPU's L2, where the stores are. A NIC is no thread of PTX's memory model,
-// and CUDA's guide to GPUDirect RDMA (synchronization and memory ordering) promises an order by its
-// own calls only, above all for what comes to a running kernel: that is why nothing does here.
-// Sending in this way relies on the same as NCCL: fence.acq_rel.sys, a counter in host memory, and
-// a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a GPU.
+// which reads through the GPU's L2, where the stores are. A NIC is not a thread in PTX's memory
+// model, and CUDA's guide to GPUDirect RDMA (synchronization and memory ordering) promises an order
+// by its own calls only, above all for what comes to a running kernel: that is why nothing does
+// here. Sending in this way relies on the same as NCCL: fence.acq_rel.sys, a counter in host
+// memory, and a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a
+// GPU.
 //
 // First, each process tells the others of a region's group that it has the region, with the digest
 // of its routes: nothing is sent to a process that has not. A digest that differs is an error of

@@ -7,8 +7,8 @@
 //               hierarchical_halving   halving-doubling (recursive_halving.cc): fewer steps
 //               hierarchical_tree      double binary trees (double_tree.cc), pipelined
 //
-//   2(G-1) steps inside; across 2(N-1), or 2 log2(N) and two more if N is no power of two, or those
-//   of the trees; sent per rank 2 (G-1)/G n inside; across 2 (N-1)/N n/G, trees up to 2 n/G
+//   2(G-1) steps inside; across 2(N-1), or 2 log2(N) and two more if N is not a power of two, or
+//   those of the trees; sent per rank 2 (G-1)/G n inside; across 2 (N-1)/N n/G, trees up to 2 n/G
 //
 // Invariant: after the first phase the rank at place p holds its node's sum of piece p + 1 mod G
 // (n / G); after the second, everyone's.

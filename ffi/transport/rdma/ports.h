@@ -52,8 +52,8 @@ struct RdmaRetries {
   uint8_t ack_timeout;      // 4.096 us * 2^this, per try
   uint8_t retry_count = 7;  // the most there is
   uint8_t rnr_timer;        // how long a receiver without a posted receive puts a sender off
-  // Not 7, which means for ever. Credits see to it that receives never run out, so this is for
-  // peers that break the protocol.
+  // Not 7, which means forever. Credits ensure that receives never run out, so this is for peers
+  // that break the protocol.
   uint8_t rnr_retry_count = 6;
 };
 RdmaRetries RetriesFor(double deadline_s);

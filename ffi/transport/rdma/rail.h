@@ -187,7 +187,7 @@ class RdmaRail {
   RailAddress peer_{};
   RemoteMemory remote_{};
 
-  // Sending. Counts of notices and of work requests, from 0 and for ever.
+  // Sending. Counts of notices and of work requests, from 0, never reset.
   uint64_t sent_ = 0;
   uint64_t consumed_by_peer_ = 0;
   uint64_t requests_ = 0;

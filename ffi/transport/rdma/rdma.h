@@ -1,5 +1,5 @@
 // RDMA between two processes: InfiniBand or RoCE, one or several rails (rail.h), and a tcp
-// socket for messages and for telling what has become of a rail.
+// socket for messages and for reports on failed rails.
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
 // peer may write, staging memory and entries that the NIC may read. So no key can outlive the

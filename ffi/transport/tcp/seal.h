@@ -29,7 +29,7 @@ namespace jaxcoll {
 class RecordSeal {
  public:
   // At 64 KiB a record, 64 GiB: far below the 2^36 bytes and 2^32 records that GCM allows for one
-  // message and for one key, so that an attacker learns nothing from how much he has seen.
+  // message and for one key, so that an attacker gains nothing by observing more messages.
   static constexpr uint64_t kRecordsPerKey = uint64_t{1} << 20;
   // A larger payload is cut: the receiver checks a piece while the next one is on its way.
   static constexpr size_t kPieceBytes = size_t{64} << 10;

@@ -99,7 +99,7 @@ def _order(gpu: Gpu) -> list[Step]:
                 ready.append(later)
     if len(order) < len(steps):
         stuck = next(step for step in steps if waiting[step] > 0)
-        raise MscclError(f"{stuck} waits, by way of other steps, for itself")
+        raise MscclError(f"{stuck} waits for itself through other steps")
     return order
 
 

@@ -281,7 +281,7 @@ def check_progress(gpus: list[_Json]) -> list[tuple[int, int, int]]:
     Returns: (GPU, thread block, operation) in one order in which they can run; every other order
       that the executor may take gets as far, since nobody takes away what another waits for.
 
-    Raises: ValueError if thread blocks wait for each other for ever.
+    Raises: ValueError if thread blocks wait for each other forever.
     """
     # A memory channel's other end: the k-th channel of a to b belongs to the k-th of b to a.
     ends: dict[tuple[int, int], tuple[int, int]] = {}
@@ -323,7 +323,7 @@ def check_progress(gpus: list[_Json]) -> list[tuple[int, int, int]]:
         if position < len(ops):
             raise ValueError(
                 f"as an MSCCL++ plan the schedule would hang: thread block {number} of rank {rank} "
-                f"waits for ever at operation {position}, {ops[position]['name']}; its channels "
+                f"waits forever at operation {position}, {ops[position]['name']}; its channels "
                 "need more independent channels, or sends before receives"
             )
     return order

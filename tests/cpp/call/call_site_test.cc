@@ -330,7 +330,7 @@ TEST(CallSite, BuildsItsOwnRanksOpsOnly) {
   struct Case {
     const char* collective;
     const char* algorithm;
-    std::function<int64_t(int64_t)> own_ops;  // of so many ranks
+    std::function<int64_t(int64_t)> own_ops;  // of this many ranks
   };
   const Case cases[] = {
       {"all_reduce", "ring", [](int64_t p) { return 4 * (p - 1); }},

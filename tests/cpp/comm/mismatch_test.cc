@@ -169,7 +169,7 @@ TEST(Listing, FindsTheFirstLineThatDiffers) {
   EXPECT_EQ(Compare(lines, shorter), (std::vector<std::string>{"1024", lines[1024], ""}));
   EXPECT_EQ(Compare(shorter, lines), (std::vector<std::string>{"1024", "", lines[1024]}));
   EXPECT_EQ(Compare({}, {}), std::vector<std::string>{});
-  // Where a line stands is no difference.
+  // The place of a line does not count as a difference.
   EXPECT_EQ(Compare({"op @ a.py:1"}, {"op @ b.py:2"}), std::vector<std::string>{});
 }
 

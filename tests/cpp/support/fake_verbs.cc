@@ -36,7 +36,7 @@ struct FakeVerbs::FakeDevice {
   bool up = true;
   std::deque<std::pair<verbs::EventType, uint32_t>> events;  // and the queue pair's number
   Fd event_fd = MakeEventFd();
-  std::optional<std::pair<int, uint32_t>> fails;  // after so many requests, with this status
+  std::optional<std::pair<int, uint32_t>> fails;  // after this many requests, with this status
 };
 
 struct FakeVerbs::FakeContext : verbs::Context {
@@ -338,7 +338,7 @@ struct FakeVerbs::Functions {
   static int DestroyCq(verbs::Cq* cq) {
     const auto lock = Lock();
     auto* const own = static_cast<FakeCq*>(cq);
-    // libibverbs would wait for ever.
+    // libibverbs would wait forever.
     JAXCOLL_CHECK(own->unacknowledged == 0, "%u events not acknowledged", own->unacknowledged);
     if (own->armed) --the_fake->armed_;
     delete own;

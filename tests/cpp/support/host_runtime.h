@@ -26,7 +26,7 @@ class HostRuntime final : public Runtime {
   uint64_t device_bytes = 1ull << 40;    // that can be allocated in all
   bool imports = true;                   // whether memory of other processes can be mapped
   std::string why_no_dmabuf = "the test has no dma-bufs";
-  int exports = 1 << 30;  // so many dma-bufs can be made
+  int exports = 1 << 30;  // this many dma-bufs can be made
 
   StatusOr<int> MultiprocessorCount(int) override { return multiprocessors; }
   StatusOr<bool> CanReach(int from, int to) override {

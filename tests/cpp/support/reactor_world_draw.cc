@@ -168,7 +168,7 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   }
   for (int32_t rank = 0; rank < ranks; ++rank) {
     StatusOr<OpList> op_list = BuildSchedule(spec, rank);
-    if (!op_list.ok()) return false;  // not for so many ranks
+    if (!op_list.ok()) return false;  // not for this many ranks
     for (const Op& op : op_list->ops) {
       if (op.kind != OpKind::kSend) continue;
       int32_t chunks = 0;

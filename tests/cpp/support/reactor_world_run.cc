@@ -383,7 +383,7 @@ void ReactorWorld::CheckEverything() {
       if (!processes_[process].alive) continue;
       const Status& last = calls.back()->outcomes[0].status;
       // A process that only sends, or only has zeros to write, waits for nobody. Over a link that
-      // says nothing it may succeed for ever.
+      // says nothing it may succeed forever.
       const bool may_not_know =
           fault_ == Fault::kBlackHole || fault_ == Fault::kFailed || fault_ == Fault::kNeverUp;
       if (may_not_know && calls[calls.size() - 2]->outcomes[0].status.ok()) continue;

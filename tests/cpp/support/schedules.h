@@ -23,7 +23,7 @@ inline ScheduleSpec PlainSpec(Collective collective, std::string algorithm, int3
   return spec;
 }
 
-// Empty where the algorithm does not serve so many ranks.
+// Empty where the algorithm does not serve this many ranks.
 inline std::vector<OpList> BuildAll(const ScheduleSpec& spec) {
   std::vector<OpList> op_lists;
   for (int32_t rank = 0; rank < spec.world_size; ++rank) {

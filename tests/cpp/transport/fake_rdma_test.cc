@@ -193,7 +193,7 @@ TEST_F(FakeRdmaTest, ALargeBufferIsRegisteredPieceByPiece) {
   const std::vector<std::byte> buffer(size_t{11} << 20, std::byte{3});
   const auto loan = pair.a.link->Borrow(buffer);
   const size_t regions = fake().regions();
-  constexpr size_t kPut = 131'072 - 64;  // that pieces of 4 MiB are no multiple of
+  constexpr size_t kPut = 131'072 - 64;  // pieces of 4 MiB are not a multiple of it
   size_t at = 0;
   for (; at + kPut <= buffer.size(); at += kPut) {
     pair.a.link->PutFrom(*loan, std::span(buffer).subspan(at, kPut), 0, Notice{at}, at);

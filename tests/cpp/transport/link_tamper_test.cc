@@ -1,5 +1,5 @@
-// Somebody between two hosts: whatever he changes, repeats, leaves out, moves, brings in or cuts
-// off, the link ends with an error that says so, and nothing wrong is delivered.
+// An attacker between two hosts: whatever it changes, repeats, drops, moves, injects or cuts off,
+// the link ends with an error that says so, and nothing wrong is delivered.
 
 #include <algorithm>
 #include <cstring>

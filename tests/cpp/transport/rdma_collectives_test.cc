@@ -121,7 +121,7 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     int32_t largest_message = 1;
     for (int rank = 0; rank < ranks; ++rank) {
       StatusOr<OpList> op_list = BuildSchedule(spec, rank);
-      if (!op_list.ok()) return;  // not for so many ranks
+      if (!op_list.ok()) return;  // not for this many ranks
       for (const Op& op : op_list->ops) {
         if (op.kind != OpKind::kSend) continue;
         int32_t chunks = 0;
