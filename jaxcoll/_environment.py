@@ -163,8 +163,8 @@ VARIABLES = (
         "JAXCOLL_LOG",
         default="warning",
         takes="warning, info, debug",
-        meaning="how much the log tells: warnings; also what was chosen, linked and lost; also "
-        "each step",
+        meaning="how much is logged: warnings; with info also choices, links and losses; with "
+        "debug also each step",
         parse=_one_of("warning", "info", "debug"),
         engine="log",
     ),
@@ -173,7 +173,7 @@ VARIABLES = (
         default="stderr",
         takes="a file, in a folder that is there; in its name %h is the host, %p the process id, "
         "%r the process's index in the job, %% a percent sign",
-        meaning="where the log is appended to, instead of stderr",
+        meaning="file that the log is appended to, instead of stderr",
         parse=_log_file,
         engine="log_file",
     ),
@@ -215,8 +215,8 @@ VARIABLES = (
         "JAXCOLL_CUDA_BLOCKS",
         default="32",
         takes="1 to 160",
-        meaning="multiprocessors of a GPU that one collective uses at most; the smallest number of "
-        "all processes counts",
+        meaning="the most multiprocessors of a GPU that one collective uses; the smallest value in "
+        "the job applies",
         parse=_integer_from(1, 160),
     ),
     Variable(
@@ -238,16 +238,15 @@ VARIABLES = (
         "JAXCOLL_CUDA_DMABUF",
         default="1",
         takes="0, 1",
-        meaning="whether NICs read from GPU memory what goes to other hosts, where GPU, driver and "
-        "NIC can (`jaxcoll info` says where); else it is copied by the host",
+        meaning="whether NICs read data for other hosts from GPU memory, where GPU, driver and NIC "
+        "support it (`jaxcoll info` says where); otherwise the host copies it",
         parse=_one_of("0", "1"),
     ),
     Variable(
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",
-        meaning="what may carry data between processes; the best that both of a pair allow and "
-        "have is used",
+        meaning="transports between processes; a pair uses the best one that both allow and have",
         parse=_list_of("shm", "rdma", "tcp"),
     ),
     Variable(
@@ -261,16 +260,16 @@ VARIABLES = (
         "JAXCOLL_TCP_ENCRYPT",
         default="0",
         takes="0, 1",
-        meaning="whether what goes over tcp is encrypted, beside authenticated, which it always "
-        "is; one process of a pair that asks for it is enough; rdma's data is neither, so add "
-        "`JAXCOLL_TRANSPORT=shm,tcp` where that matters",
+        meaning="whether data over tcp is encrypted; it is always authenticated. It is enough to "
+        "set it in one process of a pair. Data over rdma is neither encrypted nor authenticated: "
+        "`JAXCOLL_TRANSPORT=shm,tcp` excludes rdma",
         parse=_one_of("0", "1"),
     ),
     Variable(
         "JAXCOLL_IFNAME",
         default="all that are up",
         takes="prefixes of interface names, comma separated; `^` first excludes them",
-        meaning="network interfaces that tcp may be reached at, e.g. `eth,ib0` or `^docker,lo`; "
+        meaning="network interfaces on which tcp listens, e.g. `eth,ib0` or `^docker,lo`; "
         "loopback is tried last",
         parse=_interface_prefixes,
     ),
@@ -287,7 +286,7 @@ VARIABLES = (
         "JAXCOLL_IB_GID_INDEX",
         default="the first of RoCE v2 that can be routed",
         takes="0 to 255",
-        meaning="entry of a RoCE port's GID table that names it to its peers",
+        meaning="entry of a RoCE port's GID table by which peers address it",
         parse=_integer_from(0, 255),
         engine="rdma_gid_index",
     ),
@@ -312,7 +311,7 @@ VARIABLES = (
         default="never",
         takes="65536 or more",
         meaning="arrays of at least this many bytes are registered with the NICs for the time of a "
-        "call and sent from where they lie, instead of being copied",
+        "call and sent in place, instead of being copied",
         parse=_integer_from(65536, 2**62),
         engine="rdma_register_bytes",
     ),
@@ -320,16 +319,16 @@ VARIABLES = (
         "JAXCOLL_HOST_ID",
         default="boot id, network namespace, host name",
         takes="printable text of at most 255 characters",
-        meaning="processes with equal ids count as on one host: they may use shm, and CUDA IPC",
+        meaning="processes with equal ids count as on one host, and may use shm and CUDA IPC",
         parse=_text_of_at_most(255),
     ),
     Variable(
         "JAXCOLL_MATCH",
         default="program",
         takes="program, order",
-        meaning="which calls of processes meet: those of equal programs, captured values "
-        "included; or, whatever differs in the programs, those of equal kind and shapes in the "
-        "order of their launches, as with XLA's own collectives; the same in all processes",
+        meaning="how calls of different processes are matched. program: calls of programs that are "
+        "equal, captured values included. order: calls of equal kind and shapes, in the order of "
+        "their launches, as with XLA's own collectives. The same in all processes",
         parse=_one_of("program", "order"),
     ),
     Variable(

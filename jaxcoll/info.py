@@ -80,13 +80,13 @@ def _secret_source() -> str:
     if secret := _secret.given():
         return f"{secret.name}, from {secret.source}"
     return (
-        f"{_secret.NONE_GIVEN}: shm tells users apart; tcp and rdma use one in the store of "
-        "jax.distributed, with which whoever reaches its coordinator can join"
+        f"{_secret.NONE_GIVEN}: the kernel tells shm the user of each process; tcp and rdma use "
+        "a secret in the store of jax.distributed, so anyone who reaches its coordinator can join"
     )
 
 
 def _listens() -> str:
-    """The transports that a job from here would open, and those that this process has opened."""
+    """The addresses at which a job would listen here, and those that this process has opened."""
     values = _environment.values()
     transports = values["JAXCOLL_TRANSPORT"] or host.TRANSPORTS
     found = ["a Unix socket, for this user"] if "shm" in transports else []

@@ -11,7 +11,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     return argparse.ArgumentParser(
         prog="jaxcoll info",
-        description="Prints versions, devices, and what this build can do here.",
+        description="Prints versions, devices, algorithms, transports and settings.",
     )
 
 

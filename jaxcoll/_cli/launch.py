@@ -26,16 +26,16 @@ Starts the processes of a job on this machine.
     jaxcoll launch -n 4 train.py --lr 0.1
     jaxcoll launch -n 2 --devices-per-process 4 -m package.train
     jaxcoll launch -n 4 -- ./train.sh
-    jaxcoll launch -n 4 --install train.py     # which has never heard of jaxcoll
+    jaxcoll launch -n 4 --install train.py     # a program that does not import jaxcoll
 
-In each of them a bare jax.distributed.initialize() finds the others. Each line they print comes
-out behind the rank it is from. When one fails, the others get SIGTERM and, after a time of grace,
-SIGKILL; the exit code is that of the first that failed, 128 + the signal's number for one that a
-signal ended. Ctrl-C, SIGTERM and SIGHUP are passed on to all, which then have the same time to
-end; a second signal kills. Nothing is left behind if the launcher itself is killed.
+In each process a bare jax.distributed.initialize() finds the others. Each line of output is
+prefixed with its rank. When a process fails, the others get SIGTERM and, 5 s later, SIGKILL. The
+exit code is that of the first process that failed, or 128 + the signal's number if a signal ended
+it. Ctrl-C, SIGTERM and SIGHUP are passed to all processes, which then have 5 s to end; a second
+signal kills them. If the launcher itself is killed, so are the processes.
 
-The processes inherit a descriptor with a secret that nobody else has (JAXCOLL_SECRET_FD). Launchers
-of one job on several hosts must be given the same one: JAXCOLL_SECRET_FILE.
+The processes inherit a descriptor with the job's secret (JAXCOLL_SECRET_FD). Launchers of one job
+on several hosts must be given the same secret: JAXCOLL_SECRET_FILE.
 """
 
 GRACE_S = 5.0
@@ -123,7 +123,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Stream:
-    """One pipe of one process; writes its lines, each in one piece behind the rank, to a file."""
+    """One pipe of one process; writes each line to a file in one piece, prefixed with the rank."""
 
     def __init__(self, source: BinaryIO, target: BinaryIO, rank: int) -> None:
         self.source = source
@@ -137,7 +137,7 @@ class _Stream:
         os.set_blocking(source.fileno(), False)
 
     def pump(self) -> bool:
-        """Passes on what there is, up to the last whole line; False if there was nothing."""
+        """Passes on available output, up to the last whole line; False if there was none."""
         try:
             data = os.read(self.source.fileno(), _READ_BYTES)
         except BlockingIOError:
@@ -151,7 +151,7 @@ class _Stream:
         return bool(data)
 
     def flush(self) -> None:
-        """Writes a last line that has no end, and gives it one."""
+        """Writes a last line that lacks its newline, and adds one."""
         if self._partial:
             self._write([self._partial])
             self._partial = b""
@@ -170,7 +170,7 @@ class _Stream:
 
 
 class _Process:
-    """One rank. In a process group of its own, so that a signal reaches what it starts, too."""
+    """One rank, in its own process group: a signal also reaches the processes that it starts."""
 
     def __init__(self, job: Job, local_rank: int) -> None:
         self.rank = job.first + local_rank
@@ -201,13 +201,13 @@ class _Process:
 
     def send(self, number: int) -> None:
         """Sends a signal to the process's group, unless it has ended."""
-        # The process has not been reaped, so nobody else can have its group's number.
+        # The process has not been reaped, so the kernel has not reused its group's number.
         if self._popen.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
 
     def close(self) -> None:
-        """Waits for the end of the process, which has been told to end or has ended."""
+        """Waits for the process, which has been signalled or has ended."""
         self._popen.wait()
         for stream in self.streams:
             stream.source.close()
@@ -236,12 +236,12 @@ class _Launcher:
                 while running:
                     self._step(selector, wakeup)
                     running = self._reap(running)
-                # All have ended. Processes that they started may hold the pipes open: take what is
-                # there.
+                # All have ended. Processes that they started may hold the pipes open: read only
+                # what is available.
                 for process in self._processes:
                     for stream in process.streams:
                         stream.drain()
-            except BrokenPipeError:  # nobody reads us any more, as in `jaxcoll launch ... | head`
+            except BrokenPipeError:  # our reader has ended, as in `jaxcoll launch ... | head`
                 self._exit_code = 128 + signal.SIGPIPE
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             finally:
@@ -283,7 +283,7 @@ class _Launcher:
                 left.append(process)
             elif code != 0 and self._exit_code == 0:
                 self._exit_code = code
-                for stream in process.streams:  # why it failed comes before what we say of it
+                for stream in process.streams:  # its own error comes before ours
                     stream.drain()
                 how = f"was ended by {_signal_name(code)}" if code > 128 else f"exited with {code}"
                 print(f"jaxcoll launch: rank {process.rank} {how}", file=sys.stderr, flush=True)
@@ -309,7 +309,7 @@ def _signal_name(code: int) -> str:
 
 @contextlib.contextmanager
 def _signals_as_bytes() -> Iterator[socket.socket]:
-    """A socket to read the numbers of arriving signals from, among them SIGCHLD."""
+    """A socket from which the numbers of arriving signals, SIGCHLD included, are read."""
     receiver, sender = socket.socketpair()
     receiver.setblocking(False)
     sender.setblocking(False)
@@ -329,7 +329,7 @@ def _signals_as_bytes() -> Iterator[socket.socket]:
 def _inherited_secret(total: int, count: int) -> Iterator[int | None]:
     """The descriptor that the processes inherit; None if they read a file, or there is no secret.
 
-    It stays open here: a process whose parent has closed it finds it by its ancestors.
+    It stays open here: a process whose parent has closed it finds it through its ancestors.
     """
     secret = _secret.given()
     if os.environ.get(_secret.FILE_VARIABLE) or (secret is None and count < total):
@@ -344,10 +344,10 @@ def _inherited_secret(total: int, count: int) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def _local_coordinator() -> Iterator[str]:
-    """The address of a port of this machine that nobody else gets before rank 0 listens on it.
+    """The address of a port of this machine, reserved until rank 0 listens on it.
 
     The port stays bound here, without listening. JAX's coordinator can still bind it, since gRPC
-    sets SO_REUSEPORT as we do and has the same user; the kernel gives it to nobody else.
+    sets SO_REUSEPORT as we do and has the same user; the kernel refuses it to all others.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -375,18 +375,18 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="jaxcoll launch -n N [options] (script.py | -m module | -- command) [arguments]",
-        epilog="Set in each process: what JAX's detection of a Slurm job reads, "
-        "JAX_COORDINATOR_ADDRESS,\nJAX_LOCAL_DEVICE_IDS, JAXCOLL_SECRET_FD; and, unless they are "
-        "set already, JAX_PLATFORMS=cpu\nand PYTHONUNBUFFERED=1. Standard input is empty. Colours: "
-        "on a terminal, unless NO_COLOR is set.",
+        epilog="The launcher sets in each process the variables by which JAX detects a Slurm job,\n"
+        "JAX_COORDINATOR_ADDRESS, JAX_LOCAL_DEVICE_IDS and JAXCOLL_SECRET_FD and, unless they are\n"
+        "set already, JAX_PLATFORMS=cpu and PYTHONUNBUFFERED=1. Standard input is empty.\n"
+        "Prefixes are coloured on a terminal, unless NO_COLOR is set.",
     )
     add = command.add_argument
-    add("-n", type=_positive, required=True, metavar="N", help="processes to start")
+    add("-n", type=_positive, required=True, metavar="N", help="number of processes to start")
     add(
         "--devices-per-process",
         type=_positive,
         metavar="D",
-        help="CPU devices of each process, put into XLA_FLAGS (default: what XLA_FLAGS says, or 1)",
+        help="CPU devices per process, set in XLA_FLAGS (default: the value in XLA_FLAGS, or 1)",
     )
     add(
         "--coordinator",
@@ -398,10 +398,10 @@ def parser() -> argparse.ArgumentParser:
         "--total",
         type=_positive,
         metavar="T",
-        help="processes of the whole job, when others are started elsewhere, with the same "
-        "--coordinator (default: N)",
+        help="processes of the whole job, if launchers with the same --coordinator start others on "
+        "other hosts (default: N)",
     )
-    add("--first", type=int, default=0, metavar="R", help="rank of our first process (default: 0)")
+    add("--first", type=int, default=0, metavar="R", help="rank of the first process (default: 0)")
     add(
         "--install",
         action="store_true",
@@ -427,14 +427,16 @@ def main(argv: list[str] | None = None) -> int:
     options = command_line.parse_args(argv)
     command = _command(options)
     if not command:
-        command_line.error("what to run? give a script, -m module, or -- command")
+        command_line.error("give a program to run: a script, -m module, or -- command")
     total = options.total or options.n
     if not 0 <= options.first <= total - options.n:
-        command_line.error(f"ranks {options.first} to {options.first + options.n - 1} of {total}?")
+        command_line.error(
+            f"--first {options.first} with -n {options.n} does not fit --total {total}"
+        )
     if total > options.n and not options.coordinator:
         command_line.error("--total needs --coordinator: the other processes must find rank 0")
-    # Each process would be refused for these: found before any is started. The environment's
-    # variables have been checked already.
+    # Check the secret and the table before any process starts, since each would refuse them. The
+    # environment variables have been checked already.
     _secret.take()
     if _environment.values()["JAXCOLL_TUNING"] is not None:
         table.load()

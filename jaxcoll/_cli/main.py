@@ -1,4 +1,4 @@
-"""The command line: finds the command, and says the same of what goes wrong in all of them."""
+"""The command line: finds the command, and reports errors in the same way for all of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jaxcoll
 from jaxcoll import _environment
 from jaxcoll._errors import JaxcollError, SettingError
 
-# The commands, and what each does. Each is a module beside this one, imported when it is called.
+# The commands and their help lines. Each is a module in this folder, imported when it is called.
 _COMMANDS = {
     "launch": "start the processes of a job on this machine",
-    "info": "print versions, devices, and what this build can do",
-    "verify": "prove that schedules are right",
+    "info": "print versions, devices, transports and algorithms",
+    "verify": "prove that built-in schedules are correct",
     "schedule": "print, export and import schedules",
-    "tune": 'measure this machine, and what "auto" picks on it',
+    "tune": 'measure this machine, and write the table by which "auto" picks',
     "simulate": "predict collectives on modelled networks",
 }
 
@@ -29,11 +29,13 @@ def parser() -> argparse.ArgumentParser:
         description="Collective communication for JAX.",
         epilog="commands:\n"
         + "".join(f"  {name:{width}}{text}\n" for name, text in _COMMANDS.items())
-        + "\n`jaxcoll COMMAND --help` says more.",
+        + "\n`jaxcoll COMMAND --help` describes a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--version", action="version", version=f"jaxcoll {jaxcoll.__version__}")
-    command.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")
+    command.add_argument(
+        "command", choices=_COMMANDS, metavar="COMMAND", help="one of the commands below"
+    )
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the command")
     return command
 
@@ -45,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
       argv: arguments after the program's name; None takes the process's.
 
     Returns:
-      The exit code: 0 where all is well, 1 where the command could not do it or found a fault, 2
-      where it was called wrongly (argparse exits with it) or a variable cannot be used.
+      The exit code: 0 on success, 1 if the command failed or found a fault, 2 if it was called
+      wrongly (argparse exits with it) or a variable cannot be used.
     """
     try:
         _environment.check()

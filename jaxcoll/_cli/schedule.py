@@ -46,19 +46,26 @@ def parser() -> argparse.ArgumentParser:
         "own, read by jaxcoll.schedule.Schedule.parse",
     )
     export.add_argument(
-        "--bytes", type=_bytes, metavar="N", help="goal: n, e.g. 64K; see jaxcoll.schedule.Cost"
+        "--bytes",
+        type=_bytes,
+        metavar="N",
+        help="goal: size of the collective, e.g. 64K; n of jaxcoll.schedule.Cost",
     )
     export.add_argument(
-        "--reduce-ns-per-byte", type=float, default=0.0, metavar="NS", help="goal; default: 0"
+        "--reduce-ns-per-byte",
+        type=float,
+        default=0.0,
+        metavar="NS",
+        help="goal: nanoseconds to reduce a byte; default: 0",
     )
-    export.add_argument("--reduce-op", default="sum", help="mscclpp: sum or min; default: sum")
+    export.add_argument("--reduce-op", default="sum", help="mscclpp: sum (default) or min")
     _add_source(export)
     _add_output(export)
 
     load = actions.add_parser(
-        "import", help="read an MSCCL XML algorithm, verify it, tell its cost"
+        "import", help="read an MSCCL XML algorithm, verify it, print its cost"
     )
-    load.add_argument("file", type=Path, help="XML, as msccl-tools writes it")
+    load.add_argument("file", type=Path, help="an XML file written by msccl-tools")
     _add_output(load)
     return command
 
@@ -90,7 +97,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--algorithm", default="direct", help="default: direct; with dims: 'swing[4x4]'"
     )
     parser.add_argument("--channels", type=int, default=1, help="independent copies of the pattern")
-    parser.add_argument("--root", type=int, default=0, help="broadcast and reduce")
+    parser.add_argument("--root", type=int, default=0, help="root of broadcast and reduce")
     parser.add_argument(
         "--msccl",
         type=Path,
@@ -132,7 +139,7 @@ def _exported(schedule: Schedule, arguments: argparse.Namespace) -> str:
     if arguments.format == "text":
         return schedule.serialize()
     if arguments.bytes is None:
-        raise ValueError("GOAL has sizes in it: give --bytes")
+        raise ValueError("GOAL files contain sizes: give --bytes")
     return goal.export(schedule, arguments.bytes, reduce_ns_per_byte=arguments.reduce_ns_per_byte)
 
 

@@ -159,33 +159,33 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="jaxcoll simulate",
-        description="Simulates collectives on modelled networks: the same schedules that run.\n"
-        "Every time it prints is simulated, and stands beside a bound that no schedule can beat.",
+        description="Simulates the schedules that jaxcoll runs, on modelled networks.\n"
+        "Every time is simulated. Next to it is a lower bound, which no schedule can beat.",
         epilog=_EXAMPLES.format(
             kinds=textwrap.fill(", ".join(KINDS), 90, subsequent_indent="    ")
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = command.add_argument_group("what")
+    what = command.add_argument_group("collectives and sizes")
     what.add_argument(
         "--topology",
         action="append",
         required=True,
         metavar="NETWORK",
-        help="see below; repeatable",
+        help="see topologies below; repeatable",
     )
     what.add_argument(
         "--collective",
         type=_list_of(_choice("collective", get_args(Collective))),
         metavar="NAMES",
-        help=f"of {', '.join(COLLECTIVES)} (default all_reduce)",
+        help=f"comma separated, from {', '.join(COLLECTIVES)} (default all_reduce)",
     )
     what.add_argument(
         "--bytes",
         type=_sizes,
         default=_sizes("1M:1G"),
         metavar="FROM:TO[:FACTOR]",
-        help="sizes as nccl-tests count them, or a list of them (default 1M:1G:4)",
+        help="a range of sizes, counted as in nccl-tests, or a list (default 1M:1G:4)",
     )
     what.add_argument(
         "--algorithm",
@@ -198,17 +198,23 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         type=_schedule,
         metavar="FILE",
-        help="an MSCCL XML algorithm, as many ranks as it has; repeatable. Built-in ones stand "
-        "beside it where --algorithm or --collective is given, too",
+        help="an MSCCL XML algorithm, run on its own number of ranks; repeatable. Built-in ones "
+        "are simulated as well if --algorithm or --collective is given",
     )
-    what.add_argument("--ranks", type=int, default=0, help="default: one per endpoint")
-    what.add_argument("--channels", type=int, default=1, help="see ScheduleSpec (default 1)")
-    what.add_argument("--root", type=int, default=0, help="of broadcast and reduce")
+    what.add_argument(
+        "--ranks", type=int, default=0, help="number of ranks (default: one per endpoint)"
+    )
+    what.add_argument(
+        "--channels", type=int, default=1, help="independent copies of the pattern (default 1)"
+    )
+    what.add_argument(
+        "--root", type=int, default=0, help="root of broadcast and reduce (default 0)"
+    )
     what.add_argument(
         "--placement",
         type=_placement,
         default="linear",
-        help="linear (default), random:SEED, strided:K, or endpoints by rank, e.g. h3,h0,h1,h2",
+        help="linear (default), random:SEED, strided:K, or each rank's endpoint, e.g. h3,h0,h1,h2",
     )
 
     network = command.add_argument_group("network")
@@ -225,14 +231,14 @@ def parser() -> argparse.ArgumentParser:
         type=_list_of(_count),
         default=[0],
         metavar="COUNTS",
-        help="cables that are down, drawn anew for each seed; e.g. 0,8",
+        help="numbers of failed cables, e.g. 0,8; each seed draws other cables",
     )
     network.add_argument(
         "--down",
         action="append",
         default=[],
         metavar="NAME",
-        help="a node or link a--b that is down",
+        help="a failed node, or link a--b",
     )
     network.add_argument(
         "--fail-at", type=_one(parse_seconds), metavar="TIME", help="when --fail happens, e.g. 50us"
@@ -243,14 +249,14 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         type=_change,
         metavar="TIME:NAME[=FACTOR]",
-        help="a node or link that fails, or has FACTOR of its capacity from then on; repeatable",
+        help="a node or link that fails at TIME, or then keeps FACTOR of its capacity; repeatable",
     )
     network.add_argument(
         "--background",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="other traffic, 0 to 1 of a port",
+        help="share of each port that other traffic takes, 0 to 1",
     )
     network.add_argument(
         "--prices", type=_pairs, metavar="NAME=PRICE,...", help="e.g. switches=30000,optics=500"
@@ -262,80 +268,103 @@ def parser() -> argparse.ArgumentParser:
         type=_one(parse_seconds),
         default=0.0,
         metavar="TIME",
-        help="o: per message, occupies the port",
+        help="overhead per message, which occupies the port",
     )
     cost.add_argument(
-        "--latency", type=_one(parse_seconds), default=0.0, metavar="TIME", help="l: per message"
+        "--latency",
+        type=_one(parse_seconds),
+        default=0.0,
+        metavar="TIME",
+        help="latency per message",
     )
     cost.add_argument(
-        "--reduce-rate", type=_one(parse_rate), metavar="RATE", help="of a rank, e.g. 100GB/s"
+        "--reduce-rate",
+        type=_one(parse_rate),
+        metavar="RATE",
+        help="rate at which a rank reduces, e.g. 100GB/s",
     )
     cost.add_argument(
-        "--efficiency", type=float, default=1.0, help="share of the links that is payload"
+        "--efficiency", type=float, default=1.0, help="share of link bandwidth that carries payload"
     )
-    cost.add_argument("--in-flight", type=int, default=1, help="messages per port and channel")
-    cost.add_argument("--jitter", type=float, default=0.0, help="relative, of every computation")
+    cost.add_argument(
+        "--in-flight", type=int, default=1, help="messages that a port sends at a time per channel"
+    )
+    cost.add_argument(
+        "--jitter", type=float, default=0.0, help="relative deviation of every computation"
+    )
     cost.add_argument(
         "--unfairness",
         type=float,
         default=0.0,
-        help="of messages that share a link, see Model; 0: max-min fair",
+        help="how unequally messages share a link, see Model; 0: max-min fair",
     )
     cost.add_argument(
         "--slow",
         type=_pairs,
         default={},
         metavar="RANK=FACTOR,...",
-        help="ranks that compute slower",
+        help="ranks that compute slower, by these factors",
     )
     cost.add_argument(
         "--spread",
         type=float,
         default=0.0,
         metavar="X",
-        help="ranks compute slower by the factor 1 + X times a draw for each",
+        help="slows each rank by the factor 1 + X times a random draw",
     )
     cost.add_argument(
         "--late",
         type=_one(parse_seconds),
         default=0.0,
         metavar="TIME",
-        help="ranks begin late by TIME times a draw for each",
+        help="delays each rank's start by TIME times a random draw",
     )
     cost.add_argument(
         "--distribution",
         choices=get_args(Distribution),
         default="normal",
-        help="of these draws: |normal| (default), exponential of mean 1, uniform in [0, 1)",
+        help="of these two draws: |normal| (default), exponential of mean 1, uniform in [0, 1)",
     )
     cost.add_argument(
         "--quantum",
         type=_one(parse_seconds),
         default=0.0,
         metavar="TIME",
-        help="flows end at multiples of it: coarser and faster",
+        help="let flows end only at multiples of TIME: coarser and faster",
     )
 
     run = command.add_argument_group("run and report")
-    run.add_argument("--seeds", type=int, default=1, help="runs of what chance has a part in")
-    run.add_argument("--bounds", choices=("all", "quick", "none"), default="all")
-    run.add_argument("--jobs", type=int, default=0, help="at a time (default: all cores)")
+    run.add_argument(
+        "--seeds", type=int, default=1, help="number of runs of each case that has a random part"
+    )
+    run.add_argument(
+        "--bounds",
+        choices=("all", "quick", "none"),
+        default="all",
+        help="lower bounds to compute (default all)",
+    )
+    run.add_argument(
+        "--jobs", type=int, default=0, help="simulations at a time (default: all cores)"
+    )
     run.add_argument(
         "--json",
         type=_files.output(stdout=True),
         metavar="FILE",
-        help="all results; - for standard output",
+        help="write all results; - for standard output",
     )
     run.add_argument(
-        "--html", type=_files.output(), metavar="FILE", help="one page that needs no network"
+        "--html",
+        type=_files.output(),
+        metavar="FILE",
+        help="write a report as one self-contained page",
     )
     run.add_argument(
         "--trace",
         type=_files.output(),
         metavar="FILE",
-        help="the first line's messages, for Perfetto",
+        help="write the messages of the first result, for Perfetto",
     )
-    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.add_argument("--quiet", action="store_true", help="show no progress")
     return command
 
 

@@ -27,14 +27,14 @@ _DESCRIPTION = """\
 Measures this machine and writes the table by which algorithm="auto" picks.
 
 Every process of a job must have the same table: tune one machine and copy the file to the others.
-Between hosts tcp can only be measured over this machine's loopback, so picks for several hosts are
-made where the network is told (--bandwidth 25Gb/s --latency 20us); else the shipped rules count
-there, as they do for groups with several devices per process.
+The command can measure tcp only over this machine's loopback. So the table has picks for several
+hosts only if you describe their network (--bandwidth 25Gb/s --latency 20us). Otherwise the shipped
+rules apply there, as they do for groups with several devices per process.
 """
 
 
 class Progress:
-    """A line on stderr, which the next one replaces on a terminal."""
+    """A progress line on stderr; on a terminal, each line replaces the last."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -42,7 +42,7 @@ class Progress:
         self._last = ""
 
     def tell(self, what: str) -> None:
-        """Says what is being done now."""
+        """Prints the current step."""
         line = f"[{time.monotonic() - self._began:4.0f} s] {what}"
         if self._live:
             print(f"\r{line[:100]:100}", end="", file=sys.stderr, flush=True)
@@ -51,7 +51,7 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def done(self) -> None:
-        """Leaves the line."""
+        """Ends the progress line."""
         if self._live:
             print(file=sys.stderr, flush=True)
 
@@ -80,7 +80,7 @@ def picks_text(picks: Sequence[tables.Picks]) -> list[str]:
 
 
 def transport_text(transport: Transport) -> str:
-    """One line: what a transport costs, and how well that explains what was measured."""
+    """One line: the costs of a transport, and how well they explain the measurements."""
     if transport.costs is None:
         return f"{transport.name:8} not measured: {transport.absent}"
     names = {
@@ -102,14 +102,14 @@ def transport_text(transport: Transport) -> str:
 
 
 def check_text(check: Check) -> str:
-    """One line: predicted and measured, the best, and what of it."""
+    """One line: predicted and measured time, the best algorithm, and the verdict."""
     c = check.choice
     spec = c.spec
     verdict = "ok"
     if check.loses:
         verdict = f"OFF: the shipped {c.shipped.algorithm} is faster and stays"
     elif check.is_off:
-        verdict = "OFF: not the fastest by far"
+        verdict = "OFF: much slower than the fastest"
     best = "" if check.best == spec.algorithm else f" ({check.best})"
     return (
         f"{spec.world_size:2} {c.layout:8}{spec.collective:16}{size_text(c.nbytes):>6} "
@@ -237,29 +237,29 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=_files.output(make_folders=True),
         metavar="FILE",
-        help="where the table goes [$JAXCOLL_TUNING, or else jaxcoll/tuning.json in "
+        help="where to write the table [$JAXCOLL_TUNING, or else jaxcoll/tuning.json in "
         "$XDG_CACHE_HOME or ~/.cache, where auto looks for it]",
     )
     command.add_argument(
-        "--quick", action="store_true", help="half a minute instead of two or three"
+        "--quick", action="store_true", help="take half a minute instead of two or three"
     )
     command.add_argument(
         "--bandwidth",
         type=_of_topology(topology.parse_rate),
         metavar="RATE",
-        help="what the network between hosts carries, as 25Gb/s or 3GB/s; picks are made "
-        "for several hosts, too",
+        help="bandwidth of the network between hosts, e.g. 25Gb/s or 3GB/s; adds picks for "
+        "several hosts",
     )
     command.add_argument(
         "--latency",
         type=_of_topology(topology.parse_seconds),
         metavar="TIME",
-        help="of that network, one way, as 20us [that of loopback]",
+        help="one-way latency of that network, e.g. 20us [that of loopback]",
     )
     command.add_argument(
-        "--show", action="store_true", help="print what auto picks now, and measure nothing"
+        "--show", action="store_true", help="print what auto picks now, without measuring"
     )
-    command.add_argument("--json", action="store_true", help="print the table's file instead")
+    command.add_argument("--json", action="store_true", help="print the table as JSON")
     return command
 
 
@@ -290,7 +290,7 @@ def _place(command: argparse.ArgumentParser) -> Path:
     if path is None:
         command.error(
             "there is no place for the table: neither XDG_CACHE_HOME nor HOME is set, and the "
-            "system knows no user of this number. Name a file with --output"
+            "system has no user with this uid. Name a file with --output"
         )
     try:
         _files.check_can_write(path, make_folders=True)
@@ -325,7 +325,9 @@ def main(argv: list[str] | None = None) -> int:
         print("# this machine is busy with other work: measure again when it is idle")
     print("\n".join(map(transport_text, transports)))
     if not options.bandwidth:
-        print("# tcp is that of loopback: without --bandwidth the shipped rules count for hosts")
+        print(
+            "# tcp was measured over loopback: without --bandwidth the shipped rules apply to hosts"
+        )
     print("\n# what auto picks with this table (predicted; the shipped choice unless another one")
     print("# is clearly faster)")
     print("\n".join(picks_text(table.picks)))
@@ -337,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"# {len(checks)} checks: {len(off)} picks are off by more than "
         f"{tuner.OFF_BY - 1:.0%}, regret at most {most:.0%}; at "
-        f"{sum(check.loses for check in checks)} the shipped rules do better and stay"
+        f"{sum(check.loses for check in checks)} the shipped rules are faster and stay"
     )
     print(f"# {path}, digest {table.digest}")
     return 0

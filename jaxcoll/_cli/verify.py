@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         type=_algorithm,
         action="append",
         metavar="NAME or NAME[4x4]",
-        help="repeatable; default: all. Brackets hold an algorithm's dims",
+        help="repeatable; default: all. Brackets give the dims",
     )
     command.add_argument(
         "--world-size",
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--channels", type=int, default=1, help="independent copies of the pattern"
     )
-    command.add_argument("--root", type=int, default=0, help="broadcast and reduce")
+    command.add_argument("--root", type=int, default=0, help="root of broadcast and reduce")
     return command
 
 

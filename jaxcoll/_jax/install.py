@@ -299,8 +299,8 @@ def _register(compiler: bool) -> None:
             _hook_trouble = hook.register(lambda: _routed.value == _ALL)
             if _hook_trouble:
                 _log.warning(
-                    "jaxcoll.install(): what XLA inserts is left to XLA: %s. lax's own collectives "
-                    "are served",
+                    "jaxcoll.install(): collectives that XLA inserts stay with XLA: %s. Calls of "
+                    "jax.lax are served",
                     _hook_trouble,
                 )
         if _registered:

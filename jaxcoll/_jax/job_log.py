@@ -107,7 +107,7 @@ def one_device() -> None:
     if asked or compat.distributed_store() is not None or not _first("one device"):
         return
     LOGGER.warning(
-        "JAX has one CPU device, so a collective has one rank and returns what it gets; "
+        "JAX has one CPU device, so a collective has one rank and returns its input; "
         "XLA_FLAGS=%s=8 in the environment makes eight devices of this CPU",
         _DEVICES_FLAG,
     )

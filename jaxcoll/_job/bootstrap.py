@@ -244,7 +244,7 @@ class Bootstrap(LoopThread):
         try:
             self._store_client.set(f"{ENDS}{self._index}", reason.encode())
         except Exception as error:
-            _log.info("the job's store has not been told that %s: %s", reason, error)
+            _log.info("could not write to the job's store that %s: %s", reason, error)
 
     def _on_no_thread(self, error: Exception) -> LinkError:
         if not self._end:
@@ -302,7 +302,7 @@ class Bootstrap(LoopThread):
             return
         self._end = reason
         if tell:
-            _log.info("the other processes are told: %s", reason)
+            _log.info("reported to the other processes: %s", reason)
             self._told = self._spawn(self._tell(reason))
         for index in range(self._count):
             if index != self._index:

@@ -127,7 +127,7 @@ def _checked(content: bytes, source: str) -> Secret:
     if len(content) > _CONTENT_BYTES_MAX:
         raise ValueError(f"it has more than {_CONTENT_BYTES_MAX} bytes; that is not a secret")
     if len(zlib.compress(content.strip(), 9)) < _COMPRESSED_BYTES_MIN:
-        raise ValueError("it repeats itself, so that it could be guessed")
+        raise ValueError("it repeats itself, so it could be guessed")
     return Secret(content, source)
 
 
@@ -141,7 +141,7 @@ def _check_private(status: os.stat_result) -> None:
         others = 0
     if others:
         mode = stat.S_IMODE(status.st_mode)
-        raise ValueError(f"its mode is {mode:04o}, so that others can reach it; chmod 600 it")
+        raise ValueError(f"its mode is {mode:04o}, so others can access it; run chmod 600 on it")
 
 
 def _from_file(path: str) -> Secret:

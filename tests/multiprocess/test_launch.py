@@ -300,12 +300,12 @@ def test_a_module_runs_with_its_arguments() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "2"], "what to run"),
+        (["-n", "2"], "give a program to run"),
         (["-n", "0", "x.py"], "not a number from 1"),
         (["x.py"], "required: -n"),
         (["-n", "2", "--coordinator", "here", "x.py"], "not host:port"),
         (["-n", "2", "--total", "4", "x.py"], "needs --coordinator"),
-        (["-n", "2", "--first", "1", "x.py"], "ranks 1 to 2 of 2?"),
+        (["-n", "2", "--first", "1", "x.py"], "--first 1 with -n 2 does not fit --total 2"),
     ],
 )
 def test_bad_arguments_are_explained(

@@ -91,7 +91,7 @@ def test_a_secret_does_not_show_itself() -> None:
 @pytest.mark.parametrize(
     ("content", "mode", "reason"),
     [
-        (GOOD, 0o640, "its mode is 0640, so that others can reach it; chmod 600 it"),
+        (GOOD, 0o640, "its mode is 0640, so others can access it; run chmod 600 on it"),
         (GOOD, 0o604, "its mode is 0604"),
         (GOOD, 0o620, "its mode is 0620"),
         (GOOD, 0o666, "its mode is 0666"),
