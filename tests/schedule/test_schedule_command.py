@@ -52,7 +52,7 @@ def test_import_verifies_and_writes(capsys: pytest.CaptureFixture[str], tmp_path
     [
         (["show"], "give --collective and --world-size, or --msccl FILE"),
         (["show", "--collective", "all_reduce", "--world-size", "0"], "world_size is 0"),
-        (["export", "--format", "goal", *BUILT_IN], "GOAL has sizes in it: give --bytes"),
+        (["export", "--format", "goal", *BUILT_IN], "GOAL files contain sizes: give --bytes"),
         (["show", *BUILT_IN[:-1], "swing[3x3]"], "does not fit 4 ranks"),
         (["import", "no such file"], "No such file"),
         (["export", "--format", "mscclpp", *BUILT_IN, "--reduce-op", "xor"], "has sum, min"),
