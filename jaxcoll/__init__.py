@@ -5,14 +5,14 @@
     >>> f = jax.shard_map(lambda x: jaxcoll.psum(x, "i"), mesh=mesh,
     ...                   in_specs=jax.P("i"), out_specs=jax.P())
 
-The functions have the signatures and values of their namesakes in `jax.lax`.
+The functions have the signatures of their namesakes in `jax.lax`, and return the same values.
 
-The import sets the process up at once (`_jax/startup.py`), before JAX starts its back ends, no
-matter what is used of jaxcoll later. There is one exception: the process of a command (``jaxcoll
-COMMAND`` or ``python -m jaxcoll COMMAND``; `_environment.is_command` knows how it was started) runs
-no program of the user's, and most commands need no JAX. There, what takes JAX is imported, and the
-process set up, when it is first asked for, as ``jaxcoll info`` does. Public modules that the
-collectives do not need (`simulate`, `topology`, ...) are loaded at their first use everywhere.
+The import sets up the process immediately (`_jax/startup.py`), before JAX creates its back ends.
+The only exception is the process of a command (``jaxcoll COMMAND`` or ``python -m jaxcoll
+COMMAND``, see `_environment.is_command`). It runs no user program, and most commands do not need
+JAX, so the parts that need JAX are imported, and the process is set up, at their first use, for
+example by ``jaxcoll info``. Public modules that the collectives do not need (`simulate`,
+`topology`, ...) are always loaded at their first use.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Every exception of jaxcoll's own, in one hierarchy below `JaxcollError`.
+"""All exceptions that jaxcoll raises, in one hierarchy below `JaxcollError`.
 
 They are raised before a program runs. At run time JAX raises `jax.errors.JaxRuntimeError`, or
-`ValueError` where it runs a small program of one device within the call. Each class also derives
-from the built-in exception that its kind of mistake raises elsewhere in Python.
+`ValueError` when it runs a small program on one device synchronously. Each class also derives from
+the built-in exception that Python raises for the same kind of mistake.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class PermutationError(JaxcollError, ValueError):
 
 
 class SetupError(JaxcollError):
-    """The settings of a job, or of one of its processes, cannot be used, whatever it runs."""
+    """The settings of a job, or of one of its processes, cannot be used by any program."""
 
 
 class TuningError(SetupError, RuntimeError):
-    """A tuning table that cannot be used, or not by all processes alike; names the files."""
+    """A tuning table that cannot be used, or that differs between processes; names the files."""
 
 
 class SettingError(SetupError, ValueError):
@@ -62,15 +62,15 @@ class FileError(JaxcollError, OSError):
 
 
 class LinkError(SetupError):
-    """Why two processes cannot be linked, in words for the user."""
+    """The reason why two processes cannot be linked, worded for the user."""
 
 
 class ScheduleError(JaxcollError, ValueError):
     """A schedule that must not run.
 
     Attributes:
-      kind: what is wrong with it.
-      why: the same in words.
+      kind: the kind of fault.
+      why: a description of the fault.
       rank: the rank at fault.
       op: index of the op in that rank's program; None where no op is to blame.
       step: that op's step.
@@ -115,11 +115,11 @@ class MscclError(JaxcollError, ValueError):
 
 
 class TopologyError(JaxcollError, ValueError):
-    """A network, a placement or a failure that cannot be; the message names the component."""
+    """A network, placement or failure that is not valid; the message names the component."""
 
 
 class CutError(TopologyError):
-    """Failed links or switches leave no path between ranks that must talk."""
+    """Failed links or switches leave no path between ranks that must communicate."""
 
 
 class SimulationError(JaxcollError, RuntimeError):
@@ -127,9 +127,9 @@ class SimulationError(JaxcollError, RuntimeError):
 
 
 class RanksError(JaxcollError, RuntimeError):
-    """A process that `jaxcoll tune` has started failed; says which, and what it said."""
+    """A process that `jaxcoll tune` has started failed; names it and shows its error."""
 
 
-# These depend on the process they are raised in. If they made one process leave a collective to
-# XLA, the others would wait for it; everything else follows from the program, which all share.
+# These depend on the process that raises them. If they made one process leave a collective to XLA,
+# the others would wait for it. All other errors depend only on the program, which all share.
 ABOUT_THE_JOB = (SetupError, OSError, MemoryError)

@@ -56,12 +56,12 @@ def all_reduce(
         sum is a constant again, weakly typed where the scalar is.
       axis_name: a mesh or vmap axis, or a tuple of them; integers are dimensions of `x`, reduced
         away on each device first.
-      op: sum, mean, prod (bool only as a sum or mean, which counts in int32); min, max (all but
+      op: sum, mean, prod (bool only for sum and mean, which count in int32); min, max (all but
         complex); and, or, xor (integers and bool).
-      axis_index_groups: indices along `axis_name` in equal-sized groups that reduce by themselves.
-      algorithm: "auto" or one of `jaxcoll.schedule.algorithms("all_reduce")`. Some must know where
-        the ranks are: over several mesh axes they take those, and ``"swing[4x4]"`` or
-        ``"hierarchical[2x8]"`` (nodes x ranks per node) says it; see
+      axis_index_groups: indices along `axis_name` in groups of equal size, each reduced separately.
+      algorithm: "auto" or one of `jaxcoll.schedule.algorithms("all_reduce")`. Some need the layout
+        of the ranks: over several mesh axes they take their sizes; otherwise give it as
+        ``"swing[4x4]"`` or ``"hierarchical[2x8]"`` (nodes x ranks per node); see
         `jaxcoll.schedule.ScheduleSpec`.
       schedule: a schedule written in Python, for this number of ranks; it is verified first.
 
@@ -70,7 +70,7 @@ def all_reduce(
 
     Raises:
       NameError: while tracing: no mesh or vmap axis of that name is bound.
-      TypeError: a leaf, groups, an algorithm or a schedule of a kind that cannot be.
+      TypeError: a leaf, groups, an algorithm or a schedule of a wrong type.
       UnknownReduceOpError, UnsupportedDtypeError: an op that does not exist, or not for the dtype.
       UnknownAlgorithmError, WorldSizeError: an algorithm that does not exist, or not for this
         number of ranks; a schedule for another number.
@@ -80,10 +80,10 @@ def all_reduce(
         algorithm with a schedule; a schedule of another collective.
       UnsupportedError: while lowering: a platform, or a mesh without devices where they must be
         known.
-      TuningError: while lowering: a tuning table that cannot be used, or that processes differ in.
-      jax.errors.JaxRuntimeError: at run time: a peer is lost or late, or calls with another shape,
-        naming both. Where JAX runs a small program of one device within the call, it raises this
-        as a ValueError of the same text.
+      TuningError: while lowering: a tuning table that cannot be used or differs between processes.
+      jax.errors.JaxRuntimeError: at run time: a peer is lost or late, or makes a call of another
+        shape; names both. When JAX runs a small program on one device synchronously, it raises a
+        ValueError with the same text instead.
     """
     if op not in (_MEAN, *prim.reduce_ops):
         choices = ", ".join([_MEAN, *prim.reduce_ops])

@@ -40,17 +40,17 @@ _hook_trouble = ""  # why the compiler's hook could not be registered; guarded b
 def install(compiler: bool = True) -> None:
     """Routes collectives through jaxcoll in every thread, from now on until `uninstall()`.
 
-    These are the ones that a program calls by `jax.lax`, and the ones that XLA inserts where arrays
-    are sharded (`jax.jit` with a NamedSharding), on CPUs and from JAX 0.10.2 on; an older JAX logs
-    one warning.
+    This covers calls of `jax.lax` and, on CPUs from JAX 0.10.2 on, the collectives that XLA inserts
+    where arrays are sharded (`jax.jit` with a NamedSharding). With an older JAX, jaxcoll logs one
+    warning.
 
-    Programs that are already compiled keep running as they are; calling the functions they came
-    from compiles them anew. `install_report()` lists which collectives are served, and why some of
-    their uses were left to XLA: whatever keeps jaxcoll from lowering a call, lax's rule takes over.
-    A call that lax refuses too is refused in lax's words. Faults of the job's set-up are raised.
+    Programs that are already compiled do not change; calling their functions again compiles them
+    again. `install_report()` lists which collectives are served, and why some calls were left to
+    XLA: if jaxcoll cannot lower a call for any reason, lax's rule lowers it. If lax refuses it too,
+    lax's error is raised. Errors in the job's set-up are always raised.
 
     Args:
-      compiler: False serves those of `jax.lax` alone.
+      compiler: False serves only calls of `jax.lax`.
 
     Raises: TuningError for a table named by JAXCOLL_TUNING that cannot be used.
     """
@@ -66,13 +66,13 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def installed(compiler: bool = True) -> Iterator[None]:
-    """As `install()`, in this thread, within a `with` statement.
+    """Like `install()`, in this thread, within a `with` statement.
 
-    A function that `custom_partitioning` partitions is lowered in a thread of XLA's: that takes
-    `install()`.
+    A function that `custom_partitioning` partitions is lowered in one of XLA's threads, so it
+    needs `install()`.
 
     Args:
-      compiler: False serves the collectives of `jax.lax` alone.
+      compiler: False serves only calls of `jax.lax`.
 
     Raises: RuntimeError when entered in a function that is being traced, where it would have no
       effect: programs are lowered after they are traced. Enter it around the call instead.
@@ -105,16 +105,16 @@ def install_report(compiled: jax.stages.Compiled) -> hook.report.ProgramReport: 
 def install_report(
     compiled: jax.stages.Compiled | None = None,
 ) -> list[Treatment] | hook.report.ProgramReport:
-    """How install() treats each kind of collective, or each collective of one program.
+    """How `install()` treats each kind of collective, or each collective of one program.
 
     Args:
       compiled: a program, `jax.jit(f).lower(...).compile()`. None: all kinds of the JAX that is
         running, by lax's names for its primitives and XLA's for what it inserts.
 
     Returns:
-      A list of `Treatment`, whose `fell_back` tells what no other entry can: which uses jaxcoll
-      could not serve and has left to XLA in this process, each reason once. For a program, a report
-      of what was served and what was left, and why; print it.
+      A list of `Treatment`. Its `fell_back` lists the calls that jaxcoll could not serve and has
+      left to XLA in this process, each reason once. For a program, a printable report of the
+      collectives that were served and left, with reasons.
 
     Raises: TypeError for anything but a compiled program.
     """

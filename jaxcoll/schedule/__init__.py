@@ -1,6 +1,6 @@
-"""Schedules: what every rank does in one collective, free of sizes and dtypes.
+"""Schedules: the ops of every rank in one collective, independent of sizes and dtypes.
 
-A schedule is made by a built-in algorithm::
+A built-in algorithm makes a schedule::
 
     schedule = build(ScheduleSpec("all_reduce", world_size=4, algorithm="ring"))
     print(schedule)
@@ -19,7 +19,7 @@ or written here, op by op, and verified (`jaxcoll.verify`) before it runs::
 
 Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into `chunks_per_block`
 chunks; chunk ``block * chunks_per_block + position``. Data only moves between chunks of equal
-position, so that it fits whatever the sizes.
+position, so that it fits for all sizes.
 
 =============== ============ ============= =====================================
 collective      input blocks output blocks on rank r afterwards
@@ -33,14 +33,14 @@ all_to_all      P            P             out[q] = in_q[r]
 permute         1            1             out[0] = in_source(r)[0], else zeros
 =============== ============ ============= =====================================
 
-Order. Ops of one channel start in program order. A send completes when its source may be reused, a
-recv when its data is visible, and data moves once both have started. Every other order is a
-dependency: an op starts after the ops in `depends_on` have completed.
+Order. Ops of one channel start in program order (the order of the rank's op list). A send completes
+when its source may be reused, a recv when its data is visible; data moves once both have started.
+Any other order must be a dependency: an op starts after the ops in `depends_on` have completed.
 
-Modules: `spec` (what a built-in schedule is a function of), `schedule` and `from_ops` (the
-schedules themselves), `ir` (their ops), `printing`, `verifier` with `happens_before` (proofs), and
-`interop` (other projects' formats). The entry points are `Schedule`, `build` and `verify`. Nothing
-here imports JAX.
+Modules: `spec` (the arguments of a built-in schedule), `schedule` and `from_ops` (the schedules
+themselves), `ir` (their ops), `printing`, `verifier` with `happens_before` (proofs), and `interop`
+(other projects' formats). The entry points are `Schedule`, `build` and `verify`. Nothing here
+imports JAX.
 """
 
 from jaxcoll.schedule.from_ops import RankOp, copy, put, put_reduce, recv, recv_reduce, reduce, send

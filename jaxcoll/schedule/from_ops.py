@@ -11,7 +11,7 @@ from jaxcoll.schedule.ir import Kind, Op, Operand
 
 @dataclass(frozen=True, eq=False)
 class RankOp:
-    """An op on its way into `Schedule.from_ops`: not numbered yet. Equal only to itself."""
+    """An op to pass to `Schedule.from_ops`, not numbered yet. Equal only to itself."""
 
     rank: int
     op: Op
@@ -37,7 +37,7 @@ def send(
       destination: chunks of the receiver, as many, at the same positions of their blocks.
       step: the round, for printing and counting.
       channel: ops of one channel start in order.
-      after: ops of `rank` that must complete first, beside those that data implies.
+      after: ops of `rank` that must complete first, in addition to those inferred from data.
     """
     return _rank_op("send", rank, to, (source,), destination, step, channel, after)
 

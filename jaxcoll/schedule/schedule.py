@@ -104,7 +104,7 @@ class Schedule:
 
         Messages are numbered in that order. With `infer_dependencies` every rank behaves as if its
         ops ran one after the other: a read waits for the last write of its chunks, a write for the
-        reads since. Only `after` counts without it.
+        reads since then. Without it, only `after` creates dependencies.
 
         Args:
           collective: one of `COLLECTIVES`.
@@ -195,7 +195,8 @@ class Schedule:
         return self._text
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of everything that has a meaning (not of the algorithm's name)."""
+        """Hexadecimal SHA-256 of everything that affects execution (not of the algorithm's
+        name)."""
         return self._digest
 
     def __hash__(self) -> int:

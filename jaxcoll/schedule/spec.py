@@ -88,8 +88,8 @@ class ScheduleSpec:
       channels: independent copies of the pattern, each on its share of the chunks.
       root: broadcast and reduce: the root's rank.
       permutation: permute: pairs (source rank, destination rank).
-      dims: what some algorithms must know beside the number of ranks, () for their default; also
-        written behind the algorithm's name, ``"swing[4x4]"``:
+      dims: the layout of the ranks, for some algorithms, () for their default; also written after
+        the algorithm's name, ``"swing[4x4]"``:
 
         - hierarchical and its relatives: nodes x ranks per node; default: nearest to a square;
         - bucket, swing: the torus, whose last extent varies fastest; default: one ring;

@@ -87,7 +87,7 @@ class Verification:
         return len(outputs) == 1
 
     def association(self, rank: int, chunk: int) -> Association:
-        """In which order `rank` evaluates output chunk `chunk`.
+        """The order in which `rank` evaluates output chunk `chunk`.
 
         Returns:
           The contributing rank, or a tuple of such results for what one op combines from left to

@@ -23,12 +23,12 @@ Placement: TypeAlias = "Sequence[str] | Mapping[int, str] | Mapping[str, int | S
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An endpoint, which a rank may sit on, or a switch.
+    """An endpoint, on which a rank may be placed, or a switch.
 
     Attributes:
       name: unique.
-      tier: "host" for endpoints; what a switch is for the component counts: "leaf", "spine", ...
-      forwards: whether traffic of others may pass through. Switches do; so do the hosts of a torus.
+      tier: "host" for endpoints; for switches their name in component counts: "leaf", "spine", ...
+      forwards: whether it forwards traffic of others. Switches do; so do the hosts of a torus.
     """
 
     name: str
@@ -183,7 +183,7 @@ class Topology:
             counts for leaves. Components without a price cost nothing.
 
         Raises:
-          TopologyError: a price for what no network of this kind has, or two for the same thing.
+          TopologyError: a price for a component that this kind of network lacks, or two for one.
         """
         counts = self.components()
         known = {*counts, "hosts", "switches", "links", "optics"}

@@ -59,29 +59,29 @@ def run(
     """Simulates one collective.
 
     Args:
-      schedule: a built-in one's spec (any number of ranks, as memory allows), or a schedule.
+      schedule: the spec of a built-in schedule (memory limits the ranks), or a schedule.
       topology: the network.
-      nbytes: size, as `Timeline.nbytes` tells; rounded down to whole elements per block, as
-        nccl-tests do, but at least one.
-      model: what messages and computing cost.
+      nbytes: size, as defined by `Timeline.nbytes`; rounded down to whole elements per block, as in
+        nccl-tests, but at least one.
+      model: the costs of messages and computation.
       placement: see `Topology.place`.
       routing: "ecmp", "split" or "spray".
       seed: of routes, jitter and unfairness.
       failures: nodes and links that are down from the start; see `Topology.find_links`.
-      changes: what fails, slows down or comes back on the way.
+      changes: links and switches that fail, slow down or recover during the run.
       stragglers: slow and late ranks.
-      background: traffic that is not of the collective.
+      background: other traffic than the collective's.
       itemsize: bytes per element; chunks are cut at elements.
       record: keep every message.
       bounds: which lower bounds to compute: "quick" leaves out those by maximal flows to every
         rank and by linear programs, which take seconds near 100 ranks (once per network).
 
     Returns:
-      Times, what every link carried, messages.
+      Times, the bytes of every link, messages.
 
     Raises:
-      TopologyError: a placement, component or network that cannot be.
-      CutError: ranks that must talk have no path left; a TopologyError.
+      TopologyError: a placement, component or network that is not valid.
+      CutError: ranks that must communicate have no path left; a TopologyError.
       ValueError: a schedule that cannot be built, or that deadlocks; a parameter out of range.
       SimulationError: a defect of the simulator, found by its own checks: bytes were lost, a link
         was overfull, or the time is below a bound.

@@ -29,7 +29,7 @@ _BUS_FACTORS: Final = {
 
 @dataclass(frozen=True)
 class Model:
-    """The costs of messages and computing, beside the links.
+    """The costs of messages and computation, in addition to those of the links.
 
     One message of m bytes, alone: overhead + m / bandwidth + latency + the links' latencies, and,
     where it is reduced, m * reduce.
@@ -37,15 +37,15 @@ class Model:
     Attributes:
       overhead_s: o: per message, occupies the sender's port.
       latency_s: l: per message, occupies nothing.
-      reduce_s_per_byte: gamma: a rank's one unit reduces that fast, one message at a time.
+      reduce_s_per_byte: gamma: the time in which a rank reduces a byte, one message at a time.
       copy_s_per_byte: the same for copies within a rank.
       in_flight: messages of one channel that a port sends at a time; 0: all that are ready.
       efficiency: share of every capacity that carries payload (headers, acknowledgements, ...).
       split: parts that routing "split" cuts a message into.
-      quantum_s: flows end at multiples of it only; 0 is exact, and slow where flows are many.
-      unfairness: 0: messages that meet on a link share it max-min fairly; else each takes a part
-        drawn for it, and this is the standard deviation of its logarithm. Congestion control is
-        not fair within the time of a message: 0.3 fits packet-level runs (tests/sim).
+      quantum_s: flows end only at multiples of it; 0 is exact, but slow with many flows.
+      unfairness: 0: messages share a link max-min fairly. Otherwise each gets a random share, and
+        this is the standard deviation of the share's logarithm. Congestion control is not fair
+        within the time of a message: 0.3 fits packet-level runs (tests/sim).
     """
 
     overhead_s: float = 0.0
@@ -61,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Stragglers:
-    """Ranks that compute more slowly, or come late.
+    """Ranks that compute more slowly or start late.
 
     Attributes:
       slowdown: by rank: factor on overheads, reductions and copies; empty: 1.
@@ -129,7 +129,7 @@ class Traffic:
     Attributes:
       source: name of a node.
       destination: name of another.
-      bandwidth_Bps: what it would take alone.
+      bandwidth_Bps: its rate without competing traffic.
       nbytes: how much; None: unlimited.
       start_s: when it begins.
     """
@@ -159,19 +159,19 @@ class Timeline:
       topology: the network.
       routing: how messages were routed.
       seed: of routes and jitter.
-      nbytes: the size, as nccl-tests count it: a rank's buffer for all_reduce, broadcast, reduce
-        and permute; all ranks' together for all_gather; a rank's whole input for reduce_scatter
-        and all_to_all.
+      nbytes: the size, counted as in nccl-tests: a rank's buffer for all_reduce, broadcast, reduce
+        and permute; all ranks' together for all_gather; a rank's whole input for reduce_scatter and
+        all_to_all.
       hosts: by rank, its endpoint.
       time_ps: from 0 until the last rank is done.
       rank_time_ps: by rank.
       link_bytes: by link, what it carried.
-      messages: of `record=True`, one row per message: step, channel, source and destination rank,
+      messages: with `record=True`, one row per message: step, channel, source and destination rank,
         bytes, and in picoseconds: ready, sent, left, arrived, done. Else empty.
       message_count: messages.
-      event_count: events, which is what simulating costs.
+      event_count: events; the cost of the simulation is proportional to them.
       bounds: lower bounds of the time, the highest first.
-      missing_bound: why the bound "flow" is not among them, where it should be; else "".
+      missing_bound: why the bound "flow" is missing from them if it was requested; else "".
       capacities_Bps: by link, at the start.
     """
 
