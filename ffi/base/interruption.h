@@ -1,10 +1,11 @@
-// Ctrl-C while somebody waits in C++. The interpreter only notes the signal; it raises
-// KeyboardInterrupt once its main thread is back. So what that thread waits for has to end. (Some
-// waits of JAX look for signals and leave; what they waited for would still keep the devices.)
+// Ends waits in C++ at Ctrl-C. The interpreter only records the signal, and raises
+// KeyboardInterrupt once its main thread returns to Python. So the call that the main thread waits
+// for must end. (Some waits in JAX check for signals and return, but the call would still occupy
+// the devices.)
 //
-// Ours is put in front of the interpreter's C handler of SIGINT: it counts, and calls that one. The
-// interpreter puts its own back whenever a program sets a handler (IPython does for each cell), and
-// Check puts ours in front again. Nothing is done for a program that handles SIGINT by itself.
+// Our C handler of SIGINT counts the signal and then calls the interpreter's. The interpreter
+// reinstalls its own whenever a program sets a handler (IPython does for each cell), so Check
+// installs ours again. If a program handles SIGINT itself, waits do not end.
 #pragma once
 
 #include <chrono>

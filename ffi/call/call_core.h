@@ -1,6 +1,6 @@
-// One custom-call instruction of one executable, as far as it is the same on every platform: its
-// spec and groups, its operands, the number that tells it from equal instructions, and the words of
-// its errors. CallSite (CPUs) and GpuCallSite each hold one; they differ in what starts a call.
+// The platform-independent part of one custom-call instruction of one executable: its spec and
+// groups, its operands, the number that distinguishes it from equal instructions, and the texts of
+// its errors. CallSite (CPUs) and GpuCallSite each hold one; they differ in how they start a call.
 //
 // Thread rule: SetShape and TakeNumber by one thread, before others look.
 #pragma once
@@ -19,8 +19,8 @@ namespace jaxcoll {
 
 class CallCore {
  public:
-  // Fails for what can run on no platform: groups that are not whole, an unknown collective or
-  // algorithm, a schedule that cannot be read. Builds no op list.
+  // Fails for errors on every platform: incomplete groups, an unknown collective or algorithm, a
+  // schedule that cannot be parsed. Builds no op list.
   static StatusOr<CallCore> Create(CallSpec spec);
 
   const CallSpec& spec() const { return spec_; }
@@ -29,14 +29,15 @@ class CallCore {
   // Operands of a call with this many results, without the logical id.
   size_t vector_operands(size_t results) const { return ragged() ? 6 : results; }
 
-  // Where other processes take part: takes the number that tells this instruction from equal ones
-  // of its executable, until the core is destroyed. `engine`: each counts its own.
+  // For groups that span processes: reserves, until the core is destroyed, the number that
+  // distinguishes this instruction from equal ones in its executable. Each `engine` numbers its
+  // own.
   void TakeNumber(Interprocess& processes, std::string_view engine);
   // Equal in all processes, and different for each instruction; empty without a number.
   std::string instruction() const;
   uint64_t build() const { return number_ == nullptr ? 0 : number_->number.build; }
 
-  // The shape that the instruction runs with. Describe() says it from then on.
+  // Sets the shape of the instruction's calls; Describe() includes it from then on.
   void SetShape(const CallShape& shape) { shape_ = shape; }
   const CallShape& shape() const { return shape_; }
   std::string OperandsText() const;  // "float32[2,3] and 4 more"

@@ -1,5 +1,5 @@
-// A call, part by part: where two processes wait for each other in different calls, the parts say
-// how these differ.
+// The parts of a call's description. When two processes wait for each other in different calls,
+// comparing the parts shows how the calls differ.
 #pragma once
 
 #include <string>
@@ -17,8 +17,8 @@ struct CallFacts {
   std::string operands;     // "float32[1000]": what follows "the same of" in a message
   std::string program;      // its fingerprint
   std::string instruction;  // equal on every process, whatever shapes the instruction runs with
-  // Whether the program has several devices of this process. JAX runs such programs one after the
-  // other, so while a call of one waits no call of another can begin.
+  // Whether the program uses several devices of this process. JAX runs such programs one after the
+  // other, so while a call of one waits, no call of another can begin.
   bool serial = false;
 };
 

@@ -1,4 +1,4 @@
-// The static shape of a call, and what every engine checks of it before it plans the call.
+// The static shape of a call, and the checks that every engine makes before it plans the call.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct CallVectors {
   std::vector<int64_t> block_elements;
 };
 
-// Fails for vectors that the collective cannot turn into each other, and for a reduce op that the
+// Fails for inputs and outputs whose shapes do not fit the collective, and for a reduce op that the
 // dtype does not have.
 StatusOr<CallVectors> CheckVectors(const CallSpec& spec, const CallShape& shape,
                                    int64_t input_blocks, int64_t output_blocks);

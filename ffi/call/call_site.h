@@ -1,18 +1,17 @@
-// One custom-call instruction of one executable, shared by the process's devices; the place where
-// the ranks of its groups meet.
+// One custom-call instruction of one executable, shared by the process's devices. It is the
+// rendezvous of the ranks of its groups.
 //
-// Matching. A call is known by (call site, run id, group, n-th call of that run on that rank),
+// Matching. A call is identified by (call site, run id, group, n-th call of that run on that rank),
 // never by its time of arrival: XLA runs independent calls in a different order on every device,
-// and a scan repeats one instruction within a run. The counts of a run live exactly as long as they
-// differ between ranks: when all ranks of a group have made equally many calls they start again
-// from zero, so nothing is left to clean up when a run ends.
+// and a scan repeats one instruction within a run. A run's counts exist only while they differ
+// between ranks: when all ranks of a group have made equally many calls, the counts restart from
+// zero, so nothing must be cleaned up when a run ends.
 //
-// In a group that other processes share, only this process's ranks meet here; what they do then
-// with the others is the RemoteGroup's business.
+// In a group that spans processes, only this process's ranks meet here; the RemoteGroup does the
+// rest.
 //
-// The last rank to arrive starts the work. A rank that does not arrive within JAXCOLL_TIMEOUT_S
-// fails the call on every rank of the group, those that come later included; the next call is a
-// call of its own.
+// The last rank to arrive starts the work. If a rank does not arrive within JAXCOLL_TIMEOUT_S, the
+// call fails on every rank of the group, including late ones; later calls are unaffected.
 //
 // Thread rule: Arrive from any thread, concurrently. Completions run on the worker pool.
 #pragma once
@@ -73,7 +72,7 @@ class CallSite {
 
   // For the watchdog. Lock order: the registry's mutex, then one call site's.
   bool HasOverdue(Clock::time_point now);
-  // Whether a call waits so long that it should be looked where the missing ranks are.
+  // Whether a call has waited so long that the missing ranks should be looked up.
   bool WantsLook(Clock::time_point now);
   // Logs, once per call, that missing ranks wait in other calls of the run; with `quiet` it only
   // remembers that. Returns whether there is such a call.
@@ -81,11 +80,11 @@ class CallSite {
   void DescribeWaiting(WaitingTable& table);
   // A line for each call that some of this process's ranks have not made, for the flight recorder.
   std::vector<std::string> DescribePending();
-  // The process did not run for so long: nobody waited for it.
+  // The process did not run for this time, which does not count as waiting.
   void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);
   void FailAll(const Status& status);
-  // Those that have waited for others since before `time`.
+  // Calls that have waited for others since before `time`.
   void FailBegunBefore(Clock::time_point time, const std::string& reason);
 
   struct Meeting;  // one call of one group
@@ -113,7 +112,7 @@ class CallSite {
   Status BuildOps();
   Status Plan();         // mutex_ held
   Status PlanVectors();  // mutex_ held
-  // The part of one call that the processes of a group do with each other.
+  // The part of one call that involves other processes.
   StatusOr<std::shared_ptr<const RunPlan>> PlanSlices(const Members& members,
                                                       const CallVectors& vectors) const;
   StatusOr<std::shared_ptr<const RunPlan>> PlanRagged(int32_t group) const;
@@ -161,7 +160,7 @@ struct EngineInfo {
   double timeout_s = 0;
 };
 EngineInfo GetEngineInfo();
-// The flight recorder: what pends within this process, and the last calls.
+// The flight recorder: the pending calls within this process, and the last ones.
 std::string DumpEngine();
 
 }  // namespace jaxcoll

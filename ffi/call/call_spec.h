@@ -65,7 +65,8 @@ class GroupTable {
   std::unordered_map<int64_t, int64_t> logical_of_device_;
 };
 
-// All that processes must agree on about an instruction, as text: its program and its attributes.
+// Everything about an instruction on which processes must agree, as text: its program and its
+// attributes.
 std::string SignatureOf(const CallSpec& spec);
 
 // Fails for a collective that does not exist, and for an algorithm that cannot serve the spec.
@@ -78,13 +79,13 @@ std::string ScheduleKey(const CallSpec& spec);
 // The op lists of some ranks of a group.
 StatusOr<std::vector<OpList>> OpListsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 
-// The memory actions of a spec's groups, where all ranks are of this process: made of all ranks' op
-// lists. Shared by all call sites with the same schedule.
+// The memory actions of a spec's groups if all ranks are in this process, compiled from all ranks'
+// op lists. Shared by all call sites with the same schedule.
 StatusOr<std::shared_ptr<const LocalActions>> ActionsFor(const CallSpec& spec);
 
-// The slice ops of `ranks`, which ascend and are those of this process in a group that spans
-// processes: made of their op lists, whatever the size of the group. (A schedule written in Python
-// comes as a whole, and is matched as a whole.) Shared likewise.
+// The slice ops of `ranks`, which ascend and are this process's ranks in a group that spans
+// processes. They are compiled from these ranks' op lists only, whatever the size of the group. (A
+// schedule written in Python is parsed and matched as a whole.) Shared likewise.
 StatusOr<std::shared_ptr<const SliceOps>> SliceOpsFor(const CallSpec& spec,
                                                       const std::vector<int32_t>& ranks);
 

@@ -17,7 +17,7 @@
 
 namespace jaxcoll {
 
-// One call site's group of ranks in several processes. Destroyed after its last call.
+// A call site's group of ranks that spans processes. Destroyed after its last call.
 class RemoteGroup {
  public:
   virtual ~RemoteGroup() = default;
@@ -27,7 +27,7 @@ class RemoteGroup {
   virtual void Start(int64_t run_id, MemberBuffers buffers,
                      std::vector<std::unique_ptr<Completion>> completions,
                      std::shared_ptr<ContinuationCost> cost) = 0;
-  // This process will not make the call that it has begun to make: the others must know.
+  // This process will not complete the call that it has begun; the others are notified.
   virtual void Fail(const Status& status) = 0;
 };
 
@@ -40,11 +40,11 @@ class Interprocess {
   // Nullopt for a device that no process has.
   virtual std::optional<int> ProcessOfDevice(int64_t device_id) const = 0;
 
-  // Tells equal instructions of one executable apart: the lowest number that no other instruction
-  // of the executable has. Neither other executables of the program count, nor when they die: both
-  // differ between processes. (XLA may instantiate an instruction, drop it and instantiate it
-  // again.) An executable is what the calling thread builds until EndBuild, or until a call of it
-  // is opened.
+  // A number that distinguishes equal instructions of one executable: the lowest that no other of
+  // them has. It does not depend on other executables of the program or on their lifetimes, since
+  // both differ between processes. (XLA may instantiate an instruction, drop it and instantiate it
+  // again.) An executable consists of the call sites that the calling thread creates until
+  // EndBuild, or until it opens a call of one.
   struct InstructionNumber {
     int value = 0;
     uint64_t build = 0;  // which executable, in this process

@@ -1,6 +1,6 @@
-// A job in which every device is a process of its own, of which this one is the only one that
-// exists: call sites are set up as in a job, and no call is made. So tests and benchmarks measure
-// what setting up costs at thousands of processes on one machine.
+// A simulated job with one process per device, of which only this one exists. Call sites are set up
+// as in a real job, but no call is made. With it, tests and benchmarks measure the cost of set-up
+// at thousands of processes on one machine.
 #pragma once
 
 #include <memory>

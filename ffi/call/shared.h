@@ -1,4 +1,4 @@
-// Things that equal instructions share, such as a compiled schedule.
+// Objects that equal instructions share, such as a compiled schedule.
 #pragma once
 
 #include <map>
@@ -11,8 +11,8 @@
 
 namespace jaxcoll {
 
-// One of each key, made by `build` if nobody has it. Weak: call sites own what they run, so it goes
-// with the last executable that uses it. Any thread.
+// One object per key, made by `build` if none exists. The map holds weak references: call sites own
+// their objects, so each dies with the last executable that uses it. Any thread.
 template <typename Built, typename Build>
 StatusOr<std::shared_ptr<const Built>> Shared(const std::string& key, Build build) {
   static std::mutex& mutex = *new std::mutex;

@@ -32,7 +32,7 @@ class Watchdog {
   Watchdog();
   void Tick();
   void CheckInterruption();
-  // Calls that have waited since before that; also those whose messages still come, if `moving`.
+  // Calls that have waited since before that; if `moving`, also calls whose messages still arrive.
   void FailInterrupted(std::chrono::steady_clock::time_point before, bool moving);
 
   std::mutex mutex_;

@@ -1,4 +1,4 @@
-// How the calls that two processes wait in differ, in words.
+// A description of how the calls in which two processes wait differ.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace jaxcoll {
 
-// A call that a process waits in, as it tells another member of the call's group.
+// A call in which a process waits, as it reports it to another member of the call's group.
 struct WaitingCall {
   CallId id;
   uint64_t communicator = 0;

@@ -1,7 +1,6 @@
-// A program, line by line, for the words that say where two processes' programs differ.
-//
-// Processes compare by questions: "digests? P i" asks for the digests of P's lines from i on,
-// "line? P i" for the text of one. Text crosses the wire only for the line that differs.
+// A program, line by line, to report where two processes' programs differ.
+//Processes compare by queries: "digests? P i" asks for the digests of P's lines from i on, "line? P
+// i" for the text of one. Text crosses the wire only for the line that differs.
 //
 // Thread rule: that of the owner.
 #pragma once
@@ -25,7 +24,7 @@ struct Listing {
   std::vector<std::string> lines;
 };
 
-// Listings by fingerprint; those that nobody has used for longest are forgotten.
+// Listings by fingerprint; the least recently used ones are dropped.
 class Listings {
  public:
   void Add(const std::string& program, Listing listing);

@@ -1,4 +1,4 @@
-// The notices of a transport, by which the engines of two processes talk.
+// The notices of a transport: control messages between the engines of two processes.
 #pragma once
 
 #include <bit>
@@ -11,8 +11,8 @@
 
 namespace jaxcoll {
 
-// Names one call in every process: `key` hashes what the call is and which of several equal call
-// sites makes it, `number` counts that call site's calls.
+// Identifies a call in all processes: `key` is a hash of the call's description and of the number
+// of its call site among equal ones; `number` counts that call site's calls.
 struct CallId {
   uint64_t key = 0;
   uint32_t number = 0;

@@ -1,7 +1,6 @@
-// Another process: the link to it, and who may write where in the windows.
-//
-// A window is cut into small slots for eager messages and large ones for the rest. The sender
-// hands out the slots of the peer's window and gets them back as credits.
+// Another process: the link to it, and the allocation of slots in the windows.
+//A window is divided into small slots for eager messages and large ones for the rest. The sender
+// allocates slots in the peer's window and gets them back as credits.
 #pragma once
 
 #include <chrono>
@@ -41,9 +40,9 @@ class Peer {
 
   void Connect(std::unique_ptr<Link> link);
   void Disconnect(std::string reason);
-  // The same for a peer that has left in good order: what it sent stays readable.
+  // The same for a peer that has ended normally: its messages stay readable.
   void Retire(std::string reason);
-  // For a process that was forked off: closes its copies of the descriptors, and nothing else.
+  // For a forked child: closes its copies of the descriptors, and nothing else.
   void ForgetLinks();
   bool left = false;  // it has said that it makes no more calls
   std::string end;    // why it will take part in nothing any more, if it has said so
@@ -62,10 +61,10 @@ class Peer {
   std::deque<Waiting>& waiting(bool small) { return small ? waiting_small_ : waiting_large_; }
   bool HasSlot(bool small) const { return !(small ? free_small_ : free_large_).empty(); }
   uint32_t TakeSlot(bool small);
-  // False if the peer returns what it does not hold.
+  // False if the peer returns a slot that it does not hold.
   bool ReturnSlot(uint32_t offset);
 
-  // The bytes of our messages that the peer has put aside for calls that it has not made yet.
+  // The bytes of our messages that the peer has stored for calls that it has not made yet.
   int64_t ahead_bytes = 0;
 
   // Messages of this peer that stay in our window for a while.
@@ -75,20 +74,20 @@ class Peer {
   size_t kept() const { return kept_; }
   size_t slots_taken() const { return taken_.size(); }
 
-  // The memory in which a message is put together that cannot be written to the peer's memory
+  // The buffer in which a message is assembled that cannot be written to the peer's memory
   // directly.
   std::byte* mirror();
 
-  // The peer's last answer to "what are you doing?".
+  // The peer's last answer to a query of its waiting calls.
   std::string last_state;
   std::chrono::steady_clock::time_point last_state_at;
   std::chrono::steady_clock::time_point asked_at;
-  // Those of its calls that wait for this process, as it said then.
+  // The calls in which it waited for this process at that time.
   std::vector<WaitingCall> waiting_calls;
-  // The last comparison of a program of its with one of ours.
+  // The last comparison of one of its programs with one of ours.
   std::optional<Comparison> comparison;
   std::chrono::steady_clock::time_point compared_at;
-  // When it was asked first since it last said anything.
+  // The time of the first query since its last message.
   std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;
 

@@ -1,25 +1,25 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
-// Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal instructions of an executable makes it (its number, counted in the order in which
-// they are instantiated, which is the same everywhere), and the count of such calls, which outlives
-// the instruction: a recompiled program goes on where the last one stopped. Nothing depends on how
-// often a program is compiled, on when an executable dies or on the order in which calls arrive:
-// all of that differs between processes.
+// Matching. Calls of different processes are matched by CallId: the call's description (device ids,
+// operation, shapes), the number of its instruction among equal ones in the executable (in the
+// order of instantiation, which is the same in all processes), and the count of such calls. The
+// count outlives the instruction: a recompiled program continues it. Matching does not depend on
+// how often a program is compiled, on the lifetime of executables or on the order in which calls
+// arrive: all of these differ between processes.
 //
-// Mismatches. Equal programs share their calls' names, so their launches must come in the same
-// order everywhere. Two launches of one that are in flight at once come from two threads, and which
-// of them a peer means is unknown: they fail. Members that wait in different calls for each other
-// tell each other so within a second, and each logs how the calls differ (reactor_mismatch.cc).
+// Mismatches. Equal programs have equal CallIds, so they must be launched in the same order in all
+// processes. Two launches of one program in flight at once come from two threads, and cannot be
+// matched with a peer's: they fail. Members that wait for each other in different calls detect this
+// within a second, and each logs how the calls differ (reactor_mismatch.cc).
 //
-// Failure. Members of a communicator (an ordered set of devices) share its fate: when a call on it
-// fails, or a process of it is gone, every call that is pending on it or made later fails with the
-// first cause, here and, by a message, everywhere else. Peers write only to windows, never to the
-// buffers of a call, so nothing has to be revoked before a call may fail.
+// Failure. A failure affects the whole communicator (an ordered set of devices): when a call on it
+// fails, or one of its processes ends, every pending or later call on it fails with the first
+// cause, here and, by a message, in all other processes. Peers write only to windows, never to the
+// buffers of a call, so a call may fail without revoking access first.
 //
-// Thread rule: one mutex. The thread holds it while it works; a handler takes it to start a call on
-// the spot if it is free, and leaves the call in the inbox if not. A handler that has started one
-// may lend its thread for a moment, see Lend.
+// Thread rule: one mutex. The reactor's thread holds it while it works. A handler that finds it
+// free takes it and starts its call at once; otherwise it puts the call into the inbox. A handler
+// that has started a call may then run the reactor for a moment, see Lend.
 #pragma once
 
 #include <atomic>
@@ -61,8 +61,8 @@ class Reactor final {
                         std::function<void(int)> want);
   static Reactor* Get();
 
-  // Small messages are sent before their receiver waits for them. While a peer has put aside more
-  // than this of ours, for calls that it has yet to make, we ask it before we send the next.
+  // Small messages are sent before their receiver waits for them. While a peer stores more than
+  // this many bytes of ours, for calls that it has not made yet, we ask it before we send the next.
   static constexpr int64_t kAheadBytes = int64_t{16} << 20;
 
   // The functions and limits that tests replace.
@@ -79,15 +79,17 @@ class Reactor final {
     bool thread = false;  // else Step is called instead
     bool lend = false;    // whether handlers lend their threads
   };
-  // For tests: any number in one process. Destroyed after its groups and after its thread, if any.
+  // For tests, which may have several reactors in one process. Destroyed after its groups and its
+  // thread, if any.
   static std::unique_ptr<Reactor> Create(int process,
                                          std::unordered_map<int64_t, int> process_of_device,
                                          std::function<void(int)> want, Seams seams);
   ~Reactor();
-  // One round of the thread's work between two looks at the clock; returns whether there was
-  // anything to do.
+  // One round of the thread's work between two readings of the clock; returns whether there was
+  // work.
   bool Step();
-  // The counts of what this process holds; all zero when nothing is under way and nobody has died.
+  // Counts of the resources that this process holds; all zero when no call is in flight and no peer
+  // has failed.
   struct Accounts {
     size_t calls = 0;
     size_t early_calls = 0;  // that peers have made and this process has not
@@ -103,27 +105,27 @@ class Reactor final {
   int bell() const { return bell_; }  // eventfd that wakes the thread
   void AddLink(int peer, std::unique_ptr<Link> link);
   void LinkFailed(int peer, const std::string& reason);
-  // This process will take part in nothing any more: its links end, and calls over them fail.
+  // This process stops taking part in calls: its links end, and calls over them fail.
   void Refuse(const std::string& reason);
 
   // The interface that call sites use.
   Interprocess& interprocess() { return for_call_sites_; }
   // The calling thread has compiled or loaded an executable, or begins to.
   void EndBuild();
-  // For the words that say where programs differ: whether that of `program` is missing here, and
-  // here it is.
+  // Listings for reports on where programs differ: whether that of `program` is missing, and a call
+  // to add it.
   bool WantsListing(const std::string& program);
   void AddListing(const std::string& program, Listing listing);
 
-  // This process's recent calls and its peers' states, for people.
+  // This process's recent calls and its peers' states, for debugging.
   std::string Dump();
-  // Fails what is pending, sends what is queued (a little while) and ends the thread.
+  // Fails pending calls, sends queued messages for a short time, and ends the thread.
   void Stop();
 
   class Group;
 
  private:
-  // A handler's call that was over before the handler returned. Guarded by mutex_.
+  // A handler's call that completed before the handler returned. Guarded by mutex_.
   struct Lender {
     bool done = false;
     std::vector<std::unique_ptr<Completion>> completions;
@@ -144,15 +146,15 @@ class Reactor final {
    private:
     Reactor& reactor_;
   };
-  // Takes what one look at a peer's link brings (reactor_incoming.cc). mutex_ held.
+  // Processes the messages of one poll of a peer's link (reactor_incoming.cc). mutex_ held.
   class Incoming final : public LinkSink {
    public:
     Incoming(Reactor& reactor, Peer& peer) : reactor_(reactor), peer_(peer) {}
     void OnNotice(int process, const Notice& notice) override;
     void OnTold(int process, std::string_view message) override;
     void OnSent(int process, uint64_t token) override;
-    // The first fault by which the peer has broken the protocol; empty: none. Nothing that comes
-    // after one is looked at, since the link is about to end.
+    // The peer's first violation of the protocol; empty: none. Later messages are ignored, since
+    // the link is about to end.
     const std::string& violation() const { return violation_; }
 
    private:
@@ -161,7 +163,8 @@ class Reactor final {
     Peer& peer_;
     std::string violation_;
   };
-  // How the run of one call reaches other processes (reactor_wire.cc). mutex_ held.
+  // The interface by which the run of one call sends to other processes (reactor_wire.cc). mutex_
+  // held.
   struct Call;
   class CallWire final : public Wire {
    public:
@@ -177,7 +180,7 @@ class Reactor final {
     Reactor& reactor_;
     const Call& call_;
   };
-  // How the guest reaches them (reactor_guest.cc). mutex_ held, which Use takes.
+  // The guest's interface to them (reactor_guest.cc). mutex_ held, which Use takes.
   class GuestCarrier final : public Carrier, public CarrierAccess {
    public:
     explicit GuestCarrier(Reactor& reactor) : reactor_(reactor) {}
@@ -249,7 +252,7 @@ class Reactor final {
 
   Reactor(int process, std::unordered_map<int64_t, int> process_of_device,
           std::function<void(int)> want, Seams seams);
-  // A process that is forked off must not hold the links open when this one dies.
+  // A forked child must not hold the links open when this process dies.
   void HandleForks();
   void Loop();
   void Ring();
@@ -289,7 +292,7 @@ class Reactor final {
   const Comparison* CompareWith(Peer& peer, const WaitingCall& mine, const WaitingCall& theirs,
                                 Clock::time_point now);
   void OnAnswer(Peer& peer, std::string_view answer);
-  // Tells all members but `told_by`, who said so.
+  // Notifies all members except `told_by`, which reported it.
   void Poison(uint64_t communicator, const std::string& cause, int told_by = -1);
   std::string RanksOf(const Communicator& communicator, int process) const;
   void PeerDown(Peer& peer, const std::string& reason);

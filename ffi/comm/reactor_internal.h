@@ -23,8 +23,8 @@ class Reactor::Group {
   std::shared_ptr<const RunPlan> plan;
   CallFacts facts;
   uint64_t instruction = 0;  // hash of what `facts` says of it
-  // Guarded by the reactor's mutex. How many calls pass before one is lent a thread again: the
-  // more, the more often that was in vain.
+  // Guarded by the reactor's mutex. The number of calls before a handler lends its thread again; it
+  // grows each time that lending did not help.
   int lend_backoff = 0;
   int lend_after = 0;
 };
@@ -34,7 +34,7 @@ inline constexpr size_t kMaxTextBytes = 8 << 10;         // of a peer's words
 inline constexpr std::string_view kForGuest = "guest ";  // before words that are the guest's
 inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
 
-// A peer's words go into exceptions and logs, so they are taken as text, whatever they are.
+// A peer's text goes into exceptions and logs, so it is sanitised.
 std::string Printable(std::string_view text);
 
 }  // namespace jaxcoll

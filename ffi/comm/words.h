@@ -1,4 +1,4 @@
-// Texts that processes tell each other: words with single spaces between them.
+// Texts that processes send each other: words separated by single spaces.
 #pragma once
 
 #include <charconv>

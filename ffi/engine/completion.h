@@ -1,4 +1,4 @@
-// The party that waits for a call: the XLA future of one device.
+// The waiter of a call: the XLA future of one device.
 #pragma once
 
 #include <memory>
@@ -10,8 +10,8 @@ namespace jaxcoll {
 class Completion {
  public:
   virtual ~Completion() = default;
-  // Runs whatever the device does next, on this thread, and returns when that has ended or waits
-  // again. May take long and may block (XLA's own collectives do). Call it without locks.
+  // Runs the device's next thunks on this thread, and returns when they have ended or wait again.
+  // May take long and may block (XLA's own collectives do). Call it without locks.
   virtual void Done(const Status& status) = 0;
 };
 

@@ -1,14 +1,15 @@
-// ragged_all_to_all: the schedule of a direct all_to_all, whose chunk extents are not cut from
-// sizes but read from operands of the call, while it runs. Chunk d of a rank's input, what it sends
-// to rank d, is `updates_per_peer` blocks of rows, and so is chunk s of its output, what rank s
-// sends to it:
+// ragged_all_to_all: the schedule of a direct all_to_all whose chunk extents are read from operands
+// of the call while it runs, not computed from sizes. Chunk d of a rank's input, which it sends to
+// rank d, consists of `updates_per_peer` blocks of rows, and so does chunk s of its output, which
+// it receives from rank s:
 //
 //   of rank s's input     from row input_offsets[i], send_sizes[i] rows      i = d * updates + u
 //   of rank d's output    at row rank s's output_offsets[i], recv_sizes[j]   j = s * updates + u
 //
-// So the table of extents is spread over the ranks: a sender knows where its blocks land, their
-// receiver only how long they must be. The output begins as the operand `output`, and blocks are
-// written in the order of their senders: where they overlap, the last one's rows stand.
+// So the table of extents is distributed over the ranks: a sender knows where its blocks are
+// written, their receiver only their length. The output starts as a copy of the operand `output`,
+// and blocks are written in the order of their senders: where they overlap, the last sender's rows
+// remain.
 //
 //   in one process (LocalPlan)     All tables are there when the last rank arrives. They are
 //                                  checked once, before anything is written, and read where they
@@ -19,14 +20,15 @@
 //                                  its table and begins the second phase, in which the blocks move
 //                                  and each message waits for its receiver to be ready.
 //
-// Empty chunks signal, too: a receiver announces that it is ready for the first message of each
-// chunk, whatever its length, and its sender waits for that. So a call completes only when every
-// process has accepted every other's extents. Empty messages themselves are not sent.
+// Empty chunks need a signal, too: a receiver announces that it is ready for the first message of
+// each chunk, whatever its length, and the sender waits for that. So a call completes only when
+// every process has accepted the extents of all others. Empty messages are not sent.
 //
-// Extents that do not fit the operands or each other are a fault that names both ranks, and nothing
-// is written. Between processes, the one that finds the fault sends it to all others in place of
-// its readiness, so the call fails on everyone, and the next one may succeed. Every address comes
-// from a checked table: a peer that lies writes inside the output or not at all.
+// Extents that do not fit the operands or each other are an error that names both ranks, and
+// nothing is written. Between processes, the one that finds the error sends it to all others
+// instead of its readiness, so the call fails everywhere, and the next one may succeed. Every
+// address comes from a checked table, so a peer with false extents can only write inside the
+// output.
 #pragma once
 
 #include <cstddef>
@@ -84,7 +86,7 @@ struct RaggedFault {
   int64_t rows = 0;          // that the sender sends
   int64_t other = 0;         // their offset; kSizes: what the receiver expects
 };
-// `of_rank`, if not empty, stands behind each rank: " (process 1)".
+// `of_rank`, if not empty, is printed after each rank: " (process 1)".
 std::string Text(const RaggedFault& fault, const RaggedShape& shape,
                  const std::vector<std::string>& of_rank = {});
 // [first, first + count) within [0, total), without overflow.
@@ -92,7 +94,7 @@ inline bool RowsWithin(int64_t first, int64_t count, int64_t total) {
   return first >= 0 && count >= 0 && first <= total && count <= total - first;
 }
 
-// The faults that the sender of a block can see, and those that its receiver can. Inline: every
+// The errors that the sender of a block can detect, and those that its receiver can. Inline: every
 // block of every call passes through both.
 inline std::optional<RaggedFault> CheckSent(const RaggedShape& shape, int64_t from, int64_t to,
                                             const RaggedBlock& block) {

@@ -1,12 +1,12 @@
-// Our threads: they run the batches of large works and the continuations of completed calls.
+// Worker threads, which run the batches of large works and the continuations of completed calls.
 //
 // Continuations. Completing an XLA future runs the device's next thunks on the completing thread.
 // They never run inside a handler: a handler's frame belongs to one device, and a continuation may
 // block until that very device moves on (XLA's own collectives block). Here they run one after the
 // other from the bottom of a worker's stack, so a chain of small collectives costs no wake-up after
-// the first and no stack depth. Where continuations turn out to be long (EWMA per call site) more
-// workers are woken, and where they block, threads are added until the queue moves: at most one per
-// queued continuation, as many as XLA itself would have blocked. Added threads leave when idle.
+// the first and no stack depth. If continuations are long (by an EWMA per call site), more workers
+// are woken. If they block, threads are added until the queue moves: at most one per queued
+// continuation, as many as XLA itself would have blocked. Added threads end when idle.
 //
 // Thread rule: every method may be called from any thread. The pool is created once and never
 // destroyed: a static object with waiting threads hangs a process at exit.
@@ -46,7 +46,8 @@ class WorkerPool {
   // Called by the watchdog every few milliseconds: adds threads if continuations are stuck.
   void Tick();
 
-  // Waits until nothing runs and nothing is queued, `limit` at most. Returns whether it is so.
+  // Waits until nothing runs and nothing is queued, but no longer than `limit`. Returns whether
+  // this is so.
   bool WaitIdle(std::chrono::milliseconds limit);
 
   int thread_count() const;

@@ -1,8 +1,8 @@
-// The builder that an algorithm writes its ops with.
+// The builder with which an algorithm creates its ops.
 //
-// A builder is born with a spec, a rank and a layout; the algorithm's function then runs once per
-// channel, naming chunks of that channel's share only. The builder numbers messages and records
-// rounds, so that a ring is a dozen lines; BuildSchedule derives what the ops wait for.
+// A builder is created with a spec, a rank and a layout. The algorithm's function then runs once
+// per channel and uses only chunks of that channel's share. The builder numbers messages and
+// records rounds, so that a ring takes a dozen lines; BuildSchedule derives the dependencies.
 #pragma once
 
 #include <map>
@@ -29,8 +29,7 @@ struct Layout {
 int32_t InputBlocks(Collective collective, int32_t world_size);
 int32_t OutputBlocks(Collective collective, int32_t world_size);
 
-// The ops of BuildSchedule() without what they wait for, at half the cost: to ask what messages
-// there are.
+// The ops of BuildSchedule() without dependencies, at half the cost, for queries about messages.
 StatusOr<OpList> BuildUnordered(const ScheduleSpec& spec, int32_t rank);
 
 class OpListBuilder {
@@ -62,8 +61,8 @@ class OpListBuilder {
   void Copy(Operand source, Operand destination);
   void Reduce(std::vector<Operand> sources, Operand destination);
 
-  // Ops are named by their index. The last one also waits for an earlier one to complete, beyond
-  // what data demands: what is sent first then has the ports to itself.
+  // Ops are named by their index. Makes the last op also wait for an earlier one to complete,
+  // although no data requires it: the earlier message then has the ports to itself.
   int32_t LastOp() const { return static_cast<int32_t>(op_list_.ops.size()) - 1; }
   void LastOpWaitsFor(int32_t op) { op_list_.ops.back().depends_on.push_back(op); }
 
@@ -73,10 +72,10 @@ class OpListBuilder {
   // Ops of different subchannels do not wait for each other to start. Back to 0 with every channel.
   void SetSubchannel(int32_t subchannel) { subchannel_ = subchannel; }
 
-  // The copy of the pattern that is being written; starts at step 0, subchannel 0.
+  // Selects the current copy of the pattern; starts at step 0, subchannel 0.
   void SetChannel(int32_t channel);
 
-  OpList Finish() &&;  // the ops wait for no more than the algorithm has said
+  OpList Finish() &&;  // the ops have only the algorithm's explicit dependencies
 
  private:
   void Add(OpKind kind, int32_t peer, std::vector<Operand> sources, Operand destination);

@@ -1,4 +1,4 @@
-// The intermediate representation: what each rank does in one collective, free of sizes.
+// The intermediate representation: the ops of each rank in one collective, independent of sizes.
 //
 // An algorithm is a pure function from a ScheduleSpec to one OpList per rank. The same op lists
 // are verified (jaxcoll/schedule/verifier.py), executed (engine/) and simulated.
@@ -104,7 +104,7 @@ struct ScheduleSpec {
   std::vector<int32_t> dims;                             // see DimsKind; empty: the default
 };
 
-// The meaning of `dims` to an algorithm.
+// The meaning of `dims` for an algorithm.
 enum class DimsKind : uint8_t {
   kNone,       // nothing; must be empty
   kNodes,      // {nodes, ranks per node}, consecutive ranks; default: nearest to a square
@@ -132,14 +132,14 @@ std::vector<std::string> Algorithms(Collective collective);
 std::string_view Name(Collective collective);  // "all_reduce", ...
 std::optional<Collective> ParseCollective(std::string_view name);
 
-// Text form (text.cc): stable, human readable, and what carries Python-written schedules in FFI
-// attributes. It holds all ranks' op lists in rank order, of one layout.
+// The text form (text.cc) is stable and human readable. FFI attributes carry schedules written in
+// Python in this form. It contains all ranks' op lists in rank order, with one layout.
 std::string Serialize(const std::vector<OpList>& op_lists);
 
-// Accepts what Serialize writes, 1 MiB at most, and from any other text returns an error that names
+// Parses the output of Serialize, at most 1 MiB; for any other text it returns an error that names
 // the line. A schedule that it accepts is safe to index with: chunks lie inside their buffers,
-// peers and dependencies exist, an op's operands correspond, inputs are not written. Whether
-// messages match and the result is right, only verification knows.
+// peers and dependencies exist, an op's operands correspond, inputs are not written. Only
+// verification checks that messages match and the result is right.
 StatusOr<std::vector<OpList>> Parse(std::string_view text);
 
 }  // namespace jaxcoll

@@ -1,17 +1,16 @@
 // The world of a schedule: all ranks' op lists, or those that one process needs, with sends and
-// receives matched and everything checked, once, for all who run or simulate it.
+// receives matched and everything checked once, for all engines and the simulator.
 //
 //   engine/memory/local_actions.h    all ranks, compiled to memory actions
 //   engine/slices/slice_ops.h      this process's ranks, of a group that spans processes
 //   gpu/host/device_graph.h         all ranks, packed for the interpreter
-//   sim/graph.h                     thousands of ranks: their op lists do not fit into memory
-//                                   together, so it packs one after the other and gives
-//                                   MatchMessages() the ends
+//   sim/graph.h thousands of ranks: their op lists do not fit into memory together, so it packs one
+//                                   after the other and passes the ends to MatchMessages()
 //
-// A World is made of op lists by Create(), which refuses what does not fit together; an engine that
-// takes one checks nothing again but its own limits. Questions that several engines ask about a
-// world are answered here, too: how long its largest message is, which copies need not be made
-// (ScratchUse), and which ops wait for which (Levels).
+// Create() makes a World from op lists and refuses inconsistent ones; an engine only checks its own
+// limits. Queries that several engines make about a world are answered here, too: how long its
+// largest message is, which copies need not be made (ScratchUse), and which ops wait for which
+// (Levels).
 //
 // Thread rule: immutable once created.
 #pragma once
@@ -30,7 +29,7 @@
 
 namespace jaxcoll {
 
-// Names a message between two ranks. A schedule has at most one of each name.
+// Identifies a message between two ranks. A schedule has at most one message per key.
 struct MessageKey {
   int32_t source = 0;
   int32_t destination = 0;
@@ -50,7 +49,7 @@ MessageKey KeyOf(int32_t rank, const Op& op);
 
 int32_t CountChunks(const Operand& operand);
 std::vector<int32_t> ListChunks(const Operand& operand);
-// Whether both have equally many chunks, each at the position in its block of the other's.
+// Whether both have equally many chunks, at equal positions in their blocks.
 bool Correspond(const Operand& a, const Operand& b, int32_t chunks_per_block);
 
 // "rank 3, op 17", for errors.
@@ -58,9 +57,9 @@ std::string Where(int32_t rank, size_t op);
 
 // Chunks in the largest message that the rank sends or receives; at least 1.
 int32_t LargestMessage(const OpList& op_list);
-// The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any,
-// which every algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a
-// call must be.
+// The same for all ranks. O(one rank's ops): in every algorithm rank `root` sends or receives a
+// message as large as any, which world_test.cc checks. Equal on every process, because all must cut
+// a call into the same slices.
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec);
 
 // ---- Matching ----------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ class MessageEnds {
   std::vector<End> sends_, receipts_;  // receipts stay in the order of their ops
 };
 
-// A message that cannot be matched, and the op which shows it.
+// A message that cannot be matched, and the op at fault.
 struct Unmatched {
   enum class Why : uint8_t { kSentTwice, kNeverSent, kNeverReceived };
   Why why = Why::kSentTwice;
@@ -90,9 +89,9 @@ struct Unmatched {
   int32_t rank() const { return why == Why::kNeverSent ? key.destination : key.source; }
 };
 
-// Calls `pair` for each message between two of `ranks`, which ascend; `ends` stand in their order.
-// Receiving ranks ascend, and each one's receipts come in the order they were added. Ends whose
-// peer is another rank have no mate here, and are fine.
+// Calls `pair` for each message between two of `ranks`, which ascend; `ends` are in the same order.
+// Receiving ranks ascend, and each one's receipts are in the order in which they were added. Ends
+// whose peer is another rank stay unmatched, which is not an error.
 using OnPair = std::function<void(size_t source, uint32_t send, size_t destination,
                                   uint32_t receipt)>;  // indices in `ranks`, numbers
 std::optional<Unmatched> MatchMessages(std::span<const int32_t> ranks,
@@ -107,7 +106,7 @@ class World {
   // `op_lists`: of different ranks below `world_size`, ascending. Fails, naming rank and op, if
   // layouts differ, an operand is out of range or does not correspond, an input is written, a peer
   // or dependency does not exist, or a message of two of these ranks has one end only, two senders,
-  // or ends that name other chunks. (Races are the verifier's business, deadlocks Levels'.)
+  // or ends that name other chunks. (The verifier detects races, Levels detects deadlocks.)
   static StatusOr<World> Create(std::vector<OpList> op_lists, int32_t world_size);
 
   int32_t world_size() const { return world_size_; }
@@ -152,19 +151,19 @@ class ScratchUse {
  public:
   explicit ScratchUse(const World& world);
 
-  // Forwarding: a chunk of scratch that is written once, by a plain copy of an input, a member's
-  // own or one sent by another, is as good read in that input, which never changes. So is one that
-  // is a copy of such a chunk.
+  // Forwarding: a chunk of scratch that is written once, by a plain copy of an input (a member's
+  // own or one sent by another), can be read in that input instead, which never changes. The same
+  // holds for a copy of such a chunk.
   struct Origin {
     int32_t member = World::kNone;  // none: the chunk must be read where it is
     int32_t chunk = 0;              // of that member's input
   };
   Origin OriginOf(int32_t member, int32_t chunk) const;
-  // Whether all that an op writes has an origin, so that nobody need do it.
+  // Whether everything that an op writes has an origin, so that the op can be skipped.
   bool Forwarded(int32_t id) const;
 
-  // Staying in place: whether an op brings a message, as it is, to scratch that no other op writes.
-  // Then it may as well be read where it landed.
+  // Staying in place: whether an op stores an unmodified message in scratch that no other op
+  // writes. Then the message can be read in its slot.
   bool StaysInPlace(int32_t id) const;
 
  private:
@@ -192,9 +191,9 @@ enum class Sending : uint8_t {
   kBuffered,
 };
 
-// By op id: the longest way to its completion through all ops that must complete before, counting
+// By op id: the longest path to its completion through all ops that must complete before, counting
 // those that take time. `takes_time`: by id, empty: all do; a send's rendezvous is its receiver's.
-// Fails, naming an op, if ops wait for each other in a circle.
+// Fails, naming an op, if ops wait for each other in a cycle.
 StatusOr<std::vector<int32_t>> Levels(const World& world, Sending sending,
                                       const std::vector<bool>& takes_time = {});
 

@@ -1,5 +1,5 @@
-// The data that ops move, without repetition: lists of chunk intervals by position within a block.
-// Rings of a thousand ranks have a million ops per hundred of these.
+// The data that ops move, deduplicated: lists of chunk intervals by position within a block. A ring
+// of a thousand ranks has a million ops and a hundred of these.
 #pragma once
 
 #include <algorithm>

@@ -1,16 +1,16 @@
 // Max-min fair rates of flows over links, kept up to date as flows come and go (Bertsekas and
 // Gallager, "Data Networks", 1992, section 6.5: progressive filling).
 //
-// Only what can change is looked at. A link on which all flows together could never exceed its
-// capacity (each runs at most at the capacity of its own route) constrains nobody and is passed
-// over; a change spreads from flow to flow over the other, contended links only. In a ring without
+// Only flows that can change are updated. A link on which all flows together could never exceed its
+// capacity (each runs at most at the capacity of its own route) constrains no flow and is skipped;
+// a change propagates from flow to flow only over the other, contended links. In a ring without
 // collisions no link is contended, and a change costs the length of a route.
 //
-// Nor do slow flows change when a fast one ends. Filling raises all flows together and stops those
-// on the link that is full first. None of a flow's links is full below the level at which it stops,
-// so that without it all goes as before up to there; and a new one changes nothing below the level
-// from which a link of its route can be full. Flows that stopped below this floor keep their rates,
-// and only the others are filled again.
+// Slow flows do not change when a fast one ends, either. Filling raises all flows together and
+// stops those on the link that is full first. None of a flow's links is full below the level at
+// which the flow stops, so removing it changes nothing below that level. A new flow changes nothing
+// below the level at which a link of its route can be full. Flows that stopped below this floor
+// keep their rates, and only the others are filled again.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,7 @@ class FairShare {
   void Remove(int32_t flow);
   void SetCapacity(int32_t link, double bytes_per_ps);
 
-  // Brings the rates up to date. Returns the flows whose rate changed, new ones included, in a
-  // fixed order.
+  // Updates the rates. Returns the flows whose rate changed, new ones included, in a fixed order.
   const std::vector<int32_t>& Update();
   double rate(int32_t flow) const { return flows_[flow].rate; }
 

@@ -1,8 +1,8 @@
-// All ranks' programs of one schedule, packed for the simulator: who waits for whom, and how much
-// every op moves as a function of the block size. About 30 bytes per op, where an OpList takes
+// All ranks' programs of one schedule, packed for the simulator: the dependencies, and the bytes
+// that every op moves as a function of the block size. About 30 bytes per op, where an OpList takes
 // several hundred, so that rings of thousands of ranks fit.
 //
-// One graph serves every size, network and seed, from several threads at once: it never changes.
+// A graph is immutable: several threads may use it at once, for any size, network and seed.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The bytes that each link carried, and the proof that none was lost or made up.
+// The bytes that each link carried, and the check that none was lost or invented.
 #pragma once
 
 #include <cstdint>
@@ -14,18 +14,18 @@ class Ledger {
   explicit Ledger(const Network& network);
 
   // Enters `bytes` that went from `source` to `destination` along `route`. Where a node splits its
-  // traffic, every next link gets a whole number of bytes, and together they get all.
+  // traffic, every next link gets a whole number of bytes, and their sum is the total.
   void Enter(const Route& route, int32_t source, int32_t destination, int64_t bytes);
-  // From `now` on the link's capacity is another.
+  // Changes the link's capacity from `now` on.
   void ChangeCapacity(int32_t link, double bytes_per_ps, Time now);
 
-  // The bytes that every node itself sent and got, to compare with what it should have.
+  // The bytes that every node itself sent and received, to compare with the expected ones.
   const std::vector<int64_t>& sent() const { return sent_; }
   const std::vector<int64_t>& received() const { return received_; }
   const std::vector<int64_t>& link_bytes() const { return link_bytes_; }
 
-  // Every byte that entered a node and was not for it left it; no link carried more by `now` than
-  // its capacity allows.
+  // Checks that every byte that entered a node and was not for it left it, and that no link carried
+  // more by `now` than its capacity allows.
   Status Check(Time now) const;
 
  private:

@@ -1,5 +1,5 @@
 // A modelled network: nodes joined by directed links. A cable that carries traffic both ways is two
-// links. Ranks sit on nodes that are endpoints; which, the placement says.
+// links. The placement assigns ranks to nodes that are endpoints.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +47,9 @@ struct Adjacency {
 Adjacency LinksOut(const Network& network);
 Adjacency LinksIn(const Network& network);
 
-// Mixes `value` into `seed`; all draws of the simulator come from here, so that they depend on what
-// is drawn for and not on the order of events (Steele et al., "Fast splittable pseudorandom number
-// generators", 2014).
+// Mixes `value` into `seed`; all draws of the simulator come from here, so that they depend on the
+// purpose of the draw and not on the order of events (Steele et al., "Fast splittable pseudorandom
+// number generators", 2014).
 inline uint64_t Mix(uint64_t seed, uint64_t value) {
   uint64_t z = seed + 0x9e3779b97f4a7c15u * (value + 1);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;

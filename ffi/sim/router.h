@@ -5,7 +5,8 @@
 //   spray  every node splits evenly over all its next links, as when each packet is hashed alone;
 //          the parts share one rate, that of the most crowded path
 //
-// Parallel links count as different next links. Nodes that do not forward are only ever ends.
+// Parallel links count as different next links. Nodes that do not forward can only be ends of a
+// path.
 #pragma once
 
 #include <memory>
@@ -24,7 +25,7 @@ struct Hop {
 };
 
 struct Route {
-  // In order of distance from the source; hops that leave one node stand together.
+  // In order of distance from the source; hops that leave one node are adjacent.
   std::vector<Hop> hops;
   int32_t first_hops = 0;  // how many of them leave the source: its port
   double capacity = 0;     // the rate at which the first link would be full
@@ -40,7 +41,7 @@ class Router {
   StatusOr<std::shared_ptr<const Route>> Find(int32_t source, int32_t destination, int32_t channel,
                                               int32_t part);
 
-  // The network's links have changed: forget all that was found.
+  // The network's links have changed: clears the cache.
   void Reset();
 
  private:

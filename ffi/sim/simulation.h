@@ -1,5 +1,5 @@
-// One run of the simulator (simulator.h tells what it does): a queue of events, and rates that are
-// brought up to date after all events of an instant. Used once, by one thread.
+// One run of the simulator (described in simulator.h): a queue of events, and rates that are
+// updated after all events of an instant. Used once, by one thread.
 //
 //   simulation.cc           time, ranks and their ops
 //   simulation_messages.cc  messages, ports, flows, links that change

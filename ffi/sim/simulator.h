@@ -1,21 +1,21 @@
-// Simulates one collective: its dependency graph, in time, over a network.
+// Simulates one collective: runs its dependency graph over a network, in simulated time.
 //
-// A message. Both ends start (as the IR says: every earlier op of the channel has started, every
-// dependency has completed). The sender's port then takes the messages of a channel one by one, in
+// A message. Both ends start (as in the IR: every earlier op of the channel has started, every
+// dependency has completed). The sender's port then sends the messages of a channel one by one, in
 // program order: each first occupies the port for the overhead o, then flows to the other end at a
-// max-min fair rate, or at one that is not quite fair, as congestion control does (`unfairness`).
-// The send completes when the last byte has left, and the last byte arrives after the latency l and
-// those of the links. A recv_reduce then has its rank reduce what came, one message at a time, at
+// max-min fair rate, or at an unequal one, as with real congestion control (`unfairness`). The send
+// completes when the last byte has left, and the last byte arrives after the latency l and those of
+// the links. For a recv_reduce the rank then reduces the received data, one message at a time, at
 // the reduce rate.
 //
 //   one message of m bytes alone: o + m / capacity + l + links' latencies (+ m / reduce rate)
 //
-// Messages that come together, to a port or to the unit that reduces, are taken in order of
-// channel, then of the program: two ways round a ring meet at every step, and their order decides
-// when each goes on.
+// Messages that reach a port or the reducing unit at the same time are processed in order of
+// channel, then of program: in a two-way ring two messages meet at every step, and their order
+// affects the time.
 //
-// A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
-// their own and share the port's rate; of each, `in_flight` messages may be under way at once.
+// A port is the first link of a route, or all first links of a sprayed one. Channels have separate
+// queues and share the port's rate; each may have `in_flight` messages in flight.
 //
 // Flows are fluid: no packets, no queues in switches. Nothing is drawn from a global stream of
 // random numbers, so equal seeds give equal results, event by event.
@@ -31,14 +31,14 @@
 
 namespace jaxcoll::sim {
 
-// A link's capacity from `time` on; 0 fails it, and what flows over it is routed anew.
+// A link's capacity from `time` on; 0 fails it, and its flows are rerouted.
 struct LinkChange {
   Time time = 0;
   int32_t link = 0;
   double bytes_per_ps = 0;
 };
 
-// Traffic that is not of the collective: `bytes` from node to node from `time` on, at most at
+// Other traffic than the collective's: `bytes` from node to node from `time` on, at most at
 // `bytes_per_ps`. It ends with the collective.
 struct Background {
   int32_t source = 0, destination = 0;
@@ -65,7 +65,7 @@ struct Parameters {
   std::vector<LinkChange> changes;
   std::vector<Background> background;
   bool record = false;  // keep every message
-  // Asked now and then; true gives up with an error.
+  // Polled occasionally; true ends the simulation with an error.
   std::function<bool()> interrupted;
 };
 
@@ -89,10 +89,10 @@ struct Result {
   uint64_t message_count = 0, event_count = 0, rate_updates = 0;
 };
 
-// `node_of`: by rank, its endpoint. Fails, naming the component, where a pair of ranks that must
-// talk has no path, and where the schedule can get no further.
-// Checked at the end: every byte that entered a switch left it, every endpoint sent and got what
-// the schedule says, and no link carried more than its capacity allows.
+// `node_of`: by rank, its endpoint. Fails, naming the component, if two ranks that must communicate
+// have no path, or if the schedule deadlocks. Checked at the end: every byte that entered a switch
+// left it, every endpoint sent and received the schedule's bytes, and no link carried more than its
+// capacity allows.
 StatusOr<Result> Simulate(const Graph& graph, const Network& network,
                           const std::vector<int32_t>& node_of, int64_t block_elements,
                           int64_t element_bytes, const Parameters& parameters);

@@ -1,7 +1,7 @@
-// Parallel links that always carry the same, simulated as one. Where every packet may take any of
-// them (Routing::kSpray), cables of one capacity between the same two switches share every flow
-// alike, and so have the same rates throughout: a leaf with 32 cables to each of 8 spines costs
-// what one with 8 does.
+// Parallel links with equal load, simulated as one. Where every packet may take any of them
+// (Routing::kSpray), cables of one capacity between the same two switches carry equal shares of
+// every flow, and so always have the same rates: a leaf with 32 cables to each of 8 spines costs as
+// much as one with 8 cables.
 #pragma once
 
 #include <cstdint>

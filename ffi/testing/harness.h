@@ -1,7 +1,7 @@
-// N ranks on one device, in one process: how every kernel is tested and measured with one GPU.
+// Runs N ranks on one device, in one process, to test and measure every kernel with one GPU.
 //
-// kGrid plays all ranks in one cooperative launch (rank = blockIdx.y); kStreams launches each rank
-// on a stream of its own, as devices would, and needs as many hardware queues
+// kGrid runs all ranks in one cooperative launch (rank = blockIdx.y); kStreams launches each rank
+// on a separate stream, as separate devices would, and needs as many hardware queues
 // (CUDA_DEVICE_MAX_CONNECTIONS) as ranks. Both run the kernels, plans and workspaces of real calls.
 #pragma once
 
@@ -59,7 +59,7 @@ class Harness {
 
   // inputs[rank][operand], of the sizes of the shape. Runs `calls` times on the same operands, the
   // outputs filled with 0xa5 before each, and returns outputs[rank][result] of the last.
-  // `leave_out` >= 0 (kStreams): that rank never comes.
+  // `leave_out` >= 0 (kStreams): that rank never arrives.
   StatusOr<std::vector<std::vector<std::string>>> Run(
       const std::vector<std::vector<std::string>>& inputs, int calls, int leave_out);
 
@@ -67,7 +67,7 @@ class Harness {
   // them. Operands rotate over `sets` of them, of which `chain` is a multiple. kGrid only.
   StatusOr<std::vector<double>> Time(int chain, int samples, int sets);
 
-  // The words of the last run's kernels before they gave up.
+  // The error texts of the last run's kernels.
   std::vector<std::string> Causes() const;
 
  private:

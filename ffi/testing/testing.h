@@ -1,5 +1,5 @@
-// The functions that tests and benchmarks need beside the product, in builds with
-// -DJAXCOLL_TESTING=ON only: not part of the wheel.
+// Additional functions for tests and benchmarks, only in builds with -DJAXCOLL_TESTING=ON: not part
+// of the wheel.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// The seam between the engine and everything that carries bytes to another process.
+// The interface between the engine and the transports that carry bytes to another process.
 //
 // A link joins this process to one peer. It is one-sided, as RDMA is: each side owns a window, a
 // fixed piece of memory into which only the other writes. The engine knows which parts of a window
@@ -13,10 +13,10 @@
 // Nothing blocks: what cannot go now is queued, and Poll sends it on. A sink may call Put and Tell,
 // but neither Poll nor the destructor.
 //
-// The end. Data that the peer had handed to the kernel (shm: had put; rdma: was told to have
-// arrived) are delivered first, then each Poll returns the error. From then on the link reads no
-// source, no OnSent comes for what was pending, and Put and Tell do nothing. Closing drops what is
-// queued: wait until writable_fds() is empty.
+// The end. Data that the peer had passed to the kernel (shm: had put; rdma: knows to have arrived)
+// are delivered first, then each Poll returns the error. From then on the link reads no source,
+// pending puts get no OnSent, and Put and Tell do nothing. Closing drops queued data: wait until
+// writable_fds() is empty.
 #pragma once
 
 #include <array>
@@ -54,9 +54,9 @@ class Link {
   virtual size_t remote_window_bytes() const = 0;
   // The peer's window if this process can address it: bytes written there need no copy by Put.
   virtual std::byte* remote_window() { return nullptr; }
-  // Memory of the size of the peer's window from which Put sends without a copy what lies there at
-  // its offset; null if Put copies nothing anyway. Bytes that were put must stay until its place in
-  // the window is free again.
+  // Memory of the size of the peer's window. Put sends bytes at their offset in it without a copy;
+  // null if Put never copies. These bytes must not change until their place in the window is free
+  // again.
   virtual std::byte* staging() { return nullptr; }
 
   // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
@@ -65,19 +65,19 @@ class Link {
   // notice alone.
   virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
                    uint64_t token) = 0;
-  // The source of a put that is not through yet is about to go away: the link copies what it still
-  // needs of it. No OnSent comes for that token.
+  // The source of an incomplete put is about to be freed: the link copies the part that it still
+  // needs. No OnSent is called for that token.
   virtual void Detach(uint64_t token) = 0;
 
-  // A buffer from which puts are sent where they lie, for as long as this object lives; it may
-  // outlive the link. Its end takes the buffer back: nothing reads it any more, whatever was under
-  // way. For a put that is not through by then that may cost a rail, or, if processors cannot read
-  // the buffer, the link.
+  // A buffer from which puts are sent without a copy during the lifetime of this object, which may
+  // outlive the link. Its destructor revokes the buffer: nothing reads it any more, even for puts
+  // in flight. For an incomplete put this may cost a rail or, if CPUs cannot read the buffer, the
+  // link.
   class Loan {
    public:
     virtual ~Loan() = default;
   };
-  // Null if a copy is better, or all that this transport can do.
+  // Null if copying is better, or if the transport can only copy.
   virtual std::unique_ptr<Loan> Borrow(std::span<const std::byte> /*buffer*/) { return nullptr; }
   // The same for a device's memory, `buffer.size()` bytes from `offset` on of the dma-buf `fd`,
   // which may be closed afterwards. `buffer.data()` is only a name for it, as far into its page as
@@ -85,9 +85,9 @@ class Link {
   virtual bool TakesDmabuf() const { return false; }
   virtual StatusOr<std::unique_ptr<Loan>> BorrowDmabuf(int fd, uint64_t offset,
                                                        std::span<const std::byte> buffer);
-  // Put of a source that lies in the buffer of a loan. Like a staged one it is not read again once
-  // the put has been delivered, whatever has to be repeated: who hears that from the peer need not
-  // wait for OnSent.
+  // Put of a source in the buffer of a loan. As with staging, the source is not read again once the
+  // put has been delivered, even if other parts are repeated: after the peer has confirmed
+  // delivery, the caller need not wait for OnSent.
   virtual bool PutFrom(Loan& /*loan*/, std::span<const std::byte> source, size_t offset,
                        const Notice& notice, uint64_t token) {
     return Put(source, offset, notice, token);
@@ -95,15 +95,15 @@ class Link {
 
   virtual void Tell(std::string_view message) = 0;
 
-  // Receives what has come and sends what was queued; at most `budget` notices. Returns whether it
-  // did anything, or the error that ended the link: the peer is gone, or broke the protocol.
+  // Receives available data and sends queued data; at most `budget` notices. Returns whether it did
+  // anything, or the error that ended the link: the peer has ended, or broke the protocol.
   virtual StatusOr<bool> Poll(LinkSink& sink, int budget) = 0;
-  // After the end: puts that the peer is known to have sent, and that did not come.
+  // After the end: the number of puts that the peer is known to have sent and that did not arrive.
   virtual uint64_t missing_puts() const { return 0; }
 
-  // Before the reactor sleeps. Announces to the peer that this side must be woken, and returns
-  // false if something has come in the meantime. `Awake` takes that back; `woken`: by a descriptor,
-  // which may have been one of this link.
+  // Called before the reactor sleeps. Announces to the peer that this side must be woken, and
+  // returns false if something has arrived in the meantime. `Awake` takes that back; `woken`: by a
+  // descriptor, which may have been one of this link.
   virtual bool PrepareToSleep() = 0;
   virtual void Awake(bool woken) = 0;
   // Descriptors whose readability means that Poll has something to do, and those for which it
@@ -123,8 +123,8 @@ StatusOr<std::unique_ptr<Link>> MakeShmLink(int peer, int socket, int own_segmen
 // A sealed memfd (no shrinking) of the right size, its rings initialised; the descriptor.
 StatusOr<int> MakeShmSegment(size_t window_bytes);
 
-// How the frames of a tcp link, or of the socket of an rdma link, are protected on their way
-// (tcp/seal.h). An attacker on the way may cut the link, which both sides detect, and no more.
+// The protection of the frames of a tcp link, or of the socket of an rdma link (tcp/seal.h). An
+// attacker between the hosts can only cut the link, which both sides detect.
 struct TcpSecurity {
   std::string link_key;  // 32 bytes; empty: nothing is protected, as only tests and benchmarks may
   bool client = false;   // this side has connected

@@ -1,4 +1,4 @@
-// Between XLA's FFI types and ours: what the handlers of all platforms share.
+// Conversions between XLA's FFI types and ours, shared by the handlers of all platforms.
 #pragma once
 
 #include <array>

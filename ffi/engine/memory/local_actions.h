@@ -5,7 +5,7 @@
 // level: actions of one level are independent of each other, a level starts when the one before has
 // ended. Three passes, none of which changes what is added to what or where a value rounds:
 //
-//   forward   a source in scratch that is nothing but a copy of somebody's input is read from that
+//   forward a source in scratch that is only a copy of an input is read from that
 //             input; copies that nobody reads any more are dropped
 //   merge     actions with equal sources become one with several destinations
 //   zero      output that permute and reduce leave unwritten is cleared

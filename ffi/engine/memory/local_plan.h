@@ -17,8 +17,8 @@ namespace jaxcoll {
 // The buffers of one run, by vector and rank. Every vector is a collective of its own with the same
 // schedule, so that fusing the leaves of a tree into one call does not change the result.
 //
-// Where blocks are separate, each block of a vector is an array of its own, and `array` below is
-// vector * blocks + block; else it is the vector.
+// Where blocks are separate, each block of a vector is a separate array, and `array` below is
+// vector * blocks + block; otherwise it is the vector.
 struct RunBuffers {
   std::vector<const std::byte*> inputs;  // [array * world_size + rank]
   std::vector<std::byte*> outputs;       // [array * world_size + rank]
@@ -38,8 +38,8 @@ class LocalPlan {
   // A ragged_all_to_all: `actions` are those of the direct all_to_all.
   LocalPlan(std::shared_ptr<const LocalActions> actions, const RaggedShape& shape);
 
-  // Whether a run may begin. Ragged: refuses, naming both ranks, rows outside the operand or the
-  // output, and a sender and a receiver that disagree on a size. Nothing has been written then.
+  // Whether a run may begin. Ragged: refuses, before anything is written, rows outside the operand
+  // or the output, and sizes on which sender and receiver disagree; names both ranks.
   Status Check(const RunBuffers& buffers) const;
 
   int LevelCount() const { return static_cast<int>(levels_.size()); }

@@ -1,12 +1,12 @@
 // The extents of a ragged_all_to_all between processes (engine/ragged.h), as a SliceRun fills and
-// uses them. A process counts as one rank of the schedule, and its chunk for another is a stream:
-// the blocks that its ranks have for the other's, back to back, in the order sender, receiver,
-// update. One process's pair of streams with another is as many messages as of single ranks.
+// uses them. A process counts as one rank of the schedule, and its chunk for another process is a
+// stream: the blocks from its ranks to the other's ranks, back to back, in the order sender,
+// receiver, update. A pair of processes needs as many messages as a pair of single ranks.
 //
 // Slices 0 to header_slices() - 1 carry the extents: offset in the output and rows of every
 // block of the stream, in pieces of kEagerBytes. The slices behind them carry the stream, in
-// pieces of a slot. How many there are, each process knows once its table is complete; a stream
-// that is shorter than others has empty pieces at its end.
+// pieces of a slot. Each process knows their number once its table is complete; a stream that is
+// shorter than others has empty pieces at its end.
 //
 // Thread rule: that of Run.
 #pragma once
@@ -63,14 +63,14 @@ class RaggedTable {
 
   // With what this process's ranks know, before the first slice begins.
   std::optional<RaggedFault> FillOwn();
-  // Once all headers have come. Then the slices that carry blocks are known, and CopyOwn() must
-  // be called: it moves what does not leave the process.
+  // To be called once all headers have arrived. Then the slices that carry blocks are known, and
+  // CopyOwn() must be called: it copies the blocks that stay in the process.
   std::optional<RaggedFault> Complete();
   void CopyOwn() const;
 
   bool IsHeader(int32_t slice) const { return slice < group_.header_slices(); }
   int32_t slice_count() const { return slice_count_; }  // as far as known
-  // As far as the peer's readiness is concerned: it may have all headers before this process has.
+  // The same for the peer's readiness: the peer may have all headers before this process does.
   int32_t SlicesTo(int32_t peer) const;
   size_t MessageBytes(int32_t slice, int32_t peer, bool sent) const;
   void Write(int32_t slice, int32_t peer, std::byte* message) const;

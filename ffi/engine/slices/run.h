@@ -1,8 +1,7 @@
-// One call in a group that spans processes: what the engine between processes drives.
+// One call in a group that spans processes, driven by the reactor.
 //
 // A RunPlan is bound to a call site, a Run to one of its calls. A run consists of messages between
-// this process's ranks and those of others; what they mean is the run's affair, how they travel the
-// wire's.
+// this process's ranks and those of others. The run interprets them; the wire transfers them.
 //
 // Thread rule: a Run is under the reactor's lock, like the Wire.
 #pragma once
@@ -21,7 +20,7 @@
 namespace jaxcoll {
 
 // A message of up to this size is sent at once, whether or not its receiver waits for it: a process
-// that has not begun the call keeps a copy of it. A longer one must have been asked for.
+// that has not begun the call keeps a copy of it. A longer one is sent only on request.
 inline constexpr size_t kEagerBytes = 16 << 10;
 
 // This process's buffers of one call, [vector * members + member].
@@ -44,9 +43,9 @@ class Wire {
  public:
   virtual ~Wire() = default;
   virtual void SendReady(Run& run, int32_t rank, const MessageId& id) = 0;
-  // Takes the message from Run::Write, at once or later; then calls OnSent. Or calls Hold.
+  // Reads the message with Run::Write, at once or later, and then calls OnSent. Or calls Hold.
   virtual void SendData(Run& run, int32_t rank, int32_t slice, int32_t op) = 0;
-  // Whether a message may stay in its slot for a while, and when it need not any more.
+  // Whether a message may stay in its slot for a while, and the release of such a message.
   virtual bool MayKeep(int32_t rank) = 0;
   virtual void Release(int32_t rank, uint64_t handle) = 0;
   virtual ScratchPool& scratch() = 0;
@@ -61,11 +60,12 @@ class Run {
 
   virtual void Begin() = 0;
   virtual bool done() const = 0;
-  // The result of a run that is done. An error is the call's alone; every process ends the call
-  // with one.
+  // The result of a completed run. An error affects only this call, and every process completes the
+  // call with one.
   virtual const Status& status() const = 0;
 
-  // From the wire. Messages that the call does not have are the peer's error: they return false.
+  // Called by the wire. They return false for messages that the call does not have: a protocol
+  // error of the peer.
   virtual bool OnReady(const MessageId& id) = 0;
   // `message` is valid until the call returns, or until Release(*handle) if it was kept; without a
   // handle it cannot be.
@@ -73,8 +73,8 @@ class Run {
   virtual Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                        std::optional<uint64_t> handle) = 0;
   virtual void OnSent(int32_t slice, int32_t op) = 0;
-  // A small message that its receiver has yet to want: whether it stays here until the receiver
-  // has been sent a request and is ready; then the run calls SendData again.
+  // For a small message that its receiver does not wait for yet: whether the run keeps it until the
+  // receiver has been queried and is ready; then the run calls SendData again.
   virtual bool Hold(int32_t slice, int32_t op) = 0;
   virtual bool OnRequest(const MessageId& id) = 0;
 
@@ -82,10 +82,10 @@ class Run {
   virtual MessageKey Key(int32_t op) const = 0;
   virtual size_t MessageBytes(int32_t slice, int32_t op) const = 0;
   virtual void Write(int32_t slice, int32_t op, std::byte* message) const = 0;
-  // The message where it lies, if it does in one piece; null: it must be written. It stays as it is
-  // until OnSent.
+  // The message's memory, if it is contiguous; null: it must be written. It does not change until
+  // OnSent.
   virtual const std::byte* Contiguous(int32_t /*slice*/, int32_t /*op*/) const { return nullptr; }
-  // The whole input or output that this is a piece of; empty: it is in neither.
+  // The whole input or output that contains this piece; empty: neither does.
   virtual std::span<const std::byte> ArrayOf(int32_t /*slice*/, int32_t /*op*/) const { return {}; }
 
   // The ranks whose messages or readiness it waits for.

@@ -2,13 +2,13 @@
 //
 // Every collective treats the elements of a chunk alike, so a schedule can be run on a strip of
 // every chunk as well as on all of it. A call is cut into slices, each a strip of every chunk
-// (or, of small vectors, several whole ones) whose largest message fits one slot of a window; a
-// slice runs the whole schedule, and a few of them run at once. That is what pipelines a ring and
-// what bounds the memory: scratch exists for the slices in flight only.
+// (or, of small vectors, several whole ones) whose largest message fits one slot of a window; each
+// slice runs the whole schedule, and a few of them run at once. This pipelines the schedule and
+// bounds the memory: scratch exists only for the slices in flight.
 //
 // CompileSliceOps() also
 //   - turns a message between two ranks of this process into one move, and drops the move where it
-//     only brings somebody's input to scratch: its readers read that input
+//     only copies an input to scratch: its readers read that input
 //   - lets a message from another process that lands in scratch stay in its slot (kInPlace)
 #pragma once
 

@@ -1,4 +1,4 @@
-// A SliceOps bound to sizes: how a call is cut, and where each piece lies.
+// A SliceOps bound to sizes: the slices of a call, and the location of each piece.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
   static StatusOr<std::shared_ptr<const SlicePlan>> Create(
       std::shared_ptr<const SliceOps> slice_ops, std::vector<int64_t> block_elements, DType dtype,
       ReduceOp reduce_op, size_t message_bytes, bool separate_blocks = false);
-  // A ragged_all_to_all: each run fills a table of its own that says how it is cut.
+  // A ragged_all_to_all: each run fills its own table, which determines its slices.
   // `process_of_rank` is the group's; `process` must have some of the ranks, but not all.
   static StatusOr<std::shared_ptr<const SlicePlan>> CreateRagged(
       const RaggedShape& shape, const std::vector<int>& process_of_rank, int process,
@@ -43,7 +43,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
     return block_elements_[v] * item_bytes_ * slice_ops_->output_blocks;
   }
 
-  // Finds where the message of an op that stays in place landed; null: it was copied to scratch.
+  // Finds the slot of a message that stays in place; null: it was copied to scratch.
   class InPlace {
    public:
     virtual ~InPlace() = default;
@@ -62,7 +62,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
   void Gather(const SliceOp& op, std::byte* message, const Memory& memory) const;
   // The source of a send if it is one contiguous piece, else null.
   const std::byte* Contiguous(const SliceOp& op, const Memory& memory) const;
-  // The input or output that it lies in; empty: in scratch.
+  // The input or output that contains it; empty: it is in scratch.
   std::span<const std::byte> ArrayOf(const SliceOp& op, int32_t slice,
                                      const MemberBuffers& buffers) const;
   void ClearUnwritten(const MemberBuffers& buffers) const;
@@ -86,7 +86,7 @@ class SlicePlan final : public RunPlan, public std::enable_shared_from_this<Slic
   SlicePlan() = default;
   Strip StripOf(int32_t chunk, const Part& part) const;
   std::byte* Address(const LocalChunk& chunk, size_t part, const Memory& memory) const;
-  // The index in MemberBuffers of the array that a chunk of an input or an output lies in.
+  // The index in MemberBuffers of the array that contains a chunk of an input or an output.
   size_t ArrayIndex(const LocalChunk& chunk, int32_t vector) const;
 
   std::shared_ptr<const SliceOps> slice_ops_;

@@ -1,14 +1,14 @@
 // The state machine that runs a SlicePlan.
 //
-// A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
-// has said that it is ready, so that it never waits in a slot for an op that has not started.
-// An eager message that comes too early is copied out of its slot; where too many have been, the
-// wire holds the next ones back and asks the receiver to say when it is ready for them.
+// A message of up to kEagerBytes is sent as soon as its op starts, a longer one when its receiver
+// has announced that it is ready, so that it never waits in a slot for an op that has not started.
+// An eager message that arrives too early is copied out of its slot. After too many of these, the
+// wire holds the next ones back and asks the receiver to announce when it is ready for them.
 //
-// Ragged, the first slices carry the extents of the others, each small enough to be eager, and
-// how many others there are is known when they are over. Every message of these others waits for
-// its receiver, however small it is. A fault in the extents goes to every peer in the place of a
-// send, as slice kRefusal, and ends the run.
+// For a ragged exchange, the first slices carry the extents of the others, each small enough to be
+// eager. The number of the other slices is known when the first ones are complete. All their
+// messages, even small ones, wait for their receiver. An error in the extents is sent to every peer
+// instead of a message, as slice kRefusal, and ends the run.
 //
 // Thread rule: that of Run.
 #pragma once
@@ -100,7 +100,7 @@ class SliceRun final : public Run {
   // The rest is ragged.
   int32_t PeerOf(const SliceOp& op) const;  // as the table numbers them
   static constexpr int32_t kRefusal = -1;
-  // Whether there is no message, and its receiver does not announce that it is ready, either.
+  // Whether there is neither a message nor an announcement by its receiver.
   bool Absent(int32_t slice, const SliceOp& op) const;
   void CompleteTable();
   void Refuse(const RaggedFault& fault);

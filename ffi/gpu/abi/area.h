@@ -1,6 +1,6 @@
-// How call sites whose messages go through slots use their area of a workspace: a region
-// (device_table.h), and behind it a table that ends with where the rank finds, by rank, the
-// regions, what is written for it, and the slots that it writes itself.
+// The layout of a workspace's area for call sites whose messages go through slots: a region
+// (device_table.h), followed by a table. The table ends with three lists of addresses by rank: the
+// regions, the memory that is written for this rank, and the slots that this rank writes.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 namespace jaxcoll::cuda {
 
 // The bytes of one block's slots and scratch: large enough that moving a strip takes longer than
-// telling of it, and small enough that those of all blocks stay in L2. Without any, a strip may be
-// as large. Not measured yet.
+// signalling it, and small enough that those of all blocks stay in L2. Without slots and scratch, a
+// strip may be as large. Not measured yet.
 inline constexpr int64_t kBlockBytes = 256 << 10;
 inline constexpr int64_t kLeastStripBytes = 4 << 10;
 inline constexpr int64_t kMostStripBytes = 64 << 10;

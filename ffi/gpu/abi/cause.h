@@ -1,4 +1,4 @@
-// Why a kernel has given up: as the kernel writes it, and for people.
+// The reason why a kernel has failed: as the kernel writes it, and as text.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Cause {
     kMoved,        // this rank runs as another logical id: `entry`
     kRaggedRows,   // rows outside of an operand or output
     kRaggedSizes,  // sender and receiver disagree
-    kStopped,      // the host said so, and knows why
+    kStopped,      // the host stopped it, and has the reason
   };
   uint32_t kind;
   int32_t rank;
@@ -24,7 +24,7 @@ struct Cause {
   uint32_t seat;            // of the workspace: whose call it was
   uint32_t block;           // of the launch
   int32_t entry;            // of a ragged table; kMoved: the logical id that was met
-  uint64_t expected, seen;  // what stands in the flag that was waited for
+  uint64_t expected, seen;  // the value of the flag that was waited for
   uint64_t expected_fingerprint, seen_fingerprint;
   int64_t first, rows, total;  // ragged
   // The interpreter's: what was waited for (a TableWait::Kind; 0: a barrier), and where.

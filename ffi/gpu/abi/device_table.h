@@ -1,30 +1,30 @@
-// A schedule as the interpreter kernel reads it: a table of plain numbers, equal wherever it lies.
+// A schedule as the interpreter kernel reads it: a position-independent table of numbers.
 //
 // Pack() turns the op lists of all ranks into one table per rank. The order of the ops, the slots
 // and the flags of a message depend on both of its sides, so every rank packs the same op lists and
-// keeps its own table. A table is free of sizes and addresses: PlanCall() binds sizes to it, the
-// launch brings addresses.
+// keeps its own table. A table contains no sizes and addresses: PlanCall() binds it to sizes, and
+// the launch passes addresses.
 //
-// Workers. The ops of a channel are one worker's; where there are more channels than workers may
-// be, several share one. A worker runs its ops one after the other, in an order (level by level of
-// the graph of all ranks' ops) in which no op ever waits for a later one on any rank. One thread
-// block runs one worker on one strand.
+// Workers. One worker runs the ops of a channel; if there are more channels than allowed workers,
+// several channels share one. A worker runs its ops one after the other, in an order (level by
+// level of the graph of all ranks' ops) in which no op ever waits for a later one on any rank. One
+// thread block runs one worker on one strand.
 //
 // Slices and strands. As in engine/slices/slice_ops.h, a call is cut into slices, each a
 // strip of every chunk of one vector, and a slice runs the whole schedule. Slice g belongs to
-// strand g mod strands: strands are what uses more of a GPU without changing a bit of the result.
+// strand g mod strands. More strands use more of a GPU without changing a bit of the result.
 //
 // Messages. The sender puts a strip into a slot of the receiver's region and raises the message's
-// `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
-// there `depth` times, used in turn by the slices of a strand. A message that a schedule receives
+// `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. Each slot
+// exists `depth` times, used in turn by the slices of a strand. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
-// Operands. Where ranks reach each other's operands (Reach::kOperands) many messages need no slot.
-// Inputs do not change, so one that comes from an input is not sent at all: whoever needs it reads
-// it there (pulled). One that goes to an output that nothing else writes is written there by its
-// sender (pushed), who raises `arrived`. So that operands are known, ready and let go of in time,
-// ranks meet: a launch begins by telling all others where its operands are (`begun`), and does not
-// end before the others have (`done`).
+// Operands. Where ranks can access each other's operands (Reach::kOperands), many messages need no
+// slot. Inputs do not change, so a message from an input is not sent: its readers read the input
+// directly (pulled). A message to an output that nothing else writes is written there by its sender
+// (pushed), which raises `arrived`. Ranks synchronise so that operands are known and valid: a
+// launch begins by publishing its operands' addresses to all others (`begun`), and does not end
+// before the others have ended (`done`).
 //
 // Hosts. Messages that a rank of another host writes for this one come by gpu/proxy/proxy.h: into
 // host memory that is laid out like the region, an inbox. Messages that are written for it go to
@@ -38,13 +38,13 @@
 //     RegionHeader | Flag done[ranks] | Flag begun[ranks] | Flag[flag capacity]
 //                  | OperandAddresses[ranks][vectors], if they meet | slots | scratch
 //
-// Calls that follow one another on every rank in the same order may share a region, whatever their
-// schedules and sizes; calls that may run at the same time may not. All of it is zero before the
+// Calls that run one after the other, in the same order on every rank, may share a region, whatever
+// their schedules and sizes; calls that may run concurrently may not. All of it is zero before the
 // first call. Flags only grow: they hold (epoch, count), and an epoch is one launch; they are
-// compared by their difference, so that epochs may wrap. `epoch` lives in the region, so a replayed
-// graph goes on where the last replay ended. When the last block of a launch ends, the rank tells
-// the others through `done`; before a rank writes to another's slots it waits for the previous
-// launch's `done` (that is READY: the destination may be overwritten), and from the depth-th
+// compared by their difference, so that epochs may wrap. `epoch` is stored in the region, so a
+// replayed graph continues where the last replay ended. When the last block of a launch ends, the
+// rank notifies the others through `done`. Before a rank writes to another's slots, it waits for
+// the previous launch's `done` (the destination may then be overwritten), and from the depth-th
 // slice on for the slot's own `freed`.
 #pragma once
 
@@ -70,7 +70,7 @@ inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
 inline constexpr int kMaxMeeting = 16;   // ranks that reach each other's operands
 
-// The memory of other ranks that a rank reaches.
+// The memory of other ranks that a rank can access.
 enum class Reach { kRegions, kOperands };
 
 // ---- The table ---------------------------------------------------------------------------------
@@ -180,9 +180,8 @@ inline constexpr uint32_t kTableMagic = 0x4a435031;  // "JCP1"
 struct alignas(32) Flag {
   uint64_t value;        // TagOf(epoch, count)
   uint64_t fingerprint;  // of the call, written before the first count of an epoch
-  // Only for a message whose length is data (ragged_exchange.h), written with the fingerprint: how
-  // often its slot is used in this launch, and how many bytes the last use has; all others are
-  // full.
+  // Only for a message whose length is data (ragged_exchange.h), written with the fingerprint: the
+  // number of uses of its slot in this launch, and the bytes of the last use; all others are full.
   uint64_t uses;
   uint64_t last_bytes;
 };
@@ -259,16 +258,17 @@ JAXCOLL_HD constexpr Strip StripAt(const TableVector& vector, int32_t chunks_per
   return {begin, count < 0 ? 0 : count};
 }
 
-// Parameters of one launch for one rank. All but the pointers and what hangs on the rank is equal
+// Parameters of one launch for one rank. All but the pointers and rank-dependent values are equal
 // on all ranks.
 struct TableCall {
   const TableHeader* table;
   // By rank, as this rank maps them: its own region, a peer's, the outbox for a peer elsewhere.
   unsigned char* const* regions;
-  // By rank, where what it writes for this one is found; null if that is this rank's region always.
+  // By rank: the memory in which its messages for this rank arrive; null if that is always this
+  // rank's region.
   unsigned char* const* inboxes;
-  // By rank, where this one puts messages for it, laid out like its region; null if that is in
-  // `regions` always.
+  // By rank: the memory in which this rank writes messages for it, laid out like its region; null
+  // if that is always in `regions`.
   unsigned char* const* slots;
   uint64_t* doorbell;     // in host memory: the launch's epoch, when it begins; may be null
   const uint32_t* abort;  // in host memory: not 0 if the launch is to give up; may be null

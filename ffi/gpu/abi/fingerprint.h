@@ -1,4 +1,4 @@
-// Tells calls apart where ranks meet; guards against nobody.
+// Distinguishes calls where ranks synchronise; it is not a protection against attackers.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ class Fingerprint {
     for (const char c : text) AddByte(static_cast<unsigned char>(c));
   }
   uint64_t Value() const { return hash_; }
-  // Never 0, which is what flags begin with.
+  // Never 0, the initial value of flags.
   uint32_t Value32() const { return static_cast<uint32_t>(hash_ ^ hash_ >> 32) | 1; }
 
  private:

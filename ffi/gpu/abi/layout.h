@@ -2,18 +2,18 @@
 // of a launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
-// It is a row of seats, the same on all ranks, and behind them areas: where operands are staged,
-// and what the interpreter calls a region (device_table.h). An instruction of a program has a
-// seat and an area of its own, so that concurrent branches of a graph share nothing. In a seat,
-// block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
-// barrier, and blocks need not be resident together beyond their partners.
+// It consists of seats, the same on all ranks, followed by areas: staging for operands, or the
+// interpreter's regions (device_table.h). Each instruction of a program has its own seat and area,
+// so that concurrent branches of a graph share nothing. In a seat, block b of a rank synchronises
+// only with block b of the other ranks: there is no grid-wide barrier, and a block must be resident
+// only together with its partners.
 //
 // Counters. Each block of a seat counts its barriers in `count`, in its own device's memory, so
 // that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count)
 // to the block's flag on every peer (release, system scope) and waits until the peers' counts have
 // come (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the
-// one we are at, and so has checked our fingerprint. Where counts are equal, fingerprints must be:
-// else the ranks are at different calls, and both say so.
+// one we are at, and so has checked our fingerprint. If counts are equal, fingerprints must be
+// equal too; otherwise the ranks are in different calls, and both report it.
 #pragma once
 
 #include <cstddef>
@@ -115,8 +115,8 @@ struct Call {
   uint32_t seat;
   uint32_t fingerprint;
   int32_t staged;  // peers' operands are reached through the staging area
-  // Where they are staged: whether ranks tell each other first where their operands are, and reach
-  // them if all can. Equal on all ranks; `reachable` is this rank's word.
+  // If operands are staged: whether ranks first publish the addresses of their operands and access
+  // them directly if all can. Equal on all ranks; `reachable` is this rank's answer.
   int32_t mapped;
   int32_t reachable;
   uint64_t deadline_ns;  // of one wait
@@ -153,8 +153,8 @@ JAXCOLL_HD constexpr int StagingSlots(Mode mode, int world_size) {
   }
 }
 
-// The staging area of a seat: for each block two halves, used in turn, so that a slot is written
-// again only when everybody has passed the barrier after the one that published it.
+// The staging area of a seat: two halves for each block, used in turn, so that a slot is
+// overwritten only after all ranks have passed the barrier after the one that published it.
 JAXCOLL_HD constexpr uint64_t StagingBytes(Mode mode, int world_size, int blocks,
                                            int64_t slot_bytes) {
   return uint64_t{2} * blocks * StagingSlots(mode, world_size) * slot_bytes;

@@ -1,13 +1,12 @@
-// ragged_all_to_all by messages, for groups whose ranks do not all reach each other's memory: what
-// host and kernel (ragged_exchange.h) agree on. It uses a region, flags and slots as schedules do
-// (device_table.h), but no schedule: each rank has a message for each other one, and how long it
-// is stands in device memory.
+// The interface between host and kernel (ragged_exchange.h) for ragged_all_to_all by messages, for
+// groups whose ranks cannot all access each other's memory. It uses a region, flags and slots as
+// schedules do (device_table.h), but no schedule: each rank has a message for each other rank,
+// whose length is in device memory.
 //
-// A strand is one thread block. From each rank to each other one it carries a stream: what the
-// tables of the sender say of the receiver, a RaggedEntry for each update, and behind it the
-// strand's share of the rows. The stream is cut into uses of the message's slot, `stride_bytes`
-// each, of which the last one may be shorter. Nothing is padded, and no rank needs the tables of
-// all.
+// A strand is one thread block. From each rank to each other one it carries a stream: the sender's
+// table entries for the receiver, a RaggedEntry per update, followed by the strand's share of the
+// rows. The stream is cut into uses of the message's slot, `stride_bytes` each, of which the last
+// one may be shorter. Nothing is padded, and no rank needs the tables of all.
 #pragma once
 
 #include <cstdint>

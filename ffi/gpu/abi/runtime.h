@@ -1,6 +1,6 @@
-// The functions that this folder needs of CUDA to set calls up and to start kernels.
-// runtime_cuda.cc is CUDA's; a test without a GPU brings one whose devices are memory and threads
-// of the host.
+// The functions of CUDA that this folder needs to set up calls and to start kernels.
+// runtime_cuda.cc implements them with CUDA; tests without a GPU implement them with memory and
+// threads of the host.
 //
 // An ordinal is a device of this process. Thread rule: any thread, concurrently. Start() is what a
 // call does: it enqueues, and may run while a graph is captured. All others may block, and none of

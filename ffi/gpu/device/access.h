@@ -1,5 +1,5 @@
-// How kernels reach flags, clocks and the host: one mechanism for the kernels of each collective
-// and for the interpreter.
+// Access to flags, clocks and the host, shared by the kernels of each collective and the
+// interpreter.
 //
 // Data go by weak accesses. The flags order them: bar.sync, then a release store at
 // system scope by one thread; an acquire load at system scope by one thread, then bar.sync. Both
@@ -14,7 +14,7 @@
 
 namespace jaxcoll::cuda {
 
-// A test without a GPU runs the kernels on threads and brings this class with it.
+// Tests without a GPU run the kernels on threads and supply their own version of this class.
 #if defined(__CUDACC__)
 class DeviceAccess {
  public:
@@ -61,8 +61,8 @@ class DeviceAccess {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     return now;
   }
-  // In a loop that waits, every time. Short waits are not slept through; long ones leave the memory
-  // to others.
+  // Called in every iteration of a waiting loop. It sleeps only in long waits, to leave memory
+  // bandwidth to others.
   __device__ void Pause(int spins) const {
     if (spins % 256 == 255) __nanosleep(100);
   }
@@ -73,8 +73,9 @@ class DeviceAccess {
 };
 #endif
 
-// Spins until ok(), for so long, or until the host raises `abort`, if there is one; whether it was
-// ok. The clock is looked at now and then only; time slices of other processes count as waiting.
+// Spins until ok(), until the time is over, or until the host raises `abort`, if there is one;
+// returns whether it was ok. The clock is read only occasionally; time slices of other processes
+// count as waiting.
 template <typename Access, typename Ok>
 JAXCOLL_HD bool SpinUntil(Access& access, uint64_t deadline_ns, const Ok& ok,
                           const uint32_t* abort = nullptr) {
@@ -91,9 +92,9 @@ JAXCOLL_HD bool SpinUntil(Access& access, uint64_t deadline_ns, const Ok& ok,
   return true;
 }
 
-// Writes why a rank gives up where the host will find it and ends the kernel, and with it the
-// context: no output of this launch can be read any more. The first thread of a rank that fails
-// writes. `failing`: a word of the rank's workspace, zero until then.
+// Writes the reason of a failure for the host and traps, which ends the kernel and the context: no
+// output of this launch can be read any more. The first thread of a rank that fails writes.
+// `failing`: a word of the rank's workspace, zero until then.
 template <typename Access>
 JAXCOLL_HD void GiveUp(Access& access, uint32_t* failing, CauseRecord* record, uint64_t deadline_ns,
                        const Cause& cause) {

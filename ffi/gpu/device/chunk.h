@@ -13,7 +13,7 @@
 #include "gpu/abi/host_device.h"
 #include "gpu/device/element.h"
 
-// For the compiler of kernels: what turns arrays into registers.
+// Unrolls loops in kernels, which keeps arrays in registers.
 #if defined(__CUDACC__)
 #define JAXCOLL_UNROLL _Pragma("unroll")
 #define JAXCOLL_NO_UNROLL _Pragma("unroll 1")
@@ -129,7 +129,7 @@ class ChunkMover {
   template <ReduceOp kOp>
   struct Combination {
     static constexpr int kAtOnce = kUnroll;
-    // The next source is on its way while one is combined.
+    // The next source is loaded while one is combined.
     static JAXCOLL_HD void Do(const ChunkMove& move, Accesses some) {
       Bytes16 one[kUnroll] = {}, other[kUnroll] = {};
       Wide sums[kUnroll][kPerAccess];

@@ -1,10 +1,9 @@
 // The interpreter (interpreter.h) as a kernel.
 //
-// A launch is for one rank, whose call is the kernel's parameter, or for all ranks at once on one
-// device: then their calls are in memory, and a block's rank is blockIdx.y. blockIdx.x is the
-// worker and its strand. All blocks of a rank must be resident together where workers wait for each
-// other; all blocks of all ranks where one launch is for all ranks, which a cooperative launch
-// checks.
+// A launch runs one rank, whose call is the kernel's parameter, or all ranks at once on one device:
+// then their calls are in memory, and a block's rank is blockIdx.y. blockIdx.x is the worker and
+// its strand. All blocks of a rank must be resident together where workers wait for each other; all
+// blocks of all ranks where one launch is for all ranks, which a cooperative launch checks.
 //
 // Loads of data bypass L1 (.cg): nothing is read twice from one SM.
 #pragma once

@@ -1,4 +1,5 @@
-// Runs a packed schedule (device_table.h). One text for the kernel and for a test on the host.
+// Runs a packed schedule (device_table.h). The kernel and the tests on the host compile the same
+// code.
 //
 // RunBlock() is one thread block: one worker on one strand of one rank. The parts that differ
 // between a GPU and the test are a Policy:
@@ -11,9 +12,9 @@
 //   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not
 //   return on a GPU; a block in which it does returns false.
 //
-// Every flag is written by one thread of one rank. The data behind it were written by all threads
-// of that block, before the barrier that stands before the Release; and are read by all threads of
-// the waiting block, after the barrier that stands behind the Acquire.
+// Every flag is written by one thread of one rank. All threads of that block write the data that it
+// announces before a barrier, which precedes the Release. All threads of the waiting block read the
+// data after a barrier, which follows the Acquire.
 #pragma once
 
 #include "gpu/abi/device_table.h"
@@ -38,7 +39,7 @@ class Interpreter {
         strand_(block % call.strands),
         slice_(strand_) {}
 
-  // Whether the block did all it should.
+  // Returns whether the block completed its work.
   JAXCOLL_HD bool Run() {
     if (!Begin()) return false;
     if (header_.meets != 0 && !Meet()) return false;
@@ -59,8 +60,8 @@ class Interpreter {
 
  protected:  // what a ragged exchange has in common with schedules (ragged_exchange.h)
   JAXCOLL_HD bool Begin() {
-    // A program may run on another mesh than the one it was lowered for; then ranks are not what
-    // the host took them for.
+    // A program may run on another mesh than the one that it was lowered for; then its ranks differ
+    // from the host's assumption.
     bool here = true;
     if (call_.logical_id != nullptr && policy_.thread() == 0) {
       here = *call_.logical_id == call_.expected_logical_id;
@@ -73,7 +74,7 @@ class Interpreter {
       }
     }
     if (!policy_.All(here)) return false;
-    // The epoch changes when all blocks have ended, so this one still reads the old value.
+    // The epoch changes only when all blocks have ended, so this block still reads the old value.
     epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
     if (call_.doorbell != nullptr && worker_ + strand_ + policy_.thread() == 0) {
       policy_.Release(call_.doorbell, uint64_t{epoch_});
@@ -97,7 +98,7 @@ class Interpreter {
     return call_.inboxes == nullptr ? Region() : call_.inboxes[peer];
   }
 
-  // The memory where messages for `peer` are put.
+  // The memory to which messages for `peer` are written.
   JAXCOLL_HD unsigned char* Outbox(int32_t peer) const {
     return (call_.slots == nullptr ? call_.regions : call_.slots)[peer];
   }
@@ -132,13 +133,13 @@ class Interpreter {
         region + call_.operand_offset)[int64_t{rank} * kMaxTableVectors + vector];
   }
 
-  // Behind it, all ranks have begun this launch: their operands are ready, and known.
+  // After it, all ranks have begun this launch: their operands are ready, and known.
   JAXCOLL_HD bool Meet() {
     bool ok = true;
     for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
       if (peer == rank_ || worker_ + strand_ != 0) continue;
-      // The peer needs the operands told for its previous launch until that has ended.
+      // The peer needs the published operands of its previous launch until that has ended.
       ok = WaitForRank(TableWait::kDone, peer, 0);
       if (!ok) break;
       unsigned char* const region = call_.regions[peer];
@@ -230,7 +231,7 @@ class Interpreter {
       const bool stopped = call_.abort != nullptr && policy_.Acquire(call_.abort) != 0;
       kind = stopped ? Cause::kStopped : Cause::kDeadline;
     } else if (wait.kind == TableWait::kArrived || wait.kind == TableWait::kBegun) {
-      // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
+      // If all follow the protocol, no rank is ahead of a launch that has not ended here.
       if (seen >> 32 != epoch_) {
         kind = Cause::kLaunch;
       } else if (count_ == 0) {
@@ -274,9 +275,8 @@ class Interpreter {
         policy_.Release(&FlagOf(Region(), worker_, signal.flag).value, TagOf(epoch_, ended));
         continue;
       }
-      // A flag that nobody waits for is not raised: it might arrive when the sender is at another
-      // call, for which the flag means something else. Everything told is waited for within this
-      // launch.
+      // A flag that no block waits for is not raised: it might arrive during another call, for
+      // which the flag has another meaning. Every raised flag is waited for within this launch.
       const int32_t next_use = slice_ + call_.depth * call_.strands;
       if (signal.kind == TableSignal::kFreed && next_use >= call_.slice_count) continue;
       Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
@@ -296,7 +296,7 @@ class Interpreter {
       last = policy_.Increment(&header.finished) + 1 ==
              static_cast<uint32_t>(header_.workers * call_.strands);
       if (last) {
-        header.finished = 0;  // nobody else looks before the next launch
+        header.finished = 0;  // no other block reads it before the next launch
         header.epoch = epoch_;
       }
     }
@@ -306,7 +306,8 @@ class Interpreter {
       policy_.Release(&Done(call_.regions[peer], rank_).value, TagOf(epoch_, 0));
     }
     if (header_.meets == 0) return true;
-    // Behind the launch its operands are others' to write: not before the other ranks let go.
+    // After the launch its operands may be overwritten: so it waits until the other ranks have
+    // finished with them.
     bool ok = true;
     for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
@@ -368,8 +369,8 @@ class Interpreter {
     int32_t thread, threads;  // of the team
   };
 
-  // The sizes that are tried: all warps, half of them, and so on. Beside its accesses, a round
-  // costs about as much as kRoundCost of them.
+  // The sizes that are tried: all warps, half of them, and so on. In addition to its accesses, a
+  // round costs about as much as kRoundCost of them.
   JAXCOLL_HD Team TeamOf(const TableOp& op) const {
     constexpr int32_t kWarp = 32, kRoundCost = 2;
     const int32_t operands = op.source_count + op.destination_count;
@@ -404,9 +405,9 @@ class Interpreter {
     return StripOf(chunk.piece->position + (header_.chunks_per_block == 1 ? 0 : chunk.index));
   }
 
-  // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
-  // chunks are found first, by a thread each.
-  // (What is found again in every round would else take registers from the accesses.)
+  // Chunks are assigned to the teams in turn. In each round, the addresses of all operands of all
+  // teams' chunks are computed first, one per thread. (Keeping them would take registers from the
+  // accesses.)
   JAXCOLL_HD void Move(const TableOp& op) {
     const Team team = TeamOf(op);
     for (int32_t done = 0; done < op.chunk_count; done += team.count) {

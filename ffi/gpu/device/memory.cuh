@@ -10,7 +10,7 @@
 
 namespace jaxcoll::cuda {
 
-// `cause` says whom it is about.
+// `cause` names the peer.
 __device__ inline void Fail(const Call& call, Cause cause) {
   cause.seat = call.seat;
   cause.block = blockIdx.x;
@@ -51,8 +51,8 @@ class Partners {
         count_(own_->count[blockIdx.x]),
         round_(own_->round[blockIdx.x]) {}
 
-  // Everything that any of the partners wrote before is visible to all of them behind.
-  // Called by all threads.
+  // All writes of any partner before it are visible to all partners after it. Called by all
+  // threads.
   __device__ void Barrier() {
     __syncthreads();
     ++count_;
@@ -65,9 +65,9 @@ class Partners {
     __syncthreads();
   }
 
-  // Whether operands are reached in place: then the barrier is passed behind which all ranks know
-  // each other's, and that these are ready. All ranks and threads get the same answer, and who got
-  // true passes another barrier when it has read and written what is not its own.
+  // Whether operands are accessed in place. If so, a barrier has been passed, after which all ranks
+  // know each other's operands and that they are ready. All ranks and threads get the same answer.
+  // After true, a rank passes another barrier when it has finished its accesses to others' memory.
   __device__ bool Reach() {
     if (call_.staged && !call_.mapped) return false;
     const int count = call_.world_size * call_.vector_count;
@@ -88,7 +88,7 @@ class Partners {
       all = all && access_.LoadRelaxed(&told.input) != kNowhere;
     }
     all = __syncthreads_and(all) != 0;
-    // All threads have read the told values: the next launch may overwrite them.
+    // All threads have read the published values: the next launch may overwrite them.
     if (!all) Barrier();
     return all;
   }
@@ -107,7 +107,7 @@ class Partners {
   }
   __device__ void NextRound() { ++round_; }
 
-  // Last of all: the next launch goes on from here.
+  // Called last: the next launch continues from this count.
   __device__ void Leave() {
     __syncthreads();  // a block without work has passed no barrier: all have read the counters
     if (threadIdx.x == 0) {
@@ -128,8 +128,8 @@ class Partners {
   uint32_t round_;
 };
 
-// A launch is for one rank, whose call is a kernel parameter, or for all ranks at once on one
-// device: then their calls are in memory and a block's rank is blockIdx.y.
+// A launch runs one rank, whose call is a kernel parameter, or all ranks at once on one device:
+// then their calls are in memory and a block's rank is blockIdx.y.
 __device__ inline void LoadCall(Call& shared, const Call& parameter, const Call* all) {
   static_assert(sizeof(Call) % sizeof(uint64_t) == 0);
   constexpr int kWords = sizeof(Call) / sizeof(uint64_t);
@@ -138,8 +138,8 @@ __device__ inline void LoadCall(Call& shared, const Call& parameter, const Call*
   uint64_t* const to = reinterpret_cast<uint64_t*>(&shared);
   for (int i = threadIdx.x; i < kWords; i += blockDim.x) to[i] = from[i];
   __syncthreads();
-  // A program may run on another mesh than the one it was lowered for; then ranks are not what the
-  // host took them for.
+  // A program may run on another mesh than the one that it was lowered for; then its ranks differ
+  // from the host's assumption.
   if (shared.logical_id != nullptr && threadIdx.x == 0 &&
       *shared.logical_id != shared.expected_logical_id) {
     Cause cause = {};

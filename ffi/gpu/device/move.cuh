@@ -1,9 +1,9 @@
 // The kernel of all collectives that only move bytes: all_gather, all_to_all, broadcast, permute.
 //
-//   direct    a rank writes what the others get into their outputs: it reads its input once, and
+//   direct a rank writes its data into the others' outputs: it reads its input once, and
 //             writes need no round trip. P ranks of n bytes each: all_gather P n read, P P n
 //             written; all_to_all P n both; broadcast n read, P n written by the root.
-//   staged    as in reduce.cuh: every rank fetches what it gets from the others' staging areas.
+//   staged as in reduce.cuh: every rank reads its data from the others' staging areas.
 #pragma once
 
 #include "gpu/device/memory.cuh"
@@ -28,7 +28,7 @@ __device__ inline void MoveDirect(const Call& call, unsigned char** destinations
     switch (call.mode) {
       case Mode::kAllToAll:
         for (int d = 0; d < world_size; ++d) {
-          // Everyone begins with another peer: no port is everyone's first.
+          // Each rank begins with a different peer, so that no port is every rank's first.
           const int to = (call.rank + d) % world_size;
           Copy(One{destinations[to]}, input + to * bytes, bytes, Grid());
         }
@@ -46,7 +46,7 @@ __device__ inline void MoveDirect(const Call& call, unsigned char** destinations
         Copy(Many{destinations, world_size}, input, bytes, Grid());
     }
   }
-  partners.Barrier();  // all have read and written what is not theirs
+  partners.Barrier();  // all have finished their accesses to others' memory
 }
 
 __device__ inline void MoveStaged(const Call& call, Partners& partners) {

@@ -1,19 +1,20 @@
-// The kernel of a ragged exchange by messages (ragged_call.h). One text for GPUs and for a test on
-// the host; see interpreter.h, whose flags and causes it uses. Its Policy is the interpreter's, and
+// The kernel of a ragged exchange by messages (ragged_call.h). GPUs and tests on the host compile
+// the same code; see interpreter.h, whose flags and causes it uses. Its Policy is the
+// interpreter's, and
 //
 //   void Copy(to, from, bytes)     by all threads of the block
 //
-// A block goes round by round. In round c it writes the c-th use of the slot of each rank for which
-// there is one, raises their flags, waits for the c-th uses of those that send to it, puts what
-// came into the result, and says that the slots are free. A rank's round waits for nothing but
-// sends of the same round and slots freed in earlier ones, so no wait cycle can form.
+// A block works in rounds. In round c it writes the c-th use of the slot of each rank that has one,
+// raises their flags, waits for the c-th uses of the ranks that send to it, copies the received
+// data into the result, and announces that the slots are free. A rank's round waits only for sends
+// of the same round and for slots freed in earlier ones, so no wait cycle can form.
 //
-// Streams begin with the sender's tables. When the last of them has come, every rank compares what
-// others send with its own recv_sizes, and what it sends with theirs: so both find out that they
-// differ. No row is written before.
+// Streams begin with the sender's tables. When the last of them has arrived, every rank compares
+// the others' send sizes with its own recv_sizes, and its send sizes with theirs, so both sides
+// detect a difference. No row is written before.
 //
 // Every byte of the result is written once: by the last update, in order of ranks and updates, that
-// reaches it, or else from `output`. So it does not matter which block writes first.
+// reaches it, or else from `output`. So the order of blocks does not matter.
 #pragma once
 
 #include "gpu/abi/ragged_call.h"
@@ -37,7 +38,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
         extents_(reinterpret_cast<RaggedExtent*>(Base::Region() + call_.scratch_offset +
                                                  strand_ * RaggedScratchBytes(ranks_, updates_))) {}
 
-  // Whether the block did all it should.
+  // Returns whether the block completed its work.
   JAXCOLL_HD bool Run() {
     if (!Base::Begin()) return false;
     FindSent();
@@ -95,7 +96,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     const auto stride = static_cast<uint32_t>(call_.stride_bytes / kSlotAlignment);
     return (units + stride - 1) / stride;
   }
-  // This rank's own rows come by no stream, but in rounds like those of others.
+  // This rank's own rows use no stream, but the same rounds as those of others.
   JAXCOLL_HD int64_t MostUses(Way way) const {
     int64_t most = 0;
     JAXCOLL_NO_UNROLL
@@ -133,7 +134,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
             At(tables_.output_offsets, peer, u), At(tables_.recv_sizes, peer, u)};
   }
 
-  // Null, or what is wrong with rows that a rank sends.
+  // Null, or the error in the rows that a rank sends.
   struct Fault {
     uint32_t kind;
     int64_t first, total;
@@ -167,7 +168,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     return false;
   }
 
-  // Rows that lie outside of an operand are not sent, but the table that says so is.
+  // Rows outside an operand are not sent, but their table is, so that the receiver reports them,
+  // too.
   JAXCOLL_HD void FindSent() {
     JAXCOLL_NO_UNROLL
     for (int32_t peer = policy_.thread(); peer < ranks_; peer += policy_.threads()) {
@@ -243,7 +245,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     return Base::FlagOf(region, 0, RaggedArrived(from));
   }
 
-  // Calls `ok` for every other rank, by a thread each; whether all were.
+  // Calls `ok` for every other rank, in one thread each; returns whether all were.
   template <typename Ok>
   JAXCOLL_HD bool ForPeers(const Ok& ok) {
     bool all = true;
@@ -289,8 +291,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       policy_.Release(&flag.value, TagOf(epoch_, static_cast<uint64_t>(count_) + 1));
     }
   }
-  // A flag that nobody waits for is not raised; see interpreter.h. Before the tables have come, the
-  // flag says how much comes.
+  // A flag that no block waits for is not raised; see interpreter.h. Before the tables have
+  // arrived, the flag gives the amount of data.
   JAXCOLL_HD void RaiseFreed(int64_t told) {
     const int64_t next = int64_t{count_} + call_.depth;  // of this slot
     JAXCOLL_NO_UNROLL
@@ -371,7 +373,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
            At(tables_.input_offsets, peer, u) * ragged_.row_bytes;
   }
 
-  // This strand's share of what no update reaches.
+  // This strand's share of the bytes that no update covers.
   JAXCOLL_HD void CopyRest() {
     constexpr int64_t kTile = 64 << 10;
     const RaggedShare share = ShareOf(call_.vectors[0].elements, strand_, call_.strands);
@@ -383,9 +385,9 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     }
   }
 
-  // Writes what update `entry` brings for [first, last) of the result, but not where a later one
-  // reaches. Tables in which updates overlap are rare: only there, and at the ends of what updates
-  // reach, every thread looks at all of them.
+  // Writes update `entry`'s part of [first, last) of the result, except where a later update covers
+  // it. Overlapping updates are rare: only for these, and at the ends of covered ranges, every
+  // thread examines all updates.
   JAXCOLL_HD void Write(int32_t entry, int64_t first, int64_t last, const unsigned char* from) {
     const int32_t entries = ranks_ * updates_;
     bool apart = true, hidden = false;

@@ -21,8 +21,8 @@ __device__ inline Team Grid() {
 }
 __device__ inline Team Block() { return {threadIdx.x, blockDim.x}; }
 
-// Calls f(part, team) for every one of `parts`, of which there is one at least. The warps of the
-// block share the parts out, so that what is read of one is in flight with what is read of others.
+// Calls f(part, team) for each of `parts`, at least one. The parts are distributed over the block's
+// warps, so that loads of several parts are in flight together.
 template <typename F>
 __device__ __forceinline__ void ForEachPart(int parts, F f) {
   constexpr int kWarp = 32;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void CopyHere(To to, const unsigned char* source, int
   uint64_t apart = 0;  // bits in which the addresses differ
   for (int d = 0; d < to.count(); ++d) apart |= AddressOf(to[d]) ^ AddressOf(source);
   if ((apart & 3) != 0) {
-    // Neighbours lie differently on the two sides: wider words would straddle.
+    // The two sides have different alignments: wider words would straddle a boundary.
     if (((apart | AddressOf(source) | bytes) & 1) == 0) {
       CopyItems<unsigned short>(to, source, 0, bytes / 2, team);
     } else {

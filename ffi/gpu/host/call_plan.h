@@ -1,6 +1,5 @@
-// The launch that every rank of a group makes for one custom call that has a kernel of its own:
-// computed from what the HLO says and the shapes, so equal on all ranks. Plain C++: no GPU is
-// needed to make one.
+// The launch of every rank of a group for a custom call with a dedicated kernel. It is computed
+// from the HLO and the shapes, so it is equal on all ranks. Plain C++: making one needs no GPU.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Whether CUDA can be used here. Needs no driver to ask.
+// Whether CUDA can be used here. The query itself needs no driver.
 #pragma once
 
 #include <string>

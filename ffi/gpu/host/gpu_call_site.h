@@ -1,11 +1,11 @@
 // One custom-call instruction of one executable on GPUs, shared by the process's devices.
 //
-// Work that is done once, at the first call: the communicators of the instruction's groups, its
-// seats, the loading of its kernel. It may block for other processes and takes device memory, so
-// XLA's initialize stage does it, before any kernel of the program waits for another. A call after
-// that fills in the kernel's parameters and enqueues it: no lock, no allocation, nothing that a
-// graph's capture forbids. A replayed graph comes without a call: whatever changes from one call to
-// the next is counted in device memory (layout.h).
+// Set-up happens once, at the first call: the communicators of the instruction's groups, its seats,
+// the loading of its kernel. It may block for other processes and allocates device memory, so it
+// runs in XLA's initialize stage, before any kernel of the program waits for another. Later calls
+// fill in the kernel's parameters and enqueue it: no lock, no allocation, nothing that is forbidden
+// during graph capture. A replayed graph does not call the handler: counters that change from one
+// call to the next are in device memory (layout.h).
 //
 // Thread rule: Prepare and Enqueue from any thread.
 #pragma once

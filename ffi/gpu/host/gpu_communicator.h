@@ -1,15 +1,14 @@
 // The GPUs of one group, and the workspace that each of them has.
 //
-// It is made at the first call of its group and lives as long as the process: a group
-// that comes back finds its workspace and its counters. It is known by its device ids, so all
-// meshes that have the group share it.
+// It is created at the first call of its group and lives as long as the process: a group that is
+// used again later has the same workspace and counters. It is identified by its device ids, so all
+// meshes with the group share it.
 //
-// Hosts. Processes count as being on one host as they do for CPUs (JAXCOLL_HOST_ID). Ranks of other
-// hosts are reached by kernels of messages alone, through host memory and a proxy:
-// gpu/proxy/reach.h.
+// Hosts. Processes count as being on one host as they do for CPUs (JAXCOLL_HOST_ID). Only kernels
+// with messages serve ranks on other hosts, through host memory and a proxy: gpu/proxy/reach.h.
 //
-// Reach. If all ranks are of this process, kernels reach each other's operands. Else they reach
-// each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be
+// Reach. If all ranks are in this process, kernels access each other's operands. Otherwise they
+// access each other's workspaces, by CUDA IPC, and operands are staged there, unless these can be
 // mapped, too: operand_map.h.
 //
 // Thread rule: Create, TakeSeat and ReturnSeat from any thread; they may block for other
@@ -103,11 +102,11 @@ class GpuCommunicator {
 
   // A seat for a call site. If other processes take part, the process of rank 0 decides.
   StatusOr<SeatGrant> TakeSeat(const SeatRequest& request);
-  // The call site is destroyed. (Where other processes take part it may come back: then it keeps
-  // it.)
+  // Called when the call site is destroyed. (In a group that spans processes the call site may be
+  // created again; it then keeps its seat.)
   void ReturnSeat(const SeatGrant& seat);
 
-  // Why a kernel of this process has given up, for people; nothing while none has.
+  // The reason why a kernel of this process has failed, as text; nullopt while none has.
   std::optional<std::string> Cause() const;
 
   // Logs the causes of all communicators as they appear: XLA's own error does not name them.

@@ -1,9 +1,9 @@
-// One group's part of a call site: what its ranks launch, and where their launches meet.
+// One group's part of a call site: the launches of its ranks, and their rendezvous.
 //
-// Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
+// Collectives with a dedicated kernel run it (call_plan.h); the interpreter runs all other
 // algorithms, schedules written in Python, larger groups, and groups of several hosts
-// (table_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
-// regions, flags and proxies as the interpreter's: a MessagePlan is either.
+// (table_plan.h). These groups' ragged exchanges have their own kernel (ragged_plan.h), with
+// regions, flags and proxies like the interpreter's: a MessagePlan is for either.
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
 // memory and waits for nothing.

@@ -1,8 +1,8 @@
-// The launches that every rank of a group makes for one custom call whose messages go through
-// slots, as its GroupCall sees them. A schedule's chunks have extents that the host knows
-// (table_plan.h), those of a ragged_all_to_all stand in device memory (ragged_plan.h).
+// The launches of every rank of a group for a custom call whose messages go through slots: the
+// interface to its GroupCall. The host knows the extents of a schedule's chunks (table_plan.h);
+// those of a ragged_all_to_all are in device memory (ragged_plan.h).
 //
-// Computed from what the HLO says and the shapes, so equal on all ranks; plain C++.
+// Computed from the HLO and the shapes, so equal on all ranks; plain C++.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// How messages travel where ranks reach each other's operands: through slots only if they must.
+// The path of each message between ranks that can access each other's operands: through slots only
+// if necessary.
 #pragma once
 
 #include <vector>

@@ -1,10 +1,10 @@
 // Operands in place between the processes of a host: the allocation in which a process's operands
-// are is mapped by the others, once, before anything is captured. XLA takes the memory of its
-// arrays from one pool, so that is all of them.
+// are is mapped by the others, once, before anything is captured. XLA allocates its arrays from one
+// pool, so this covers all of them.
 //
-// It is an attempt: what cannot be exported or mapped, or lies elsewhere, is staged. Whether there
-// is something to try is known to all ranks alike (agreed); whether it does for a call, each rank
-// tells the others in that call, and all do the same (memory.cuh).
+// Mapping may fail: memory that cannot be exported or mapped, or that is elsewhere, is staged. All
+// ranks agree on whether to try (agreed). In each call every rank publishes whether its operands
+// are mapped, and all take the same path (memory.cuh).
 //
 // Thread rule: set up by one thread; then any.
 #pragma once
@@ -21,7 +21,7 @@ class OperandMap {
   // The facts that a process tells the others of its rank's allocation.
   struct Record {
     Runtime::IpcHandle handle = {};
-    uint64_t bytes = 0;  // 0: it is not to be had
+    uint64_t bytes = 0;  // 0: it is not available
   };
 
   // The only rank of this process, on device `ordinal`.
@@ -36,9 +36,9 @@ class OperandMap {
   Record Tell(const void* operand);
   void Map(int rank, const Record& record);
 
-  // Whether all ranks have told of one. Equal on all.
+  // Whether all ranks have published one. Equal on all.
   bool agreed() const;
-  // Whether this rank reaches the allocations of all others.
+  // Whether this rank can access the allocations of all others.
   bool complete() const;
   // Whether `operand` is in the allocation that the others know, and that is still the same
   // one: another one may have taken its address.

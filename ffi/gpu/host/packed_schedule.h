@@ -2,9 +2,8 @@
 // with which they exchange messages, since the proxies on both sides must know them.
 //
 // All ranks' op lists are built and matched for it: the order of a worker's ops, and the numbers of
-// flags, slots and chunks of scratch that a region has, follow from all of them. No table of
-// another rank is made for that, and nothing but the tables is kept. Instructions with the same
-// schedule share it.
+// flags, slots and chunks of scratch in a region, depend on all of them. No other tables are made,
+// and only the tables are kept. Instructions with the same schedule share it.
 //
 // Thread rule: immutable.
 #pragma once

@@ -13,8 +13,8 @@ namespace jaxcoll::cuda {
 // "what: cudaErrorX: text", with what to do about the usual ones.
 Status ToStatus(cudaError_t error, const std::string& what);
 
-// Makes a device current while it lives, and lets calls that a graph's capture forbids pass: they
-// do not belong to the captured work.
+// Makes a device current during its lifetime, and permits calls that are forbidden during graph
+// capture: they are not part of the captured work.
 class SetupScope {
  public:
   explicit SetupScope(int ordinal);
@@ -27,7 +27,7 @@ class SetupScope {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Makes a device current while it lives.
+// Makes a device current during its lifetime.
 class DeviceScope {
  public:
   explicit DeviceScope(int ordinal);

@@ -1,5 +1,5 @@
-// The job's store, by which its processes tell each other where their workspaces are: JAX's
-// key-value store, of which jaxcoll/_job/store_thread.py has the Python side. Blocking; used when a
+// The job's store, through which its processes exchange the handles of their workspaces: JAX's
+// key-value store, whose Python side is jaxcoll/_job/store_thread.py. Blocking; used when a
 // communicator or a call is set up, never by a call.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace jaxcoll::cuda {
 class Store {
  public:
   virtual ~Store() = default;
-  // A key is set once, for good.
+  // A key is set once and never changes.
   virtual Status Set(const std::string& key, const std::string& value) = 0;
   virtual StatusOr<std::string> Wait(const std::string& key, double timeout_s) = 0;
 };

@@ -1,5 +1,5 @@
-// The ops of the interpreter's workers while a table is made of them (device_table.cc), and how
-// several become one.
+// The ops of the interpreter's workers before they are packed into a table (device_table.cc), and
+// the passes that join them.
 #pragma once
 
 #include <compare>
@@ -45,7 +45,7 @@ bool MayJoin(const WorkerOp& op, const WorkerOp& next);
 // Drops stores to scratch that no op reads any more, since its reader was joined to the writer.
 void DropDeadStores(std::vector<std::vector<WorkerOp>>& workers);
 
-// Puts ops side by side where that may be: each costs a round of flags.
+// Joins ops that may run together: each costs a round of flags.
 void PutSideBySide(std::vector<WorkerOp>& ops);
 
 }  // namespace jaxcoll::cuda

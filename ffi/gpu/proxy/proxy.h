@@ -1,26 +1,28 @@
-// Carries what a GPU's kernels write for ranks of other hosts, over the links between processes.
+// Transfers the data that a GPU's kernels write for ranks on other hosts, over the links between
+// processes.
 //
 // Memory. For each region (device_table.h) a process has host memory that the GPU maps: an outbox
 // for each rank of another host, which all local ranks share, and an inbox for each local rank,
-// which all ranks of other hosts share. Both are laid out like the region of the rank that they are
-// of: no two messages, and no two flags, have a place in common. Kernels write to outboxes and read
-// inboxes, the proxy reads outboxes and writes inboxes: there is no CUDA call between them.
+// which all ranks of other hosts share. Both are laid out like the region of their rank, so no two
+// messages and no two flags overlap. Kernels write to outboxes and read inboxes; the proxy reads
+// outboxes and writes inboxes. No CUDA call is needed.
 //
 // Device memory. Where the link to a process can send from it (Lend), the slots of outboxes for
 // that process's ranks lie in the sending rank's device instead, one piece for each of its peers,
-// with the layout of an outbox; flags stay where they were. A NIC reads the slots, and no processor
-// does. Incoming messages still land in a window in host memory and are copied to the inbox.
+// with the layout of an outbox; flags stay in host memory. Only a NIC reads these slots, never a
+// CPU. Incoming messages still land in a window in host memory and are copied to the inbox.
 //
 //     kernel of rank a             proxy              proxy               kernel of rank b
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
 //     may overwrite it <- inbox of a   <- link <-  outbox of a: `freed`, `done` <-  has read it
 //
-// What to send. The flags that a block raises, and their order, are known (routes.h). For each
-// block and peer process the proxy has a cursor: the next flag to come. A launch first writes its
-// epoch to a doorbell; the cursors of a rank whose doorbell is ahead are looked at, one flag each.
-// So flags are the descriptors, and a replayed graph needs no call. Where sizes are data, the first
-// flag of each message says how often its slot is used in this launch and how much the last use
-// holds, and the parcels say it to the other side: a cursor passes over uses that do not exist.
+// What to send. The flags that a block raises, and their order, are known in advance (routes.h).
+// For each block and peer process the proxy has a cursor: the next flag that will be raised. A
+// launch first writes its epoch to a doorbell; the proxy polls the cursors of a rank whose doorbell
+// is ahead, one flag each. So flags serve as descriptors, and a replayed graph needs no call. Where
+// sizes are data, the first flag of each message gives the number of uses of its slot in this
+// launch and the size of the last use, and the parcels carry both to the peer: a cursor skips uses
+// that do not exist.
 //
 // The rules of overwriting:
 //   outbox slot    by the kernel, when the receiver's `freed`, or `done` of the launch before, has
@@ -37,7 +39,7 @@
 //                  bytes of a message are there: parcels overtake each other. `freed` and `done`
 //                  say "up to", so one that was overtaken is dropped.
 //   slot of a link held from Send until the receiving proxy has copied it, which it does at once.
-// The last one, and that a kernel raises nothing beyond `depth` slices, is all the flow control.
+// This last rule, and the limit of `depth` slices for a kernel's flags, are the only flow control.
 //
 // The order of a slot in device memory and its flag. A kernel's stores go before the release of the
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
@@ -48,16 +50,16 @@
 // memory, and a proxy that posts sends from device memory (prims_simple.h, net.cc). Not tried on a
 // GPU.
 //
-// First, each process tells the others of a region's group that it has the region, with the digest
-// of its routes: nothing is sent to a process that has not. A digest that differs is an error of
-// the group.
+// First, each process announces to the others of a region's group that it has the region, with the
+// digest of its routes; no data is sent to a process before its announcement. A digest that differs
+// is an error of the group.
 //
-// Failure is a group's: of all regions of a communicator. The first cause counts, whoever finds it:
-// a link that ends, a process that ended though it is needed, a digest, a kernel's own cause
-// (Fail), a peer's word. It is kept, `abort` is raised for the kernels, which trap, and every other
-// process of the group is notified. Messages that come later are dropped. Fingerprints travel with
-// the messages and are compared by the kernels, as are epochs; so are deadlines: a stopped process
-// that goes on before them does no harm, and after them finds its group failed.
+// A failure affects the whole group: all regions of a communicator. Only the first cause counts,
+// wherever it is found: a link that ends, a process that ended though it is needed, a digest, a
+// kernel's own cause (Fail), a peer's word. It is stored, `abort` is raised for the kernels, which
+// trap, and every other process of the group is notified. Later messages are dropped. Fingerprints
+// travel with the messages and are compared by the kernels, as are epochs; so are deadlines: a
+// stopped process that goes on before them does no harm, and after them finds its group failed.
 //
 // Thread rule: Guest's functions as guest.h says; the others from any thread.
 #pragma once
@@ -181,7 +183,7 @@ class HostProxy final : public Guest {
     RegionSpec spec;
     std::set<int> processes;  // of other hosts' ranks
     std::set<int> opened;     // of those: they have the region
-    std::set<int> untold;     // of those: they do not know that it is here
+    std::set<int> untold;     // of those: not yet notified that it is here
     std::vector<Sender> senders;
     std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and strand
   };
@@ -189,8 +191,8 @@ class HostProxy final : public Guest {
     HostGroupSpec spec;
     std::set<int> processes;          // others
     std::set<int> unwanted;           // of those: a link has not been asked for
-    std::map<int, std::string> left;  // of those: ended in good order
-    std::set<int> untold;             // of those: they do not know the cause
+    std::map<int, std::string> left;  // of those: ended normally
+    std::set<int> untold;             // of those: not yet notified of the cause
     std::optional<std::string> cause;
     std::map<uint64_t, Region> regions;  // by key
     std::vector<Lent> lent;

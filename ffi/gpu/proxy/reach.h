@@ -1,12 +1,12 @@
-// How a communicator's GPUs reach those of other hosts: the memory of its regions, and its group at
-// the proxy (proxy.h).
+// The connection of a communicator's GPUs to those of other hosts: the memory of its regions, and
+// its group at the proxy (proxy.h).
 //
-// Two ways. Where the devices export dma-bufs and the link to a process takes them, what is sent to
-// its ranks lies in device memory and is read by the NIC; else it lies in pinned host memory and is
-// copied by the proxy. A process picks for each other one that it sends to, when the communicator
-// is made: the kernels' tables name addresses, and they are for good. So the links are waited for,
-// which a call would wait for, too. Both memories are this object's: when a link ends it reads them
-// no more, and kernels may still write to them.
+// There are two paths. If the devices export dma-bufs and the link to a process takes them, data
+// for its ranks is in device memory and the NIC reads it; otherwise it is in pinned host memory and
+// the proxy copies it. A process picks a path for each destination when the communicator is
+// created, because the kernels' tables contain addresses that never change. So creation waits for
+// the links, as a call would. This object owns both memories: when a link ends it stops reading
+// them, and kernels may still write to them.
 //
 // A region's memory lasts as long as the communicator: a seat that has been granted to an
 // instruction of several processes stays that instruction's, and its launches go on counting.
@@ -74,11 +74,11 @@ class HostReach {
   std::optional<std::string> Cause() const;
   void Fail(const std::string& cause) { proxy_.Fail(spec_.id, cause); }
 
-  // For people: how many hosts, which memory, and which way to which process.
+  // As text: the number of hosts, the memory, and the path to each process.
   std::string Describe() const;
 
  private:
-  // Memory is given out for good.
+  // Memory is never returned.
   struct Slab {
     unsigned char* next = nullptr;
     uint64_t left = 0;

@@ -1,10 +1,9 @@
-// The messages that the ranks of a schedule send to ranks of other hosts, and in which order: what
-// the host needs to know so that a launch, or the replay of one, needs no call. Plain numbers,
-// computed from the packed tables (device_table.h). Processes agree on the messages between them.
+// The messages, and their order, that the ranks of a schedule send to ranks of other hosts. The
+// proxy follows them, so that a launch, or its replay, needs no call. Plain numbers, computed from
+// the packed tables (device_table.h). Processes agree on the messages between them.
 //
-// A block of a rank runs the ops of its worker in order, slice by slice. So the flags that it
-// raises at ranks of other hosts come in an order that is known: `signals`, once for each slice
-// of its strand.
+// A block of a rank runs the ops of its worker in order, slice by slice. So it raises flags at
+// ranks of other hosts in a known order: `signals`, once for each slice of its strand.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +32,8 @@ class HostRoutes {
     int32_t position;
     int32_t count;
   };
-  // All that one op sends to one rank: one message of the schedule, or several that go side by
-  // side, each with flags of its own.
+  // Everything that one op sends to one rank: one message of the schedule, or several, each with
+  // its own flags.
   struct HostMessage {
     uint32_t id;  // equal in all processes; ascends
     int32_t source;
@@ -58,8 +57,8 @@ class HostRoutes {
                                    const std::vector<int>& host_of_rank);
 
   // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
-  // message between each two ranks of different hosts. How often a strand uses its slot, and how
-  // much the last use holds, stands in its first flag.
+  // message between each two ranks of different hosts. Its first flag gives the number of uses of a
+  // strand's slot and the size of the last use.
   static StatusOr<HostRoutes> MakeRagged(const TableHeader& header, const TableCall& call,
                                          const std::vector<int>& host_of_rank);
   bool sized_by_flags() const { return sized_by_flags_; }
@@ -73,8 +72,7 @@ class HostRoutes {
   const std::vector<Signal>& Signals(int32_t rank, int32_t worker) const {
     return signals_[rank][worker];
   }
-  // The digest of everything above, as far as two processes have to agree on it: of the messages
-  // between their ranks.
+  // The digest of the parts on which two processes must agree: the messages between their ranks.
   uint64_t DigestBetween(const std::vector<int>& process_of_rank, int a, int b) const;
 
   // Bytes in a region, from its start.

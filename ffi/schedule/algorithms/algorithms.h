@@ -1,8 +1,9 @@
-// Every algorithm: the layout it needs, and the ops of one rank on one channel's share of the
-// chunks. The table in schedule.cc gives them their names.
+// Every algorithm has two functions: one for the layout that it needs, one for the ops of a rank on
+// one channel's share of the chunks. The table in schedule.cc maps names to them.
 //
-// They are called for two ranks or more; alone, a rank copies. Rank `root`, 0 where there is none,
-// must have an end of a message as large as any: see LargestMessage in schedule/world.h.
+// They are called for two ranks or more; a single rank only copies. Rank `root` (0 for collectives
+// without one) must send or receive a message as large as any: see LargestMessage in
+// schedule/world.h.
 #pragma once
 
 #include "schedule/op_list_builder.h"

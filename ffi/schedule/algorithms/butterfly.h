@@ -1,5 +1,5 @@
-// Butterflies: in every step the ranks form pairs, and after ceil(log2 P) steps everyone has met
-// everyone's data. swing.cc and bine.cc are made of them.
+// Butterflies: in every step the ranks form pairs, and after ceil(log2 P) steps every rank has
+// received data from all others. swing.cc and bine.cc use them.
 //
 // The pairs are those of De Sensi et al. (see swing.cc): in round s along a dimension, the rank at
 // an even coordinate meets the one rho(s) = 1 - 2 + 4 - ... + (-2)^s ahead, so that distances are
@@ -26,17 +26,17 @@ class Butterfly {
   bool power_of_two() const { return power_of_two_; }
   int32_t Partner(int32_t rank, int32_t step) const;
 
-  // The place of the share of a vector that `rank` reduces, of size() shares, such that what is
-  // handed over is contiguous if size() is a power of two.
+  // The position, among size() shares of a vector, of the share that `rank` reduces. With these
+  // positions the data that is sent is contiguous if size() is a power of two.
   int32_t Position(int32_t rank) const;
-  // Whether the pairs of `step` have this rank in the half that comes first.
+  // Whether this rank is in the first half in the pairs of `step`.
   bool First(int32_t rank, int32_t step) const;
 
-  // Reducing: whose shares `rank` hands to its partner in `step`; as ranks, and as positions.
-  // Gathering, the steps run backwards and the partner hands them back.
+  // When reducing: the owners of the shares that `rank` sends to its partner in `step`, as ranks
+  // and as positions. When gathering, the steps run backwards and the partner sends them back.
   //
-  // A share goes on in the last step that can still bring it to its owner, so everyone hands over
-  // each share but its own exactly once, whatever the number of ranks: the ways of a share form a
+  // A share is sent in the last step in which it can still reach its owner, so every rank sends
+  // each share except its own exactly once, for any number of ranks: the paths of a share form a
   // tree with its owner as root.
   std::vector<int32_t> Given(int32_t rank, int32_t step) const;
   std::vector<Interval> GivenPositions(int32_t rank, int32_t step) const;
@@ -56,8 +56,8 @@ class Butterfly {
 };
 
 // The collectives over the first `butterfly.size()` ranks, on one share of every chunk or block:
-// `subchannel` of the layout's, which the caller has set. The one rank there may be beside them, in
-// worlds of an odd size, gives and takes its data directly.
+// `subchannel` of the layout's, which the caller has set. In worlds of odd size, the one remaining
+// rank sends and receives its data directly.
 
 // all_reduce: of the chunks subchannel * P, ..., subchannel * P + P - 1.
 void ButterflyAllReduce(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel);

@@ -1,5 +1,4 @@
-// The double binary tree over any subset of the ranks, from which double_tree.cc and
-// hierarchical.cc are made.
+// The double binary tree over any subset of the ranks, used by double_tree.cc and hierarchical.cc.
 #pragma once
 
 #include <functional>
@@ -12,7 +11,7 @@ struct TreeGroup {
   // The pieces of a vector, half for each tree. With m pieces per tree the pipeline is full in
   // (m - 1) of 2h + m - 1 steps; not measured yet, and `channels` multiplies it.
   static constexpr int32_t kPieces = 16;
-  // One per tree: a rank that waits in one must not hold up the other.
+  // One per tree: a rank that waits in one tree must not delay the other.
   static constexpr int32_t kSubchannels = 2;
 
   int32_t size = 1;

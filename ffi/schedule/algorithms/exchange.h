@@ -1,5 +1,5 @@
-// An all-reduce by exchanging whole sums with one partner after another, from which
-// recursive_doubling.cc, swing.cc and bine.cc are made: they differ in who the partners are.
+// An all-reduce by exchanging whole sums with one partner after another, used by
+// recursive_doubling.cc, swing.cc and bine.cc, which differ in the choice of partners.
 #pragma once
 
 #include <functional>
@@ -13,8 +13,8 @@ struct PairExchange {
   std::function<Operand(BufferKind)> whole;  // what is reduced
   // The partner of a folded rank, folded as well; round 0, 1, ..., fold.rounds - 1.
   std::function<int32_t(int32_t folded, int32_t round)> partner;
-  // Whether its sum stands on the left; true for exactly one of two partners. All ranks that hold
-  // one sum must agree, or ranks end with differently rounded results.
+  // Whether its sum is the left operand; true for exactly one of two partners. All ranks that hold
+  // the same sum must agree, or ranks end with differently rounded results.
   std::function<bool(int32_t folded, int32_t round)> first;
 };
 

@@ -1,9 +1,9 @@
 // Worlds whose size is not a power of two, for the recursive algorithms, as in Thakur, Rabenseifner
 // and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005.
 //
-// The first 2R of P = 2^K + R ranks form R pairs. The even one hands its contribution to the odd
-// one and waits; 2^K ranks are left, and get folded ranks 0 ... 2^K - 1 in the order of the ranks,
-// so the order of contributions is kept. At the end the odd one hands back the result.
+// The first 2R of P = 2^K + R ranks form R pairs. The even rank sends its contribution to the odd
+// one and waits. The remaining 2^K ranks get folded ranks 0 ... 2^K - 1 in the order of the ranks,
+// which preserves the order of contributions. At the end the odd rank sends back the result.
 #pragma once
 
 #include <bit>

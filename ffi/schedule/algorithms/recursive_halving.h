@@ -1,5 +1,4 @@
-// Halving-doubling over any subset of the ranks, from which recursive_halving.cc and
-// hierarchical.cc are made.
+// Halving-doubling over any subset of the ranks, used by recursive_halving.cc and hierarchical.cc.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
-// The two halves of a ring all-reduce over any subset of the ranks, from which ring.cc and
-// hierarchical.cc are made.
+// The two halves of a ring all-reduce over any subset of the ranks, used by ring.cc and
+// hierarchical.cc.
 #pragma once
 
 #include <functional>

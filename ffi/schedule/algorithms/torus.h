@@ -26,7 +26,7 @@ class Torus {
   int32_t Coordinate(int32_t rank, int32_t d) const {
     return rank / sides_[d].stride % sides_[d].extent;
   }
-  // The rank with another coordinate in dimension d, taken modulo the extent.
+  // The rank whose coordinate in dimension d is replaced, modulo the extent.
   int32_t With(int32_t rank, int32_t d, int32_t coordinate) const {
     const auto [extent, stride] = sides_[d];
     const int32_t wrapped = (coordinate % extent + extent) % extent;

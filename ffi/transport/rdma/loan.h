@@ -1,9 +1,9 @@
 // A buffer that a call lends to an rdma link: puts are sent from where they lie in it.
 //
-// The NICs of the rails may read it, and nobody else gets a key. Memory of the host is registered
+// Only the NICs of the rails may read it; no one else gets a key. Memory of the host is registered
 // in pieces, each when the first put from it is sent, so that no put waits for all of a large
-// array. Registered memory is deregistered before the loan ends, and so before the memory can
-// be freed: a NIC never has a key of pages that it should not see any more.
+// array. Registered memory is deregistered before the loan ends, and so before the memory can be
+// freed: a NIC never has a key of pages that it should not see any more.
 //
 // Thread rule: that of the link.
 #pragma once
@@ -70,7 +70,7 @@ class RdmaLoan final : public Link::Loan {
 class LentPuts {
  public:
   void Add(uint64_t put, uint64_t token, size_t parts) { puts_[put] = {token, parts}; }
-  // One more of its parts needs its source no more.
+  // One more of its parts has been sent and does not need its source any more.
   void Released(uint64_t put);
   // Nobody wants to hear of it; the put, if it has been under way until now, or 0.
   uint64_t Forget(uint64_t token);

@@ -1,4 +1,4 @@
-// The messages that the two sides of an rdma link tell each other before there is one.
+// The messages that the two sides exchange to set up an rdma link.
 #pragma once
 
 #include <cstdint>

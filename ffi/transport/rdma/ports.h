@@ -1,5 +1,5 @@
 // The ports of the NICs that carry an rdma link, and how they are addressed. Read from sysfs, which
-// tells more than libibverbs does and needs no open device.
+// has more information than libibverbs and needs no open device.
 #pragma once
 
 #include <array>
@@ -46,12 +46,12 @@ int NumaNodeOfThisThread();
 // "fe80::1" without the abbreviation: as sysfs writes it.
 std::string GidText(const std::array<uint8_t, 16>& gid);
 
-// How long a NIC tries before it gives a rail up, in the units of queue pairs. The whole takes a
+// How long a NIC retries before it fails a rail, in the units of queue pairs. All retries take a
 // tenth of the deadline, so that traffic can move to another rail before a call fails.
 struct RdmaRetries {
   uint8_t ack_timeout;      // 4.096 us * 2^this, per try
   uint8_t retry_count = 7;  // the most there is
-  uint8_t rnr_timer;        // how long a receiver without a posted receive puts a sender off
+  uint8_t rnr_timer;        // how long a receiver without a posted receive delays a sender
   // Not 7, which means forever. Credits ensure that receives never run out, so this is for peers
   // that break the protocol.
   uint8_t rnr_retry_count = 6;

@@ -1,18 +1,19 @@
 // One queue pair of an rdma link: puts out, notices in, and an exact account of both.
 //
 // A put is an RDMA write of its bytes, then an RDMA write with immediate of its notice into the
-// next entry of the peer's ring. A reliable connection carries out both in that order, so whoever
-// sees the notice's completion sees the bytes. A notice alone is the second write alone. The
-// immediate is the entry's number: the bytes of a notice are more than its 32 bits.
+// next entry of the peer's ring. A reliable connection executes both in that order, so the bytes
+// are visible when the notice's completion is. A notice alone is only the second write. The
+// immediate is the entry's number: its 32 bits are too few for a notice.
 //
 // Credits. A notice takes an entry of the peer's ring and one of its posted receives; there are
-// kEntries of each. The receiver says how many it has consumed in each notice that goes back, and
-// by a write without bytes when half of them have not been reported. Receives are posted anew
-// before their credit is, and some more for the reports, so they never run out.
+// kEntries of each. The receiver reports the number that it has consumed in each notice in the
+// other direction, and by a write without bytes when half of them are unreported. Receives are
+// reposted before their credit is reported, with some more for the reports, so they never run out.
 //
-// A rail that fails is closed to the peer first (its queue pair enters the error state); then all
-// that had come is counted. Notices arrive in order, so that one number tells the peer exactly
-// which of its puts are here: it repeats the others elsewhere, and none comes twice.
+// A failed rail is first closed to the peer (its queue pair enters the error state); then the
+// arrived notices are counted. Notices arrive in order, so this one number tells the peer exactly
+// which of its puts have arrived: it sends the others again over other rails, and none arrives
+// twice.
 //
 // Thread rule: that of the link.
 #pragma once
@@ -34,7 +35,7 @@
 
 namespace jaxcoll {
 
-// The facts that one side tells the other of a rail, so that they can be connected.
+// The properties of a rail that both sides exchange to connect it.
 struct RailAddress {
   char device[64];  // for people, and to join like with like
   char fabric[64];
@@ -75,8 +76,8 @@ class RdmaRail {
     // once more.
     std::shared_ptr<const std::vector<std::byte>> copy{};
 
-    // The source goes away. It is not copied into the staging memory: if the part is at the peer,
-    // its place there may be another put's by now.
+    // The source is about to be freed. It is not copied into the staging memory: if the part has
+    // arrived at the peer, its place may belong to another put by now.
     void Keep() {
       copy = std::make_shared<const std::vector<std::byte>>(source, source + bytes);
       source = nullptr;
@@ -121,7 +122,7 @@ class RdmaRail {
   // Takes at most `budget` completions; what has come is appended to `arrived`. Returns whether
   // there was anything.
   bool Poll(int budget, std::vector<RailEntry>& arrived);
-  // Looks at what the device has reported. True while the port is down, which may pass.
+  // Reads the device's events. True while the port is down, which may be temporary.
   bool LookForTrouble();
   // Asks for an event with the next completion. Poll once more before relying on it.
   void Arm();
@@ -192,7 +193,7 @@ class RdmaRail {
   uint64_t consumed_by_peer_ = 0;
   uint64_t requests_ = 0;
   uint64_t requests_completed_ = 0;
-  uint64_t requests_signalled_ = 0;  // up to the last one that will tell
+  uint64_t requests_signalled_ = 0;  // up to the last one that requests a completion
   std::deque<Sent> unacknowledged_;
   size_t unacknowledged_bytes_ = 0;
   std::vector<uint64_t> released_;

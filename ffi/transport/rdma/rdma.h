@@ -3,16 +3,16 @@
 //
 // Both sides own memory that is registered once, when the link is made: a window and rings that the
 // peer may write, staging memory and entries that the NIC may read. So no key can outlive the
-// memory that it names. A put's bytes lie in the staging memory at its offset in the window:
-// whoever puts a message together there saves Put's copy. Beside that, NICs may read what calls
-// lend (loan.h) until they take it back.
+// memory that it names. A put's bytes are in the staging memory at its offset in the window:
+// assembling a message there saves Put's copy. In addition, NICs may read buffers that calls lend
+// (loan.h) until the loan ends.
 //
-// Rails. A put goes to the rail with the least to do; a large one is cut in parts, one per rail,
-// and its notice is delivered when all have come. So no order between rails is needed. When one
-// fails, both sides close it, count what came by it and tell each other; what did not come is sent
-// again by the others, and the loss is logged. Only parts of undelivered puts are sent again, so a
-// source may change as soon as the peer has said that it has it. When the last one fails, the link
-// ends with the first reason.
+// Rails. A put goes to the least loaded rail; a large one is cut into parts, one per rail, and its
+// notice is delivered when all have arrived. So no order between rails is needed. When a rail
+// fails, both sides close it, count the notices that arrived on it and exchange the counts; missing
+// parts are sent again over the other rails, and the loss is logged. Only parts of undelivered puts
+// are sent again, so a source may change as soon as the peer has confirmed delivery. When the last
+// rail fails, the link ends with the first rail's reason.
 #pragma once
 
 #include <memory>
@@ -44,7 +44,8 @@ class RdmaLink : public Link {
   static StatusOr<std::unique_ptr<RdmaLink>> Make(
       const RdmaConfig& config, size_t window_bytes,
       const std::vector<std::optional<RdmaPort>>& ports);
-  // The offer for the peer. Its keys let it write to this side's window: tell nobody else.
+  // The offer for the peer. Its keys let it write to this side's window: keep it secret from all
+  // others.
   virtual std::string Offer() const = 0;
   // `socket`: a connected, authenticated stream, taken over in any case. Its traffic is protected
   // as `security` says; data that NICs carry are not.

@@ -1,5 +1,5 @@
-// libibverbs, loaded when it is first needed: a build never needs it, and a machine without it only
-// lacks this transport.
+// libibverbs, loaded at first use: a build never needs it, and a machine without it only lacks this
+// transport.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,8 @@ struct Library {
   Mr* (*reg_dmabuf_mr)(Pd* pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access);
 };
 
-// The library, or why there is none and what to install. Loaded once, never unloaded.
+// The library, or the reason why it cannot be used and the package to install. Loaded once, never
+// unloaded.
 StatusOr<const Library*> Load();
 // For tests: from the file of that name, each time anew.
 StatusOr<Library> LoadFrom(const char* file);

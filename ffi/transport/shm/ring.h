@@ -1,7 +1,7 @@
 // Notices from one process to another: a ring in shared memory with one producer and one consumer.
 //
-// Each entry carries the number of its notice, so that an entry alone says whether it is filled: a
-// notice costs the consumer one cache line, not a second one for the producer's index. The other
+// Each entry contains the number of its notice, which shows whether the entry is filled: a notice
+// costs the consumer one cache line, not a second one for the producer's index. The other
 // direction, what is free again, is one counter that the consumer moves once per batch.
 //
 // The memory is the consumer's, but the other side can write to all of it. Every value read from it
@@ -77,7 +77,7 @@ class RingProducer {
  private:
   RingResult LookForRoom() {
     const uint64_t consumed = ring_->consumed.load(std::memory_order_seq_cst);
-    // As unsigned distances: it moves forwards, and not beyond what was pushed.
+    // As unsigned distances: it only increases, and never beyond the number of pushed notices.
     if (consumed - consumed_ > pushed_ - consumed_) return RingResult::kBroken;
     consumed_ = consumed;
     return pushed_ - consumed_ < RingMemory::kEntryCount ? RingResult::kDone : RingResult::kWait;

@@ -1,4 +1,4 @@
-// A segment: a memfd that its owner receives in and its peer writes to. Both map it.
+// A segment: a memfd in which its owner receives and to which its peer writes. Both map it.
 //
 //   SegmentHeader   sizes, and the ring of notices; the window, from the next page on
 //
@@ -28,7 +28,7 @@ class ShmSegment {
   ShmSegment& operator=(const ShmSegment&) = delete;
   ~ShmSegment();
 
-  // Maps `fd` if it is what MakeShmSegment makes; takes nobody's word for it.
+  // Maps `fd` after checking that it has the properties of MakeShmSegment's result.
   Status Map(int fd);
 
   RingMemory* ring() const { return &header_->ring; }

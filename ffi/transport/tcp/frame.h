@@ -3,15 +3,15 @@
 // The first frame of every socket is a hello, which must agree with our own: the same window size,
 // the same number of sockets, listed in the same order.
 //
-// On the way a frame is cut into records, each with a tag (seal.h) unless the link is plain:
+// For sending, a frame is cut into records, each with a tag (seal.h) unless the link is plain:
 //
 //   head    size of what follows up to the tag, never encrypted | header | payload if it has
 //           kJoinedBytes at most | tag
 //   piece   up to RecordSeal::kPieceBytes of a larger payload | tag
 //
-// Nothing of a head is used before its tag has been checked but the size, which has bounds. Pieces
-// go from the kernel to where the checked header says, and are checked there before anything is
-// delivered: whoever alters them writes to a place that nobody reads yet.
+// Only the size, which is bounded, is used before a head's tag has been checked. Pieces are
+// received at the place that the checked header names, and are checked there before anything is
+// delivered: altered bytes land in memory that no thread reads yet.
 #pragma once
 
 #include <bit>

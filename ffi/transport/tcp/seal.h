@@ -1,5 +1,5 @@
-// How what goes over one socket in one direction is protected on the way: by a tag after every
-// record (frame.h says what a record is), and on request by encryption.
+// The protection of one direction of a socket: a tag after every record (see frame.h) and, on
+// request, encryption.
 //
 //   link key    32 bytes, which the handshake derives from the job's secret and all that both sides
 //               said, their nonces included (jaxcoll/_job/handshake.py)
@@ -9,8 +9,8 @@
 //   nonce       the number of the record in its direction, which does not travel
 //
 // So every socket, direction and mode has its own key, no key sees a nonce twice, and a record that
-// was altered, repeated, left out, moved or brought in from elsewhere fails its check. Without
-// encryption the whole record is GCM's associated data, which makes of it the MAC called GMAC.
+// was altered, repeated, dropped, moved or injected fails its check. Without encryption the whole
+// record is GCM's associated data, which makes it the MAC called GMAC.
 #pragma once
 
 #include <cstddef>

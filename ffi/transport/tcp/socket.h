@@ -1,10 +1,10 @@
 // One stream socket of a tcp link: frames out, frames in (frame.h).
 //
-// Out: frames wait in line, their payload where it lies. The next piece for the kernel is a batch:
-// heads of frames, then a piece of a large payload. It is sealed when it is made, in the order in
-// which it travels. Without encryption a piece is sent from where it lies; else from a buffer here,
-// for a source is never written to. In: pieces go from the kernel to their place without a copy of
-// ours, and are checked, or decrypted, there; heads come through a small buffer, many at a time.
+// Sending: frames are queued, with their payload in place. The next write to the kernel is a batch:
+// heads of frames, then a piece of a large payload. It is sealed when it is assembled, in the order
+// of sending. Without encryption a piece is sent in place; otherwise from a buffer here, since a
+// source is never modified. In: pieces go from the kernel to their place without a copy of ours,
+// and are checked, or decrypted, there; heads come through a small buffer, many at a time.
 //
 // Thread rule: that of the link. Nothing here blocks.
 #pragma once
@@ -51,7 +51,7 @@ class TcpSocket {
   // Receives at most `budget` frames, and reduces it by their number; about kMaxBytesPerReceive.
   // Returns whether anything came. `peer` is passed on to the sink, which may call Send.
   bool Receive(LinkSink& sink, int peer, int& budget);
-  // A frame is known to lie in the buffer: no descriptor will announce it.
+  // The buffer contains a frame, which no descriptor will announce.
   bool HasUnread() const;
   uint64_t puts_received() const { return puts_received_; }
   // The peer's last report of how many puts it had sent on all sockets of the link.
@@ -62,7 +62,7 @@ class TcpSocket {
   int end_errno() const { return end_errno_; }  // 0: closed in order
   // The stream has ended within a frame: where. Else empty.
   std::string cut() const;
-  // The link must end: something was altered, or is wrong, or the peer says so. `Trouble` says why.
+  // The link must end: data was altered or invalid, or the peer ended it. `Trouble` has the reason.
   bool has_trouble() const {
     return farewell_ || !failed_check_.empty() || !violation_.empty() || !crypto_trouble_.empty();
   }
