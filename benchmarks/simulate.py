@@ -117,7 +117,7 @@ def rails(ranks: int) -> Topology:
 
 
 def permutation(ranks: int, seed: int) -> ScheduleSpec:
-    """Everybody sends to somebody, and nobody to himself: a random circle."""
+    """Every rank sends to one other, in a random ring."""
     order = random.Random(seed).sample(range(ranks), ranks)
     pairs = zip(order, [*order[1:], order[0]], strict=True)
     return ScheduleSpec("permute", ranks, permutation=tuple(sorted(pairs)))

@@ -8,13 +8,13 @@ Starts two processes on this machine. Within a job of two (`jaxcoll launch`, or 
 of two hosts, after the environment that `jax.distributed.initialize()` reads) it measures between
 those. Links are made as the engine's are, authenticated through the job's store.
 
-Latency stands beside `ib_write_lat`: half the round trip of a put, its notice included. Bandwidth
-stands beside `ib_write_bw`, but a put counts when the receiver has answered that its place is free
-again, as between engines; MB are 2^20 bytes, as there. Bytes lie where the engine puts messages
-together; `--source copied` has them copied there first, `--source lent` has rdma register them
-instead, anew each time the window has been filled. Where the latter is faster, from some size on,
-is what JAXCOLL_IB_REGISTER_BYTES is for. The last column is what the sender's CPUs spend: a measure
-that other work on this machine changes less.
+Latency is comparable with `ib_write_lat`: half the round trip of a put, its notice included.
+Bandwidth is comparable with `ib_write_bw`, but a put counts when the receiver has answered that its
+place is free again, as between engines; MB are 2^20 bytes, as there. Bytes are where the engine
+puts messages together; `--source copied` has them copied there first, `--source lent` has rdma
+register them instead, anew each time the window has been filled. Where the latter is faster, from
+some size on, is what JAXCOLL_IB_REGISTER_BYTES is for. The last column is what the sender's CPUs
+spend: a measure that other work on this machine changes less.
 
 tcp is authenticated, as it is in every job; tcp-encrypted encrypts as well, tcp-plain does neither
 and is there to be compared with. `--bound` says before what one core can do at most: copy, compute

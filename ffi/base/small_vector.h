@@ -1,5 +1,6 @@
-// A vector of small things whose first few stand in the object itself. Schedules have millions of
-// lists of one or two; with a heap block for each, most of the time to build them went to malloc.
+// A vector of small elements that stores its first few in the object itself. Schedules have
+// millions of lists of one or two; with a heap block for each, malloc dominated the time to build
+// them.
 #pragma once
 
 #include <algorithm>

@@ -94,7 +94,7 @@ void CallSite::OpenRemote(int32_t group, const std::string& shapes,
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     spec.device_ids.push_back(groups_.DeviceId({group, rank}));
   }
-  // The shapes stand in the signature as they were lowered; what runs may be a shard of that.
+  // The signature contains the shapes at lowering; the call may run on a shard of them.
   spec.operation = core_.instruction() + ' ' + shapes;
   spec.description = core_.Describe();
   spec.plan = std::move(plan);

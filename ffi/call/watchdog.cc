@@ -99,7 +99,7 @@ void Watchdog::CheckInterruption() {
       std::lock_guard lock(interpreter_mutex_);
       raises = !closing() && interruption.interpreter().raises_on_interrupt();
     }
-    // A program that handles SIGINT by itself, to stop gracefully, keeps its collectives.
+    // If a program handles SIGINT itself, to stop gracefully, its collectives continue.
     if (raises && !closing()) FailInterrupted(came, interruption.unheard());
     // Behind a call that fails the next of a queue may begin to wait, and the main thread for it.
     while (raises && !closing() && interruption.unheard()) {

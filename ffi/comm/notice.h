@@ -22,9 +22,9 @@ struct CallId {
 enum class NoticeKind : uint8_t {
   kReady = 1,    // the receiver of a message waits for it
   kData = 2,     // a message lies at `offset`
-  kCredit = 3,   // what lies at `offset` is not needed any more; `bytes` of it were put aside
+  kCredit = 3,   // the message at `offset` is not needed any more; `bytes` of it were stored
   kRequest = 4,  // a small message stays with its sender until its receiver waits for it
-  kTaken = 5,    // `bytes` that had been put aside are needed no more
+  kTaken = 5,    // `bytes` that had been stored are not needed any more
   kParcel = 6,   // of the guests; its bytes, if any, lie at `offset`
 };
 

@@ -348,7 +348,7 @@ class Reactor final {
   bool armed_ = false;  // links may wake the thread
   Clock::time_point checked_at_;
   StoppedTime stopped_time_;
-  bool some_left_ = false;  // some peer has left in good order
+  bool some_left_ = false;  // some peer has ended normally
   Guest* guest_ = nullptr;
   GuestCarrier guest_carrier_{*this};
   ForCallSites for_call_sites_{*this};

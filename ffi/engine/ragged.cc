@@ -30,7 +30,7 @@ std::string Text(const RaggedFault& fault, const RaggedShape& shape,
   const auto rank = [&](int64_t number) {
     return "rank " + std::to_string(number) + (of_rank.empty() ? "" : of_rank[number]);
   };
-  // Any number can stand in a table: nothing is added up here.
+  // A table can contain any number, so sums could overflow: nothing is added here.
   const std::string rows = std::to_string(fault.rows) + " rows";
   const std::string other = std::to_string(fault.other);
   const std::string pair = rank(fault.from) + " to " + rank(fault.to) + ": ";

@@ -348,7 +348,7 @@ void ScratchUse::Resolve(Written& chunk) {
   Written* at = &chunk;
   while (at != nullptr && at->from == Written::kScratch) {
     way.push_back(at);
-    at->from = Written::kElse;  // a circle of copies comes from nowhere
+    at->from = Written::kElse;  // a cycle of copies has no origin
     at = const_cast<Written*>(Find(at->origin.member, at->origin.chunk));
   }
   if (at == nullptr || at->from != Written::kInput) return;

@@ -66,7 +66,7 @@ StatusOr<Result> Simulation::Run() {
       if (p_.interrupted()) return Status(StatusCode::kCancelled, "the simulation was interrupted");
     }
   }
-  for (size_t id = 0; id < flows_.size(); ++id) {  // background traffic that is still under way
+  for (size_t id = 0; id < flows_.size(); ++id) {  // background traffic that is still in flight
     Flow& flow = flows_[id];
     if (!flow.route) continue;
     Settle(flow);

@@ -15,7 +15,7 @@ class Trunks {
  public:
   static constexpr int32_t kNone = -1;  // of a link without capacity, which nothing can take
 
-  // Links that are `alone` stay so, as those must that will change on the way.
+  // Links in `alone` are not joined, as is necessary for links that will change during the run.
   Trunks(const Network& network, const std::vector<bool>& alone);
 
   // The same nodes, and one link for each trunk, in the order of their first links.

@@ -64,7 +64,7 @@ class LinkBench final : public LinkSink {
     return times;
   }
 
-  // `count` puts one way, each answered by a notice that frees its place; as many are under way as
+  // `count` puts one way, each answered by a notice that frees its place; as many are in flight as
   // the window holds, 64 at most. Seconds, for the sender until the last answer. `source` is where
   // the bytes lie before: "staged", as those that the engine has put together; "copied", as an
   // array's; "lent", the same, which is lent anew as often as the window has been filled.

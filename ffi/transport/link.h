@@ -5,8 +5,8 @@
 // are free and what a notice means; a transport moves bytes and delivers notices.
 //
 //   Put     bytes into the peer's window, then a notice. Delivered exactly once, after its own
-//           bytes are visible. No order between two puts may be assumed, so two that are under way
-//           must not overlap in the window: the bytes of one would fail the check of the other.
+//           bytes are visible. No order between two puts may be assumed, so two in flight must not
+//           overlap in the window: the bytes of one would fail the check of the other.
 //   Tell    a message of up to 64 KiB, in order among themselves; rare: errors, states.
 //
 // Thread rule: all calls on a link, and all calls of its sink, come under the reactor's lock.

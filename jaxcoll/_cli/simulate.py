@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxcoll simulate: interrupted", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(130)  # simulations that are under way would be waited for
+        os._exit(130)  # a normal exit would wait for running simulations
 
 
 def _simulate(

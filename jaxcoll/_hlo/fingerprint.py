@@ -1,7 +1,7 @@
 """The text of a module, line by line, and the digest by which processes tell modules apart.
 
 A line is an instruction without names, source locations and whatever else may differ between
-processes that have compiled the same program; large literals stand in it as digests.
+processes that have compiled the same program; large literals are replaced by digests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LEFT_OUT = (
 
 
 def lines(module: Any) -> list[str]:
-    """Each "what it computes @ where it stands in the source". Clears the module's instructions."""
+    """Each is "computation @ source location". Clears the module's instructions."""
     found = []
     source_of = _module.Sources(module).of
     shapes: dict[bytes, str] = {}

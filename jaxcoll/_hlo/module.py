@@ -218,11 +218,11 @@ def _change(
     """Takes instructions out of a computation, puts others in, and renames ids of operands.
 
     Args:
-      in_order: whether all stand behind what they need afterwards, too.
+      in_order: whether all instructions must still follow their operands afterwards.
     """
 
     instructions = computation.instructions
-    # New ones stand where they are needed first, old ones as they stood.
+    # New ones are placed before their first use; old ones keep their order.
     if removed:
         for index in reversed([n for n, i in enumerate(instructions) if i.id in removed]):
             del instructions[index]

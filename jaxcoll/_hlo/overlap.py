@@ -1,14 +1,14 @@
-"""Collectives go on beside what does not need them.
+"""Collectives overlap with instructions that do not need them.
 
-XLA:CPU starts an instruction when its operands are ready, and goes on while a call waits for other
-devices. Two things keep it from that:
+XLA:CPU starts an instruction when its operands are ready, and continues while a call waits for
+other devices. Two things prevent this:
 
-- Short computations: of up to eight instructions each is waited for. A late device then costs its
-  whole delay, whatever else there is to do. Such computations are made longer by calls that do
-  nothing, where enough can go on meanwhile.
-- The order in which XLA starts what is ready, its schedule's. A call that is started behind long
-  work reaches the other devices late. Control dependencies put calls first: they say where
-  instructions stand in the schedule, and XLA waits for none of them when the program runs.
+- Short computations: in those of up to eight instructions XLA waits for each instruction, so a late
+  device costs its whole delay. Such computations are made longer by calls that do nothing, if
+  enough work can overlap.
+- The order in which XLA starts what is ready, its schedule's. A call that starts after long work
+  reaches the other devices late. Control dependencies move calls forward: they determine the place
+  of instructions in the schedule, and XLA waits for none of them when the program runs.
 
 Why not a pair of calls, one that starts a collective and one that waits for it: when another
 instruction of the program fails, XLA frees the program's arrays without a word to a collective that
@@ -106,7 +106,7 @@ class _Beside:
     def put_first(self, call: Any) -> None:
         """Has what becomes ready with a call, or later, start behind it.
 
-        There is no circle: what takes time leads on to what begins later, and never back.
+        There is no cycle: instructions that take time lead only to ones that begin later.
         """
         first = int(np.searchsorted(self._begin, self._times.begin[call.id]))
         later = np.flatnonzero(self._is_beside[first:, self._number[call.id]])

@@ -1,10 +1,10 @@
-"""The compiler's hook: what XLA's partitioner inserts, through jaxcoll.
+"""The compiler's hook, which routes the collectives of XLA's partitioner through jaxcoll.
 
-JAX (from 0.10.2 on) hands a callback every module, after partitioning and layout. Whether a module
-is for us stands in the module itself, as a frontend attribute that is set where its compilation is
-asked for: the callback may run in any thread, and JAX's persistent cache, whose keys are digests of
-modules, tells programs compiled with jaxcoll from those without, and from those of another version
-or of other settings.
+JAX (from 0.10.2 on) passes every module to a callback, after partitioning and layout. A frontend
+attribute in the module itself, set in the thread that requests its compilation, marks the modules
+for jaxcoll. So the callback may run in any thread, and JAX's persistent cache, whose keys are
+digests of modules, distinguishes programs compiled with jaxcoll from others, and from those of
+other versions and settings.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def _logical_id(ctx: Any) -> Value:
 
 
 # Types below a byte cross the engine as wider ones. Narrowing back is exact for integers: they
-# wrap, so what is dropped at the end could have been dropped on the way. float4 is reduced in
+# wrap, so the upper bits can be dropped at the end as well as in each step. float4 is reduced in
 # float32, like every small float, and rounded once; every float4 is a float8.
 _CARRIERS_MOVING = {"i2": "i8", "i4": "i8", "ui2": "ui8", "ui4": "ui8", "f4E2M1FN": "f8E4M3FN"}
 _CARRIERS_REDUCING = {**_CARRIERS_MOVING, "f4E2M1FN": "f32"}

@@ -1,9 +1,9 @@
-"""The text of a program, line by line, and the fingerprint by which processes tell programs apart.
+"""The text of a program, line by line, and the fingerprint by which processes identify programs.
 
 A line is an equation with its types, literals and parameters, but without source locations and
-without anything that differs between processes which run the same code. Arrays that the program
-has captured stand in it as digests of their values: programs that differ in nothing else are
-different programs, and threads may launch them in another order on each process.
+without anything that differs between processes which run the same code. Captured arrays are
+represented by digests of their values: programs that differ only in these are different programs,
+and threads may launch them in another order on each process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxcoll import _environment
 from jaxcoll._jax import compat
 from jaxcoll._native import native
 
-# Longer parameters stand in a line as digests, which people need not read.
+# Longer parameters are replaced by digests, to keep lines readable.
 _PARAMETER_CHARACTERS = 80
 
 # JAXCOLL_MATCH=order: calls of equal kind meet in the order of their launches, whatever program
@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
     fingerprint: str
     name: str  # of its function
-    lines: tuple[str, ...]  # each "what it does @ where it stands in the source"
+    lines: tuple[str, ...]  # each "operation @ source location"
 
 
 def announce(*suffix: str) -> str:

@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @jax.tree_util.register_pytree_node_class
 class Started(Generic[_T]):
-    """A collective under way. A pytree, so that it can cross the borders of jitted functions."""
+    """A collective in progress. A pytree, so that it can cross the borders of jitted functions."""
 
     def __init__(self, value: _T) -> None:
         self._value = value

@@ -9,9 +9,9 @@
                                   or its offer
 
 Every MAC is HMAC-SHA256 under the job's secret and covers a role byte that no two messages share,
-so that none can be sent back to its author as another one. Both process indices stand in the
-hello: reflected to its author, it names the wrong server. A replayed hello earns a challenge with
-a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC earns nothing.
+so that none can be reflected to its author as another one. The hello contains both process indices:
+reflected to its author, it names the wrong server. A replayed hello is answered by a challenge with
+a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC gets no answer.
 
 Traffic that then goes over tcp is authenticated under a key of the link's own (`link_key`), and
 encrypted if either side asks for it: both say so in what they authenticate here, so that nobody

@@ -58,7 +58,7 @@ class LoopThread:
         raise NotImplementedError
 
     def close(self, words: str = "") -> None:
-        """Stops listening, gives up what is under way and ends the threads. Links stay.
+        """Stops listening, cancels pending operations and ends the threads. Links stay.
 
         Args:
           words: the words for processes that wait for this one, e.g. "has ended".

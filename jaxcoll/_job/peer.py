@@ -79,7 +79,7 @@ def read_ends(found: Mapping[str, bytes], folder: str) -> dict[int, str]:
     """Why processes take no part any more, by their index.
 
     Args:
-      found: what stands in the store below `folder`, which anybody may have written.
+      found: the store's entries below `folder`, which anyone may have written.
     """
     ends: dict[int, str] = {}
     for key, reason in found.items():

@@ -1,4 +1,4 @@
-"""The job's secret: how a process is given it, and how it vouches for what lies in the job's store.
+"""The job's secret: how a process gets it, and how it signs the values in the job's store.
 
 The store of `jax.distributed` answers everybody who reaches its coordinator, so a secret in it
 protects from nobody who can. A launcher therefore hands the secret over beside the store:
@@ -318,7 +318,7 @@ def _read_at_most(descriptor: int) -> bytes:
     return content
 
 
-# --- what lies in the store ---------------------------------------------------------------------
+# --- signing the store ----------------------------------------------------------------------------
 
 _MAGIC = b"\0jaxcoll-signed\n"  # no value that is not signed begins so
 _MAC_BYTES = hashlib.sha256().digest_size

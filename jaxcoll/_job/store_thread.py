@@ -114,7 +114,7 @@ class StoreThread:
                 with self._changed:
                     self._calls.append(call)
                 continue
-            except LinkError as error:  # what lies there cannot be trusted
+            except LinkError as error:  # the stored value cannot be trusted
                 failure = error
             except Exception as error:
                 failure = LinkError(f"the job's store (jax.distributed) has failed: {error}")

@@ -133,7 +133,7 @@ class _Values:
         self.held = [_UNWRITTEN] * (self._stride * ranks)
         self.writer = [-1] * len(self.held)  # the op that wrote it last
         # By value: the set of contributions (bit rank * input blocks + block), what it was combined
-        # from, and the first op that took a contribution twice on the way.
+        # from, and the first op that added a contribution twice.
         self.contributions: list[int] = [0]
         self._parts: list[tuple[int, ...]] = [()]
         self.doubled_by: list[int] = [-1]

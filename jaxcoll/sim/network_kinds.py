@@ -55,7 +55,7 @@ def _shared(uplinks: int, radix: int, below: int, count: int, parts: int, what: 
 def ring(
     hosts: int, *, bandwidth_Bps: float = _BANDWIDTH_BPS, latency_s: float = _LATENCY_S
 ) -> Topology:
-    """Hosts in a circle, each linked to the next; traffic passes through hosts."""
+    """Hosts in a ring, each linked to the next; traffic passes through hosts."""
     return torus([hosts], bandwidth_Bps=bandwidth_Bps, latency_s=latency_s, name=f"ring({hosts})")
 
 

@@ -178,7 +178,7 @@ def run(
     )
     if bounds == "none":
         return timeline
-    best = capacities.copy()  # a link may be mended on the way
+    best = capacities.copy()  # a link may be repaired during the run
     for _, link, bandwidth_Bps in link_changes:
         best[link] = max(best[link], bandwidth_Bps * model.efficiency)
     limits = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all")

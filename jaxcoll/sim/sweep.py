@@ -162,7 +162,7 @@ def _dims(
 
 @dataclass(frozen=True)
 class _Group:
-    """Simulations under way of one schedule: by case, a future for each seed."""
+    """Running simulations of one schedule: by case, a future for each seed."""
 
     runs: list[tuple[Case, list[Future[Timeline]]]]
 

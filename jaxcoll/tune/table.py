@@ -235,7 +235,7 @@ def _holds_others(value: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """One short line, whatever stands in a file."""
+    """One short line, whatever the file contains."""
     return ascii(value) if isinstance(value, str) and len(value) < 40 else _REPR.repr(value)
 
 

@@ -209,7 +209,7 @@ def file_descriptor(name: str) -> Any:
                 try:
                     end = end_of_file_descriptor(data, begin)
                     return descriptor_pb2.FileDescriptorProto.FromString(data[begin:end])
-                except (DecodeError, IndexError):  # the name stands in other files' lists, too
+                except (DecodeError, IndexError):  # the name is in other files' lists, too
                     begin = data.find(tag, begin + 1)
     pytest.fail(f"no {name} in jaxlib")
 

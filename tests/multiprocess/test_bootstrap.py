@@ -367,7 +367,7 @@ def test_close_is_quick_and_final_while_peers_are_missing() -> None:
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_close_at_any_moment_leaves_nothing(transport: str) -> None:
-    """Anything may be under way: listening, publishing, a handshake, a link with one end."""
+    """Any step may be in progress: listening, publishing, a handshake, a link with one end."""
     print(f"BOOTSTRAP_TEST_SEED={SEED}")
     random_ = random.Random(SEED)
     for _ in range(40):

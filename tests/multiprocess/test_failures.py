@@ -78,7 +78,7 @@ def loop(name, elements, on_call=lambda i: None):
         i += 1
 
 def names_the_lost(text, name, lost, dtype="(float32|f32)"):
-    "Rank, process, collective, dtype, shape and axis stand in the error."
+    "The error names rank, process, collective, dtype, shape and axis."
     ranks = "|".join(str(i) for i, d in enumerate(mesh.devices.flat) if d.process_index in lost)
     for pattern in (rf"rank\\w* ({ranks})\\b", rf"process\\w* ({'|'.join(map(str, lost))})\\b",
                     "permute" if name == "permute" else name, dtype, r"\\[\\d+", AXIS):

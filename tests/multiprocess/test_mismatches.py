@@ -1,7 +1,7 @@
 """Processes that do not make the same calls: all learn how these differ while they still wait.
 
 Each job waits in calls that never meet. The words must come from both processes before the deadline
-and stand in the errors that end the calls.
+and are in the errors that end the calls.
 """
 
 import re

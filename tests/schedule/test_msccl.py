@@ -187,7 +187,7 @@ def test_ring_all_reduce_is_the_ring(p: int) -> None:
     share = Fraction(p - 1, p)
     assert schedule.cost().sent == (2 * share,) * p
     assert schedule.cost().reduced == (share,) * p
-    # Sums under way are kept by position: no more scratch than a block, however many ranks.
+    # Partial sums are kept by position: no more scratch than a block, however many ranks.
     assert schedule.programs[0].scratch_blocks == (1 if p > 2 else 0)
 
 

@@ -7,7 +7,7 @@
 namespace jaxcoll {
 namespace {
 
-// Slices in flight: enough that a message is under way while another is added up, few enough that
+// Slices in flight: enough that a message is in flight while another is reduced, few enough that
 // what they touch stays in cache. Four processes on two cores, 64 MiB: 64 ms with four slices of
 // six messages each, 48 ms with two.
 constexpr size_t kInFlightBytes = 3 << 19;

@@ -11,7 +11,7 @@ std::string TagText(uint64_t tag) {
   return std::to_string(tag >> 32) + "." + std::to_string(tag & 0xffffffffu);
 }
 
-// Where a message stands in a schedule, for a reader of the schedule.
+// The position of a message in its schedule, as text.
 std::string WhereInSchedule(const Cause& cause) {
   return " (channel " + std::to_string(cause.channel) + ", message " +
          std::to_string(cause.sequence) + ", slice " + std::to_string(cause.slice) + ", op " +

@@ -98,8 +98,8 @@ class RaggedTables {
     __syncthreads();
   }
 
-  // A part of the result: what update u of `sender` writes of the tile [at, end), and where that
-  // lies in the sender's operand.
+  // A part of the result: what update u of `sender` writes of the tile [at, end), and its place in
+  // the sender's operand.
   struct Part {
     int64_t first, last, from;
   };

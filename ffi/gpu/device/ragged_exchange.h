@@ -362,7 +362,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     }
   }
 
-  // The part of a span that lies in [before, before + bytes).
+  // The part of a span within [before, before + bytes).
   static JAXCOLL_HD Span Cut(const Span& span, int64_t before, int64_t bytes) {
     const int64_t first = span.first < before ? before : span.first;
     const int64_t last = span.last < before + bytes ? span.last : before + bytes;

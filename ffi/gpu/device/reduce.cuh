@@ -1,6 +1,6 @@
 // The kernel of all collectives that reduce: all_reduce, reduce_scatter, reduce.
 //
-// Sources always stand in rank order, so one shot, two shots, direct and staged give the same bits,
+// Sources are always in rank order, so one shot, two shots, direct and staged give the same bits,
 // on every rank, and the same as the CPU engine's direct algorithms.
 //
 //   direct    all ranks reach each other's operands: a barrier when they are ready, one pass, a

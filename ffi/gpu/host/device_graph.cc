@@ -80,7 +80,7 @@ class DeviceGraphBuilder {
   }
 
   // Sorted by level, no op comes before one that it waits for, on any rank; so workers that run
-  // their ops in this order cannot wait for each other in a circle. Within a level what waits for
+  // their ops in this order cannot wait for each other in a cycle. Within a level what waits for
   // nobody comes first.
   Status Order() {
     const StatusOr<std::vector<int32_t>> levels = Levels(world_, Sending::kBuffered);

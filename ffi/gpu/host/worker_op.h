@@ -38,8 +38,8 @@ void Append(std::vector<T>& to, const std::vector<T>& from) {
 }
 
 // Whether `next` may be done in the same pass as `op`, which comes right before it: it copies what
-// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier slices
-// or launches, so to wait for them earlier closes no circle.)
+// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier slices or
+// launches, so waiting for them earlier closes no cycle.)
 bool MayJoin(const WorkerOp& op, const WorkerOp& next);
 
 // Drops stores to scratch that no op reads any more, since its reader was joined to the writer.

@@ -8,7 +8,7 @@
 // outboxes and writes inboxes. No CUDA call is needed.
 //
 // Device memory. Where the link to a process can send from it (Lend), the slots of outboxes for
-// that process's ranks lie in the sending rank's device instead, one piece for each of its peers,
+// that process's ranks are in the sending rank's device instead, one piece for each of its peers,
 // with the layout of an outbox; flags stay in host memory. Only a NIC reads these slots, never a
 // CPU. Incoming messages still land in a window in host memory and are copied to the inbox.
 //

@@ -84,7 +84,7 @@ void HostReach::Pick(const Options& options) {
   }
 }
 
-// From here on: what lies in device memory already stays there.
+// From here on, slots that are already in device memory stay there.
 void HostReach::Copy(int process, const std::string& why, LogLevel level) {
   takers_.erase(process);
   copied_[process] = why;

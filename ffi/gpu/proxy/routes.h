@@ -56,8 +56,8 @@ class HostRoutes {
                                    std::span<const int32_t> own, std::vector<TableCall> calls,
                                    const std::vector<int>& host_of_rank);
 
-  // Makes the routes of an exchange whose sizes stand in device memory (ragged_exchange.h): a
-  // message between each two ranks of different hosts. Its first flag gives the number of uses of a
+  // Makes the routes of an exchange whose sizes are in device memory (ragged_exchange.h): a message
+  // between each two ranks of different hosts. Its first flag gives the number of uses of a
   // strand's slot and the size of the last use.
   static StatusOr<HostRoutes> MakeRagged(const TableHeader& header, const TableCall& call,
                                          const std::vector<int>& host_of_rank);

@@ -85,7 +85,7 @@ void BucketAllReduce(OpListBuilder& b) {
 }
 
 Layout BucketReduceScatterLayout(const ScheduleSpec& spec) {
-  // Partial sums of a block lie in the scratch block of its number.
+  // Partial sums of a block are in the scratch block with its number.
   const int64_t ports = Torus(spec.dims).ports();
   return {.chunks = ports,
           .scratch_blocks = spec.world_size > 2 ? spec.world_size : 0,

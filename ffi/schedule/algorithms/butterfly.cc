@@ -186,7 +186,7 @@ void ButterflyReduceScatter(OpListBuilder& b, const Butterfly& butterfly, int32_
     }
     return;
   }
-  // Sums of a share lie in one block of scratch, the same on all ranks.
+  // Sums of a share are in one block of scratch, the same on all ranks.
   auto sums = [&](std::vector<int32_t> ranks) {
     if (power_of_two) {
       for (int32_t& rank : ranks) rank = butterfly.Position(rank) % (extra / 2);

@@ -10,8 +10,8 @@
 //   broadcast, reduce    1 step, (P-1) n through the root's port
 //   permute              1 step, n sent
 //
-// Invariant: what is reduced is reduced by one N-ary op whose sources stand in rank order, so
-// direct, direct2 and the direct reduce_scatter give the same bits.
+// Invariant: every reduction is one N-ary op whose sources are in rank order, so direct, direct2
+// and the direct reduce_scatter give the same bits.
 //
 // Ranks start with different peers (distance 1, 2, ...), so that no port is everyone's first.
 #include "schedule/algorithms/algorithms.h"

@@ -114,8 +114,8 @@ void PatReduceScatter(OpListBuilder& b) {
   for (auto step = steps.rbegin(); step != steps.rend(); ++step, b.NextStep()) {
     const int32_t distance = step->front() - Parent(step->front());
     const int32_t to = b.Neighbour(-distance), from = b.Neighbour(distance);
-    // Offsets whose values lie in the same buffers go together: all of them, but for the last tree,
-    // which may be cut short, and the root, whose sum is the result.
+    // Offsets whose values are in the same buffers are sent together: all of them, but for the last
+    // tree, which may be cut short, and the root, whose sum is the result.
     std::vector<bool> done(step->size());
     for (size_t i = 0; i < step->size(); ++i) {
       if (done[i]) continue;

@@ -78,7 +78,7 @@ void HalvingDoublingAllReduce(OpListBuilder& b) {
 
 Layout RecursiveHalvingReduceScatterLayout(const ScheduleSpec& spec) {
   // Sums are kept for the half of the blocks left after the first round; of all blocks where a
-  // fold comes first. Block i lies in scratch block i modulo that number.
+  // fold comes first. Block i is in scratch block i modulo that number.
   const Fold fold(spec.world_size);
   return {.scratch_blocks = fold.pairs > 0 ? spec.world_size : spec.world_size / 2};
 }

@@ -19,7 +19,7 @@ constexpr size_t kMinPartBytes = size_t{64} << 10;
 // calls.
 constexpr uint64_t kPollsPerLook = 1024;
 constexpr uint64_t kIdlePollsPerLook = 32;
-// Puts of which some parts have come. An honest peer has no more under way.
+// Puts of which some parts have arrived. A correct peer has no more in flight.
 constexpr size_t kMaxPartialPuts = RdmaLink::kMaxRails * RdmaRail::kEntries;
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A buffer that a call lends to an rdma link: puts are sent from where they lie in it.
+// A buffer that a call lends to an rdma link: puts in it are sent without a copy.
 //
 // Only the NICs of the rails may read it; no one else gets a key. Memory of the host is registered
 // in pieces, each when the first put from it is sent, so that no put waits for all of a large
@@ -45,7 +45,7 @@ class RdmaLoan final : public Link::Loan {
   // The key by which that rail's NIC reads these bytes of the buffer, or why there is none.
   StatusOr<uint32_t> KeyFor(size_t rail, const verbs::Domain& domain,
                             std::span<const std::byte> bytes);
-  // All of it, which lies in a dma-buf.
+  // All of it, in a dma-buf.
   Status RegisterDmabuf(size_t rail, const verbs::Domain& domain, int fd, uint64_t offset);
 
   // The link's: no NIC reads it from here on. `forked`: it is the parent's affair.
@@ -72,7 +72,7 @@ class LentPuts {
   void Add(uint64_t put, uint64_t token, size_t parts) { puts_[put] = {token, parts}; }
   // One more of its parts has been sent and does not need its source any more.
   void Released(uint64_t put);
-  // Nobody wants to hear of it; the put, if it has been under way until now, or 0.
+  // Drops the token, which will not be reported; returns the put, if it was still in flight, or 0.
   uint64_t Forget(uint64_t token);
   bool HasSent() const { return !sent_tokens_.empty(); }
   uint64_t TakeSent();

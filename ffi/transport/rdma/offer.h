@@ -16,7 +16,7 @@ struct RdmaOffer {
   uint64_t window_bytes = 0;
   uint64_t window = 0;             // addresses, as the NIC knows them
   uint64_t rings = 0;              // of the first rail; the others' follow
-  std::vector<RailAddress> rails;  // the server's stand where the client's counterparts do
+  std::vector<RailAddress> rails;  // the server's in the order of the client's counterparts
 
   std::string Encode() const;
   // Takes nobody's word for it.

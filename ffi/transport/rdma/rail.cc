@@ -247,8 +247,8 @@ void RdmaRail::Send(const Part& part, uint32_t key) {
   }
 }
 
-// While anything is under way, some request is that tells when it is done. In bursts that is one of
-// many; a completion costs a write of the NIC to memory.
+// While requests are in flight, at least one of them asks for a completion. In bursts only some do,
+// since a completion costs a write of the NIC to memory.
 void RdmaRail::Post(verbs::SendWr* first) {
   for (verbs::SendWr* request = first; request != nullptr; request = request->next) {
     request->wr_id = ++requests_;

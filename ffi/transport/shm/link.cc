@@ -1,9 +1,9 @@
 // Shared memory between two processes of one host: a segment (segment.h) for each direction.
 //
 // A put is a copy into the peer's window and a notice in its ring. Notices that find no room wait
-// here, in order. The socket carries messages, and its end is the peer's: the kernel closes it
-// whatever the peer dies of. The bytes that the peer had put by then lie in our segment, so the
-// ring is drained before the end is reported.
+// here, in order. The socket carries messages, and its end shows that the peer has ended: the
+// kernel closes it for any cause of death. The bytes that the peer had put before are in our
+// segment, so the ring is drained before the end is reported.
 //
 // Draining the own bell is the reactor's duty: it is shared by all links of the process.
 #include "transport/link.h"

@@ -4,10 +4,10 @@
 // share large ones; its notice follows its bytes on the same socket. Both windows have one size,
 // which the hello of every socket checks.
 //
-// All frames are authenticated, and encrypted on request (seal.h). An attacker on the way can
-// alter nothing undetected: a link that finds something altered ends, and says why to the peer in a
-// last frame. A peer's message says how many puts it had sent before, so that a connection that was
-// cut is told from one that ended in order.
+// All frames are authenticated, and encrypted on request (seal.h). An attacker between the hosts
+// can alter nothing undetected: a link that finds something altered ends, and says why to the peer
+// in a last frame. A peer's message says how many puts it had sent before, so that a connection
+// that was cut is told from one that ended in order.
 //
 // The end. A process that dies closes all its sockets, but what it sent on one may arrive after the
 // end of another. So the end is reported when all have ended, or kEndGrace after the first.

@@ -46,8 +46,8 @@ class RecordSeal {
   // are encrypted to `to`, if this side encrypts. False if libcrypto fails.
   [[nodiscard]] bool Seal(std::span<const std::byte> record, size_t clear_bytes, std::byte* to,
                           std::byte* tag);
-  // Checks the next record, and decrypts it where it lies. False if it is not what was sent: then
-  // nothing of it may be used.
+  // Checks the next record, and decrypts it in place. False if it was altered: then nothing of it
+  // may be used.
   [[nodiscard]] bool Open(std::span<std::byte> record, size_t clear_bytes, const std::byte* tag);
 
   uint64_t records() const { return records_; }  // so far

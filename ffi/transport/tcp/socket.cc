@@ -132,7 +132,7 @@ bool TcpSocket::Send(const FrameHeader& header, std::span<const std::byte> paylo
   return true;
 }
 
-// The piece that is under way no longer needs its source.
+// The piece in flight no longer needs its source.
 void TcpSocket::CopyPiece() {
   batch_.copy.assign(batch_.piece.begin(), batch_.piece.end());
   batch_.piece = batch_.copy;

@@ -87,7 +87,7 @@ class TcpSocket {
   struct Waiting {
     FrameHeader header;
     std::span<const std::byte> payload;  // what is not sealed
-    std::vector<std::byte> copy;         // what payload lies in, or empty
+    std::vector<std::byte> copy;         // the buffer of `payload`, or empty
     bool report;                         // the token, once sent
     uint64_t token;
     bool head_sealed = false;
@@ -100,7 +100,7 @@ class TcpSocket {
     crypto::Tag tag_memory;
     std::span<const std::byte> tag;
     std::vector<std::byte> copy;      // of `piece`, or of the payload that it is from
-    bool lent = false;                // `piece` lies in the source of `token`
+    bool lent = false;                // `piece` is in the source of `token`
     std::optional<uint64_t> reports;  // the token, once all is sent
     uint64_t token = 0;
 
@@ -130,7 +130,7 @@ class TcpSocket {
 
   // Reads once. Returns the bytes that came; 0 if none.
   size_t Read();
-  // A head lies in the buffer with all its bytes, or its size is wrong.
+  // The buffer contains a complete head, or its size is wrong.
   bool HeadWaits() const;
   bool TakeHead(LinkSink& sink, int peer);
   void TakePieces();

@@ -155,7 +155,7 @@ class _Importer:
         if buffer == "s":
             return None
         if self._algo.in_place:
-            own = rank * self._per_block  # where one's own block lies in a buffer of all
+            own = rank * self._per_block  # the rank's own block in a buffer of all
             match self._algo.collective:
                 case "all_reduce":
                     return "output", index

@@ -203,7 +203,7 @@ TEST(GroupCall, RunsEveryAlgorithmBetweenHostsFromDeviceMemory) {
   EXPECT_EQ(hosts.net().lent_buffers, 0);
 }
 
-// The words of `jaxcoll info` on the way from process 0 to process 1.
+// The text of `jaxcoll info` on the path from process 0 to process 1.
 std::string WayOf(bool takes, bool refuses,
                   const std::function<void(HostRuntime&, GpuCommunicatorOptions&)>& change) {
   Hosts hosts({0, 1}, Net::kFake, 6);

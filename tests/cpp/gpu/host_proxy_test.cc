@@ -269,8 +269,8 @@ TEST(HostProxyLending, GivesTheSameBitsWhicheverLinksTakeIt) {
   EXPECT_GT(own, 0u);
 }
 
-// Over NICs, with threads of their own; of two rails, one fails on the way, and what it still owed
-// is read once more.
+// Over NICs that run in separate threads: one of two rails fails during the run, and its unfinished
+// data is read again.
 TEST(HostProxyLending, SurvivesARailThatFails) {
   for (const Draw& draw :
        {Draw{Collective::kAllReduce, "ring"}, Draw{Collective::kAllReduce, "double_tree"},
@@ -441,7 +441,7 @@ TEST(HostProxyFailure, HostsAtDifferentCallsFindItOut) {
   EXPECT_EQ(cause.seen_fingerprint, 7u);
 }
 
-// A process that ends in good order when it has made all its calls does no harm; one that is still
+// A process that ends normally when it has made all its calls does no harm; one that is still
 // needed is named.
 TEST(HostProxyFailure, AProcessThatHasEndedIsMissedOnlyWhenItIsNeeded) {
   Pair pair(Net::kTcp, {500});

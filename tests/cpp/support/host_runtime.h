@@ -1,6 +1,6 @@
-// Devices made of memory and threads of the host, behind the seam that CUDA stands behind in
-// production: what sets calls up and starts them runs as it does on GPUs, but for the kernels,
-// of which only the interpreter exists.
+// Devices made of memory and threads of the host, behind the interface that CUDA implements in
+// production: what sets calls up and starts them runs as it does on GPUs, but for the kernels, of
+// which only the interpreter exists.
 #pragma once
 
 #include <sys/mman.h>

@@ -94,7 +94,7 @@ class Hosts {
   }
   void SetRunning(int process, bool runs) { processes_[process]->runs = runs; }
 
-  // One look at everything. Whether anything was done, or is still under way.
+  // Polls everything once. Returns whether anything was done or is still in flight.
   bool Pass() {
     for (auto [next, end] = events_.equal_range(pass_); next != end; ++next) next->second();
     ++pass_;

@@ -354,8 +354,8 @@ TEST_P(LinkTamperTest, TheOtherSideHearsWhy) {
   EXPECT_NE(a.end->end.message().find("frame 1 of socket 0 failed its check"), std::string::npos);
 }
 
-// A source is read where it lies, and never written to; with encryption nothing of it, nor of the
-// header, can be read on the way.
+// A source is read in place, and never written to; with encryption neither it nor the header can be
+// read in transit.
 TEST_P(LinkTamperTest, OnlyEncryptionHidesAndNoSourceIsWrittenTo) {
   const bool encrypts = GetParam() == LinkKind::kTcpEncrypted;
   Victim sender(GetParam(), false);

@@ -339,7 +339,7 @@ TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
   EXPECT_NE(status.message().find("the test ends it"), std::string::npos) << status.message();
 }
 
-// Every rail but the first fails while calls are under way: none of them is any the wiser.
+// Every rail but the first fails while calls are in flight: no call is affected.
 TEST_P(RailLossCollectivesTest, CallsOutliveTheLossOfARail) {
   ScheduleSpec spec;
   spec.collective = Collective::kAllReduce;

@@ -81,7 +81,7 @@ TEST_P(RdmaTest, BytesInTheStagingMemoryAreSentFromThere) {
   EXPECT_EQ(window[305'000], std::byte{0});
 }
 
-// Either side, or both, at any time; what was under way comes once.
+// Either side, or both, at any time; puts in flight arrive once.
 TEST_P(RdmaTest, TheTrafficOfARailThatFailsMovesToTheOther) {
   for (int round = 0; round < 3; ++round) {
     LinkPair pair(GetParam(), kWindowBytes);
