@@ -465,8 +465,8 @@ def check(environ: Mapping[str, str] | None = None) -> None:
 def is_command() -> bool:
     """Whether this process runs ``jaxcoll COMMAND`` or ``python -m jaxcoll COMMAND``.
 
-    It is how the process was started that tells, since this is asked while the package is imported,
-    before any code of the command's.
+    The way in which the process was started decides, since this is asked while the package is
+    imported, before any code of the command's.
     """
     if sys.argv[:1] == ["-m"]:  # what runpy leaves there until it has found the module
         # The name of the module stands before its arguments, alone or joined: -Bmjaxcoll.

@@ -54,7 +54,7 @@ _level_is_ours = False  # else the logger's level is what the program has chosen
 
 
 def follow(native: Any, level: str | None) -> None:
-    """Makes the loggers tell as much as JAXCOLL_LOG asks for; None where it is not set.
+    """Sets the loggers' levels to JAXCOLL_LOG; None where it is not set.
 
     Then the loggers' levels are the program's, and stderr gets warnings, as without any handler.
     """

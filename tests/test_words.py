@@ -151,6 +151,23 @@ NO_SUBJECT = re.compile(
     r"(?:[^.?!]|[.?!](?=\w))*(?:[.!]|$)"
 )
 UNCLEAR = re.compile(r"\b(?:is|are|was|were|been|be) (?:through|missed)\b(?! the| by)")
+# Phrases that readers take for translations, and the usual ones.
+UNUSUAL = {
+    r"(?<!there )\b(?:is|are|was|were) no (?!longer|more|less)(?=\w)": "is not a",
+    r"\b(?:is|are|was|were) not there\b": "does not exist",
+    r"\bnot known here\b": "unknown",
+    r"\bso many\b": "this many",
+    r"\bhow-manieth\b": "the number of",
+    r"\b(?:has|have|had) become of\b": "the state of",
+    r"\bfor ever\b": "forever",
+    r"\bby way of\b": "through",
+    r"\bat hand\b": "available, current",
+    r"\bunder way\b": "in flight, in progress",
+    r"\bputs? aside\b": "stores",
+    r"\bin good order\b": "normally",
+    r"\bstands? (?:in|beside|behind)\b": "is in, is next to, follows",
+    r"\blies? (?:in|where)\b|\bwhere (?:it|they) lies?\b": "is in, in place",
+}
 
 
 def sentences_to_mend(words: str) -> list[str]:
@@ -158,6 +175,15 @@ def sentences_to_mend(words: str) -> list[str]:
     paragraphs = re.sub(r"\n\s*\n\s*", "\n\n", re.sub(r" +", " ", paragraphs)).strip()
     found = [match[0].strip() for match in NO_SUBJECT.finditer(paragraphs)]
     return found + [match[0] for match in UNCLEAR.finditer(paragraphs)]
+
+
+def unusual_phrases(words: str) -> list[str]:
+    words = re.sub(r"\s+", " ", words)
+    return [
+        f"{match[0]!r}: say {usual!r}"
+        for phrase, usual in UNUSUAL.items()
+        for match in re.finditer(phrase, words, re.IGNORECASE)
+    ]
 
 
 def test_every_sentence_has_a_subject() -> None:
@@ -198,6 +224,46 @@ def test_a_sentence_without_a_subject_would_be_seen(words: str) -> None:
 )
 def test_questions_and_relative_clauses_are_sentences(words: str) -> None:
     assert not sentences_to_mend(words)
+
+
+def test_phrases_are_usual_ones() -> None:
+    """In comments, docstrings and pages, and in the messages of Python."""
+    found = [
+        f"{text.path}:{text.line}: {phrase}"
+        for text in texts()
+        if text.kind != "string" or not text.path.endswith(CPP)
+        for phrase in unusual_phrases(text.words)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "'1X' is no size.",
+        "A rank that is not there.",
+        "A call of so many\nbytes.",
+        "It waits for ever.",
+        "The reason stands in the store.",
+        "Arrays are sent from where they lie.",
+    ],
+)
+def test_unusual_phrases_would_be_seen(words: str) -> None:
+    assert unusual_phrases(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "There is no size.",
+        "There\nare no packets.",
+        "It is no longer needed.",
+        "For every rank.",
+        "X stands for any number.",
+    ],
+)
+def test_usual_phrases_pass(words: str) -> None:
+    assert not unusual_phrases(words)
 
 
 def test_names_of_tests_have_subjects() -> None:

@@ -32,7 +32,7 @@ nb::dict Capsules(const FfiRegistration& registration, const char* type_name) {
   type["type_id"] = nb::capsule(registration.type_id);
   type["type_info"] = nb::capsule(registration.type_info);
   targets["jaxcoll_collective"] = target;
-  targets["jaxcoll_collective_partitioned"] = target;  // jaxcoll/_jax/lowering.py tells why
+  targets["jaxcoll_collective_partitioned"] = target;  // jaxcoll/_jax/lowering.py explains why
   types[type_name] = type;
   all["targets"] = targets;
   all["types"] = types;

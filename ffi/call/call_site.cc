@@ -304,7 +304,7 @@ CallSite::Entry CallSite::Start(std::unique_ptr<Meeting> meeting, int32_t last_r
     for (int level = 0; level < plan_->LevelCount(); ++level) {
       if (batches[level] == 1) plan_->RunBatch(level, 0, buffers);
     }
-    // This rank is done before its handler returns; nobody needs to be told.
+    // This rank is done before its handler returns, so no completion is needed.
     meeting->completions[last_rank].reset();
     finish(std::move(meeting), OkStatus());
     return Entry::kDone;

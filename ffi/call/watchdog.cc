@@ -81,7 +81,7 @@ void Watchdog::Tick() {
   // each other name each other.
   WaitingTable waiting;
   for (CallSite* site : sites_) site->DescribeWaiting(waiting);
-  bool told = false;  // calls that wait for each other name each other: one of them is enough
+  bool told = false;  // calls that wait for each other name each other: one warning is enough
   for (CallSite* site : sites_) told |= site->WarnOfMismatch(now, waiting, told);
   if (!overdue) return;
   for (CallSite* site : sites_) site->FailOverdue(now, waiting);

@@ -179,7 +179,7 @@ void Reactor::Refuse(const std::string& reason) {
   for (const auto& [id, communicator] : communicators_) {
     if (!communicator.processes.empty()) shared.push_back(id);
   }
-  for (const uint64_t id : shared) Poison(id, reason);  // tells the others, while there are links
+  for (const uint64_t id : shared) Poison(id, reason);  // notifies others while there are links
   for (const auto& [process, peer] : peers_) {
     if (peer->state() == Peer::State::kDown) continue;
     // Also those that share no communicator with this process now: they may later.

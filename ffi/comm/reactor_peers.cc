@@ -19,7 +19,7 @@ constexpr double kCompareAfterS = 0.3;
 constexpr char kSameOrder[] = ". All processes must launch the same programs in the same order";
 constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 
-// Tells calls with equal descriptions apart, on every process alike.
+// Distinguishes calls with equal descriptions, identically in every process.
 std::string NameOf(const CallId& id) {
   char text[40];
   std::snprintf(text, sizeof(text), "call %u of site %08x", id.number,

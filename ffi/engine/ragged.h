@@ -11,11 +11,10 @@
 // and blocks are written in the order of their senders: where they overlap, the last sender's rows
 // remain.
 //
-//   in one process (LocalPlan)     All tables are there when the last rank arrives. They are
-//                                  checked once, before anything is written, and read where they
-//                                  lie.
+//   in one process (LocalPlan)     All tables exist when the last rank arrives. They are checked
+//                                  once, before anything is written, and read in place.
 //   between processes              A call has two phases, each cut into slices. In the first,
-//   (SlicePlan, ragged_table.h)    processes tell each other the extents of what they send. One
+//   (SlicePlan, ragged_table.h)    processes send each other the extents of their blocks. One
 //                                  that holds all of them, and finds that they fit its own, fills
 //                                  its table and begins the second phase, in which the blocks move
 //                                  and each message waits for its receiver to be ready.
@@ -78,7 +77,7 @@ struct RaggedRank {
   int64_t ExpectedRows(const RaggedShape& shape, int64_t j) const;
 };
 
-// Plain numbers: processes tell each other.
+// Plain numbers: processes exchange them.
 struct RaggedFault {
   enum Kind : int64_t { kOperand, kOutput, kSizes };
   int64_t kind = kOperand;

@@ -36,7 +36,7 @@ class WorkerPool {
   static WorkerPool& Get();
 
   // Runs `work` on this thread and, if there is enough of it, on workers. Returns when no batch is
-  // left to claim; others may still be running theirs. Work::Finish tells when all is done.
+  // left to claim; others may still be running theirs. Work::Finish is called when all is done.
   void Run(std::unique_ptr<Work> work);
 
   // Completes calls from a worker's stack. `cost` is that of their call site.

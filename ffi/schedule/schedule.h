@@ -21,12 +21,12 @@
 // (reduce leaves the output of the other ranks unspecified; engines fill it with zeros.)
 //
 // Order. Ops of one channel start in program order. `send` completes when its source may be reused,
-// `recv` and `recv_reduce` when their data is visible. A recv that has started tells the sender
-// that its destination may be overwritten; data moves once both sides have started. Every other
-// order is an explicit dependency: an op starts after all ops in `depends_on` have completed, and
-// between operands of the same interval shape an engine may apply that strip by strip.
-// The n-th send from a to b on a channel meets the n-th recv from a on b on that channel;
-// `sequence` says so explicitly. Inputs are read-only.
+// `recv` and `recv_reduce` when their data is visible. A recv that has started announces to the
+// sender that its destination may be overwritten; data moves once both sides have started. Every
+// other order is an explicit dependency: an op starts after all ops in `depends_on` have completed,
+// and between operands of the same interval shape an engine may apply that strip by strip. The n-th
+// send from a to b on a channel meets the n-th recv from a on b on that channel; `sequence` says so
+// explicitly. Inputs are read-only.
 #pragma once
 
 #include <cstdint>

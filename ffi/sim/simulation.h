@@ -155,7 +155,7 @@ class Simulation {
   std::vector<uint8_t> begun_;         // by rank
   std::vector<Time> busy_until_;       // by rank: the unit that reduces and copies
   std::vector<Work> work_;             // that came up at now_
-  std::vector<uint32_t> completed_;    // to be told to their dependents
+  std::vector<uint32_t> completed_;    // to be propagated to their dependents
   uint64_t ops_left_ = 0;
 
   std::vector<Message> messages_;

@@ -152,7 +152,7 @@ void Simulation::Arrived(int32_t id) {
   Drain();
 }
 
-// The end of a message: `done` tells when it will have been reduced, too.
+// The end of a message: `done` is the time at which it will have been reduced, too.
 void Simulation::Received(int32_t id, Time done) {
   messages_[id].record.done = done;
   ++result_.message_count;

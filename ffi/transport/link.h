@@ -60,9 +60,9 @@ class Link {
   virtual std::byte* staging() { return nullptr; }
 
   // Copies `source` to the peer's window at `offset` (inside it: the caller's duty), then delivers
-  // `notice`. A source that lies in remote_window() or staging() at `offset` saves a copy. Returns
-  // true if the source may be reused at once, else OnSent(token) will say so. An empty source is a
-  // notice alone.
+  // `notice`. A source in remote_window() or staging() at `offset` saves a copy. Returns true if
+  // the source may be reused at once, else OnSent(token) will say so. An empty source is a notice
+  // alone.
   virtual bool Put(std::span<const std::byte> source, size_t offset, const Notice& notice,
                    uint64_t token) = 0;
   // The source of an incomplete put is about to be freed: the link copies the part that it still

@@ -180,7 +180,7 @@ def tune(
       effort: how much.
       bandwidth_Bps: of the network between hosts; None: not known.
       latency_s: the same.
-      progress: told what is being done.
+      progress: called with the current step.
     """
     layouts: tuple[tuple[str, tables.Layout], ...] = (
         ("process", "process"),

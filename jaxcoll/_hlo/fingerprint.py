@@ -51,7 +51,7 @@ def lines(module: Any) -> list[str]:
 
 
 def digest(lines_of_module: list[str], *more: str) -> str:
-    """The fingerprint of a module, by its lines, and what else tells it from others."""
+    """The fingerprint of a module, from its lines and everything else that distinguishes it."""
     made = hashlib.blake2b(digest_size=8)
     for line in lines_of_module:
         made.update(line.rpartition(" @ ")[0].encode() + b"\n")

@@ -101,7 +101,7 @@ class _Source(NamedTuple):
     results: list[Any]  # their shapes
     blank: Any  # the call without operands and results
     config: str
-    texts: dict[str, str]  # those that tell it from others
+    texts: dict[str, str]  # those that distinguish it from others
 
 
 class _Merger:
@@ -279,7 +279,8 @@ class _Merger:
         shown = {
             "label": texts[0]["label"] + more,
             "program": texts[0]["program"],
-            # Processes merge alike: the number of the call tells it from others of its program.
+            # Processes merge alike: the number of the call distinguishes it from others in its
+            # program.
             "signature": " + ".join(dict.fromkeys(t["signature"] for t in texts if t["signature"])),
         }
         if shown["signature"]:

@@ -313,7 +313,7 @@ def forward_tuples(module: Any) -> None:
 
 
 def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body, list[Any]]]:
-    """The computations of a module with instructions that `holds` tells, and these."""
+    """The computations of a module with instructions for which `holds` is true, and these."""
     for computation in module.computations:
         if computation.is_fusion_computation:
             continue

@@ -434,7 +434,7 @@ def register_partitioner(
     infer: Callable[..., Any],
     propagate: Callable[..., Any],
 ) -> None:
-    """Tells XLA's partitioner how to split custom calls to `target`.
+    """Registers how XLA's partitioner splits custom calls to `target`.
 
     partition(operand_shapes, operand_shardings, result_shape, result_sharding, config)
       -> (module as bytes, operand_shardings, result_sharding);

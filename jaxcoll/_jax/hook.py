@@ -178,7 +178,8 @@ def _transform(serialized: bytes) -> bytes | None:
     """The module with its collectives served; None where there is nothing to serve.
 
     Raises nothing, for XLA would go on without a word: a module that cannot be read is left to it.
-    If that may be so in this process alone, the other processes are told, who would wait for it.
+    If only this process may be affected, it reports the reason to the others, which would wait for
+    it.
     """
     if _MARK not in serialized or not any(sign in serialized for sign in _SIGNS):
         return None
@@ -336,13 +337,13 @@ class _Decider:
             raise NotServed(str(error)) from error
 
     def _fingerprint(self) -> str:
-        """That of the module as XLA made it. The engine keeps its lines, to tell differences."""
+        """That of the module as XLA made it. The engine keeps its lines, to report differences."""
         if self._program is None:
             if self._match == _IN_ORDER:
                 self._program = _IN_ORDER
             else:
                 module = proto.Module.FromString(self._serialized)  # before anything was served
-                # It decides which calls there are, so processes are told where it differs.
+                # It determines the calls of a program, so processes report where it differs.
                 lines = [f"JAXCOLL_MERGE_BYTES={self._merge_bytes} @ "]
                 lines += fingerprint.lines(module)
                 self._program = "hlo:" + fingerprint.digest(lines, str(self._ids))

@@ -1,6 +1,6 @@
-"""The lines in which a job tells its log, once each, what it is and what it has chosen.
+"""The log lines, once each, that describe a job and its choices.
 
-Transports, addresses and links tell of themselves: `_job/presence.py`, `ffi/comm/reactor.cc`.
+`_job/presence.py` and `ffi/comm/reactor.cc` log transports, addresses and links.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class _Call:
 
     def _signature(self, operands: Sequence[Value]) -> str:
         if self.group.processes == 1 and not self.group.exported:
-            return ""  # nobody else must tell this call from others
+            return ""  # no other process needs to distinguish this call
         return ", ".join(str(operand.type) for operand in operands)
 
     def _table(self) -> tuple[_tuning.Table | None, str]:

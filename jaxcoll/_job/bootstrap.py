@@ -224,7 +224,7 @@ class Bootstrap(LoopThread):
     def refuse(self, reason: str) -> None:
         """From now on this process takes part in nothing: a request for a link fails with the
         reason."""
-        with contextlib.suppress(LinkError):  # it has no thread, and the store has been told why
+        with contextlib.suppress(LinkError):  # it has no thread, and the store has the reason
             self._call_soon(self._give_up, reason)
 
     def forget(self) -> None:
@@ -277,7 +277,7 @@ class Bootstrap(LoopThread):
         self._ready.set()
 
     async def _last_words(self, words: str) -> None:
-        """Tells the processes that wait for this one, now or later, that it ends. Links stay."""
+        """Notifies the processes that wait for this one, now or later, that it ends. Links stay."""
         self._engine_started = False
         ended = f"{self._name()} {words or 'has ended, or has shut down jaxcoll'}"
         # A peer may read this end before the one that caused it.
@@ -472,7 +472,9 @@ class Bootstrap(LoopThread):
     def _fail(self, index: int, peer: Peer, reason: str, here: str = "") -> None:
         if not peer.outcome.done():
             self._settle(peer, reason)
-            if self._engine_started:  # else it has not asked yet, and is told when it does
+            if (
+                self._engine_started
+            ):  # otherwise it has not asked yet, and gets the answer when it does
                 self._tell_engine(index, here or reason)
 
     def _tell_engine(self, index: int, reason: str) -> None:

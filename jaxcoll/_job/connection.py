@@ -63,7 +63,7 @@ class Connection:
             self.socket.connect(address)
         except BlockingIOError:
             if self.is_unix:
-                return False  # the listener's backlog is full; nothing tells when that ends
+                return False  # the listener's backlog is full; no event announces the end
             await writable(self.socket)
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:

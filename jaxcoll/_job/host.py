@@ -62,7 +62,7 @@ def machine_identity() -> str:
 
 
 def why_unknown() -> str:
-    """Why it cannot be told which processes are on this host; empty where it can."""
+    """Why the processes on this host cannot be determined; empty where they can."""
     return _machine()[1]
 
 

@@ -185,7 +185,7 @@ class Door:
       index: this process's.
       serve: given each connection with a good hello; what it leaves open is closed.
       patience_s: how long a connection may stay without one.
-      on_trouble: told when connections wait that cannot be accepted, as without descriptors, for
+      on_trouble: called when connections wait that cannot be accepted, as without descriptors, for
         TROUBLE_S; the door goes on trying.
     """
 

@@ -214,9 +214,9 @@ _CUDA_WORKSPACE_MIB = 128
 
 
 class _GpuStore:
-    """The job's store, by which GPUs' processes tell each other where their memory is. Any thread.
+    """The job's store, through which GPUs' processes exchange handles of their memory. Any thread.
 
-    Signed, if there is a secret to sign with: a process maps what it is told. Not hidden: whoever
+    Signed, if there is a secret: a process maps the handles that it reads. Not hidden: whoever
     reads the store and may use the GPU could try to map it, too.
     """
 

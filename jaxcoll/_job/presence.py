@@ -42,7 +42,7 @@ def tell_log() -> None:
 def announce() -> None:
     """Lets the other processes know of this one, if there are any. Starts no back end.
 
-    An error is raised when a collective first needs other processes, which are told of it now.
+    An error is reported to other processes now, and raised when a collective first needs them.
     """
     tell_log()
     job = compat.distributed_store()

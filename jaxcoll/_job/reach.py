@@ -108,7 +108,7 @@ class TcpReach:
     async def listen(self, way: str) -> None:
         """Opens this process's listeners that way, once, and publishes where they are.
 
-        Raises: LinkError; the peers that wait have been told why.
+        Raises: LinkError; waiting peers have been sent the reason.
         """
         if way == "near" and "far" in self._opened:
             way = "far"

@@ -64,7 +64,7 @@ class Secret:
 
     @property
     def name(self) -> str:
-        """Equal for equal secrets; tells nothing else about them."""
+        """Equal for equal secrets; reveals nothing else about them."""
         return self.key("name").hex()[:12]
 
 

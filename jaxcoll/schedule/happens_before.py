@@ -1,6 +1,6 @@
 """The ops of all ranks, checked one by one, matched in pairs, and what must come before what.
 
-The first half of `jaxcoll.verify`, whose docstring tells how time is modelled.
+The first half of `jaxcoll.verify`, whose docstring describes how time is modelled.
 """
 
 from __future__ import annotations

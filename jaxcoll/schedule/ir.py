@@ -1,6 +1,6 @@
 """The nouns of a schedule: operands, ops and op lists, and how they cross into C++.
 
-`jaxcoll.schedule` is where users find them; its docstring tells what they mean.
+`jaxcoll.schedule` is where users find them; its docstring defines them.
 """
 
 from __future__ import annotations

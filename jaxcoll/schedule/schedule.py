@@ -1,4 +1,4 @@
-"""Schedules: all ranks' op lists. `jaxcoll.schedule` tells what they mean."""
+"""Schedules: all ranks' op lists. `jaxcoll.schedule` defines their meaning."""
 
 from __future__ import annotations
 

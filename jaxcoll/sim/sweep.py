@@ -252,7 +252,7 @@ class Sweep:
 
         Raises:
           TopologyError, ValueError, SimulationError: of the first simulation that failed, but
-            for failures drawn by chance that cut ranks off: those seeds are left out, and told.
+            for random failures that cut ranks off: those seeds are skipped and reported.
         """
         jobs = jobs or os.cpu_count() or 1
         with ThreadPoolExecutor(jobs) as pool:

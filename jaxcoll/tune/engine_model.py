@@ -1,9 +1,9 @@
 """The engine's form of a schedule between processes, as a schedule that the simulator runs.
 
-A call between processes is cut into slices, strips of every chunk, and a few of them are under
-way at once, each running the whole schedule (ffi/engine/slices/slice_plan.h). So a tree is as
-good a pipeline as a ring, and what a message costs is paid per slice. How a call is cut is the
-engine's own word; this module only writes the cuts down as ops.
+A call between processes is cut into slices, strips of every chunk, and a few of them are in flight
+at once, each running the whole schedule (ffi/engine/slices/slice_plan.h). So a tree pipelines as
+well as a ring, and each slice pays the cost of a message. The engine determines how a call is cut;
+this module only converts the cuts into ops.
 """
 
 from __future__ import annotations

@@ -384,7 +384,7 @@ def test_descriptors_that_nobody_expects_are_closed(count: int) -> None:
 
 
 def test_another_user_is_turned_away() -> None:
-    python = "/usr/bin/python3"  # not ours, which may lie where only root can read
+    python = "/usr/bin/python3"  # not ours, which only root may be able to read
     if os.getuid() != 0 or not os.path.exists(python):
         pytest.skip(f"needs root, to become another user, and {python}")
     script = (
@@ -553,7 +553,7 @@ FLOODED_S = 20.0
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_flood_of_connections_keeps_no_good_peer_out(transport: str, words: str) -> None:
     """Silent ones, and ones that say something; over shm of another user, if we may be one."""
-    python = "/usr/bin/python3"  # not ours, which may lie where only root can read
+    python = "/usr/bin/python3"  # not ours, which only root may be able to read
     other_user = transport == "shm" and os.getuid() == 0 and os.path.exists(python)
     with processes(2, transports=(transport,)) as job:
         job.start(0)

@@ -124,7 +124,7 @@ void SliceRun::Drain() {
     if (table_ != nullptr && !complete_ && finished_ == slice_count_) CompleteTable();
     if (status_.ok()) Admit();
   }
-  // Last, while the peers send: they have been told that this process is ready.
+  // Last, while the peers send: they know that this process is ready.
   if (std::exchange(owe_own_, false)) table_->CopyOwn();
   draining_ = false;
 }

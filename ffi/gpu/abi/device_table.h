@@ -28,7 +28,7 @@
 //
 // Hosts. Messages that a rank of another host writes for this one come by gpu/proxy/proxy.h: into
 // host memory that is laid out like the region, an inbox. Messages that are written for it go to
-// another such piece of host memory, an outbox, whose flags tell the proxy what to send; its slots
+// another such piece of host memory, an outbox, whose flags trigger the proxy's sends; its slots
 // may be in the rank's own device. So a rank finds a peer's slots and flags in `inboxes`, by peer,
 // and writes itself to flags in `regions` and to slots in `slots`.
 //

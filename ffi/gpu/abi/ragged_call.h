@@ -16,8 +16,8 @@
 
 namespace jaxcoll::cuda {
 
-// A message's two flags: the one that its sender raises at the receiver, and the one that tells the
-// sender that the slot may be overwritten. Its slot is the sender's.
+// A message's two flags: one that its sender raises at the receiver, and one that the receiver
+// raises at the sender when the slot may be overwritten. Its slot is the sender's.
 JAXCOLL_HD constexpr int32_t RaggedArrived(int32_t from) { return from; }
 JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ranks + to; }
 

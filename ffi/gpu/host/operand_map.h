@@ -18,7 +18,7 @@ namespace jaxcoll::cuda {
 
 class OperandMap {
  public:
-  // The facts that a process tells the others of its rank's allocation.
+  // The description of its rank's allocation that a process publishes.
   struct Record {
     Runtime::IpcHandle handle = {};
     uint64_t bytes = 0;  // 0: it is not available

@@ -257,7 +257,7 @@ int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::HostMessage&
                                     region.spec.routes->FlagAt(message, message.arrivals[0], use);
   const uint64_t raised = Acquire(flag + offsetof(Flag, value));
   if (TagBefore(raised, TagOf(epoch, 1))) return kUntold;
-  // An inbox may be a launch ahead: the sender has ended this one, and nothing is left to tell it.
+  // An inbox may be a launch ahead: the sender has ended this one and needs no notification.
   if (raised >> 32 != epoch) return 0;
   return static_cast<int64_t>(Acquire(flag + offsetof(Flag, uses)));
 }

@@ -34,7 +34,7 @@ Layout BruckAllToAllLayout(const ScheduleSpec& spec) {
 
 void BruckAllToAll(OpListBuilder& b) {
   // A block cannot arrive where one is being sent from, so the block of distance i alternates
-  // between scratch blocks i and P + i; which one, the number of its hops so far tells.
+  // between scratch blocks i and P + i; the number of its previous hops determines which.
   auto block = [&](int32_t distance, int32_t hops) { return distance + hops % 2 * b.size(); };
   std::vector<int32_t> distances, first_blocks, last_blocks, in_blocks, out_blocks;
   for (int32_t i = 1; i < b.size(); ++i) {

@@ -184,7 +184,7 @@ std::vector<int> RdmaLinkImpl::readable_fds() const {
 }
 
 // The socket as usual. For a rail, the descriptor of its events: it is never ready for writing,
-// but says that something has not reached the peer yet; its readability tells when it has.
+// but means that data has not reached the peer yet; it becomes readable when the data has.
 std::vector<int> RdmaLinkImpl::writable_fds() const {
   std::vector<int> fds;
   if (!end_.ok()) return fds;

@@ -202,7 +202,8 @@ Status RdmaRail::Connect(const RailAddress& peer, const RemoteMemory& remote,
 // --- sending ------------------------------------------------------------------------------------
 
 bool RdmaRail::HasRoom() const {
-  // Two for a part; one each is left for a report and for a request that only asks to be told.
+  // Two for a part; one each is left for a report and for a request that only asks for a
+  // completion.
   return !failed() && sent_ - consumed_by_peer_ < kEntries &&
          requests_ - requests_completed_ + 4 <= kSendRequests;
 }

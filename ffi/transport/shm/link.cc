@@ -200,7 +200,7 @@ class ShmLink final : public Link {
       if (sent < 0 && errno == EINTR) continue;
       if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
       if (sent < 0) {
-        // Reading will tell what is the matter, after what is still to be read.
+        // Reading returns the error, after the remaining data.
         messages_.clear();
         look_at_socket_ = true;
         break;

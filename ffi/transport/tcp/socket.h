@@ -68,7 +68,7 @@ class TcpSocket {
   }
   Status Trouble(int peer, const std::string& description) const;
   void StopSending();  // what is queued is dropped
-  // Drops what is queued and tells the peer why the link ends, if it can still be understood.
+  // Drops queued data and sends the peer the reason for the end, if the stream still permits it.
   bool SayEnd(std::string_view why);
   // Sends the end. Discards what has come: a socket closed with unread bytes resets the connection,
   // and what the kernel has yet to send would be lost.

@@ -461,8 +461,8 @@ TEST_F(FakeRdmaTest, ADeviceThatCannotBeUsedIsLeftOutAsLongAsOneCan) {
   EXPECT_NE(none.status().message().find("a process may lock"), std::string::npos);
 }
 
-// Either side, any rail, any request, while buffers are lent, sent and taken back; what was under
-// way comes once. As long as one rail is left, nobody notices.
+// Either side, any rail, any request, while buffers are lent, sent and taken back; puts in flight
+// arrive once. As long as one rail is left, neither side sees an error.
 TEST_F(FakeRdmaTest, ConversationsSurviveRailsThatFailAnywhere) {
   const char* const fixed = std::getenv("JAXCOLL_TEST_SEED");
   const char* const more = std::getenv("JAXCOLL_TEST_SEEDS");
