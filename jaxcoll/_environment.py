@@ -1,15 +1,15 @@
-"""Every environment variable that jaxcoll reads, in one table, and the one parser of their values.
+"""The table of all environment variables that jaxcoll reads, and the only parser of their values.
 
-docs/reference/environment.md and `info` show the same table. Nothing else of jaxcoll, in either
-language, reads a `JAXCOLL_` variable or parses one: Python asks `values`, and hands what it has
-understood to the C++ side (`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and
-its row in that page; with `engine` it is also a field of the settings in ffi/base/environment.h.
+docs/reference/environment.md and `info` show the same table. No other code, in either language,
+reads or parses a `JAXCOLL_` variable: Python calls `values`, and passes the parsed values to C++
+(`jaxcoll/_native.py`). A new variable is one entry of `VARIABLES`, and its row in that page; with
+`engine` it is also a field of the settings in ffi/base/environment.h.
 
-One grammar for all: digits are ASCII, there are no signs, underscores or blanks, except blanks
-around the words of a list. A variable that is empty is not set.
+All variables have one grammar: digits are ASCII, there are no signs, underscores or blanks, except
+blanks around the words of a list. An empty variable counts as not set.
 
-`import jaxcoll` calls `check`, so a value that cannot be used stops a job before it has begun. A
-variable that a program changes afterwards counts for what is started later.
+`import jaxcoll` calls `check`, so a value that cannot be used stops a job before it begins. If a
+program changes a variable afterwards, this affects only parts that start later.
 """
 
 from __future__ import annotations

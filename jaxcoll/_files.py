@@ -1,8 +1,8 @@
-"""Files that commands write and that the package reads: checked early, refused in one line.
+"""Files that commands write and the package reads, with early checks and one-line errors.
 
-A command makes its options for results with `output`, so that a place where nothing can be written
-is refused with the other mistakes of the command line, before any work is done. This module does
-not import JAX.
+A command declares its options for results with `output`, so that a path that cannot be written is
+refused with the other errors in the command line, before any work is done. This module does not
+import JAX.
 """
 
 from __future__ import annotations

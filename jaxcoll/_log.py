@@ -1,9 +1,9 @@
 """The log, as Python's `logging` sees it: the logger "jaxcoll", and those below it.
 
 Their records are written where the C++ side writes (ffi/base/log.h), in the same form, at the
-levels that JAXCOLL_LOG asks for. A program that has handlers of its own, on one of these loggers or
-on the root logger, gets the records there, in its own form, and stderr does not repeat them. A file
-that JAXCOLL_LOG_FILE names has them in any case.
+levels that JAXCOLL_LOG asks for. If a program has a handler on one of these loggers or on the root
+logger, the handler gets the records, in its own format, and stderr does not repeat them. The file
+that JAXCOLL_LOG_FILE names contains them in any case.
 
 Lines of the C++ side never pass through `logging`: its threads must not wait for the interpreter.
 """

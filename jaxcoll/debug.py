@@ -1,4 +1,4 @@
-"""A record of the engine's calls, for the person on call.
+"""A record of the engine's calls, to debug a job.
 
 `dump()` prints the last collectives, those that are pending with the peers that they wait for, and
 the state of every peer. The recorder is always on and bounded: the last 256 calls between processes

@@ -1,5 +1,5 @@
-"""HLO modules, as XLA's compiler hands them out and takes them back: read, and rewritten.
+"""Reads and rewrites HLO modules that XLA's compiler passes to its hook.
 
-`proto` is the format, `module` what the other files need of it, `groups` who takes part in a
-collective, `serve` what becomes of it. Nothing here knows JAX.
+`proto` is the format, `module` the accessors that the other files need, `groups` the devices of a
+collective, `serve` its replacement. Nothing here depends on JAX.
 """

@@ -1,7 +1,7 @@
-"""The values of integers that a module computes from the device's number, on every device at once.
+"""Evaluates integers that a module computes from the device's number, for all devices at once.
 
-Where a device cuts its slice out of an array is such a number: partition-id times a size, or an
-entry of a table. Anything else has no value here.
+The offset of a device's slice of an array is such an integer: partition-id times a size, or an
+entry of a table. Other expressions are not evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The text of a module, line by line, and the digest by which processes tell modules apart.
+"""The text of a module, line by line, and the digest by which processes identify modules.
 
 A line is an instruction without names, source locations and whatever else may differ between
 processes that have compiled the same program; large literals are replaced by digests.

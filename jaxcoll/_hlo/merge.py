@@ -1,16 +1,16 @@
 """Independent calls of one kind become one call with many operands, up to a number of bytes.
 
-A call costs its messages' latency whatever it carries. XLA combines all independent all-reduces
-behind the last operand, whatever they carry, and other collectives not at all. So calls of many
-operands are taken apart, and what is left are parts, an operand and its result each. They are put
-together anew in the order in which their operands are ready:
+A call costs its messages' latency, whatever its size. XLA combines all independent all-reduces into
+one after the last operand, and does not combine other collectives. So calls with many operands are
+split into parts of one operand and its result. The parts are merged in the order in which their
+operands are ready, under these rules:
 
-- parts of equal attributes (collective, algorithm, groups, ...) only. Each stays a collective of
-  its own with the schedule that it had, so no bit of a result changes;
-- none that another part of its call needs, directly or through other calls;
-- none whose call would become ready only after its result is needed on the critical path.
+- merged parts have equal attributes (collective, algorithm, groups, ...). Each is still reduced
+  separately, with its schedule, so no bit of a result changes;
+- no part needs another part of its call, directly or through other calls;
+- no part waits for the merged call past the time when the critical path needs its result.
 
-The times that this goes by are estimates from the sizes of arrays.
+The times are estimates from the sizes of arrays.
 """
 
 from __future__ import annotations

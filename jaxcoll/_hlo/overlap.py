@@ -11,8 +11,8 @@ other devices. Two things prevent this:
   of instructions in the schedule, and XLA waits for none of them when the program runs.
 
 Why not a pair of calls, one that starts a collective and one that waits for it: when another
-instruction of the program fails, XLA frees the program's arrays without a word to a collective that
-has been started and is still writing to them.
+instruction of the program fails, XLA frees the program's arrays, although a started collective is
+still writing to them.
 """
 
 from __future__ import annotations

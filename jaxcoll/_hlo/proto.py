@@ -1,8 +1,8 @@
 """The part of XLA's HLO format that jaxcoll reads or writes, as protocol buffers.
 
-Descriptors are built when this is imported, in a pool of their own: any protobuf from 4 on serves,
-and another copy of hlo.proto in the process (TensorFlow has one) does no harm. Fields that are not
-listed survive: protobuf keeps what it does not know.
+Descriptors are built at import, in a separate pool: any protobuf from version 4 on works, and
+another copy of hlo.proto in the process (TensorFlow has one) does no harm. Fields that are not
+listed survive, because protobuf keeps unknown fields.
 
 Numbers and names are those of `xla/service/hlo.proto` and `xla/xla_data.proto`; what the types are
 called is not part of the format.

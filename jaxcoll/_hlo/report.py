@@ -1,4 +1,4 @@
-"""The fate of a compiled program's collectives, for people."""
+"""A printable report on which of a program's collectives were served or left to XLA."""
 
 from __future__ import annotations
 

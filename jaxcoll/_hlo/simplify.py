@@ -1,10 +1,10 @@
-"""Collectives that move more than the program needs, in forms that move less: bit for bit equal.
+"""Replaces collectives by cheaper ones with bitwise equal results.
 
-- An all-reduce of which every device keeps its own slice is a reduce-scatter.
-- A collective-permute from each device to itself is a copy.
+- An all-reduce becomes a reduce-scatter if every device keeps only its own slice.
+- A collective-permute from each device to itself becomes a copy.
 
-Only what `serve` serves is changed: XLA:CPU's own reduce-scatter is wrong along some dimensions.
-Both stay XLA's instructions here; `serve` makes calls of them.
+Only collectives that `serve` can serve are changed: XLA:CPU's own reduce-scatter is wrong along
+some dimensions. The results are XLA's instructions; `serve` replaces them by calls.
 """
 
 from __future__ import annotations

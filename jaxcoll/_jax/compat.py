@@ -1,4 +1,4 @@
-"""The interfaces that JAX does not promise to keep: the only file that touches `jax._src` or a JAX
+"""Private interfaces of JAX. This is the only file that uses `jax._src` or depends on a JAX
 version.
 
 Written against JAX 0.10 to 0.12. Nothing here initialises a back end, so that importing jaxcoll

@@ -1,4 +1,4 @@
-"""The custom call itself: how it is emitted, alone in a module for XLA's partitioner, and read."""
+"""The custom call: emits it, also alone in a module for XLA's partitioner, and parses it."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""install(): lax's own collectives, and those that XLA inserts, through jaxcoll.
+"""`install()`: routes lax's collectives, and those that XLA inserts, through jaxcoll.
 
-lax keeps its API, its types and its rules for differentiation and batching; only what its
-primitives become in the compiled program changes. Collectives that XLA's partitioner inserts are
-served after that, by the compiler's hook (`hook.py`). Calls that it cannot serve stay XLA's.
+lax keeps its API, its types and its rules for differentiation and batching; only the lowering of
+its primitives changes. The compiler's hook (`hook.py`) later serves the collectives that XLA's
+partitioner inserts. Calls that jaxcoll cannot serve are left to XLA.
 
 The switch is part of the key of JAX's caches: a function that was compiled under one setting is
-compiled anew under the other, and both executables stay cached. For lax's collectives the setting
-counts that is in force where a program is lowered, for XLA's the one where it is compiled: both are
-at the first call of a jitted function, or at `.lower()` and `.compile()`.
+compiled again under the other, and both executables stay cached. For lax's collectives the setting
+at lowering applies, for XLA's the setting at compilation. Both happen at the first call of a jitted
+function, or at `.lower()` and `.compile()`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The hook that JAX calls when it makes its back ends: the other processes of the job learn of this
-one, and JAXCOLL_INSTALL=1 installs jaxcoll in a program that does not know of it.
+"""The hook that JAX calls when it creates its back ends. It announces this process to the others of
+the job, and with JAXCOLL_INSTALL=1 installs jaxcoll in a program that does not import it.
 
 JAX initialises every module in `jax_plugins`, and those of the entry points of that name, after
 `jax.distributed.initialize` and before the first device can be used. There is no back end here.

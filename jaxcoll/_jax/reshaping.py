@@ -1,4 +1,4 @@
-"""From lax's layouts to chunks along a leading dimension and back, also on explicit mesh axes.
+"""Converts lax's layouts to chunks along a leading dimension and back, also on explicit mesh axes.
 
 On explicit axes a type says which axes shard which dimension, and JAX refuses a reshape unless the
 type of its result follows or is given. Here it is given: a dimension that is split leaves its axes

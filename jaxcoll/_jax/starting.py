@@ -1,9 +1,9 @@
-"""Collectives that are started here and used there.
+"""Asynchronous collectives: started at one place, with the result used at another.
 
-A start is the collective itself: its call never blocks XLA, and what is traced between start and
-`done` runs beside it as far as it does not need the result. The pair adds an order: the
-call goes before everything that becomes ready with it (`_hlo/overlap.py`). So whatever works for a
-collective works for its start: differentiation, vmap, scan, any pytree.
+A start is the collective itself: its call never blocks XLA, and computation that is traced between
+start and `done` overlaps with it unless it needs the result. The pair adds an order: the call
+starts before everything that becomes ready at the same time (`_hlo/overlap.py`). So everything that
+works for a collective works for its start: differentiation, vmap, scan, any pytree.
 
 An error is raised where the result is used, and nothing is left behind if `done` is never called.
 """

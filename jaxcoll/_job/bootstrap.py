@@ -1,23 +1,24 @@
-"""How the processes of a job find each other and get connected descriptors.
+"""Connects the processes of a job and passes the descriptors to the engine.
 
-From `start` on, which comes early (`_job/presence.py`), a daemon thread listens, has published this
-process in the job's store and runs every handshake on an event loop of its own; a second
-one makes the store's calls, which block. The engine asks for links (`Bootstrap.want`) and is given
-descriptors, which it then owns: non-blocking, closed on exec, TCP_NODELAY set on tcp.
+`start` runs early (`_job/presence.py`). From then on a daemon thread listens and runs every
+handshake on its own event loop, and this process is published in the job's store; a second thread
+makes the store's blocking calls. The engine requests links (`Bootstrap.want`) and gets descriptors,
+which it then owns: non-blocking, closed on exec, TCP_NODELAY set on tcp.
 
-A pair has exactly one link, and the lower process index connects it. If the higher one wants it, it
-connects to the lower one and asks; that connection stays open until the lower one says that the
-link is there or why it has failed, so that both ends fail with one reason and the death of the
-lower one is noticed. Asking twice, or while the lower one connects by itself, changes nothing, so
-there is no race to resolve; a key in the store instead would keep somebody waiting per pair.
+A pair has exactly one link, and the lower process index connects it. If the higher one wants a
+link, it connects to the lower one and requests it. That connection stays open until the lower one
+reports success or the reason of a failure, so that both ends fail with the same reason and the
+death of the lower one is detected. A request that is repeated, or made while the lower one
+connects, has no effect, so there is no race. With a key in the store instead, a request to the
+store would have to wait for each pair.
 
-A process whose engine has not been started yet accepts connections, too, and keeps them until it
-has, with a beat every second. So whoever waits for a link is connected to the one it waits for,
-and knows within a second that it has died (the connection breaks, and nobody listens any more), or
-after a while that it is stopped or cut off (no beats).
+A process whose engine has not started yet also accepts connections, and holds them, with a
+heartbeat every second, until it has. So a process that waits for a link is connected to its peer.
+It detects within a second that the peer has died (the connection breaks, and no process listens any
+more), and after a while that it is stopped or cut off (no heartbeats).
 
-A process that can take no part any more, or never could, says why in the store, under "end/": it
-may be all that it can do. A process that waits for a link looks there twice a second.
+A process that cannot take part, or no longer can, writes the reason into the store, under "end/":
+this may be all that it can still do. A process that waits for a link reads it twice a second.
 
 A failure is final: a later request for a link to that peer fails with the same reason.
 """

@@ -1,6 +1,6 @@
-"""The functions that the bootstrap needs of the engine: it makes links of connected descriptors.
+"""The engine's functions for the bootstrap, which make links from connected descriptors.
 
-The functions hand over what a handshake has yielded, with the words that describe the link.
+They pass the results of a handshake, and a description of the link.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How two processes of a job prove to each other that they know its secret. Pure: no I/O.
+"""The handshake in which two processes prove that they know the job's secret. Pure: no I/O.
 
     client -> server   hello      who, whom, what for, encrypted?, client's nonce, MAC
     server -> client   challenge  server's nonce, encrypted?, MAC over the hello and these
@@ -13,9 +13,9 @@ so that none can be reflected to its author as another one. The hello contains b
 reflected to its author, it names the wrong server. A replayed hello is answered by a challenge with
 a fresh nonce, for which a recorded proof is wrong. A hello without a valid MAC gets no answer.
 
-Traffic that then goes over tcp is authenticated under a key of the link's own (`link_key`), and
-encrypted if either side asks for it: both say so in what they authenticate here, so that nobody
-between can talk them out of it, and a job is as secret as its most careful process wants it.
+Later traffic over tcp is authenticated under the link's own key (`link_key`), and encrypted if
+either side asks for it. The request is part of the authenticated messages, so an attacker between
+them cannot disable encryption.
 """
 
 from __future__ import annotations

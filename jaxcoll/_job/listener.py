@@ -1,4 +1,4 @@
-"""Listening sockets that survive whatever connects to them."""
+"""Listening sockets that tolerate any client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that a link is made to: how long it is tried, and what is known of its end."""
+"""A peer to which a link is being made: the time allowed, and the reason if the peer has ended."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""This process, as the others of its job see it: from when they know of it, and its engine.
+"""This process in its job: its announcement to the others, and its engine.
 
-The others can link to a process, and miss it when it dies, once it has been announced. That is as
-early as it can be: when JAX makes its back ends, for which it calls `jax_plugins.jaxcoll`; at
-`import jaxcoll` where `jax.distributed.initialize` was called before; else at the first use. JAX
-makes back ends in all processes together, so whoever can call a collective finds that all others
-have been announced, if they have imported jaxcoll by then.
+Once a process has been announced, the others can link to it and detect its death. It is announced
+as early as possible: when JAX creates its back ends and calls `jax_plugins.jaxcoll`; at `import
+jaxcoll` if `jax.distributed.initialize` was called before; otherwise at the first use. JAX creates
+back ends in all processes together, so when a process can call a collective, all others that have
+imported jaxcoll by then have been announced.
 """
 
 from __future__ import annotations

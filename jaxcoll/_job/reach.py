@@ -1,12 +1,12 @@
-"""The addresses at which processes can be reached by tcp: nobody listens for it before a peer has
-to use it.
+"""The addresses at which processes can be reached by tcp. No process listens before a peer needs
+tcp.
 
-A job of one host uses shared memory and nothing else, and nothing else should be open. But a
-process learns where another one is only when it reads its record. So records name no address. Each
-process compares itself with the first of the job. One that takes tcp or rdma to it listens, and
-asks the first to listen, which asks all others. A process that wants a link later asks its peer, if
-that does not listen yet. Each process has a request at the coordinator that is answered when it is
-asked; it then publishes under a second key where it listens.
+A job on one host uses only shared memory, so no other socket should be open. But a process knows
+another's host only after reading its record. So records contain no address. Each process compares
+itself with the first of the job. If the two would use tcp or rdma, it listens and asks the first to
+listen, which asks all others. A process that needs a link later asks its peer, if that does not
+listen yet. Each process has a pending request at the coordinator that returns when it is asked; it
+then publishes its addresses under a second key.
 
 There are two ways in: "near", loopback where JAXCOLL_IFNAME allows it, for processes of this
 machine, and "far", the network interfaces. A process that listens far needs no more for near ones.

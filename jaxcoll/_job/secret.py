@@ -1,15 +1,15 @@
 """The job's secret: how a process gets it, and how it signs the values in the job's store.
 
-The store of `jax.distributed` answers everybody who reaches its coordinator, so a secret in it
-protects from nobody who can. A launcher therefore hands the secret over beside the store:
+The store of `jax.distributed` answers anyone who reaches its coordinator, so it cannot protect a
+secret. A launcher therefore passes the secret outside the store:
 
 - JAXCOLL_SECRET_FD names a descriptor that the process has inherited. `jaxcoll launch` makes the
-  secret and does that. It is read when jaxcoll is imported, then closed and forgotten by the
-  environment, so that what the program starts later does not have it.
-- JAXCOLL_SECRET_FILE names a file that nobody else may read.
+  secret and does that. jaxcoll reads it at import, closes it and removes the variable, so that
+  child processes do not have it.
+- JAXCOLL_SECRET_FILE names a file that only this user may read.
 
-A process that was given a secret signs what it puts into the store, and takes nothing from there
-that is not signed. No I/O but that of `take` and `hand_over`.
+A process with a secret signs the values that it writes into the store, and accepts only signed
+ones. Only `take` and `hand_over` do I/O.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Waiting on an event loop: time that counts only while this process runs, and signs of life."""
+"""Waiting on an event loop: deadlines that count only time in which this process runs, and
+heartbeats."""
 
 from __future__ import annotations
 

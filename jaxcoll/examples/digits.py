@@ -1,11 +1,12 @@
-"""Trains a small network on handwritten digits, on a mesh: with what JAX brings, and with jaxcoll.
+"""Trains a small network on handwritten digits, on a mesh: with JAX's collectives, and with
+jaxcoll's.
 
     python -m jaxcoll.examples.digits --mesh dp=4,tp=2
     python -m jaxcoll.examples.digits --mesh dp=4,tp=2 --style gspmd
     jaxcoll launch -n 4 --devices-per-process 2 -m jaxcoll.examples.digits --mesh dp=4,tp=2
 
 The third command does the same in four processes of two devices each, which could be on several
-hosts; whatever is particular to that is in `join`, `place`, `everywhere` and `tell`.
+hosts; the code specific to several processes is in `join`, `place`, `everywhere` and `tell`.
 
 The images (1797 of 8x8 pixels) come with scikit-learn. The batch is split over `dp` and the hidden
 layer over `tp`. With `--style shard_map` a training step is one jitted `shard_map` with two
@@ -14,8 +15,8 @@ collectives in it:
     forward   the partial products of the split hidden layer are summed over `tp`
     backward  the gradients, a tree of four arrays, are summed over `dp` in one call
 
-With `--style gspmd` it is the step of one device: XLA's partitioner inserts the collectives from
-how the arrays lie, and `jaxcoll.installed()` serves them.
+With `--style gspmd` it is the step of one device: XLA's partitioner inserts the collectives
+according to the shardings, and `jaxcoll.installed()` serves them.
 
 Exit code 0 if both runs classify at least 95 % of the unseen images, 1 if not, 2 for a bad --mesh.
 """

@@ -5,7 +5,7 @@ A built-in algorithm makes a schedule::
     schedule = build(ScheduleSpec("all_reduce", world_size=4, algorithm="ring"))
     print(schedule)
 
-or written here, op by op, and verified (`jaxcoll.verify`) before it runs::
+You can also write one, op by op; it is verified (`jaxcoll.verify`) before it runs::
 
     def ring_all_gather(p):
         ops = []

@@ -1,4 +1,4 @@
-"""The ops of all ranks, checked one by one, matched in pairs, and what must come before what.
+"""Checks the ops of all ranks, matches sends with receives, and derives the order between ops.
 
 The first half of `jaxcoll.verify`, whose docstring describes how time is modelled.
 """

@@ -1,4 +1,4 @@
-"""The fastest algorithm by size: what a sweep is for, in a line each."""
+"""The fastest algorithm by size: the result of a sweep, one line per network."""
 
 from __future__ import annotations
 

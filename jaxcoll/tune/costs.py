@@ -6,9 +6,9 @@ Between processes a cost is a simulated time: the schedule as the engine cuts it
 - beta: seconds per byte that a rank sends or receives
 - gamma: seconds per byte that it reduces
 
-Messages and additions are work of cores, so where there are more ranks than cores each costs as
-many times more as there are ranks per core. Within a process there are no messages: there the
-engine says how many levels of memory actions a schedule becomes and what they move.
+Cores do the work of messages and additions, so with more ranks than cores each cost is multiplied
+by the ranks per core. Within a process there are no messages: the cost follows from the levels of
+memory actions that the engine compiles a schedule to, and the bytes that they move.
 """
 
 from __future__ import annotations

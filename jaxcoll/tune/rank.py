@@ -1,7 +1,7 @@
 """One process of `jaxcoll.tune.ranks`: ranks of the engine without JAX, which obey their parent.
 
-Run by its path, not as a module of the package, whose import brings JAX along: 0.7 s of CPU and
-158 MB, measured, for each of many processes, where this takes 0.2 s and 38 MB.
+Run by its path, not as a module of the package, whose import also imports JAX: 0.7 s of CPU and 158
+MB, measured, for each of many processes, where this takes 0.2 s and 38 MB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes of our own that run collectives without JAX, for measuring them.
+"""Child processes that run collectives without JAX, to measure them.
 
     with Ranks(processes=4) as ranks:
         seconds = ranks.time("all_reduce", "ring", 1 << 20).median_s

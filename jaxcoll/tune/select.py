@@ -1,7 +1,7 @@
 """(collective, world size, request) -> algorithm, decided while tracing and equal everywhere.
 
-The choice depends on nothing but its arguments and the table of `jaxcoll tune`, whose digest the
-processes of a job compare, so that every process compiles the same program.
+The choice depends only on its arguments and the table of `jaxcoll tune`, whose digest the processes
+of a job compare, so that every process compiles the same program.
 """
 
 from __future__ import annotations

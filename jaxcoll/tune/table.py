@@ -1,9 +1,8 @@
 """The table of `jaxcoll tune`: which algorithm "auto" picks, by collective, place, ranks and bytes.
 
-A process reads its table once. Where a program reaches into other processes they compare digests
-before they trace (`membership.agree_on_tuning`), so what is decided here is decided everywhere.
-The digest covers what decides, the picks: two measurements with the same picks are one table.
-This module does not import JAX.
+A process reads its table once. If a program spans processes, they compare digests before they trace
+(`membership.agree_on_tuning`), so all make the same picks. The digest covers only the picks: two
+measurements with the same picks count as one table. This module does not import JAX.
 """
 
 from __future__ import annotations

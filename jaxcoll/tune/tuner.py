@@ -1,9 +1,9 @@
 """The steps of `jaxcoll tune`: measure, fit, pick, check. `jaxcoll.tune` is the command.
 
-Measured is with processes of our own (`ranks`) at a few sizes. The costs that explain those best
-(`costs`) predict every other algorithm, number of ranks and size, and so the picks. Then picks are
-held against measured times at sizes in between. Where one is slower than what the shipped rules
-take, the shipped rules' choice goes into the table instead.
+Child processes (`ranks`) measure a few sizes. The costs that fit these times best (`costs`) predict
+every other algorithm, number of ranks and size, and so determine the picks. Then the picks are
+compared with measured times at sizes in between. If one is slower than the shipped rules' choice,
+that choice goes into the table instead.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ How it is brought into the IR:
 
 - What MSCCL orders stays ordered as far as data demands it, and what it leaves unordered must not
   conflict: two steps that touch the same chunk without an order are an error here, not a schedule.
-- In MSCCL a send is over when its data has been handed on. Here it is over when the receiver has
-  it, so that later steps of its thread block wait for it only if they overwrite what it sends.
+- In MSCCL a send completes when its data has been passed on. Here it completes when the receiver
+  has it, so that later steps of its thread block wait for it only if they overwrite what it sends.
 - Chunks of scratch have any content in MSCCL; here data keeps its position within a block. A
   scratch chunk becomes one for each position that it ever holds.
 - ``inplace``: the input is first copied to where the algorithm may change it.
