@@ -73,7 +73,7 @@ class Call:
     @property
     def name(self) -> str:
         """The call and where it is made, for people."""
-        return self.description + (f" at {self.line}" if self.line else "")
+        return self.description.partition(", algorithm ")[0] + (f" at {self.line}" if self.line else "")
 
     def waited_s(self) -> float:
         """How long it has waited since its last message."""

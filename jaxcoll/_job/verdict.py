@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jaxcoll._job.snapshot import Absent, Call, Peer, Snapshot
+from jaxcoll._job.snapshot import Absent, Call, Peer, Snapshot, Thread
 
 _STALL_S = 1.0  # what waits for less is on its way
 _JUST_S = 5.0  # a failure of so long ago belongs to what is pending now
@@ -173,20 +173,7 @@ class _Job:
         return [p for s in self.snapshots.values() for p in s.peers if p.process == process]
 
     def place(self, process: int) -> tuple[str, str]:
-        """Where the process's Python is: the kind of finding, and a clause."""
-        threads = self.snapshots[process].threads
-        main = [t for t in threads if t.main]
-        # Calls are launched by the main thread, unless it only waits for others.
-        busy = [t for t in [*main, *threads] if t.place and t.doing != "wait"]
-        compiling = [t for t in [*main, *threads] if t.doing == "compile"]
-        if compiling and (not busy or not busy[0].main or busy[0].doing == "compile"):
-            return "compile", f"it compiles a program at {compiling[0].place or 'an unknown place'}"
-        if main and main[0].place and main[0].doing == "wait":
-            return "late", f"it waits for a result at {main[0].place}"
-        if busy and (busy[0].main or not main):
-            thread = "" if busy[0].main else f", in thread {busy[0].name}"
-            return "late", f"it is in Python at {busy[0].place}{thread}"
-        return "late", "none of its Python threads runs code outside JAX"
+        return where(self.snapshots[process].threads)
 
     # --- faults ---------------------------------------------------------------------------------
 
@@ -586,3 +573,19 @@ def _numbered(texts: Sequence[str]) -> str:
     shown = "; ".join(f"({i}) {text}" for i, text in enumerate(texts[:_SHOWN], 1))
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return f"{_count(len(texts), 'cause')}: {shown}{more}"
+
+
+def where(threads: Sequence[Thread]) -> tuple[str, str]:
+    """Where a process's Python is: the kind of finding, and a clause."""
+    main = [t for t in threads if t.main]
+    # Calls are launched by the main thread, unless it only waits for others.
+    busy = [t for t in [*main, *threads] if t.place and t.doing != "wait"]
+    compiling = [t for t in [*main, *threads] if t.doing == "compile"]
+    if compiling and (not busy or not busy[0].main or busy[0].doing == "compile"):
+        return "compile", f"it compiles a program at {compiling[0].place or 'an unknown place'}"
+    if main and main[0].place and main[0].doing == "wait":
+        return "late", f"it waits for a result at {main[0].place}"
+    if busy and (busy[0].main or not main):
+        thread = "" if busy[0].main else f", in thread {busy[0].name}"
+        return "late", f"it is in Python at {busy[0].place}{thread}"
+    return "late", "none of its Python threads runs code outside JAX"
