@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import pytest
 
 from jaxcoll._errors import SnapshotError
+from jaxcoll._job import stacks
 from jaxcoll._job.snapshot import (
     Absent,
     Call,
@@ -164,9 +167,12 @@ def stopped() -> Case:
 
 def silent() -> Case:
     """On another host, so nobody can look at it: its peers say that it does not answer."""
-    quiet = Peer(3, "up", "tcp", "tcp to b", silent_s=12.0)
+    quiet = Peer(3, "up", "tcp", "tcp to process 3 (pid 803 on b)", silent_s=12.0)
     return Case(
-        with_peer(all_but(3), quiet), "silent", (3,), ("rank 3 .* has not answered for 12 s",)
+        with_peer(all_but(3), quiet),
+        "silent",
+        (3,),
+        ("rank 3 .process 3 on b, pid 803. has not answered for 12 s",),
     )
 
 
@@ -360,7 +366,7 @@ def a_bystander_missing() -> Case:
 def another_job() -> Case:
     case = late()
     case.snapshots.append(process(1, waits(waits_for=[0]), job="job-2", pid=99))
-    return dataclasses.replace(case, remarks=(r"pid 99 on a\) is of another job",))
+    return dataclasses.replace(case, remarks=(r"pid 99 on a\): of another job, job-2",))
 
 
 def another_version() -> Case:
@@ -451,3 +457,71 @@ def test_a_snapshot_survives_json() -> None:
 def test_a_text_that_is_no_snapshot_is_refused(text: str, words: str) -> None:
     with pytest.raises(SnapshotError, match=words):
         parse(text)
+
+
+def test_the_newest_job_of_a_folder_is_judged() -> None:
+    old = [dataclasses.replace(s, job="job-0") for s in all_but(1)]
+    case = late()
+    new = [dataclasses.replace(s, taken_at=9.0) for s in case.snapshots[:3]]
+    verdict = judge([*new, *old])
+    assert (verdict.kind, verdict.culprits) == ("late", (2,))
+    assert any("of another job, job-0" in remark for remark in verdict.remarks)
+
+
+def test_a_thread_that_compiles_is_told_from_one_that_runs_python() -> None:
+    """JAX's own functions tell them apart, whose names another version may change."""
+
+    def compile_new(factor: float) -> None:
+        def unrolled(x: jax.Array) -> jax.Array:
+            for i in range(300):
+                x = jax.numpy.sin(x) * (factor + i)
+            return x
+
+        jax.jit(unrolled).lower(1.0).compile()
+
+    seen = set[tuple[str, bool]]()
+    for attempt in range(100):
+        thread = threading.Thread(target=compile_new, args=(float(attempt),), name="compiler")
+        thread.start()
+        while thread.is_alive():
+            seen |= {
+                (found.doing, "(compile_new)" in found.place)
+                for found in stacks.threads()
+                if found.name == "compiler"
+            }
+        if ("compile", True) in seen:
+            break
+    assert ("compile", True) in seen, seen
+
+
+def test_a_place_is_the_innermost_one_outside_the_libraries() -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def load() -> None:
+        begun.set()
+        leave.wait(60)
+
+    thread = threading.Thread(target=load, name="loader")
+    thread.start()
+    try:
+        assert begun.wait(60)
+        while True:  # until it has gone on from `set` to `wait`
+            (found,) = [t for t in stacks.threads() if t.name == "loader"]
+            if "(wait)" in found.frames[0]:
+                break
+    finally:
+        leave.set()
+        thread.join()
+    line = load.__code__.co_firstlineno + 2
+    assert (found.place, found.doing) == (f"test_verdict.py:{line} (load)", "")
+
+
+def test_an_exception_is_told_with_the_place_where_it_was_raised() -> None:
+    def load() -> None:
+        raise ValueError("bad\n batch")
+
+    with pytest.raises(ValueError, match="bad") as caught:
+        load()
+    line = load.__code__.co_firstlineno + 1
+    told = stacks.raised(caught.value)
+    assert told == f"ValueError: bad batch at test_verdict.py:{line} (load)"

@@ -154,7 +154,7 @@ void BindSnapshot(nb::module_& m) {
         return reactor == nullptr ? std::vector<std::string>() : reactor->LinesOf(program);
       },
       nb::call_guard<nb::gil_scoped_release>(), nb::arg("program"),
-      "What comm_add_listing has brought for the program of this fingerprint.");
+      "The lines that comm_add_listing has brought for the program of this fingerprint.");
   m.def(
       "comm_set_watcher",
       [](int fd) {
@@ -170,7 +170,7 @@ void BindSnapshot(nb::module_& m) {
       },
       nb::call_guard<nb::gil_scoped_release>(), nb::arg("place"),
       "Tells the peers that have asked where this process is, e.g. \"it is in Python at\n"
-      "data.py:31\".");
+      "train.py:31\".");
 }
 
 }  // namespace jaxcoll

@@ -1,4 +1,4 @@
-// What this process's engines are doing, as facts for `jaxcoll inspect`. DumpEngine and
+// The state of this process's engines, as facts for `jaxcoll inspect`. DumpEngine and
 // Reactor::Dump tell people the same in words.
 #pragma once
 

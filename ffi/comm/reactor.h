@@ -123,7 +123,7 @@ class Reactor final {
   std::vector<std::string> LinesOf(const std::string& program);
   // From now on `fd`, an eventfd, is written to when calls have failed, and when a peer that waits
   // asks what this process is doing. The answer may have what SetPlace says, e.g. "it is in Python
-  // at data.py:31": Python alone can tell, and the reactor must not wait for it.
+  // at train.py:31": Python alone can tell, and the reactor must not wait for it.
   void SetWatcher(int fd) { watcher_.store(fd, std::memory_order_release); }
   void SetPlace(std::string place);
   // Fails what is pending, sends what is queued (a little while) and ends the thread.

@@ -1,4 +1,4 @@
-// What `jaxcoll inspect` asks of the reactor, and the words that only Python can give it.
+// The facts that `jaxcoll inspect` asks of the reactor, and the words that only Python can give it.
 #include <unistd.h>
 
 #include <string_view>

@@ -1,4 +1,4 @@
-"""What one process of a job was doing at one time, as `jaxcoll inspect` and dump files carry it.
+"""The state of one process of a job at one time, as `jaxcoll inspect` and dump files carry it.
 
 A snapshot is JSON. It has a format number, since the process that reads it may be of another
 version than the one that wrote it.
@@ -26,7 +26,7 @@ class Thread:
     """A thread of Python's.
 
     Attributes:
-      place: the innermost frame outside JAX and jaxcoll, "data.py:31 (load)"; "" if there is none.
+      place: the innermost frame outside JAX and jaxcoll, "train.py:31 (load)"; "" if there is none.
       doing: "compile" or "wait", of JAX's, below that frame; "" for Python itself.
       frames: all, the innermost first.
     """
@@ -73,7 +73,9 @@ class Call:
     @property
     def name(self) -> str:
         """The call and where it is made, for people."""
-        return self.description.partition(", algorithm ")[0] + (f" at {self.line}" if self.line else "")
+        return self.description.partition(", algorithm ")[0] + (
+            f" at {self.line}" if self.line else ""
+        )
 
     def waited_s(self) -> float:
         """How long it has waited since its last message."""

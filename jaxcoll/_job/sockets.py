@@ -82,11 +82,14 @@ def listen(job: str, process: int) -> tuple[socket.socket, Path]:
         if trouble := trouble_with(folder):
             continue
         path = folder / f"{job}-{process}-{os.getpid()}.sock"
+        fresh = folder / f".{os.getpid()}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(os.fspath(path))
-            os.chmod(path, 0o600)  # the folder keeps others out meanwhile
+            fresh.unlink(missing_ok=True)
+            listener.bind(os.fspath(fresh))
+            os.chmod(fresh, 0o600)  # the folder keeps others out meanwhile
             listener.listen(8)
+            fresh.rename(path)  # whoever finds it finds it listening
         except OSError as error:
             listener.close()
             trouble = f"{path}: {error}"
@@ -187,7 +190,7 @@ _STATES = {
 
 
 def look_at(pid: int) -> tuple[str, str]:
-    """What /proc says of a process that does not answer: `Absent.state`, and words."""
+    """Asks /proc about a process that does not answer. Returns `Absent.state`, and words."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

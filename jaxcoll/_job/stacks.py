@@ -18,8 +18,8 @@ _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = ("site-packages", "dist-packages")
 # The functions of JAX below which it compiles; everything else below a user's frame waits.
 _COMPILING = {
-    *("backend_compile", "backend_compile_and_load", "compile_or_get_cached"),
-    *("cached_lowering", "lower_sharding_computation", "trace_to_jaxpr", "trace_to_jaxpr_dynamic"),
+    *("trace_to_jaxpr", "lower_jaxpr_to_module"),
+    *("backend_compile_and_load", "compile_or_get_cached"),
 }
 
 
@@ -59,7 +59,7 @@ def _thread(name: str, main: bool, innermost: FrameType) -> Thread:
 
 
 def place(frame: FrameType) -> str:
-    """ "data.py:31 (load)"."""
+    """ "train.py:31 (load)"."""
     code = frame.f_code
     return f"{os.path.basename(code.co_filename)}:{frame.f_lineno} ({code.co_name})"
 

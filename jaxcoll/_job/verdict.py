@@ -7,6 +7,7 @@ two wait for each other in different calls, or a link carries nothing. `judge` i
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ _STALL_S = 1.0  # what waits for less is on its way
 _JUST_S = 5.0  # a failure of so long ago belongs to what is pending now
 _SLOW_S = 5.0  # a call whose messages still come is slow after this
 _SHOWN = 4  # of what there may be many of
+_HOME = re.compile(r"\(pid (\d+) on ([^\s()]+)\)")  # in the description of a link
 _COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -56,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a job.
+    """The state of a job: the causes of its stalls, and a table.
 
     Attributes:
       kind: of the first finding; "idle" or "moving" where nothing is wrong.
@@ -76,8 +78,8 @@ def judge(snapshots: Sequence[Snapshot], absent: Iterable[Absent] = ()) -> Verdi
     """Says what the processes of a job wait for, and names the one at fault.
 
     Args:
-      snapshots: of the processes that have answered. Those of another job than most are left out,
-        and a remark says so.
+      snapshots: of the processes that have answered. Those of another job than the newest are left
+        out, and a remark says so.
       absent: the processes that are known not to answer.
     """
     return _Job(snapshots, absent).verdict()
@@ -101,19 +103,17 @@ def _listed(items: Iterable[object], most: int = _SHOWN) -> str:
 
 
 def _chosen(snapshots: Sequence[Snapshot], remarks: list[str]) -> dict[int, Snapshot]:
-    """Those of the job that has the most of them, by process."""
-    counts = Counter(snapshot.job for snapshot in snapshots)
-    newest = {s.job: max(o.taken_at for o in snapshots if o.job == s.job) for s in snapshots}
-    job = max(counts, key=lambda j: (counts[j], newest[j]), default="")
-    chosen: dict[int, Snapshot] = {}
-    for snapshot in sorted(snapshots, key=lambda s: s.taken_at):
-        if snapshot.job != job:
-            remarks.append(
-                f"the snapshot of process {snapshot.process} (pid {snapshot.pid} on "
-                f"{snapshot.host}) is of another job and left out"
-            )
-        else:
-            chosen[snapshot.process] = snapshot
+    """Those of the newest job, by process."""
+    by_job: defaultdict[str, list[Snapshot]] = defaultdict(list)
+    for snapshot in sorted(snapshots, key=lambda s: (s.taken_at, s.process)):
+        by_job[snapshot.job].append(snapshot)
+    # A job that was started anew leaves its dumps beside the old ones.
+    job = max(by_job, key=lambda j: (by_job[j][-1].taken_at, len(by_job[j]), j), default="")
+    chosen = {snapshot.process: snapshot for snapshot in by_job[job]}
+    for other, left_out in sorted(by_job.items()):
+        if other != job:
+            whose = _listed(f"process {s.process} (pid {s.pid} on {s.host})" for s in left_out)
+            remarks.append(f"{whose}: of another job, {other}, and left out")
     versions = Counter(s.version for s in chosen.values())
     for version, _ in versions.most_common()[1:]:
         whose = _listed(p for p, s in sorted(chosen.items()) if s.version == version)
@@ -161,6 +161,9 @@ class _Job:
             return snapshot.host, snapshot.pid
         if process in self.absent:
             return self.absent[process].host, self.absent[process].pid
+        for peer in self.peers(process):
+            if match := _HOME.search(peer.description):
+                return match[2], int(match[1])
         return "", 0
 
     def known(self) -> set[int]:
@@ -169,7 +172,7 @@ class _Job:
         return set(range(count)) | set(self.absent) | set(self.snapshots)
 
     def peers(self, process: int) -> list[Peer]:
-        """What the others know of a process."""
+        """The others' knowledge of a process."""
         return [p for s in self.snapshots.values() for p in s.peers if p.process == process]
 
     def place(self, process: int) -> tuple[str, str]:
@@ -290,7 +293,7 @@ class _Job:
                     yield other, call
 
     def fault(self, process: int, call: Call, other: int) -> Finding | None:
-        """What a process that has answered does instead of the call; None: it waits for others."""
+        """The fault of a process that has answered; None: it waits for others."""
         snapshot = self.snapshots[other]
         theirs = {c.id: c for c in [*self.calls[other], *snapshot.pending]}.values()
         half = self.half_made(other)
@@ -347,7 +350,7 @@ class _Job:
         mine, others = sides[call.key], sides[their.key]
         if len(mine) == len(others):
             return both
-        return tuple(sorted(min(mine, others, key=len)))
+        return tuple(sorted(mine if len(mine) < len(others) else others))
 
     def cycle(self, edges: dict[int, list[tuple[int, Call]]]) -> Finding | None:
         """Three processes or more that wait for each other in a circle, in different calls."""

@@ -51,7 +51,7 @@ print("has waited")
 sys.stdin.read()
 """
 )
-# The interpreter's lock, once a process holds it for good, is what nothing within it can undo.
+# While a call in C keeps the interpreter's lock, no Python thread of the process runs.
 HOLDS_THE_LOCK = (
     COMMON
     + """
@@ -62,7 +62,7 @@ if rank == 1:
 told(f, x)
 """
 )
-# Of 4 processes 0 and 1 call on rows first, 2 and 3 on columns: 0 and 1 wait for each other.
+# Processes 0 and 1 make the calls of two communicators in opposite order.
 OPPOSITE = (
     COMMON
     + """
@@ -244,7 +244,7 @@ def test_an_exception_is_told_to_those_that_wait(tmp_path: Path) -> None:
     ],
     ids=["another process", "no process", "no dumps", "no folder"],
 )
-def test_what_cannot_be_inspected_is_refused_in_one_line(
+def test_a_target_that_cannot_be_inspected_is_refused_in_one_line(
     tmp_path: Path, target: Callable[[Path], object], words: str
 ) -> None:
     finished = inspect(target(tmp_path))
