@@ -426,7 +426,11 @@ def test_the_table_says_who_waits_for_whom() -> None:
     case = late()
     first, _, at_fault, _ = judge(case.snapshots).rows
     assert (first.state, first.waits_for, first.transport) == ("waits", (2,), "tcp")
-    assert (first.call, first.for_s, first.bytes) == (case.snapshots[0].pending[0].name, 14.0, 32)
+    assert (first.call, first.for_s, first.bytes) == (
+        f"all_reduce(sum) of float32[8] at {STEP}",
+        14.0,
+        32,
+    )
     assert (at_fault.state, at_fault.place, at_fault.host) == ("late", "data.py:31 (load)", "b")
 
 

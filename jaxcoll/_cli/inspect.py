@@ -197,7 +197,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    call = row.call or (f"(last: {row.last})" if row.last else "")
+    call = row.call or (f"last: {row.last}" if row.last else "")
     return (
         str(row.process),
         row.host,

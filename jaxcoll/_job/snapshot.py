@@ -21,6 +21,10 @@ BYTES_MAX = 64 << 20
 _T = TypeVar("_T")
 
 
+def _name(description: str, line: str) -> str:
+    return description.partition(", algorithm ")[0] + (f" at {line}" if line else "")
+
+
 @dataclass(frozen=True)
 class Thread:
     """A thread of Python's.
@@ -73,9 +77,12 @@ class Call:
     @property
     def name(self) -> str:
         """The call and where it is made, for people."""
-        return self.description.partition(", algorithm ")[0] + (
-            f" at {self.line}" if self.line else ""
-        )
+        return _name(self.description, self.line)
+
+    @property
+    def brief(self) -> str:
+        """The same, for a table."""
+        return _name(self.description.partition(" over ")[0], self.line)
 
     def waited_s(self) -> float:
         """How long it has waited since its last message."""
@@ -91,7 +98,11 @@ class HalfMade:
     arrived: tuple[str, ...]
     missing: tuple[str, ...]
     program: str = ""
-    line: str = ""
+
+    @property
+    def name(self) -> str:
+        """The call, for people."""
+        return _name(self.description, "")
 
 
 @dataclass(frozen=True)

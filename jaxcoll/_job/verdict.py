@@ -265,11 +265,12 @@ class _Job:
             return None
         call = max(stalled, key=lambda c: c.since_s)
         kind, clause = self.place(process)
-        name = call.description + (f" at {call.line}" if call.line else "")
         there = "have" if len(call.missing) > 1 else "has"
+        others = "have" if len(call.arrived) > 1 else "has"
         text = (
-            f"{_listed(call.missing)} of {self.name(process)} {there} not called {name}, for which "
-            f"{_count(len(call.arrived), 'device')} of it waited {seconds(call.since_s)}; {clause}"
+            f"{_listed(call.missing)} of {self.name(process)} {there} not called {call.name}, "
+            f"for which {_count(len(call.arrived), 'device')} of it {others} waited "
+            f"{seconds(call.since_s)}; {clause}"
         )
         return Finding(kind, (process,), text)
 
@@ -546,7 +547,8 @@ class _Job:
             last = ""
             if snapshot.last:
                 ended = snapshot.last[0]
-                last = f"{ended.description}, {seconds(ended.ended_s)} ago"
+                brief = ended.description.partition(" over ")[0]
+                last = f"{brief}, {seconds(ended.ended_s)} ago"
             if not calls:
                 yield Row(process, host, pid, state, last=last, place=place)
                 continue
@@ -558,7 +560,7 @@ class _Job:
                 host,
                 pid,
                 state,
-                call.name,
+                call.brief,
                 call.since_s,
                 waits_for,
                 call.bytes,
