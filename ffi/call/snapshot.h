@@ -28,7 +28,7 @@ struct PendingCall {
   std::vector<int> process_of_rank;
   std::vector<int32_t> waits_for;  // ranks
   double since_s = 0;
-  std::optional<double> moved_s;  // since its last message; none came or went yet if not set
+  std::optional<double> moved_s;  // since a message of it last came or went; unset: none has
   std::string mismatch;           // how it differs from what a peer waits in, once that is known
 };
 
