@@ -166,8 +166,8 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
   static Buffers InOneProcess(const std::vector<OpList>& op_lists, Collective collective,
                               int64_t block_elements, DType dtype, const Buffers& inputs) {
     StatusOr<LocalActions> actions = Compile(op_lists, collective);
-    EXPECT_TRUE(op_list.ok()) << op_list.status().message();
-    const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*op_list)),
+    EXPECT_TRUE(actions.ok()) << actions.status().message();
+    const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*actions)),
                          {block_elements}, dtype, ReduceOp::kSum);
     Buffers outputs(inputs.size());
     RunBuffers buffers;
@@ -214,8 +214,8 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
   std::vector<OpList> op_lists;
   for (int rank = 0; rank < ranks; ++rank) op_lists.push_back(*BuildSchedule(exchange, rank));
   StatusOr<LocalActions> actions = Compile(op_lists, exchange.collective);
-  ASSERT_TRUE(op_list.ok()) << op_list.status().message();
-  const LocalPlan one_process(std::make_shared<const LocalActions>(std::move(*op_list)), shape);
+  ASSERT_TRUE(actions.ok()) << actions.status().message();
+  const LocalPlan one_process(std::make_shared<const LocalActions>(std::move(*actions)), shape);
   std::vector<int> process_of_rank(ranks);
   std::iota(process_of_rank.begin(), process_of_rank.end(), 0);
   for (int round = 0; round < 5; ++round) {
