@@ -12,8 +12,8 @@ from jaxcoll._jax import memory
 
 ROOT = Path(__file__).parents[2]
 
-# Prints the pages that 30 steps touched for the first time, in units of an array's pages. Before that
-# the heap grows to the arrays that are alive at once.
+# Prints the pages that 30 steps touched for the first time, in units of an array's pages. Before
+# that the heap grows to the arrays that are alive at once.
 STEPS = """
 import resource
 import jax, jaxcoll
