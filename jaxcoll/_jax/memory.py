@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 
-# mallopt's parameters, from glibc's malloc.h.
+# mallopt's parameters, as glibc numbers them.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LIMITS = {"1": (1 << 31) - 1, "all": -1}  # bytes; mallopt takes an int, and -1 is never reached
 
