@@ -16,6 +16,7 @@
 
 #include "engine/memory/local_plan.h"
 #include "support/device_world.h"
+#include "support/few.h"
 #include "support/op_lists.h"
 #include "support/schedules.h"
 
@@ -169,7 +170,7 @@ inline std::vector<OpList> Rechannel(std::vector<OpList> op_lists, int channels,
 // JAXCOLL_TEST_SEEDS: more of them.
 inline int Seeds(int count) {
   const char* wanted = std::getenv("JAXCOLL_TEST_SEEDS");
-  return wanted != nullptr ? std::atoi(wanted) : count;
+  return wanted != nullptr ? std::atoi(wanted) : Few(count);
 }
 
 }  // namespace jaxcoll::cuda
