@@ -145,6 +145,15 @@ def _log_file(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    _text_of_at_most(4096)(text)
+    if not os.path.isdir(text):
+        raise SettingError("it is no folder")
+    if not os.access(text, os.W_OK | os.X_OK):
+        raise SettingError(os.strerror(errno.EACCES))
+    return text
+
+
 def _socket_name() -> str:
     try:
         return socket.gethostname()
@@ -178,6 +187,14 @@ VARIABLES = (
         engine="log_file",
     ),
     Variable(
+        "JAXCOLL_DUMP_DIR",
+        default="none",
+        takes="a folder that is there and can be written to",
+        meaning="where a process of a job writes what it was doing when a collective failed or an "
+        "exception ended it, and what the cause was: `jaxcoll inspect DIR` reads it",
+        parse=_folder,
+    ),
+    Variable(
         "JAXCOLL_INSTALL",
         default="0",
         takes="0, 1",
@@ -202,6 +219,14 @@ VARIABLES = (
         meaning="worker threads that large collectives are split over",
         parse=_integer_from(1, 1024),
         engine="threads",
+    ),
+    Variable(
+        "JAXCOLL_KEEP_MEMORY",
+        default="0",
+        takes="0, 1, all",
+        meaning="1: freed memory stays in the process, so that large arrays of the next step need "
+        "no fresh pages; free memory above 2 GiB at the heap's end is returned; all: nothing is",
+        parse=_one_of("0", "1", "all"),
     ),
     Variable(
         "JAXCOLL_ISA",

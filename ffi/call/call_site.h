@@ -30,6 +30,7 @@
 
 #include "call/call_core.h"
 #include "call/interprocess.h"
+#include "call/snapshot.h"
 #include "engine/completion.h"
 #include "engine/memory/local_plan.h"
 #include "engine/worker_pool.h"
@@ -80,6 +81,8 @@ class CallSite {
   void DescribeWaiting(WaitingTable& table);
   // A line for each call that some of this process's ranks have not made, for the flight recorder.
   std::vector<std::string> DescribePending();
+  // The same as facts.
+  void AddHalfMade(std::vector<HalfMadeCall>& calls);
   // The process did not run for this time, which does not count as waiting.
   void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);

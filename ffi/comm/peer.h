@@ -87,6 +87,7 @@ class Peer {
   // The last comparison of one of its programs with one of ours.
   std::optional<Comparison> comparison;
   std::chrono::steady_clock::time_point compared_at;
+  bool wants_place = false;  // it has asked; see Reactor::SetPlace
   // The time of the first query since its last message.
   std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;

@@ -42,6 +42,7 @@
 #include "call/flight_recorder.h"
 #include "call/guest.h"
 #include "call/interprocess.h"
+#include "call/snapshot.h"
 #include "comm/difference.h"
 #include "comm/listing.h"
 #include "comm/notice.h"
@@ -119,8 +120,17 @@ class Reactor final {
 
   // This process's recent calls and its peers' states, for debugging.
   std::string Dump();
-  // Fails pending calls, sends queued messages for a short time, and ends the thread.
-  void Stop();
+  ReactorSnapshot TakeSnapshot();
+  // The lines of a program that AddListing has brought; empty where it is unknown.
+  std::vector<std::string> LinesOf(const std::string& program);
+  // From now on `fd`, an eventfd, is written to when calls have failed, and when a waiting peer asks
+  // what this process is doing. The answer can contain the text of SetPlace, e.g. "it is in Python
+  // at train.py:31": only Python knows it, and the reactor must not wait for Python.
+  void SetWatcher(int fd) { watcher_.store(fd, std::memory_order_release); }
+  void SetPlace(std::string place);
+  // Fails pending calls, sends queued messages for a short time, and ends the thread. `words`: the
+  // cause, e.g. "has raised ValueError"; may be empty.
+  void Stop(const std::string& words = "");
 
   class Group;
 
@@ -259,7 +269,10 @@ class Reactor final {
   void Submit(Submission submission);
   void Fail(const Group& group, const Status& status);
 
+  void RingWatcher();
+
   // All below: mutex_ held.
+  PendingCall Describe(const Call& call);
   bool DrainInbox();
   CallId Begin(Submission submission);
   bool MayLend(Group& group, size_t completions);
@@ -348,7 +361,11 @@ class Reactor final {
   bool armed_ = false;  // links may wake the thread
   Clock::time_point checked_at_;
   StoppedTime stopped_time_;
-  bool some_left_ = false;  // some peer has ended normally
+  bool some_left_ = false;          // some peer has ended normally
+  std::deque<FailedCalls> failed_;  // the last ones
+  std::string place_;               // see SetPlace
+  Clock::time_point placed_at_;
+  std::atomic<int> watcher_{-1};
   Guest* guest_ = nullptr;
   GuestCarrier guest_carrier_{*this};
   ForCallSites for_call_sites_{*this};

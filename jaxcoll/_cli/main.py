@@ -13,6 +13,7 @@ from jaxcoll._errors import JaxcollError, SettingError
 # The commands and their help lines. Each is a module in this folder, imported when it is called.
 _COMMANDS = {
     "launch": "start the processes of a job on this machine",
+    "inspect": "report which rank a job waits for, and why",
     "info": "print versions, devices, transports and algorithms",
     "verify": "prove that built-in schedules are correct",
     "schedule": "print, export and import schedules",
