@@ -148,7 +148,7 @@ def _log_file(text: str) -> str:
 def _folder(text: str) -> str:
     _text_of_at_most(4096)(text)
     if not os.path.isdir(text):
-        raise SettingError("it is no folder")
+        raise SettingError("it is not a folder")
     if not os.access(text, os.W_OK | os.X_OK):
         raise SettingError(os.strerror(errno.EACCES))
     return text

@@ -450,8 +450,8 @@ def test_a_snapshot_survives_json() -> None:
     [
         ("", "cut off"),
         (process(0).to_json()[:200], "cut off"),
-        ("[]", "no snapshot"),
-        ('{"format": "1"}', "no snapshot"),
+        ("[]", "not a snapshot"),
+        ('{"format": "1"}', "not a snapshot"),
         ('{"format": 2, "version": "0.9.0"}', r"format is 2 \(jaxcoll 0.9.0\), .* reads 1"),
         ('{"format": 1}', "lacks a field"),
         (process(0).to_json().replace('"pid": 800', '"pid": "x"'), "its field pid is wrong"),

@@ -29,11 +29,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
         prog="jaxcoll inspect",
-        description="Says what the processes of a job wait for, names the one at fault, and shows "
-        "a table of all. It reads and changes nothing. Without arguments it looks at all jobs of "
-        "this user on this host.",
-        epilog="Exit code: 0 where nothing is wrong, 1 where a process is at fault, 2 where there "
-        "is nothing to inspect.",
+        description="Reports what the processes of a job wait for, names the one at fault, and "
+        "prints a table of all. It changes nothing. Without arguments it inspects all jobs of this "
+        "user on this host.",
+        epilog="Exit code: 0 if nothing is wrong, 1 if a process is at fault, 2 if there is nothing "
+        "to inspect.",
     )
     command.add_argument(
         "target",
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"look again and again, until Ctrl-C; default: every {_WATCH_S:g} s",
     )
-    command.add_argument("--json", action="store_true", help="print JSON, one line for each look")
+    command.add_argument("--json", action="store_true", help="print JSON, one line per inspection")
     return command
 
 
@@ -123,7 +123,7 @@ def _look_at_process(pid: int) -> _Look:
             f"process {pid} belongs to {_user(uid)}, and only its own user can inspect it"
         )
     raise SnapshotError(
-        f"process {pid} is no process of a jaxcoll job: it has run no collective yet, it has "
+        f"process {pid} is not a process of a jaxcoll job: it has run no collective yet, it has "
         "another XDG_RUNTIME_DIR, or its jaxcoll is too old to be inspected"
     )
 
@@ -218,5 +218,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.1 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 86400")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
     return value

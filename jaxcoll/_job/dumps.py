@@ -56,5 +56,5 @@ def write_verdict(folder: Path, job: str) -> tuple[str, int]:
 
 
 def is_name(job: str) -> bool:
-    """Whether a job's name can stand in the names of files."""
+    """Whether a job's name can be part of file names."""
     return re.fullmatch(r"[0-9a-f]{16}", job) is not None

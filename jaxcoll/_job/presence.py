@@ -174,7 +174,7 @@ def _close() -> None:
 
 
 def _end_words() -> str:
-    """How it came to the end of this process, if not in good order."""
+    """Why this process ends, if not normally."""
     if native.interrupts():
         return "was interrupted (Ctrl-C)"
     error = own_snapshot.exception()

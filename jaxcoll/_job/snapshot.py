@@ -131,7 +131,7 @@ class Peer:
     """Another process, as this one knows it.
 
     Attributes:
-      state: "new": not linked yet; "up"; "left": it has ended in good order; "down": it is lost.
+      state: "new": not linked yet; "up"; "left": it has ended normally; "down": it is lost.
       silent_s: seconds since it was asked and has not answered.
       told: the last answer to "what are you doing?".
       queued: messages for it that have not left this process.
@@ -212,7 +212,7 @@ def parse(text: str | bytes) -> Snapshot:
     except ValueError:
         raise SnapshotError("it is cut off, or no snapshot") from None
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
-        raise SnapshotError("it is no snapshot")
+        raise SnapshotError("it is not a snapshot")
     if data["format"] != FORMAT:
         version = data.get("version")
         of = f" (jaxcoll {version})" if isinstance(version, str) else ""

@@ -61,7 +61,7 @@ def trouble_with(folder: Path) -> str:
     except OSError as error:
         return f"{folder}: {error.strerror}"
     if not stat.S_ISDIR(found.st_mode):
-        return f"{folder} is no folder"
+        return f"{folder} is not a folder"
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         return f"{folder} is open to other users"
     return ""

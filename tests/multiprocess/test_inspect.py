@@ -237,7 +237,7 @@ def test_an_exception_is_told_to_those_that_wait(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (lambda _: os.getpid(), r"process \d+ is no process of a jaxcoll job: "),
+        (lambda _: os.getpid(), r"process \d+ is not a process of a jaxcoll job: "),
         (lambda _: 4194305, "there is no process 4194305"),
         (lambda folder: folder, r" holds no dumps \(jaxcoll-\*\.json\)"),
         (lambda folder: folder / "none", "is neither a process id nor a folder"),
