@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
         description="Reports what the processes of a job wait for, names the one at fault, and "
         "prints a table of all. It changes nothing. Without arguments it inspects all jobs of this "
         "user on this host.",
-        epilog="Exit code: 0 if nothing is wrong, 1 if a process is at fault, 2 if there is nothing "
-        "to inspect.",
+        epilog="Exit code: 0 if nothing is wrong, 1 if a process is at fault, 2 if there is "
+        "nothing to inspect.",
     )
     command.add_argument(
         "target",
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         type=_seconds,
         const=_WATCH_S,
         metavar="SECONDS",
-        help=f"look again and again, until Ctrl-C; default: every {_WATCH_S:g} s",
+        help=f"repeat until Ctrl-C; default: every {_WATCH_S:g} s",
     )
     command.add_argument("--json", action="store_true", help="print JSON, one line per inspection")
     return command
