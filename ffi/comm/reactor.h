@@ -123,9 +123,9 @@ class Reactor final {
   ReactorSnapshot TakeSnapshot();
   // The lines of a program that AddListing has brought; empty where it is unknown.
   std::vector<std::string> LinesOf(const std::string& program);
-  // From now on `fd`, an eventfd, is written to when calls have failed, and when a waiting peer asks
-  // what this process is doing. The answer can contain the text of SetPlace, e.g. "it is in Python
-  // at train.py:31": only Python knows it, and the reactor must not wait for Python.
+  // From now on `fd`, an eventfd, is written to when calls have failed, and when a waiting peer
+  // asks what this process is doing. The answer can contain the text of SetPlace, e.g. "it is in
+  // Python at train.py:31": only Python knows it, and the reactor must not wait for Python.
   void SetWatcher(int fd) { watcher_.store(fd, std::memory_order_release); }
   void SetPlace(std::string place);
   // Fails pending calls, sends queued messages for a short time, and ends the thread. `words`: the
