@@ -70,7 +70,7 @@ nb::dict RunSimulation(
     uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps, double jitter,
     double unfairness, std::vector<double> slowdown, std::vector<Time> start_ps,
     const std::vector<std::tuple<Time, int32_t, double>>& changes,
-    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
+    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double, double>>& background,
     bool record) {
   sim::Parameters p;
   p.overhead = overhead_ps;
@@ -90,9 +90,9 @@ nb::dict RunSimulation(
   for (const auto& [time, link, bandwidth_Bps] : changes) {
     p.changes.push_back({time, link, bandwidth_Bps / sim::kPicosecondsPerSecond});
   }
-  for (const auto& [source, destination, time, bytes, bandwidth_Bps] : background) {
+  for (const auto& [source, destination, time, bytes, bandwidth_Bps, share] : background) {
     p.background.push_back(
-        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond});
+        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond, share});
   }
   p.record = record;
   p.interrupted = [] {  // Control-C

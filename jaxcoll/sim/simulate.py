@@ -143,6 +143,7 @@ def run(
                     _ps(x.start_s),
                     _ENDLESS_BYTES if x.nbytes is None else x.nbytes,
                     x.bandwidth_Bps,
+                    x.share,
                 )
                 for x in background
             ],

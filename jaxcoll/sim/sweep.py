@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -346,19 +347,16 @@ class Sweep:
 
 
 def _background(topology: Topology, share: float, seed: int) -> list[Traffic]:
-    """Every endpoint sends to another one, and is sent to by one, without end."""
+    """Every endpoint sends to another one, and is sent to by one, without end.
+
+    It takes `share` of each link by which its shortest paths begin: of all planes of a host, say.
+    """
     if share <= 0:
         return []
-    import random
-
     hosts = topology.hosts
     order = random.Random(seed).sample(hosts, len(hosts))
-    port_Bps = dict.fromkeys(hosts, 0.0)
-    for link in topology.links:
-        if link.source in port_Bps:
-            port_Bps[link.source] += link.bandwidth_Bps
     return [
-        Traffic(a, b, share * port_Bps[a])
+        Traffic(a, b, share=share)
         for a, b in zip(order, [*order[1:], order[0]], strict=True)
         if a != b
     ]

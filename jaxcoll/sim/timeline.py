@@ -132,13 +132,16 @@ class Traffic:
       bandwidth_Bps: what it would take alone.
       nbytes: how much; None: without end.
       start_s: when it begins.
+      share: instead of `bandwidth_Bps`, if above 0: it leaves by every link of the source that
+        begins a shortest path, with `nbytes` and at most this share of the link on each.
     """
 
     source: str
     destination: str
-    bandwidth_Bps: float
+    bandwidth_Bps: float = 0.0
     nbytes: int | None = None
     start_s: float = 0.0
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
