@@ -20,10 +20,10 @@ using sim::Graph;
 using sim::Network;
 using sim::Time;
 
-Graph GraphOfSpec(const SpecTuple& tuple) {
+Graph GraphOfSpec(const SpecTuple& tuple, uint64_t most_bytes) {
   const ScheduleSpec spec = SpecFromTuple(tuple);
   nb::gil_scoped_release release;
-  return ValueOrThrow(Graph::Build(spec));
+  return ValueOrThrow(Graph::Build(spec, most_bytes));
 }
 
 Graph GraphOfPrograms(const std::vector<ProgramTuple>& tuples) {
@@ -172,7 +172,8 @@ void BindSim(nb::module_& m) {
       .def_prop_ro("ops", &Graph::op_count)
       .def_prop_ro("nbytes", &Graph::bytes);
   nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
-  m.def("sim_graph", &GraphOfSpec, "spec"_a, "A built-in schedule, packed.");
+  m.def("sim_graph", &GraphOfSpec, "spec"_a, "most_bytes"_a,
+        "A built-in schedule, packed, if that takes no more memory.");
   m.def("sim_graph_of_programs", &GraphOfPrograms, "programs"_a,
         "All ranks' programs, as tuples, packed.");
   m.attr("SIM_MOST_TIME_PS") = sim::kMostTime;

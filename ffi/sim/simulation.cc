@@ -71,7 +71,7 @@ StatusOr<Result> Simulation::Run() {
     Flow& flow = flows_[id];
     if (!flow.route) continue;
     Settle(flow);
-    EnterBytes(flow, flow.bytes - static_cast<int64_t>(std::ceil(flow.left)));
+    EnterBytes(flow, Moved(flow));
   }
   if (Status s = ledger_.Check(now_); !s.ok()) return s;
   if (Status s = CheckTotals(); !s.ok()) return s;

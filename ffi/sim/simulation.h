@@ -74,6 +74,7 @@ class Simulation {
     int64_t bytes = 0;  // on this route
     double left = 0;    // bytes at `since`
     double limit = 0;   // background: its greatest rate
+    double done = 0;    // background: bytes; what is left of endless traffic has no room for digits
     double rate = 0;
     Time since = 0;
     uint64_t order = 0;
@@ -131,6 +132,7 @@ class Simulation {
   int32_t AddFlow(Flow flow);
   void RemoveFlow(int32_t id);
   void Settle(Flow& flow) const;
+  static int64_t Moved(const Flow& flow);
   void FlowEnded(int32_t id);
   void ChangeLink(const LinkChange& change);
   void RerouteAll();

@@ -238,8 +238,20 @@ void Simulation::RemoveFlow(int32_t id) {
 
 // Brings what is left up to now_.
 void Simulation::Settle(Flow& flow) const {
-  flow.left = std::max(0.0, flow.left - flow.rate * static_cast<double>(now_ - flow.since));
+  const double moved = flow.rate * static_cast<double>(now_ - flow.since);
+  flow.done += moved;
+  flow.left = flow.background == kNone ? flow.left - moved
+                                       : static_cast<double>(flow.bytes) - flow.done;
+  flow.left = std::max(0.0, flow.left);
   flow.since = now_;
+}
+
+// Whole bytes of a settled flow that have left.
+int64_t Simulation::Moved(const Flow& flow) {
+  if (flow.background != kNone) {
+    return std::min(flow.bytes, static_cast<int64_t>(std::floor(flow.done)));
+  }
+  return flow.bytes - static_cast<int64_t>(std::ceil(flow.left));
 }
 
 void Simulation::UpdateRates() {
@@ -328,11 +340,12 @@ void Simulation::Reroute(int32_t id) {
     if (Failed()) return;
     flow.left = rest * flow.route->port_rate;
   } else {
-    const int64_t rest = static_cast<int64_t>(std::ceil(flow.left));
-    EnterBytes(flow, flow.bytes - rest);
+    const int64_t moved = Moved(flow), rest = flow.bytes - moved;
+    EnterBytes(flow, moved);
     flow.route = FindRoute(source, destination, channel, flow.part);
     if (Failed()) return;
     flow.bytes = rest;
+    flow.done = 0;
     flow.left = static_cast<double>(rest);
   }
   AddFlow(std::move(flow));

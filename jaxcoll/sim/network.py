@@ -48,7 +48,7 @@ def check_name(what: str, name: str) -> None:
     if not name or len(name) > _MOST_NAME or not name.isprintable():
         short = name if len(name) <= 40 else f"{name[:40]}..."
         raise TopologyError(
-            f"the name {ascii(short)} of {what} cannot be used: up to {_MOST_NAME} characters that "
+            f"the name {short!a} of {what} cannot be used: up to {_MOST_NAME} characters that "
             "can be printed"
         )
 
@@ -198,6 +198,7 @@ class Topology:
 
     def _add(self, node: Node) -> str:
         check_name("a node", node.name)
+        check_name("a tier", node.tier)
         if node.name in self.nodes:
             raise TopologyError(f"{self.name}: node {node.name!r} exists twice")
         check_nodes(self.name, len(self.nodes) + 1)
@@ -372,9 +373,7 @@ class Topology:
                 a, b = ends[: match.start()], ends[match.start() + 2 :]
                 if a in self.index and b in self.index:
                     both_ways = ends[match.start() + 1] == "-"
-                    found = self.links.between(
-                        self.index[a], self.index[b], parallel, both_ways
-                    )
+                    found = self.links.between(self.index[a], self.index[b], parallel, both_ways)
                     if found:
                         return found
         return []

@@ -124,9 +124,7 @@ def torus(
     for axis, length in enumerate(dimensions):
         if length > 1:
             half = tuple(
-                label
-                for label, cell in zip(labels, cells, strict=True)
-                if cell[axis] < length // 2
+                label for label, cell in zip(labels, cells, strict=True) if cell[axis] < length // 2
             )
             topology.groups[f"half of dimension {axis}"] = half
     return topology

@@ -258,7 +258,7 @@ def changes_of(
             (
                 round(change.time_s * 1e12),
                 link,
-                change.factor * topology.links[link].bandwidth_Bps,
+                change.factor * float(topology.capacities_Bps[link]),
             )
             for link in topology.find_links(change.component)
         ]
