@@ -108,7 +108,7 @@ SERIES: Final = (
 
 def three_tiers(hosts: int) -> Topology:
     """The smallest full fat-tree of 16-port switches, or of 32 ports above 1024 hosts."""
-    return fat_tree(hosts, radix=16 if hosts <= 1024 else 32)
+    return fat_tree(hosts, radix=16 if hosts <= 1024 else 32, bandwidth_Bps=12.5e9)
 
 
 def rails(ranks: int) -> Topology:

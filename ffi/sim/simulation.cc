@@ -239,7 +239,7 @@ void Simulation::GiveWork() {
 
 Status Simulation::Stuck() const {
   for (const Flow& flow : flows_) {
-    if (!flow.route || flow.overhead || flow.background != kNone || flow.rate <= 0) continue;
+    if (!flow.route || flow.background != kNone || flow.rate <= 0) continue;
     const auto [source, destination] = Ends(flow);
     return TimeOutOfRange("a message from " + network_.node_names[source] + " to " +
                               network_.node_names[destination] + " ends after",

@@ -276,7 +276,12 @@ def parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--efficiency", type=float, default=1.0, help="share of the links that is payload"
     )
-    cost.add_argument("--in-flight", type=int, default=1, help="messages per port and channel")
+    cost.add_argument(
+        "--in-flight",
+        type=int,
+        help="messages of a channel that a port sends at once; 0: all that are ready (default: 0 "
+        "for all_to_all, whose messages wait for nothing, else 1)",
+    )
     cost.add_argument("--jitter", type=float, default=0.0, help="relative, of every computation")
     cost.add_argument(
         "--unfairness",
@@ -348,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     options = command.parse_args(argv)
     for name in ("ranks", "seeds", "split", "channels", "jobs", "in_flight"):
         low = 0 if name in ("ranks", "jobs", "in_flight") else 1
-        if getattr(options, name) < low:
+        if (value := getattr(options, name)) is not None and value < low:
             command.error(f"--{name.replace('_', '-')} must be at least {low}")
     if not 0 <= options.background <= 1:
         command.error("--background is a share, from 0 to 1")
@@ -414,7 +419,7 @@ def _sweep(
             overhead_s=options.overhead,
             latency_s=options.latency,
             reduce_s_per_byte=1 / options.reduce_rate if options.reduce_rate else 0.0,
-            in_flight=options.in_flight,
+            in_flight=1 if options.in_flight is None else options.in_flight,
             efficiency=options.efficiency,
             split=options.split,
             quantum_s=options.quantum,
@@ -429,6 +434,7 @@ def _sweep(
         jitter=options.jitter,
         slowdown=tuple((int(rank), factor) for rank, factor in options.slow.items()),
         spread=options.spread,
+        all_at_once=("all_to_all",) if options.in_flight is None else (),
         late_s=options.late,
         distribution=options.distribution,
         background=options.background,

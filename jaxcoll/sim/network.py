@@ -27,6 +27,7 @@ Placement: TypeAlias = "Sequence[str] | Mapping[int, str] | Mapping[str, int | S
 
 # The simulator keeps a node in 22 bits.
 MOST_NODES: Final = (1 << 22) - 1
+MOST_SECONDS: Final = float(native.SIM_MOST_TIME_PS) / 1e12
 _MOST_NAME: Final = 256
 
 
@@ -152,7 +153,7 @@ class Topology:
                 f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; "
                 "it must be above 0 (a broken link is a failure, not a link)"
             )
-        if not (latency_s >= 0 and math.isfinite(latency_s)):
+        if not 0 <= latency_s <= MOST_SECONDS:
             raise TopologyError(f"{self.name}: link {a} - {b} has a latency of {latency_s} s")
         self.connect_all(
             [self.index[a]],
@@ -189,8 +190,10 @@ class Topology:
         capacity, latency = np.asarray(bandwidth_Bps), np.asarray(latency_s)
         if not ((capacity > 0) & np.isfinite(capacity)).all():
             raise TopologyError(f"{self.name}: a link's capacity must be above 0")
-        if not ((latency >= 0) & np.isfinite(latency)).all():
-            raise TopologyError(f"{self.name}: a link's latency must be at least 0")
+        if not ((latency >= 0) & (latency <= MOST_SECONDS)).all():
+            raise TopologyError(
+                f"{self.name}: a link's latency must be from 0 to {MOST_SECONDS:g} s"
+            )
         if (np.asarray(a) == np.asarray(b)).any():
             raise TopologyError(f"{self.name}: a node is linked to itself")
         check_links(self.name, len(self.links) + np.broadcast(a, b).size * (1 + both_ways))

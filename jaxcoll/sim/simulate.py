@@ -17,7 +17,7 @@ from jaxcoll.schedule.ir import to_tuple
 from jaxcoll.schedule.spec import spec_to_tuple
 from jaxcoll.sim.bounds import Bounds
 from jaxcoll.sim.memory import available_bytes
-from jaxcoll.sim.network import CutError, Placement, Topology, TopologyError
+from jaxcoll.sim.network import MOST_SECONDS, CutError, Placement, Topology, TopologyError
 from jaxcoll.sim.timeline import (
     ROUTINGS,
     Change,
@@ -31,7 +31,6 @@ from jaxcoll.sim.timeline import (
 )
 
 # The engine's ranges; ffi/sim/limits.h tells why. Sums are checked there.
-_MOST_SECONDS: Final = native.SIM_MOST_TIME_PS / 1e12
 _MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
 
 # The ranges of a model's parameters that are not simply from 0 on.
@@ -40,9 +39,9 @@ _RANGES: Final = {
     "split": (1, 256),
     "in_flight": (0, (1 << 31) - 1),
     "unfairness": (0, native.SIM_MOST_UNFAIRNESS),
-    "overhead_s": (0, _MOST_SECONDS),
-    "latency_s": (0, _MOST_SECONDS),
-    "quantum_s": (0, _MOST_SECONDS),
+    "overhead_s": (0, MOST_SECONDS),
+    "latency_s": (0, MOST_SECONDS),
+    "quantum_s": (0, MOST_SECONDS),
 }
 
 # Packed schedules that are remembered.
@@ -119,7 +118,7 @@ def run(
         if values and len(values) != world_size:
             raise ValueError(f"stragglers.{name} has {len(values)} entries for {world_size} ranks")
         for rank, value in enumerate(values):
-            most = _MOST_SECONDS if name == "start_s" else math.inf
+            most = MOST_SECONDS if name == "start_s" else math.inf
             _in_range(f"stragglers.{name} of rank {rank}", value, 0, most)
     _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
     for parameter, value in vars(model).items():
@@ -129,9 +128,9 @@ def run(
             if end not in index:
                 raise TopologyError(f"background traffic names unknown node {end!r}")
         _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, _MOST_BYTES)
-        _in_range("background traffic's start_s", traffic.start_s, 0, _MOST_SECONDS)
+        _in_range("background traffic's start_s", traffic.start_s, 0, MOST_SECONDS)
     for change in changes:
-        _in_range("a change's time_s", change.time_s, 0, _MOST_SECONDS)
+        _in_range("a change's time_s", change.time_s, 0, MOST_SECONDS)
     link_changes = changes_of(topology, failures, changes)
     try:
         out = native.simulate(

@@ -61,6 +61,8 @@ class Setting:
       spread: scale of slowdowns, drawn per rank; see `Stragglers.draw`.
       late_s: scale of late starts, drawn per rank.
       distribution: of both.
+      all_at_once: collectives of which a port sends all messages that are ready, whatever the
+        model's `in_flight`.
       background: share of its port that every endpoint sends to another, drawn per seed.
       itemsize: bytes per element.
       bounds: which bounds to compute.
@@ -78,9 +80,16 @@ class Setting:
     spread: float = 0.0
     late_s: float = 0.0
     distribution: Distribution = "normal"
+    all_at_once: tuple[str, ...] = ()
     background: float = 0.0
     itemsize: int = 4
     bounds: Literal["all", "quick", "none"] = "all"
+
+    def model_of(self, collective: str) -> Model:
+        """The model for one collective."""
+        if collective not in self.all_at_once:
+            return self.model
+        return replace(self.model, in_flight=0)
 
 
 @dataclass(frozen=True)
@@ -350,7 +359,7 @@ class Sweep:
             case.spec,
             topology,
             case.nbytes,
-            model=setting.model,
+            model=setting.model_of(case.spec.collective),
             placement=setting.placement,
             routing=case.routing,
             seed=seed,
