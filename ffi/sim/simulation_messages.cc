@@ -240,8 +240,8 @@ void Simulation::RemoveFlow(int32_t id) {
 void Simulation::Settle(Flow& flow) const {
   const double moved = flow.rate * static_cast<double>(now_ - flow.since);
   flow.done += moved;
-  flow.left = flow.background == kNone ? flow.left - moved
-                                       : static_cast<double>(flow.bytes) - flow.done;
+  flow.left =
+      flow.background == kNone ? flow.left - moved : static_cast<double>(flow.bytes) - flow.done;
   flow.left = std::max(0.0, flow.left);
   flow.since = now_;
 }

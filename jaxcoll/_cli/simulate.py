@@ -483,6 +483,7 @@ def _report(
         "version": jaxcoll.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": vars(sweep.setting.model),
+        "all_at_once": list(sweep.setting.all_at_once),
         "seeds": options.seeds,
         "topologies": [
             {
