@@ -7,7 +7,8 @@ A call is set up as an executable of a job does it: the ops of this process's ra
 their segments, and the plan. The other processes do not exist, so nothing is sent. Each row has a
 process of its own, so that its peak memory is its own; the rank is neither the first nor the root.
 
-The bounds, 20 ms of CPU time and 20 MB, are for 4096 ranks; a row above one is ABOVE. Growth is
+The bounds, 20 ms of CPU time and 20 MB, are for 4096 ranks; a row above one is ABOVE. The exit code
+is 1 only if memory is: CPU time depends on the machine and on what else it does. Growth is
 fitted as a power of the number of ranks: 1 for algorithms that talk to every rank or go around a
 ring, less for the others. A process that built other ranks' ops would show 2.
 """
@@ -127,7 +128,7 @@ def growth(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table and writes JSON; returns 1 if a row is above a bound."""
+    """Prints the table and writes JSON; returns 1 if a row takes more memory than the bound."""
     command = measure.command_of_rows("scale", __doc__, quick="two sizes, one process a row")
     command.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)  # instantiate_apart's
     options = command.parse_args(argv)
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     about |= {"bound_s": BOUND_S, "bound_bytes": BOUND_BYTES, "rows": rows, "series": series}
     _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
     print(f"# {path}")
-    return int(any(row["verdict"] != "PASS" for row in rows))
+    return int(any(row["peak_bytes"] > BOUND_BYTES for row in rows))
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def test_every_opcode_of_a_collective_is_known() -> None:
     }
     assert "all-reduce" in opcodes
     assert opcodes - also <= SEEN_OPCODES
-    assert set(serve.OPCODES) | serve._ASYNCHRONOUS | serve._DONE <= SEEN_OPCODES
+    assert set(serve.OPCODES) | serve._ASYNCHRONOUS | serve.DONE <= SEEN_OPCODES
 
 
 EVERYTHING = """
