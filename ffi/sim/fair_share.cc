@@ -50,6 +50,7 @@ int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit, double 
   flow.hop_count = hop_count;
   flow.limit = limit;
   flow.pull = pull;
+  flow.last_level = limit / pull;
   flow.rate = flow.exact = -1;
   flow.alive = flow.filled = true;
   flow.places.resize(hop_count);
@@ -218,18 +219,16 @@ void FairShare::Fill() {
   }
   const auto later = std::greater<>();  // a heap with the lowest level on top
   std::make_heap(heap_.begin(), heap_.end(), later);
-  // At this level a flow has all that it can take.
-  auto last_level = [this](int32_t id) { return flows_[id].limit / flows_[id].pull; };
-  std::sort(component_flows_.begin(), component_flows_.end(), [&](int32_t a, int32_t b) {
-    return std::pair(last_level(a), a) < std::pair(last_level(b), b);
-  });
+  last_levels_.clear();
+  for (int32_t id : component_flows_) last_levels_.emplace_back(flows_[id].last_level, id);
+  std::sort(last_levels_.begin(), last_levels_.end());
   size_t next = 0;  // among the flows, by that level
   while (true) {
-    while (next < component_flows_.size() && flows_[component_flows_[next]].filled) ++next;
-    if (next == component_flows_.size()) return;
-    const int32_t first = component_flows_[next];
-    if (heap_.empty() || last_level(first) <= heap_.front().first) {
-      level_ = std::max(level_, last_level(first));
+    while (next < last_levels_.size() && flows_[last_levels_[next].second].filled) ++next;
+    if (next == last_levels_.size()) return;
+    const auto [last_level, first] = last_levels_[next];
+    if (heap_.empty() || last_level <= heap_.front().first) {
+      level_ = std::max(level_, last_level);
       Freeze(first, flows_[first].limit);
       ++next;
       continue;

@@ -49,6 +49,7 @@ class FairShare {
     uint32_t seen = 0;    // the update that last looked at it
     double limit = 0;
     double pull = 1;
+    double last_level = 0;        // at which it has all that it can take
     double rate = -1;             // -1: not known yet
     double exact = -1;            // before rounding
     std::vector<int32_t> places;  // by hop: where the link's list has it
@@ -88,7 +89,8 @@ class FairShare {
   double floor_ = std::numeric_limits<double>::infinity();
   double level_ = 0;  // that filling has reached
   std::vector<int32_t> component_links_, component_flows_, changed_;
-  std::vector<std::pair<double, int32_t>> heap_;
+  std::vector<std::pair<double, int32_t>> heap_;         // contended links, by the level of each
+  std::vector<std::pair<double, int32_t>> last_levels_;  // flows, by theirs
 };
 
 }  // namespace jaxcoll::sim

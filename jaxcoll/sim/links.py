@@ -52,14 +52,14 @@ class Links(Sequence[Link]):
     def __init__(self, nodes: Sequence[str]) -> None:
         """Takes the names of the nodes, to which more may be added."""
         self._nodes = nodes
-        self._columns = {
+        self._columns: dict[str, array[Any]] = {
             "source": array("i"),
             "destination": array("i"),
             "bandwidth_Bps": array("d"),
             "latency_s": array("d"),
             "cable": array("i"),
         }
-        self._medium = array("i")  # by cable
+        self._medium: array[int] = array("i")  # by cable
         self.media: list[str] = []
         self._arrays: dict[str, NDArray[Any]] = {}  # of the columns as they are
 

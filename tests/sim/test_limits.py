@@ -127,7 +127,7 @@ def test_background_traffic_takes_its_share_of_every_link_of_a_port() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_are_bounded_before_anything_is_built(kind: str) -> None:
     for size in (10**9, 10**12, MOST_NODES + 1):
-        with pytest.raises(TopologyError, match="would have|reach|join|asked for"):
+        with pytest.raises(TopologyError, match=r"would have|reach|join|asked for"):
             parse(f"{kind}:{f'{size}x1' if kind == 'torus' else size}")
 
 
@@ -173,7 +173,7 @@ def test_switches_have_the_ports_that_were_said(text: str, message: str) -> None
 @pytest.mark.parametrize("kind", ["leaf_spine", "fat_tree", "multi_plane", "rail_optimised"])
 def test_oversubscription_is_a_positive_number(kind: str, value: str) -> None:
     with pytest.raises(
-        TopologyError, match="oversubscription='...' is no number|oversubscribed|sp"
+        TopologyError, match=r"oversubscription='...' is no number|oversubscribed|sp"
     ):
         parse(f"{kind}:64,oversubscription={value}")
 
@@ -204,7 +204,7 @@ def test_memory_is_judged_before_the_schedule_is_packed() -> None:
 @pytest.mark.parametrize("name", ["", "a\x1b[31m", "a\nb", "a\u202eb", "x" * 257, "\x00"])
 def test_names_that_cannot_be_printed_are_refused(name: str) -> None:
     for make in (Topology, Topology("t").add_host, Topology("t").add_switch):
-        with pytest.raises(TopologyError, match="the name '.*' of a n.* cannot be used") as error:
+        with pytest.raises(TopologyError, match=r"the name '.*' of a n.* cannot be used") as error:
             make(name)
         assert str(error.value).isprintable()
 
