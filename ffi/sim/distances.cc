@@ -9,7 +9,7 @@ namespace {
 constexpr int32_t kEmpty = -1;
 // Below this size of a part, an entry for each node is as small as a table.
 constexpr int32_t kSmallPart = 64;
-// Of a field beside its entries, with its place in the cache, about.
+// A field takes about this beside its entries, with its place in the cache.
 constexpr size_t kFieldBytes = sizeof(Field) + 96;
 
 int32_t Top(std::vector<int32_t>& parent, int32_t node) {

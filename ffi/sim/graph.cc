@@ -21,7 +21,7 @@ constexpr int32_t kMaxWorldSize = 1 << 20;
 constexpr int32_t kMaxChannels = 1 << 12;
 constexpr int32_t kMaxStep = (1 << 29) - 1;
 
-// What packing and running take at their peak, measured for six algorithms of 1024 to 32768 ranks:
+// Packing and running take this at their peak, measured for six algorithms of 1024 to 32768 ranks:
 // an op with its message's ends, a dependency, a rank.
 constexpr double kBytesPerOp = 90, kBytesPerEdge = 8, kBytesPerRank = 1500;
 

@@ -7,7 +7,7 @@
 namespace jaxcoll::sim {
 namespace {
 
-// What is forgotten is found again.
+// Fields and routes that are forgotten are found again.
 constexpr size_t kMostFieldBytes = size_t{512} << 20;
 constexpr size_t kMostRouteHops = size_t{8} << 20;  // 128 MiB, and as much around them
 

@@ -32,7 +32,7 @@
 
 namespace jaxcoll::sim {
 
-// Of two roundings, each by half a picosecond at every step of a few.
+// Two times that are equal differ by at most this after a few roundings by half a picosecond.
 inline constexpr Time kTie = 2;
 
 // A link's capacity from `time` on; 0 fails it, and what flows over it is routed anew.

@@ -1,4 +1,4 @@
-"""What ``jaxcoll simulate --help`` says of networks and algorithms: taken from their own code."""
+"""The help of ``jaxcoll simulate`` about networks and algorithms, taken from their own code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from jaxcoll.schedule import COLLECTIVES, algorithms
-from jaxcoll.sim.topology import KINDS, options_of
+from jaxcoll.sim.options import KINDS, options_of
 
 
 def value_text(name: str, value: object) -> str:

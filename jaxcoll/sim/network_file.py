@@ -11,13 +11,13 @@ from typing import Any, Final
 from jaxcoll import _files
 from jaxcoll._errors import FileError
 from jaxcoll.sim.network import Topology, TopologyError
-from jaxcoll.sim.topology import (
+from jaxcoll.sim.network_kinds import torus
+from jaxcoll.sim.options import (
     KINDS,
     nearest,
     option_of,
     parse_rate,
     parse_seconds,
-    torus,
     value_of,
 )
 

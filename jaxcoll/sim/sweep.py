@@ -28,7 +28,7 @@ from jaxcoll.sim.timeline import (
 
 
 def tail_text(seeds: int) -> str:
-    """What p99 is of so many draws.
+    """A sentence about the meaning of p99 with so many draws.
 
     Up to 100 it is the slowest. The slowest of n draws is above the true 99th percentile with the
     probability 1 - 0.99**n.

@@ -1,4 +1,4 @@
-"""What is out of range is refused before it is simulated, or built: kinds of inputs, in tables."""
+"""Inputs out of range are refused before anything is simulated or built; tables of their kinds."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_shares_may_differ_by_any_factor(network: str, collective: str, unfairne
 
 
 def test_background_traffic_takes_its_share_of_every_link_of_a_port() -> None:
-    """Of eight planes half each: what is left of a plane is half as fast."""
+    """Each of eight planes carries it; a message on one of them gets the rest of that one."""
     network = multi_plane(8, planes=8, radix=16, bandwidth_Bps=1e9, latency_s=0)
     pair = ScheduleSpec("permute", 8, permutation=((0, 1),))
     # No route is shared behind the leaf: all hosts are at one.
