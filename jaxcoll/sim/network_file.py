@@ -231,7 +231,9 @@ def _ready_made(reader: _Reader, root: Any) -> Topology:
     most = 1 << 31
     with reader.at(size):
         if kind != "torus":
-            return KINDS[kind](reader.whole(size, "size", 1, most), **arguments)
+            make: Any = KINDS[kind]
+            made: Topology = make(reader.whole(size, "size", 1, most), **arguments)
+            return made
         if size.id == "sequence":
             lengths = [reader.whole(item, "size", 1, most) for item in size.value]
         else:

@@ -224,14 +224,14 @@ def fat_tree(
     tors = -(-hosts // down)
     nodes = hosts + tors + up * (pods + shared)
     _bounded(topology, nodes, hosts + tors * up + pods * up * half)
-    cores = topology.add_switches(
+    top = topology.add_switches(
         (f"core{a}.{c}" for a in range(up) for c in range(shared)), "core"
     ).reshape(up, shared)
     for pod in range(pods):
         aggs = topology.add_switches((f"agg{pod}.{a}" for a in range(up)), "agg")
         topology.connect_all(
             np.repeat(aggs, half),
-            cores[:, np.arange(half) % shared].ravel(),
+            top[:, np.arange(half) % shared].ravel(),
             bandwidth_Bps,
             latency_s,
         )
@@ -447,10 +447,10 @@ def multi_plane(
         below = topology.add_switches((f"p{p}.leaf{leaf}" for leaf in range(leaves)), "leaf")
         up = above[np.arange(uplinks) % spines]
         for leaf in range(leaves):
-            members = ends[leaf * down : (leaf + 1) * down]
+            mine = ends[leaf * down : (leaf + 1) * down]
             here = below[leaf]
-            a = np.concatenate([np.full(uplinks, here), members])
-            b = np.concatenate([up, np.full(len(members), here)])
+            a = np.concatenate([np.full(uplinks, here), mine])
+            b = np.concatenate([up, np.full(len(mine), here)])
             topology.connect_all(a, b, rate, latency_s)
     for leaf in range(leaves):
         members = tuple(f"h{h}" for h in range(leaf * down, min(hosts, (leaf + 1) * down)))

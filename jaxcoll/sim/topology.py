@@ -57,7 +57,9 @@ def _make(kind: str, size: str, options: Mapping[str, str]) -> Topology:
         arguments[parameter.name] = value_of(parameter, value)
     if kind == "torus":
         return torus([whole_of("size", length) for length in size.split("x")], **arguments)
-    return KINDS[kind](whole_of("size", size), **arguments)
+    make: Any = KINDS[kind]
+    made: Topology = make(whole_of("size", size), **arguments)
+    return made
 
 
 def from_networkx(graph: Any, name: str = "graph") -> Topology:

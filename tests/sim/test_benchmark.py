@@ -23,7 +23,7 @@ def test_the_simulator_is_measured_on_what_the_rows_say() -> None:
         (Work("planes", p), p * (2 * 7 + 2 * 3)),
         (Work("one switch", p), p * (2 * 7 + 2 * 3)),
         (Work("all_to_all", p), p * (p - 1)),
-        (Work("all_to_all by nodes", p), p * (7 + 7)),
+        (Work("all_to_all by nodes", p), p * (2 * 7 + 2 * 7)),  # both ways round at once
         (Work("one message", p), 1),
     ):
         result = simulate.simulate(work)
