@@ -2,8 +2,8 @@
 //
 // Times are whole picoseconds and bytes whole numbers, both of 63 bits. Half of that range is used,
 // so that a sum of two never leaves it. Totals that are known before a run are checked before:
-// bytes in all, and the work of the busiest rank, which the run cannot be shorter than. The end of a
-// run is not known, so that every time is also checked when it is set (Simulation::At).
+// bytes in all, and the work of the busiest rank, which the run cannot be shorter than. The end of
+// a run is not known, so that every time is also checked when it is set (Simulation::At).
 #pragma once
 
 #include <cstdint>
