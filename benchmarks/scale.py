@@ -4,7 +4,7 @@
     python -m benchmarks.scale --quick    # about 5 seconds: two sizes, once
 
 A call is set up as an executable of a job does it: the ops of this process's rank and of the root,
-their segments, and the plan. The other processes do not exist, so nothing is sent. Each row has a
+their slices, and the plan. The other processes do not exist, so nothing is sent. Each row has a
 process of its own, so that its peak memory is its own; the rank is neither the first nor the root.
 
 The bounds, 20 ms of CPU time and 20 MB, are for 4096 ranks; a row above one is ABOVE. The exit code

@@ -20,12 +20,19 @@ def digits(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run("-m", "jaxcoll.examples.digits", *arguments)
 
 
-@pytest.mark.parametrize("mesh", ["dp=4,tp=2", "tp=8"])
-def test_digits_learns_with_lax_and_jaxcoll_alike(mesh: str) -> None:
-    finished = digits("--mesh", mesh, "--epochs", "10")
+@pytest.mark.parametrize(
+    ("mesh", "style", "peer"),
+    [
+        ("dp=4,tp=2", "shard_map", "lax"),
+        ("tp=8", "shard_map", "lax"),
+        ("dp=4,tp=2", "gspmd", "xla"),
+    ],
+)
+def test_digits_learns_with_both_alike(mesh: str, style: str, peer: str) -> None:
+    finished = digits("--mesh", mesh, "--style", style, "--epochs", "10")
     assert finished.returncode == 0, finished.stderr
-    accuracies = re.findall(r"^  (lax|jaxcoll) +([\d.]+)%$", finished.stdout, re.MULTILINE)
-    assert [name for name, _ in accuracies] == ["lax", "jaxcoll"]
+    accuracies = re.findall(r"^  (lax|xla|jaxcoll) +([\d.]+)%$", finished.stdout, re.MULTILINE)
+    assert [name for name, _ in accuracies] == [peer, "jaxcoll"]
     assert all(float(percent) >= 95 for _, percent in accuracies)
     difference = re.search(r"^largest parameter difference +(\S+)$", finished.stdout, re.MULTILINE)
     assert difference is not None

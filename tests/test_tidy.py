@@ -50,7 +50,7 @@ PYTHON_LAYERS = [
     {"_jax.compat", "_jax.plugin"},
     {"_job.bootstrap"},  # asks JAX for the job's store, where it was not given one
     {"tune.rank"},
-    {"_job.presence", "_job.communicator"},
+    {"_job.presence", "_job.membership"},
     {"_jax"},
     {"info"},
     {"_cli"},
@@ -159,12 +159,12 @@ def test_every_cpp_folder_is_a_layer() -> None:
 # The fields that identify a message within a schedule are written together in these files only;
 # beside world.cc, which matches, they number messages, print them or send them over a wire.
 NAMES_MESSAGES = {
-    "schedule/program_builder.cc",
+    "schedule/op_list_builder.cc",
     "schedule/world.cc",
     "schedule/world.h",
     "bindings/schedule.cc",
     "gpu/abi/cause.cc",
-    "gpu/host/device_program.cc",
+    "gpu/host/device_table.cc",
     "comm/notice.h",
 }
 
@@ -207,7 +207,7 @@ def test_a_schedule_is_matched_in_one_place() -> None:
 @pytest.mark.parametrize(
     "matcher",
     [
-        "sends.emplace(MessageKey{program.rank, op.peer, op.channel, op.sequence}, id).second",
+        "sends.emplace(MessageKey{op_list.rank, op.peer, op.channel, op.sequence}, id).second",
         "if (sends.find({op.peer, op.rank, op.channel,\n op.sequence}) == sends.end()) return;",
         "for (;;) out.push_back({Pack(op.peer, op.channel, op.sequence), i});",
         "uint64_t key = uint64_t(peer) << 44 | uint64_t(channel) << 32 | uint32_t(sequence);",

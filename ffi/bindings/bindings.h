@@ -5,7 +5,7 @@
 
 namespace jaxcoll {
 
-void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, programs, BuildSchedule
+void BindSchedule(nanobind::module_& m);  // schedule.cc: specs, op lists, BuildSchedule
 void BindKernels(nanobind::module_& m);   // kernels.cc: Reduce on NumPy arrays, for tests
 void BindEngine(nanobind::module_& m);    // engine.cc: FFI registrations, engine counters, shutdown
 void BindLog(nanobind::module_& m);       // log.cc: the log of both languages

@@ -17,9 +17,9 @@
 #ifdef JAXCOLL_WITH_CUDA
 #include "base/environment.h"
 #include "gpu/abi/runtime.h"
-#include "gpu/host/communicator.h"
 #include "gpu/host/driver_info.h"
 #include "gpu/host/gpu_call_site.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/store.h"
 #endif
 
@@ -74,8 +74,8 @@ void BindCuda(nb::module_& m) {
         all["runtime_version"] = info.runtime_version;
         all["driver_version"] = info.driver_version;
         all["devices"] = info.devices;
-        all["communicators"] = cuda::Communicator::DescribeAll();
-        all["causes"] = cuda::Communicator::AllCauses();
+        all["communicators"] = cuda::GpuCommunicator::DescribeAll();
+        all["causes"] = cuda::GpuCommunicator::AllCauses();
         return all;
       },
       "CUDA's features here, the communicators there are, and why kernels have given up.");
@@ -106,7 +106,7 @@ void BindCuda(nb::module_& m) {
       "processes of this host have in common, and the job's store, None if alone: an object with\n"
       "set(key, value) and wait(key, timeout_s).");
   m.def("cuda_started", &cuda::JobStarted, "Whether cuda_start has been called.");
-  m.def("cuda_stop", &cuda::Communicator::StopMonitor, nb::call_guard<nb::gil_scoped_release>(),
+  m.def("cuda_stop", &cuda::GpuCommunicator::StopMonitor, nb::call_guard<nb::gil_scoped_release>(),
         "Ends the thread that reports why kernels have given up.");
 }
 

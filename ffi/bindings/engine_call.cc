@@ -19,12 +19,12 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "bindings/program_tuple.h"
+#include "bindings/op_list_tuple.h"
 #include "call/call_site.h"
 #include "call/process_per_rank.h"
 #include "engine/memory/local_plan.h"
-#include "engine/segments/segment_plan.h"
-#include "schedule/program_builder.h"
+#include "engine/slices/slice_plan.h"
+#include "schedule/op_list_builder.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -104,7 +104,7 @@ class EngineCall {
     spec.signature = dtype + ' ' + std::to_string(block_elements);
     spec.label = std::to_string(world_size) + " ranks";
     const DType type = DTypeOrThrow(dtype);
-    const Program first = ValueOrThrow(ProgramsOf(spec, {0})).front();
+    const OpList first = ValueOrThrow(OpListsOf(spec, {0})).front();
     input_bytes_ = first.input_blocks * block_elements * ItemBytes(type);
     output_bytes_ = first.output_blocks * block_elements * ItemBytes(type);
     nb::gil_scoped_release release;
@@ -166,27 +166,27 @@ class EngineCall {
   std::unique_ptr<CallSite> site_;
 };
 
-// How the engine would cut a call between processes, if rank 0 were a process of its own: segments,
+// How the engine would cut a call between processes, if rank 0 were a process of its own: slices,
 // how many of them run at once, and the bytes of the largest message.
-std::tuple<int32_t, int32_t, int64_t> SegmentsOf(std::string collective, std::string algorithm,
-                                                 int64_t world_size, std::vector<int64_t> dims,
-                                                 std::string schedule, std::string dtype,
-                                                 int64_t block_elements) {
+std::tuple<int32_t, int32_t, int64_t> SlicesOf(std::string collective, std::string algorithm,
+                                               int64_t world_size, std::vector<int64_t> dims,
+                                               std::string schedule, std::string dtype,
+                                               int64_t block_elements) {
   const CallSpec spec = SpecOf(std::move(collective), std::move(algorithm), world_size,
                                std::move(dims), std::move(schedule));
-  const auto plan = ValueOrThrow([&]() -> StatusOr<std::shared_ptr<const SegmentPlan>> {
-    StatusOr<std::shared_ptr<const SegmentProgram>> program = SegmentsFor(spec, {0});
-    if (!program.ok()) return program.status();
-    return SegmentPlan::Create(std::move(*program), {block_elements}, DTypeOrThrow(dtype),
-                               ReduceOp::kSum, kSlotBytes);
+  const auto plan = ValueOrThrow([&]() -> StatusOr<std::shared_ptr<const SlicePlan>> {
+    StatusOr<std::shared_ptr<const SliceOps>> slice_ops = SliceOpsFor(spec, {0});
+    if (!slice_ops.ok()) return slice_ops.status();
+    return SlicePlan::Create(std::move(*slice_ops), {block_elements}, DTypeOrThrow(dtype),
+                             ReduceOp::kSum, kSlotBytes);
   }());
   size_t largest_bytes = 0;
-  for (const SegmentOp& op : plan->program().ops) {
-    if (op.kind == SegmentOp::Kind::kSend) {
+  for (const SliceOp& op : plan->slice_ops().ops) {
+    if (op.kind == SliceOp::Kind::kSend) {
       largest_bytes = std::max(largest_bytes, plan->MessageBytes(0, op));
     }
   }
-  return {plan->segment_count(), plan->in_flight(), static_cast<int64_t>(largest_bytes)};
+  return {plan->slice_count(), plan->in_flight(), static_cast<int64_t>(largest_bytes)};
 }
 
 // The memory traffic of a call within one process: levels, which follow each other, and bytes read
@@ -196,7 +196,7 @@ std::tuple<int32_t, int64_t> MemoryOf(std::string collective, std::string algori
                                       std::string dtype, int64_t block_elements) {
   const CallSpec spec =
       SpecOf(std::move(collective), std::move(algorithm), world_size, std::move(dims), "");
-  const LocalPlan plan(ValueOrThrow(ProgramFor(spec)), {block_elements}, DTypeOrThrow(dtype),
+  const LocalPlan plan(ValueOrThrow(ActionsFor(spec)), {block_elements}, DTypeOrThrow(dtype),
                        ReduceOp::kSum);
   return {plan.LevelCount(), static_cast<int64_t>(plan.moved_bytes())};
 }
@@ -236,9 +236,9 @@ void BindEngineCall(nb::module_& m) {
            "dtype"_a, "block_elements"_a)
       .def("run", &EngineCall::Run, "inputs"_a, "outputs"_a.noconvert(), "count"_a = 1,
            "Calls it, as bytes of each member; seconds for all of `count`.");
-  m.def("engine_segments", &SegmentsOf, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
+  m.def("engine_slices", &SlicesOf, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
         "schedule"_a, "dtype"_a, "block_elements"_a,
-        "How the engine cuts a call between processes: segments, how many run at once, bytes of\n"
+        "How the engine cuts a call between processes: slices, how many run at once, bytes of\n"
         "rank 0's largest message.");
   m.def("engine_memory", &MemoryOf, "collective"_a, "algorithm"_a, "world_size"_a, "dims"_a,
         "dtype"_a, "block_elements"_a,

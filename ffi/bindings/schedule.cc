@@ -3,7 +3,7 @@
 #include "schedule/schedule.h"
 
 #include "bindings/bindings.h"
-#include "bindings/program_tuple.h"
+#include "bindings/op_list_tuple.h"
 #include "schedule/dependencies.h"
 
 namespace nb = nanobind;
@@ -29,17 +29,17 @@ OperandTuple ToTuple(const Operand& operand) {
   return {static_cast<int>(operand.buffer), std::move(chunks)};
 }
 
-ProgramTuple ToTuple(const Program& program) {
+OpListTuple ToTuple(const OpList& op_list) {
   std::vector<OpTuple> ops;
-  ops.reserve(program.ops.size());
-  for (const Op& op : program.ops) {
+  ops.reserve(op_list.ops.size());
+  for (const Op& op : op_list.ops) {
     std::vector<OperandTuple> sources;
     for (const Operand& source : op.sources) sources.push_back(ToTuple(source));
     ops.emplace_back(static_cast<int>(op.kind), op.channel, op.peer, op.sequence, op.step,
                      std::move(sources), ToTuple(op.destination), op.depends_on);
   }
-  return {program.rank,          program.chunks_per_block, program.input_blocks,
-          program.output_blocks, program.scratch_blocks,   std::move(ops)};
+  return {op_list.rank,          op_list.chunks_per_block, op_list.input_blocks,
+          op_list.output_blocks, op_list.scratch_blocks,   std::move(ops)};
 }
 
 Operand FromTuple(const OperandTuple& tuple) {
@@ -61,9 +61,9 @@ ScheduleSpec SpecFromTuple(const SpecTuple& tuple) {
   return {CollectiveOrThrow(collective), algorithm, world_size, channels, root, permutation, dims};
 }
 
-Program ProgramFromTuple(const ProgramTuple& tuple) {
+OpList OpListFromTuple(const OpListTuple& tuple) {
   const auto& [rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops] = tuple;
-  Program program{rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, {}};
+  OpList op_list{rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, {}};
   for (const auto& [kind, channel, peer, sequence, step, sources, destination, depends_on] : ops) {
     Op op{EnumOrThrow(kind, OpKind::kReduce),
           channel,
@@ -74,14 +74,14 @@ Program ProgramFromTuple(const ProgramTuple& tuple) {
           FromTuple(destination),
           depends_on};
     for (const OperandTuple& source : sources) op.sources.push_back(FromTuple(source));
-    program.ops.push_back(std::move(op));
+    op_list.ops.push_back(std::move(op));
   }
-  return program;
+  return op_list;
 }
 
 namespace {
 
-ProgramTuple Build(const SpecTuple& spec, int32_t rank) {
+OpListTuple Build(const SpecTuple& spec, int32_t rank) {
   return ToTuple(ValueOrThrow(BuildSchedule(SpecFromTuple(spec), rank)));
 }
 
@@ -109,38 +109,38 @@ std::vector<std::string> AlgorithmsOf(std::string_view collective) {
   return Algorithms(CollectiveOrThrow(collective));
 }
 
-std::string SerializePrograms(const std::vector<ProgramTuple>& programs) {
-  std::vector<Program> converted;
-  for (const ProgramTuple& program : programs) converted.push_back(ProgramFromTuple(program));
+std::string SerializeOpLists(const std::vector<OpListTuple>& op_lists) {
+  std::vector<OpList> converted;
+  for (const OpListTuple& op_list : op_lists) converted.push_back(OpListFromTuple(op_list));
   return Serialize(converted);
 }
 
-std::vector<ProgramTuple> ParsePrograms(std::string_view text) {
-  std::vector<ProgramTuple> programs;
-  for (const Program& program : ValueOrThrow(Parse(text))) programs.push_back(ToTuple(program));
-  return programs;
+std::vector<OpListTuple> ParseOpLists(std::string_view text) {
+  std::vector<OpListTuple> op_lists;
+  for (const OpList& op_list : ValueOrThrow(Parse(text))) op_lists.push_back(ToTuple(op_list));
+  return op_lists;
 }
 
-ProgramTuple WithInferredDependencies(const ProgramTuple& tuple) {
-  Program program = ProgramFromTuple(tuple);
-  InferDependencies(program);
-  return ToTuple(program);
+OpListTuple WithInferredDependencies(const OpListTuple& tuple) {
+  OpList op_list = OpListFromTuple(tuple);
+  InferDependencies(op_list);
+  return ToTuple(op_list);
 }
 
 }  // namespace
 
 void BindSchedule(nb::module_& m) {
-  m.def("build_schedule", &Build, "spec"_a, "rank"_a, "One rank's program, as tuples.");
+  m.def("build_schedule", &Build, "spec"_a, "rank"_a, "One rank's op list, as tuples.");
   m.def("check_schedule", &CheckOrThrow, "spec"_a,
         "Raises what build_schedule would raise for any rank, and builds nothing.");
   m.def("schedule_algorithms", &AlgorithmsOf, "collective"_a,
         "Names of the algorithms of a collective.");
   m.def("schedule_dims", &DimsOf, "collective"_a, "algorithm"_a,
         "The meaning of an algorithm's dims: nodes, torus, aggregate, or nothing.");
-  m.def("serialize_schedule", &SerializePrograms, "programs"_a, "All ranks' programs as text.");
-  m.def("parse_schedule", &ParsePrograms, "text"_a, "The inverse of serialize_schedule.");
-  m.def("infer_dependencies", &WithInferredDependencies, "program"_a,
-        "The program with the dependencies that its operands imply added.");
+  m.def("serialize_schedule", &SerializeOpLists, "op_lists"_a, "All ranks' op lists as text.");
+  m.def("parse_schedule", &ParseOpLists, "text"_a, "The inverse of serialize_schedule.");
+  m.def("infer_dependencies", &WithInferredDependencies, "op_list"_a,
+        "The op list with the dependencies that its operands imply added.");
 }
 
 }  // namespace jaxcoll

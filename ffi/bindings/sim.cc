@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "bindings/bindings.h"
-#include "bindings/program_tuple.h"
+#include "bindings/op_list_tuple.h"
 #include "sim/limits.h"
 #include "sim/simulator.h"
 
@@ -26,12 +26,11 @@ Graph GraphOfSpec(const SpecTuple& tuple, uint64_t most_bytes) {
   return ValueOrThrow(Graph::Build(spec, most_bytes));
 }
 
-Graph GraphOfPrograms(const std::vector<ProgramTuple>& tuples) {
-  std::vector<Program> programs;
-  for (const ProgramTuple& tuple : tuples) programs.push_back(ProgramFromTuple(tuple));
-  return ValueOrThrow(Graph::Build(static_cast<int32_t>(programs.size()), [&](int32_t rank) {
-    return StatusOr<Program>(programs[rank]);
-  }));
+Graph GraphOfOpLists(const std::vector<OpListTuple>& tuples) {
+  std::vector<OpList> op_lists;
+  for (const OpListTuple& tuple : tuples) op_lists.push_back(OpListFromTuple(tuple));
+  return ValueOrThrow(Graph::Build(static_cast<int32_t>(op_lists.size()),
+                                   [&](int32_t rank) { return StatusOr<OpList>(op_lists[rank]); }));
 }
 
 template <typename T>
@@ -174,8 +173,8 @@ void BindSim(nb::module_& m) {
   nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
   m.def("sim_graph", &GraphOfSpec, "spec"_a, "most_bytes"_a,
         "A built-in schedule, packed, if that takes no more memory.");
-  m.def("sim_graph_of_programs", &GraphOfPrograms, "programs"_a,
-        "All ranks' programs, as tuples, packed.");
+  m.def("sim_graph_of_op_lists", &GraphOfOpLists, "op_lists"_a,
+        "All ranks' op lists, as tuples, packed.");
   m.attr("SIM_MOST_TIME_PS") = sim::kMostTime;
   m.attr("SIM_MOST_BYTES") = sim::kMostBytes;
   m.attr("SIM_MOST_UNFAIRNESS") = sim::kMostUnfairness;

@@ -14,18 +14,18 @@ StatusOr<CallCore> CallCore::Create(CallSpec spec) {
   return core;
 }
 
-CallCore::HeldSlot::HeldSlot(Interprocess& owner, std::string text)
-    : processes(owner), signature(std::move(text)), slot(processes.TakeSlot(signature)) {}
+CallCore::HeldNumber::HeldNumber(Interprocess& owner, std::string text)
+    : processes(owner), signature(std::move(text)), number(processes.TakeNumber(signature)) {}
 
-CallCore::HeldSlot::~HeldSlot() { processes.ReturnSlot(signature, slot); }
+CallCore::HeldNumber::~HeldNumber() { processes.ReturnNumber(signature, number); }
 
-void CallCore::TakeSlot(Interprocess& processes, std::string_view engine) {
-  slot_ = std::make_unique<const HeldSlot>(processes, std::string(engine) + SignatureOf(spec_));
+void CallCore::TakeNumber(Interprocess& processes, std::string_view engine) {
+  number_ = std::make_unique<const HeldNumber>(processes, std::string(engine) + SignatureOf(spec_));
 }
 
 std::string CallCore::instruction() const {
-  if (slot_ == nullptr) return std::string();
-  return slot_->signature + "\nslot " + std::to_string(slot_->slot.number);
+  if (number_ == nullptr) return std::string();
+  return number_->signature + "\nnumber " + std::to_string(number_->number.value);
 }
 
 std::string CallCore::OperandsText() const {

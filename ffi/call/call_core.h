@@ -1,8 +1,8 @@
 // One custom-call instruction of one executable, as far as it is the same on every platform: its
-// spec and groups, its operands, the slot that tells it from equal instructions, and the words of
+// spec and groups, its operands, the number that tells it from equal instructions, and the words of
 // its errors. CallSite (CPUs) and GpuCallSite each hold one; they differ in what starts a call.
 //
-// Thread rule: SetShape and TakeSlot by one thread, before others look.
+// Thread rule: SetShape and TakeNumber by one thread, before others look.
 #pragma once
 
 #include <cstddef>
@@ -31,10 +31,10 @@ class CallCore {
 
   // Where other processes take part: takes the number that tells this instruction from equal ones
   // of its executable, until the core is destroyed. `engine`: each counts its own.
-  void TakeSlot(Interprocess& processes, std::string_view engine);
-  // Equal in all processes, and different for each instruction; empty without a slot.
+  void TakeNumber(Interprocess& processes, std::string_view engine);
+  // Equal in all processes, and different for each instruction; empty without a number.
   std::string instruction() const;
-  uint64_t build() const { return slot_ == nullptr ? 0 : slot_->slot.build; }
+  uint64_t build() const { return number_ == nullptr ? 0 : number_->number.build; }
 
   // The shape that the instruction runs with. Describe() says it from then on.
   void SetShape(const CallShape& shape) { shape_ = shape; }
@@ -46,14 +46,14 @@ class CallCore {
   Status Describe(const Status& status) const;
 
  private:
-  struct HeldSlot {
-    HeldSlot(Interprocess& processes, std::string signature);
-    ~HeldSlot();
-    HeldSlot(const HeldSlot&) = delete;
-    HeldSlot& operator=(const HeldSlot&) = delete;
+  struct HeldNumber {
+    HeldNumber(Interprocess& processes, std::string signature);
+    ~HeldNumber();
+    HeldNumber(const HeldNumber&) = delete;
+    HeldNumber& operator=(const HeldNumber&) = delete;
     Interprocess& processes;
     const std::string signature;
-    const Interprocess::Slot slot;
+    const Interprocess::InstructionNumber number;
   };
 
   CallCore(CallSpec spec, GroupTable groups) : spec_(std::move(spec)), groups_(std::move(groups)) {}
@@ -61,7 +61,7 @@ class CallCore {
   CallSpec spec_;
   GroupTable groups_;
   CallShape shape_;
-  std::unique_ptr<const HeldSlot> slot_;
+  std::unique_ptr<const HeldNumber> number_;
 };
 
 }  // namespace jaxcoll

@@ -52,7 +52,7 @@ StatusOr<std::unique_ptr<CallSite>> CallSite::Create(CallSpec spec, Interprocess
   if (!core.ok()) return core.status();
   std::unique_ptr<CallSite> site(new CallSite(std::move(*core), processes));
   if (Status status = site->FindMembers(); !status.ok()) return status;
-  if (Status status = site->BuildPrograms(); !status.ok()) return status;
+  if (Status status = site->BuildOps(); !status.ok()) return status;
   return site;
 }
 
@@ -61,35 +61,35 @@ CallSite::CallSite(CallCore core, Interprocess* processes)
   Watchdog::Get().Add(this);
 }
 
-Status CallSite::BuildPrograms() {
+Status CallSite::BuildOps() {
   CallSpec exchange;  // see engine/ragged.h
   exchange.collective = Name(Collective::kAllToAll);
   exchange.algorithm = "direct";
   exchange.group_size = spec_.group_size;
   const CallSpec& spec = core_.ragged() ? exchange : spec_;
-  const auto take_layout = [this](const auto& program) {
-    input_blocks_ = program.input_blocks;
-    output_blocks_ = program.output_blocks;
+  const auto take_layout = [this](const auto& made) {
+    input_blocks_ = made.input_blocks;
+    output_blocks_ = made.output_blocks;
   };
   bool built = false;
   for (Members& members : members_) {
     if (members.ranks.empty()) continue;
-    if (members.here && program_ == nullptr) {
-      StatusOr<std::shared_ptr<const LocalProgram>> program = ProgramFor(spec);
-      if (!program.ok()) return program.status();
-      program_ = std::move(*program);
-      take_layout(*program_);
+    if (members.here && actions_ == nullptr) {
+      StatusOr<std::shared_ptr<const LocalActions>> actions = ActionsFor(spec);
+      if (!actions.ok()) return actions.status();
+      actions_ = std::move(*actions);
+      take_layout(*actions_);
     } else if (!members.here && !core_.ragged()) {
-      StatusOr<std::shared_ptr<const SegmentProgram>> segments = SegmentsFor(spec, members.ranks);
-      if (!segments.ok()) return segments.status();
-      members.segments = std::move(*segments);
-      take_layout(*members.segments);
+      StatusOr<std::shared_ptr<const SliceOps>> slice_ops = SliceOpsFor(spec, members.ranks);
+      if (!slice_ops.ok()) return slice_ops.status();
+      members.slice_ops = std::move(*slice_ops);
+      take_layout(*members.slice_ops);
     }
     built = true;
   }
   if (built) return Status();
   // A device in no group: nothing runs, but what could not run anywhere is refused here, too.
-  const StatusOr<std::vector<Program>> first = ProgramsOf(spec, {0});
+  const StatusOr<std::vector<OpList>> first = OpListsOf(spec, {0});
   if (!first.ok()) return first.status();
   take_layout(first->front());
   return Status();
@@ -123,7 +123,7 @@ Status CallSite::Plan() {
     if (!plan.ok()) return plan.status();
     OpenRemote(group, shapes, std::move(*plan));
   }
-  if (program_ != nullptr) plan_ = std::make_shared<const LocalPlan>(program_, ShapeOfRagged());
+  if (actions_ != nullptr) plan_ = std::make_shared<const LocalPlan>(actions_, ShapeOfRagged());
   return Status();
 }
 
@@ -132,17 +132,17 @@ Status CallSite::PlanVectors() {
   if (!vectors.ok()) return vectors.status();
   for (int32_t group = 0; group < groups_.group_count(); ++group) {
     if (!members_[group].reaches_out()) continue;
-    auto plan = PlanSegments(members_[group], *vectors);
+    auto plan = PlanSlices(members_[group], *vectors);
     if (!plan.ok()) return plan.status();
     std::string shapes(Name(vectors->dtype));
     for (const int64_t elements : vectors->block_elements) shapes += ' ' + std::to_string(elements);
     OpenRemote(group, shapes, std::move(*plan));
   }
-  if (program_ != nullptr) {
-    if (spec_.separate_blocks != 0 && !LocalPlan::MayBeSeparate(*program_)) {
+  if (actions_ != nullptr) {
+    if (spec_.separate_blocks != 0 && !LocalPlan::MayBeSeparate(*actions_)) {
       return InvalidArgument("algorithm " + spec_.algorithm + " takes its blocks in one array");
     }
-    plan_ = std::make_shared<const LocalPlan>(program_, std::move(vectors->block_elements),
+    plan_ = std::make_shared<const LocalPlan>(actions_, std::move(vectors->block_elements),
                                               vectors->dtype, vectors->reduce_op,
                                               spec_.separate_blocks != 0);
   }

@@ -103,19 +103,19 @@ class CallSite {
   // This process's ranks of a group, and the rest of the group.
   struct Members {
     std::vector<int32_t> ranks;
-    bool here = true;                                // all of them
-    std::shared_ptr<const SegmentProgram> segments;  // if it reaches out; null if ragged
+    bool here = true;                           // all of them
+    std::shared_ptr<const SliceOps> slice_ops;  // if it reaches out; null if ragged
     std::unique_ptr<RemoteGroup> remote;
     // Whether some are here and some elsewhere.
     bool reaches_out() const { return !here && !ranks.empty(); }
   };
   Status FindMembers();
-  Status BuildPrograms();
+  Status BuildOps();
   Status Plan();         // mutex_ held
   Status PlanVectors();  // mutex_ held
   // The part of one call that the processes of a group do with each other.
-  StatusOr<std::shared_ptr<const RunPlan>> PlanSegments(const Members& members,
-                                                        const CallVectors& vectors) const;
+  StatusOr<std::shared_ptr<const RunPlan>> PlanSlices(const Members& members,
+                                                      const CallVectors& vectors) const;
   StatusOr<std::shared_ptr<const RunPlan>> PlanRagged(int32_t group) const;
   // `shapes` are those of the call, as far as the plan depends on them.
   void OpenRemote(int32_t group, const std::string& shapes, std::shared_ptr<const RunPlan> plan);
@@ -124,7 +124,7 @@ class CallSite {
   int ProcessOfRank(Place place) const;
   Entry Start(std::unique_ptr<Meeting> meeting, int32_t last_rank);  // mutex_ not held
   Entry StartRemote(std::unique_ptr<Meeting> meeting, Members& members, int64_t run_id);
-  bool SharesSlot(int64_t run_id);
+  bool SharesNumber(int64_t run_id);
   std::string OverdueMessage(const Meeting& meeting, int64_t run_id, int32_t group,
                              const WaitingTable& waiting) const;
   void Fail(Meeting& meeting, Status status);  // mutex_ held
@@ -135,17 +135,17 @@ class CallSite {
   const CallSpec& spec_ = core_.spec();
   const GroupTable& groups_ = core_.groups();
   Interprocess* const processes_;
-  std::shared_ptr<const LocalProgram> program_;  // of groups all of whose ranks are here
+  std::shared_ptr<const LocalActions> actions_;  // of groups all of whose ranks are here
   int32_t input_blocks_ = 1, output_blocks_ = 1;
   const std::shared_ptr<ContinuationCost> cost_ = std::make_shared<ContinuationCost>();
 
   // Publishes the next three and the core's shape, constant from then on.
   std::atomic<bool> prepared_{false};
-  std::shared_ptr<const LocalPlan> plan_;           // of program_
+  std::shared_ptr<const LocalPlan> plan_;           // of actions_
   std::shared_ptr<const std::string> description_;  // for the flight recorder
   std::vector<Members> members_;                    // by group
-  struct SlotUse;
-  std::shared_ptr<SlotUse> slot_use_;  // null unless some group reaches into other processes
+  struct NumberUse;
+  std::shared_ptr<NumberUse> number_use_;  // null unless some group reaches into other processes
 
   std::mutex mutex_;
   std::map<LineKey, Line> lines_;                 // guarded by mutex_

@@ -5,35 +5,35 @@
 #include <utility>
 
 #include "call/call_site_internal.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 
 namespace jaxcoll {
 
-// Two instructions of one run must not have one slot: their calls would be taken for each other's.
+// Two instructions of one run must not have one number: calls would be taken for each other's.
 // It cannot happen unless one program is compiled by two threads at once.
-struct CallSite::SlotUse {
+struct CallSite::NumberUse {
   std::mutex mutex;
   int64_t last_run = 0;
   const CallSite* last_site = nullptr;
 
-  // One for all call sites that have taken this slot.
-  static std::shared_ptr<SlotUse> Of(const std::string& slot) {
+  // One for all call sites that have taken this number.
+  static std::shared_ptr<NumberUse> Of(const std::string& instruction) {
     static std::mutex& mutex = *new std::mutex;
-    static auto& uses = *new std::map<std::string, std::weak_ptr<SlotUse>>;
+    static auto& uses = *new std::map<std::string, std::weak_ptr<NumberUse>>;
     std::lock_guard lock(mutex);
     std::erase_if(uses, [](const auto& use) { return use.second.expired(); });
-    std::shared_ptr<SlotUse> use = uses[slot].lock();
-    if (use == nullptr) uses[slot] = use = std::make_shared<SlotUse>();
+    std::shared_ptr<NumberUse> use = uses[instruction].lock();
+    if (use == nullptr) uses[instruction] = use = std::make_shared<NumberUse>();
     return use;
   }
 };
 
-bool CallSite::SharesSlot(int64_t run_id) {
-  std::lock_guard lock(slot_use_->mutex);
-  const bool shares = slot_use_->last_run == run_id && slot_use_->last_site != nullptr &&
-                      slot_use_->last_site != this;
-  slot_use_->last_run = run_id;
-  slot_use_->last_site = this;
+bool CallSite::SharesNumber(int64_t run_id) {
+  std::lock_guard lock(number_use_->mutex);
+  const bool shares = number_use_->last_run == run_id && number_use_->last_site != nullptr &&
+                      number_use_->last_site != this;
+  number_use_->last_run = run_id;
+  number_use_->last_site = this;
   return shares;
 }
 
@@ -59,8 +59,8 @@ Status CallSite::FindMembers() {
       std::all_of(members_.begin(), members_.end(), [](const Members& m) { return m.here; })) {
     return Status();
   }
-  core_.TakeSlot(*processes_, "");
-  slot_use_ = SlotUse::Of(core_.instruction());
+  core_.TakeNumber(*processes_, "");
+  number_use_ = NumberUse::Of(core_.instruction());
   return Status();
 }
 
@@ -68,11 +68,11 @@ int CallSite::ProcessOfRank(Place place) const {
   return *processes_->ProcessOfDevice(groups_.DeviceId(place));
 }
 
-StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSegments(const Members& members,
-                                                                const CallVectors& vectors) const {
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-      SegmentPlan::Create(members.segments, vectors.block_elements, vectors.dtype,
-                          vectors.reduce_op, kSlotBytes, spec_.separate_blocks != 0);
+StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanSlices(const Members& members,
+                                                              const CallVectors& vectors) const {
+  StatusOr<std::shared_ptr<const SlicePlan>> plan =
+      SlicePlan::Create(members.slice_ops, vectors.block_elements, vectors.dtype, vectors.reduce_op,
+                        kSlotBytes, spec_.separate_blocks != 0);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
@@ -82,8 +82,8 @@ StatusOr<std::shared_ptr<const RunPlan>> CallSite::PlanRagged(int32_t group) con
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     process_of_rank.push_back(ProcessOfRank({group, rank}));
   }
-  StatusOr<std::shared_ptr<const SegmentPlan>> plan = SegmentPlan::CreateRagged(
-      ShapeOfRagged(), process_of_rank, processes_->process(), kSlotBytes);
+  StatusOr<std::shared_ptr<const SlicePlan>> plan =
+      SlicePlan::CreateRagged(ShapeOfRagged(), process_of_rank, processes_->process(), kSlotBytes);
   if (!plan.ok()) return plan.status();
   return std::shared_ptr<const RunPlan>(std::move(*plan));
 }
@@ -153,7 +153,7 @@ RaggedShape CallSite::ShapeOfRagged() const {
 
 CallSite::Entry CallSite::StartRemote(std::unique_ptr<Meeting> meeting, Members& members,
                                       int64_t run_id) {
-  if (SharesSlot(run_id)) {
+  if (SharesNumber(run_id)) {
     members.remote->Fail(
         Status(StatusCode::kInternal,
                core_.Describe() +

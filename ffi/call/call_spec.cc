@@ -5,7 +5,7 @@
 #include <sstream>
 
 #include "call/shared.h"
-#include "engine/memory/local_program.h"
+#include "engine/memory/local_actions.h"
 
 namespace jaxcoll {
 
@@ -85,8 +85,8 @@ std::string SignatureOf(const CallSpec& spec) {
 namespace {
 
 // All ranks' op lists of a schedule written in Python.
-StatusOr<std::vector<Program>> Written(const CallSpec& spec) {
-  StatusOr<std::vector<Program>> parsed = Parse(spec.schedule);
+StatusOr<std::vector<OpList>> Written(const CallSpec& spec) {
+  StatusOr<std::vector<OpList>> parsed = Parse(spec.schedule);
   if (parsed.ok() && static_cast<int64_t>(parsed->size()) != spec.group_size) {
     return InvalidArgument("the schedule is for " + std::to_string(parsed->size()) +
                            " ranks, the group has " + std::to_string(spec.group_size));
@@ -119,42 +119,42 @@ StatusOr<ScheduleSpec> ScheduleOf(const CallSpec& spec) {
   return schedule;
 }
 
-StatusOr<LocalProgram> BuildProgram(const CallSpec& spec) {
+StatusOr<LocalActions> BuildActions(const CallSpec& spec) {
   std::vector<int32_t> ranks(spec.group_size);
   std::iota(ranks.begin(), ranks.end(), 0);
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
-  if (!programs.ok()) return programs.status();
+  StatusOr<std::vector<OpList>> op_lists = OpListsOf(spec, ranks);
+  if (!op_lists.ok()) return op_lists.status();
   const StatusOr<World> world =
-      World::Create(std::move(*programs), static_cast<int32_t>(spec.group_size));
+      World::Create(std::move(*op_lists), static_cast<int32_t>(spec.group_size));
   if (!world.ok()) return world.status();
   return Compile(*world, *ParseCollective(spec.collective));
 }
 
-StatusOr<SegmentProgram> BuildSegments(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+StatusOr<SliceOps> BuildSliceOps(const CallSpec& spec, const std::vector<int32_t>& ranks) {
   const auto size = static_cast<int32_t>(spec.group_size);
-  StatusOr<std::vector<Program>> programs = ProgramsOf(spec, ranks);
-  if (!programs.ok()) return programs.status();
-  const StatusOr<World> mine = World::Create(std::move(*programs), size);
+  StatusOr<std::vector<OpList>> op_lists = OpListsOf(spec, ranks);
+  if (!op_lists.ok()) return op_lists.status();
+  const StatusOr<World> mine = World::Create(std::move(*op_lists), size);
   if (!mine.ok()) return mine.status();
   if (spec.schedule.empty()) {
     const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
     if (!schedule.ok()) return schedule.status();
     const int32_t root = mine->MemberOf(schedule->root);
     const StatusOr<int32_t> largest = root != World::kNone
-                                          ? StatusOr(LargestMessage(mine->programs()[root]))
+                                          ? StatusOr(LargestMessage(mine->op_lists()[root]))
                                           : LargestMessage(*schedule);
     if (!largest.ok()) return largest.status();
-    return CompileSegments(*mine, *largest);
+    return CompileSliceOps(*mine, *largest);
   }
   // Nobody has matched these ranks yet: what would never end is refused.
-  StatusOr<std::vector<Program>> written = Written(spec);
+  StatusOr<std::vector<OpList>> written = Written(spec);
   if (!written.ok()) return written.status();
   int32_t largest = 1;
-  for (const Program& program : *written) largest = std::max(largest, LargestMessage(program));
+  for (const OpList& op_list : *written) largest = std::max(largest, LargestMessage(op_list));
   const StatusOr<World> all = World::Create(std::move(*written), size);
   if (!all.ok()) return all.status();
   if (const auto levels = Levels(*all, Sending::kRendezvous); !levels.ok()) return levels.status();
-  return CompileSegments(*mine, largest);
+  return CompileSliceOps(*mine, largest);
 }
 
 }  // namespace
@@ -165,34 +165,34 @@ Status CheckSchedule(const CallSpec& spec) {
   return schedule.ok() ? CheckSchedule(*schedule) : schedule.status();
 }
 
-StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
-  std::vector<Program> programs;
+StatusOr<std::vector<OpList>> OpListsOf(const CallSpec& spec, const std::vector<int32_t>& ranks) {
+  std::vector<OpList> op_lists;
   if (!spec.schedule.empty()) {
     if (const auto collective = CollectiveOf(spec); !collective.ok()) return collective.status();
-    StatusOr<std::vector<Program>> written = Written(spec);
+    StatusOr<std::vector<OpList>> written = Written(spec);
     if (!written.ok()) return written.status();
-    for (const int32_t rank : ranks) programs.push_back(std::move((*written)[rank]));
-    return programs;
+    for (const int32_t rank : ranks) op_lists.push_back(std::move((*written)[rank]));
+    return op_lists;
   }
   const StatusOr<ScheduleSpec> schedule = ScheduleOf(spec);
   if (!schedule.ok()) return schedule.status();
   for (const int32_t rank : ranks) {
-    StatusOr<Program> program = BuildSchedule(*schedule, rank);
-    if (!program.ok()) return program.status();
-    programs.push_back(std::move(*program));
+    StatusOr<OpList> op_list = BuildSchedule(*schedule, rank);
+    if (!op_list.ok()) return op_list.status();
+    op_lists.push_back(std::move(*op_list));
   }
-  return programs;
+  return op_lists;
 }
 
-StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec) {
-  return Shared<LocalProgram>(ScheduleKey(spec), [&] { return BuildProgram(spec); });
+StatusOr<std::shared_ptr<const LocalActions>> ActionsFor(const CallSpec& spec) {
+  return Shared<LocalActions>(ScheduleKey(spec), [&] { return BuildActions(spec); });
 }
 
-StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
-                                                            const std::vector<int32_t>& ranks) {
+StatusOr<std::shared_ptr<const SliceOps>> SliceOpsFor(const CallSpec& spec,
+                                                      const std::vector<int32_t>& ranks) {
   std::string key = ScheduleKey(spec);
   for (const int32_t rank : ranks) key += ' ' + std::to_string(rank);
-  return Shared<SegmentProgram>(key, [&] { return BuildSegments(spec, ranks); });
+  return Shared<SliceOps>(key, [&] { return BuildSliceOps(spec, ranks); });
 }
 
 }  // namespace jaxcoll

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "engine/memory/local_program.h"
-#include "engine/segments/segment_program.h"
+#include "engine/memory/local_actions.h"
+#include "engine/slices/slice_ops.h"
 #include "schedule/schedule.h"
 
 namespace jaxcoll {
@@ -33,7 +33,7 @@ struct CallSpec {
   std::string label;
 };
 
-// The place of a logical id.
+// The place of a logical id: its group, and its rank there.
 struct Place {
   int32_t group = 0;
   int32_t rank = 0;
@@ -69,23 +69,23 @@ class GroupTable {
 std::string SignatureOf(const CallSpec& spec);
 
 // Fails for a collective that does not exist, and for an algorithm that cannot serve the spec.
-// Builds no op list; a schedule written in Python is read when ProgramsOf is asked for it.
+// Builds no op list; a schedule written in Python is read when OpListsOf is asked for it.
 Status CheckSchedule(const CallSpec& spec);
 
 // Everything that the op lists depend on.
 std::string ScheduleKey(const CallSpec& spec);
 
-// The programs of some ranks of a group.
-StatusOr<std::vector<Program>> ProgramsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
+// The op lists of some ranks of a group.
+StatusOr<std::vector<OpList>> OpListsOf(const CallSpec& spec, const std::vector<int32_t>& ranks);
 
-// The memory program of a spec's groups, where all ranks are of this process: made of all ranks' op
+// The memory actions of a spec's groups, where all ranks are of this process: made of all ranks' op
 // lists. Shared by all call sites with the same schedule.
-StatusOr<std::shared_ptr<const LocalProgram>> ProgramFor(const CallSpec& spec);
+StatusOr<std::shared_ptr<const LocalActions>> ActionsFor(const CallSpec& spec);
 
-// The segments of `ranks`, which ascend and are those of this process in a group that spans
+// The slice ops of `ranks`, which ascend and are those of this process in a group that spans
 // processes: made of their op lists, whatever the size of the group. (A schedule written in Python
 // comes as a whole, and is matched as a whole.) Shared likewise.
-StatusOr<std::shared_ptr<const SegmentProgram>> SegmentsFor(const CallSpec& spec,
-                                                            const std::vector<int32_t>& ranks);
+StatusOr<std::shared_ptr<const SliceOps>> SliceOpsFor(const CallSpec& spec,
+                                                      const std::vector<int32_t>& ranks);
 
 }  // namespace jaxcoll

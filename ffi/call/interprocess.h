@@ -12,7 +12,7 @@
 #include "call/call_facts.h"
 #include "call/call_spec.h"
 #include "engine/completion.h"
-#include "engine/segments/run.h"
+#include "engine/slices/run.h"
 #include "engine/worker_pool.h"
 
 namespace jaxcoll {
@@ -45,20 +45,20 @@ class Interprocess {
   // differ between processes. (XLA may instantiate an instruction, drop it and instantiate it
   // again.) An executable is what the calling thread builds until EndBuild, or until a call of it
   // is opened.
-  struct Slot {
-    int number = 0;
+  struct InstructionNumber {
+    int value = 0;
     uint64_t build = 0;  // which executable, in this process
   };
-  virtual Slot TakeSlot(const std::string& signature) = 0;
-  virtual void ReturnSlot(const std::string& signature, const Slot& slot) = 0;
+  virtual InstructionNumber TakeNumber(const std::string& signature) = 0;
+  virtual void ReturnNumber(const std::string& signature, const InstructionNumber& number) = 0;
 
   struct GroupSpec {
     std::vector<int64_t> device_ids;  // by rank
-    std::string operation;    // equal on every process: what the call computes, and its slot
+    std::string operation;    // equal on every process: what the call computes, and its number
     std::string description;  // for people
     std::shared_ptr<const RunPlan> plan;  // of this process's ranks
     CallFacts facts = {};
-    uint64_t build = 0;  // Slot::build
+    uint64_t build = 0;  // InstructionNumber::build
   };
   virtual std::unique_ptr<RemoteGroup> Open(GroupSpec spec) = 0;
   // Fails the calls that have waited for others since before `time`, here and there; all that have

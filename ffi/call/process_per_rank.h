@@ -21,19 +21,19 @@ class ProcessPerRank final : public Interprocess {
     if (device_id < 0 || device_id >= world_size_) return std::nullopt;
     return static_cast<int>(device_id);
   }
-  Slot TakeSlot(const std::string&) override { return {}; }
-  void ReturnSlot(const std::string&, const Slot&) override {}
+  InstructionNumber TakeNumber(const std::string&) override { return {}; }
+  void ReturnNumber(const std::string&, const InstructionNumber&) override {}
   std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override {
-    return std::make_unique<Group>(std::move(spec));
+    return std::make_unique<AbsentGroup>(std::move(spec));
   }
   void FailBegunBefore(std::chrono::steady_clock::time_point, bool, const std::string&) override {}
   void Invite(Guest*) override {}
 
  private:
   // Holds what a group of a job would.
-  class Group final : public RemoteGroup {
+  class AbsentGroup final : public RemoteGroup {
    public:
-    explicit Group(GroupSpec spec) : spec_(std::move(spec)) {}
+    explicit AbsentGroup(GroupSpec spec) : spec_(std::move(spec)) {}
     void Start(int64_t, MemberBuffers, std::vector<std::unique_ptr<Completion>> completions,
                std::shared_ptr<ContinuationCost>) override {
       for (const std::unique_ptr<Completion>& completion : completions) {

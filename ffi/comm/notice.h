@@ -6,7 +6,7 @@
 #include <iterator>
 
 #include "call/guest.h"
-#include "engine/segments/run.h"
+#include "engine/slices/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
@@ -34,17 +34,17 @@ struct NoticeFields {
   uint32_t sequence = 0;
   uint64_t key = 0;
   uint32_t number = 0;
-  uint32_t segment = 0;
+  uint32_t slice = 0;
   uint32_t source = 0;
   uint32_t destination = 0;
   uint32_t offset = 0;
   uint32_t bytes = 0;
-  uint32_t channel = 0;  // lanes of a schedule times ranks: more than 16 bits
+  uint32_t channel = 0;  // several of each rank, in some schedules: more than 16 bits
   uint32_t unused2 = 0;
 
   CallId call() const { return {key, number}; }
   MessageId message() const {
-    return {static_cast<int32_t>(segment),
+    return {static_cast<int32_t>(slice),
             {static_cast<int32_t>(source), static_cast<int32_t>(destination),
              static_cast<int32_t>(channel), static_cast<int32_t>(sequence)}};
   }
@@ -63,7 +63,7 @@ inline NoticeFields Labelled(const ParcelLabel& label) {
   fields.destination = static_cast<uint32_t>(label.word >> 32);
   fields.sequence = label.numbers[0];
   fields.number = label.numbers[1];
-  fields.segment = label.numbers[2];
+  fields.slice = label.numbers[2];
   fields.channel = label.numbers[3];
   fields.unused2 = label.numbers[4];
   return fields;
@@ -73,7 +73,7 @@ inline ParcelLabel LabelOf(const NoticeFields& fields) {
   label.kind = fields.unused[0];
   label.key = fields.key;
   label.word = uint64_t{fields.destination} << 32 | fields.source;
-  const uint32_t numbers[] = {fields.sequence, fields.number, fields.segment, fields.channel,
+  const uint32_t numbers[] = {fields.sequence, fields.number, fields.slice, fields.channel,
                               fields.unused2};
   for (size_t i = 0; i < std::size(numbers); ++i) label.numbers[i] = numbers[i];
   return label;
@@ -84,7 +84,7 @@ inline NoticeFields About(NoticeKind kind, const CallId& call, const MessageId& 
   fields.kind = kind;
   fields.key = call.key;
   fields.number = call.number;
-  fields.segment = static_cast<uint32_t>(id.segment);
+  fields.slice = static_cast<uint32_t>(id.slice);
   fields.source = static_cast<uint32_t>(id.key.source);
   fields.destination = static_cast<uint32_t>(id.key.destination);
   fields.channel = static_cast<uint32_t>(id.key.channel);

@@ -54,7 +54,7 @@ class Peer {
   // A message that needs a slot. The reactor writes it when there is one.
   struct Waiting {
     CallId call;
-    int32_t segment;
+    int32_t slice;
     int32_t op;
   };
   // Puts whose source the link still reads, by token.

@@ -1,7 +1,7 @@
 // The engine between processes: one thread that moves the calls of all groups forward.
 //
 // Matching. Processes meet by CallId: what the call is (device ids, operation, shapes), which of
-// several equal instructions of an executable makes it (its slot, counted in the order in which
+// several equal instructions of an executable makes it (its number, counted in the order in which
 // they are instantiated, which is the same everywhere), and the count of such calls, which outlives
 // the instruction: a recompiled program goes on where the last one stopped. Nothing depends on how
 // often a program is compiled, on when an executable dies or on the order in which calls arrive:
@@ -46,7 +46,7 @@
 #include "comm/listing.h"
 #include "comm/notice.h"
 #include "comm/peer.h"
-#include "engine/segments/run.h"
+#include "engine/slices/run.h"
 #include "transport/link.h"
 
 namespace jaxcoll {
@@ -135,8 +135,8 @@ class Reactor final {
     explicit ForCallSites(Reactor& reactor) : reactor_(reactor) {}
     int process() const override { return reactor_.process_; }
     std::optional<int> ProcessOfDevice(int64_t device_id) const override;
-    Slot TakeSlot(const std::string& signature) override;
-    void ReturnSlot(const std::string& signature, const Slot& slot) override;
+    InstructionNumber TakeNumber(const std::string& signature) override;
+    void ReturnNumber(const std::string& signature, const InstructionNumber& number) override;
     std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override;
     void Invite(Guest* guest) override;
     void FailBegunBefore(Clock::time_point time, bool moving, const std::string& reason) override;
@@ -167,7 +167,7 @@ class Reactor final {
    public:
     CallWire(Reactor& reactor, const Call& call) : reactor_(reactor), call_(call) {}
     void SendReady(Run& run, int32_t rank, const MessageId& id) override;
-    void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) override;
+    void SendData(Run& run, int32_t rank, int32_t slice, int32_t op) override;
     bool MayKeep(int32_t rank) override;
     void Release(int32_t rank, uint64_t handle) override;
     ScratchPool& scratch() override { return reactor_.scratch_; }
@@ -296,7 +296,7 @@ class Reactor final {
   void PeerLeft(Peer& peer);
   Peer& PeerOf(int process);
   void Pump(Peer& peer, bool small);
-  void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment, int32_t op);
+  void Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t slice, int32_t op);
   static Link::Loan* LoanFor(Call& call, Peer& peer, std::span<const std::byte> array);
   void Detach(Call& call);
   std::string State();
@@ -332,7 +332,7 @@ class Reactor final {
   std::map<int, std::unique_ptr<Peer>> peers_;
   std::map<std::thread::id, uint64_t> builds_;  // by the thread that is at it
   uint64_t next_build_ = 1;
-  std::map<std::pair<std::string, uint64_t>, std::set<int>> slots_in_use_;  // signature, build
+  std::map<std::pair<std::string, uint64_t>, std::set<int>> numbers_in_use_;  // signature, build
   Listings listings_;
   std::map<uint64_t, uint32_t> next_number_;  // CallId::key -> its next call
   std::map<CallId, std::unique_ptr<Call>> calls_;

@@ -1,4 +1,4 @@
-// The groups that call sites open, the slots that tell instructions apart, and the communicators
+// The groups that call sites open, the numbers that tell instructions apart, and the communicators
 // that groups share.
 #include <algorithm>
 #include <functional>
@@ -57,24 +57,25 @@ void Reactor::AddListing(const std::string& program, Listing listing) {
   listings_.Add(program, std::move(listing));
 }
 
-Interprocess::Slot Reactor::ForCallSites::TakeSlot(const std::string& signature) {
+Interprocess::InstructionNumber Reactor::ForCallSites::TakeNumber(const std::string& signature) {
   std::lock_guard lock(reactor_.mutex_);
   const auto [build, fresh] =
       reactor_.builds_.try_emplace(std::this_thread::get_id(), reactor_.next_build_);
   if (fresh) ++reactor_.next_build_;
-  Slot slot;
-  slot.build = build->second;
-  std::set<int>& used = reactor_.slots_in_use_[{signature, slot.build}];
-  while (used.count(slot.number) != 0) ++slot.number;
-  used.insert(slot.number);
-  return slot;
+  InstructionNumber number;
+  number.build = build->second;
+  std::set<int>& used = reactor_.numbers_in_use_[{signature, number.build}];
+  while (used.count(number.value) != 0) ++number.value;
+  used.insert(number.value);
+  return number;
 }
 
-void Reactor::ForCallSites::ReturnSlot(const std::string& signature, const Slot& slot) {
+void Reactor::ForCallSites::ReturnNumber(const std::string& signature,
+                                         const InstructionNumber& number) {
   std::lock_guard lock(reactor_.mutex_);
-  const auto it = reactor_.slots_in_use_.find({signature, slot.build});
-  it->second.erase(slot.number);
-  if (it->second.empty()) reactor_.slots_in_use_.erase(it);
+  const auto it = reactor_.numbers_in_use_.find({signature, number.build});
+  it->second.erase(number.value);
+  if (it->second.empty()) reactor_.numbers_in_use_.erase(it);
 }
 
 std::unique_ptr<RemoteGroup> Reactor::ForCallSites::Open(GroupSpec spec) {

@@ -170,7 +170,7 @@ void Reactor::Incoming::OnSent(int, uint64_t token) {
   const auto it = reactor_.calls_.find(sent.mapped().call);
   JAXCOLL_CHECK(it != reactor_.calls_.end(), "a call has ended before its puts");
   --it->second->unsent;
-  reactor_.Sent(it, sent.mapped().segment, sent.mapped().op);
+  reactor_.Sent(it, sent.mapped().slice, sent.mapped().op);
 }
 
 }  // namespace jaxcoll

@@ -14,10 +14,10 @@ void Reactor::CallWire::SendReady(Run&, int32_t rank, const MessageId& id) {
   PeerOf(rank).Send(About(NoticeKind::kReady, call_.id, id));
 }
 
-void Reactor::CallWire::SendData(Run& run, int32_t rank, int32_t segment, int32_t op) {
+void Reactor::CallWire::SendData(Run& run, int32_t rank, int32_t slice, int32_t op) {
   Peer& peer = PeerOf(rank);
-  const bool small = run.MessageBytes(segment, op) <= kEagerBytes;
-  peer.waiting(small).push_back({call_.id, segment, op});
+  const bool small = run.MessageBytes(slice, op) <= kEagerBytes;
+  peer.waiting(small).push_back({call_.id, slice, op});
   reactor_.Pump(peer, small);
 }
 
@@ -29,32 +29,32 @@ void Reactor::Pump(Peer& peer, bool small) {
     const auto it = calls_.find(next.call);
     if (it == calls_.end()) continue;  // it has failed
     Run& run = *it->second->run;
-    if (small && peer.ahead_bytes > seams_.ahead_bytes && run.Hold(next.segment, next.op)) {
-      peer.Send(About(NoticeKind::kRequest, next.call, {next.segment, run.Key(next.op)}));
+    if (small && peer.ahead_bytes > seams_.ahead_bytes && run.Hold(next.slice, next.op)) {
+      peer.Send(About(NoticeKind::kRequest, next.call, {next.slice, run.Key(next.op)}));
       continue;
     }
-    const size_t bytes = run.MessageBytes(next.segment, next.op);
+    const size_t bytes = run.MessageBytes(next.slice, next.op);
     const uint32_t offset = peer.TakeSlot(small);
     std::byte* const remote = peer.link()->remote_window();
-    const std::byte* message = remote == nullptr ? run.Contiguous(next.segment, next.op) : nullptr;
+    const std::byte* message = remote == nullptr ? run.Contiguous(next.slice, next.op) : nullptr;
     const uint64_t token = message != nullptr ? next_token_++ : 0;
     if (message == nullptr) {
       std::byte* const slot = (remote != nullptr ? remote : peer.mirror()) + offset;
-      run.Write(next.segment, next.op, slot);
+      run.Write(next.slice, next.op, slot);
       message = slot;
     }
-    NoticeFields fields = About(NoticeKind::kData, next.call, {next.segment, run.Key(next.op)});
+    NoticeFields fields = About(NoticeKind::kData, next.call, {next.slice, run.Key(next.op)});
     fields.offset = offset;
     fields.bytes = static_cast<uint32_t>(bytes);
     Link::Loan* const loan =
-        token == 0 ? nullptr : LoanFor(*it->second, peer, run.ArrayOf(next.segment, next.op));
+        token == 0 ? nullptr : LoanFor(*it->second, peer, run.ArrayOf(next.slice, next.op));
     const std::span<const std::byte> source(message, bytes);
     const bool sent = loan == nullptr
                           ? peer.link()->Put(source, offset, Encode(fields), token)
                           : peer.link()->PutFrom(*loan, source, offset, Encode(fields), token);
     // The slot stays ours until the peer returns it, so a mirror needs no OnSent.
     if (sent || token == 0) {
-      Sent(it, next.segment, next.op);
+      Sent(it, next.slice, next.op);
     } else {
       peer.in_transit.emplace(token, next);
       ++it->second->unsent;
@@ -62,12 +62,12 @@ void Reactor::Pump(Peer& peer, bool small) {
   }
 }
 
-void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t segment,
+void Reactor::Sent(std::map<CallId, std::unique_ptr<Call>>::iterator it, int32_t slice,
                    int32_t op) {
   Call* const call = it->second.get();
   ++call->moves;
   const bool inner = std::exchange(call->in_run, true);
-  call->run->OnSent(segment, op);
+  call->run->OnSent(slice, op);
   call->in_run = inner;
   if (!inner) FinishIfDone(it->first);
 }

@@ -13,8 +13,8 @@
 //   in one process (LocalPlan)     All tables are there when the last rank arrives. They are
 //                                  checked once, before anything is written, and read where they
 //                                  lie.
-//   between processes              A call has two phases, each cut into segments. In the first,
-//   (SegmentPlan, ragged_table.h)  processes tell each other the extents of what they send. One
+//   between processes              A call has two phases, each cut into slices. In the first,
+//   (SlicePlan, ragged_table.h)    processes tell each other the extents of what they send. One
 //                                  that holds all of them, and finds that they fit its own, fills
 //                                  its table and begins the second phase, in which the blocks move
 //                                  and each message waits for its receiver to be ready.

@@ -1,4 +1,4 @@
-// Scratch of the segments in flight, kept between calls: fresh memory costs a page fault for every
+// Scratch of the slices in flight, kept between calls: fresh memory costs a page fault for every
 // page that is touched, several times what it costs to fill it.
 //
 // Thread rule: its owner's lock.

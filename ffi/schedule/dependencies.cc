@@ -99,14 +99,14 @@ class AccessLog {
 
 }  // namespace
 
-void InferDependencies(Program& program) {
+void InferDependencies(OpList& op_list) {
   std::pmr::monotonic_buffer_resource memory;
   AccessLog logs[] = {AccessLog(&memory), AccessLog(&memory), AccessLog(&memory)};  // by BufferKind
   auto log = [&](const Operand& operand) -> AccessLog& {
     return logs[static_cast<int>(operand.buffer)];
   };
-  for (size_t i = 0; i < program.ops.size(); ++i) {
-    Op& op = program.ops[i];
+  for (size_t i = 0; i < op_list.ops.size(); ++i) {
+    Op& op = op_list.ops[i];
     const int32_t index = static_cast<int32_t>(i);
     const bool receives = op.kind == OpKind::kRecv || op.kind == OpKind::kRecvReduce;
     for (size_t s = receives ? 1 : 0; s < op.sources.size(); ++s) {  // a recv's first is remote

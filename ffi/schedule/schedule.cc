@@ -9,7 +9,7 @@
 
 #include "schedule/algorithms/algorithms.h"
 #include "schedule/dependencies.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 namespace {
@@ -25,7 +25,7 @@ struct Algorithm {
   Collective collective;
   std::string_view name;
   Layout (*layout)(const ScheduleSpec&);
-  void (*build)(ProgramBuilder&);  // one rank, one channel
+  void (*build)(OpListBuilder&);  // one rank, one channel
   DimsKind dims = DimsKind::kNone;
   Status (*check)(const ScheduleSpec&) = AnyDims;  // of dims that fit their kind
 };
@@ -252,12 +252,12 @@ StatusOr<Resolved> Resolve(const ScheduleSpec& asked) {
 
 Status CheckSchedule(const ScheduleSpec& spec) { return Resolve(spec).status(); }
 
-StatusOr<Program> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
+StatusOr<OpList> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
   StatusOr<Resolved> resolved = Resolve(asked);
   if (!resolved.ok()) return resolved.status();
   const ScheduleSpec& spec = resolved->spec;
   if (Status s = Check("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
-  ProgramBuilder builder(spec, rank, resolved->layout);
+  OpListBuilder builder(spec, rank, resolved->layout);
   for (int32_t channel = 0; channel < spec.channels; ++channel) {
     builder.SetChannel(channel);
     if (resolved->alone) {
@@ -269,10 +269,10 @@ StatusOr<Program> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
   return std::move(builder).Finish();
 }
 
-StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
-  StatusOr<Program> program = BuildUnordered(spec, rank);
-  if (program.ok()) InferDependencies(*program);
-  return program;
+StatusOr<OpList> BuildSchedule(const ScheduleSpec& spec, int32_t rank) {
+  StatusOr<OpList> op_list = BuildUnordered(spec, rank);
+  if (op_list.ok()) InferDependencies(*op_list);
+  return op_list;
 }
 
 DimsKind DimsKindOf(Collective collective, std::string_view algorithm) {

@@ -1,6 +1,6 @@
 // The intermediate representation: what each rank does in one collective, free of sizes.
 //
-// An algorithm is a pure function from a ScheduleSpec to one Program per rank. The same Programs
+// An algorithm is a pure function from a ScheduleSpec to one OpList per rank. The same op lists
 // are verified (jaxcoll/schedule/verifier.py), executed (engine/) and simulated.
 //
 // Chunks. A buffer (input, output, scratch) is a row of blocks, each cut into the same
@@ -24,7 +24,7 @@
 // `recv` and `recv_reduce` when their data is visible. A recv that has started tells the sender
 // that its destination may be overwritten; data moves once both sides have started. Every other
 // order is an explicit dependency: an op starts after all ops in `depends_on` have completed, and
-// between operands of the same interval shape an engine may apply that slice by slice.
+// between operands of the same interval shape an engine may apply that strip by strip.
 // The n-th send from a to b on a channel meets the n-th recv from a on b on that channel;
 // `sequence` says so explicitly. Inputs are read-only.
 #pragma once
@@ -85,7 +85,7 @@ struct Op {
 };
 
 // The layout, all but `ops`, is equal on all ranks.
-struct Program {
+struct OpList {
   int32_t rank = 0;
   int32_t chunks_per_block = 1;
   int32_t input_blocks = 1;
@@ -112,9 +112,9 @@ enum class DimsKind : uint8_t {
   kAggregate,  // {most blocks in one message}, a power of two; default: as many as there are
 };
 
-// One rank's program; O(this rank's ops). Fails, naming the choices, for an unknown algorithm, and
+// One rank's op list; O(this rank's ops). Fails, naming the choices, for an unknown algorithm, and
 // with the sizes it takes for a world size that the algorithm cannot serve.
-StatusOr<Program> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
+StatusOr<OpList> BuildSchedule(const ScheduleSpec& spec, int32_t rank);
 
 // The error that BuildSchedule would return for any rank; builds nothing.
 Status CheckSchedule(const ScheduleSpec& spec);
@@ -133,13 +133,13 @@ std::string_view Name(Collective collective);  // "all_reduce", ...
 std::optional<Collective> ParseCollective(std::string_view name);
 
 // Text form (text.cc): stable, human readable, and what carries Python-written schedules in FFI
-// attributes. It holds all ranks' programs in rank order, of one layout.
-std::string Serialize(const std::vector<Program>& programs);
+// attributes. It holds all ranks' op lists in rank order, of one layout.
+std::string Serialize(const std::vector<OpList>& op_lists);
 
 // Accepts what Serialize writes, 1 MiB at most, and from any other text returns an error that names
 // the line. A schedule that it accepts is safe to index with: chunks lie inside their buffers,
 // peers and dependencies exist, an op's operands correspond, inputs are not written. Whether
 // messages match and the result is right, only verification knows.
-StatusOr<std::vector<Program>> Parse(std::string_view text);
+StatusOr<std::vector<OpList>> Parse(std::string_view text);
 
 }  // namespace jaxcoll

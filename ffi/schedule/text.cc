@@ -12,7 +12,7 @@
 // is on channel 0 in step 1, the first message from rank 3: output chunk 2 there, reduced with
 // input chunk 2 here, into output chunk 2 here, after op 4.
 //
-// Parse is given text that travelled through files and other processes. It either returns programs
+// Parse is given text that travelled through files and other processes. It either returns op lists
 // that an engine can index with, or says which line is at fault: every number is bounded, every
 // chunk inside its buffer, every operand of an op of the same size and positions, every input
 // unwritten. Whether the ops add up to the collective is verification's business.
@@ -131,9 +131,9 @@ class Parser {
  public:
   explicit Parser(std::string_view text) : cursor_(text) {}
 
-  StatusOr<std::vector<Program>> Run() {
-    if (Status s = Programs(); !s.ok()) return s;
-    return std::move(programs_);
+  StatusOr<std::vector<OpList>> Run() {
+    if (Status s = OpLists(); !s.ok()) return s;
+    return std::move(op_lists_);
   }
 
  private:
@@ -145,56 +145,56 @@ class Parser {
     return cursor_.Skip(" ") && cursor_.Number(low, high, value);
   }
 
-  Status Programs() {
+  Status OpLists() {
     int32_t ranks = 0;
     if (!cursor_.Skip(kMagic) || !cursor_.Number(1, kMaxRanks, ranks) || !cursor_.Skip("\n")) {
       return Error("expected 'jaxcoll-schedule 1 <number of ranks, at most " +
                    std::to_string(kMaxRanks) + ">'");
     }
     for (int32_t rank = 0; rank < ranks; ++rank) {
-      if (Status s = ParseProgram(rank, ranks); !s.ok()) return s;
+      if (Status s = ParseOpList(rank, ranks); !s.ok()) return s;
     }
     if (!cursor_.AtEnd()) return Error("text after the last rank");
     return {};
   }
 
-  Status ParseProgram(int32_t rank, int32_t ranks) {
-    Program program;
+  Status ParseOpList(int32_t rank, int32_t ranks) {
+    OpList op_list;
     int32_t op_count = 0;
-    if (!cursor_.Skip("rank") || !Field(rank, rank, program.rank) ||
-        !Field(1, kMaxChunks, program.chunks_per_block) ||
-        !Field(1, kMaxChunks, program.input_blocks) ||
-        !Field(1, kMaxChunks, program.output_blocks) ||
-        !Field(0, kMaxChunks, program.scratch_blocks) || !Field(0, kAny, op_count) ||
+    if (!cursor_.Skip("rank") || !Field(rank, rank, op_list.rank) ||
+        !Field(1, kMaxChunks, op_list.chunks_per_block) ||
+        !Field(1, kMaxChunks, op_list.input_blocks) ||
+        !Field(1, kMaxChunks, op_list.output_blocks) ||
+        !Field(0, kMaxChunks, op_list.scratch_blocks) || !Field(0, kAny, op_count) ||
         !cursor_.Skip("\n")) {
       return Error("expected 'rank " + std::to_string(rank) +
                    " <chunks per block> <input blocks> <output blocks> <scratch blocks> <ops>'");
     }
     const int64_t blocks =
-        std::max({program.input_blocks, program.output_blocks, program.scratch_blocks});
-    if (blocks * program.chunks_per_block > kMaxChunks) {
+        std::max({op_list.input_blocks, op_list.output_blocks, op_list.scratch_blocks});
+    if (blocks * op_list.chunks_per_block > kMaxChunks) {
       return Error("a buffer has more than " + std::to_string(kMaxChunks) + " chunks");
     }
     // One layout for all ranks makes every remote operand checkable where it is read.
-    if (rank > 0 && !SameLayout(program, programs_.front())) {
+    if (rank > 0 && !SameLayout(op_list, op_lists_.front())) {
       return Error("rank " + std::to_string(rank) + " has other blocks or chunks than rank 0");
     }
     for (int32_t i = 0; i < op_count; ++i) {
       if (cursor_.AtEnd()) return Error("the text ends before the last op");
       Op op;
-      if (Status s = ParseOp(program, ranks, op_count, i, op); !s.ok()) return s;
-      program.ops.push_back(std::move(op));
+      if (Status s = ParseOp(op_list, ranks, op_count, i, op); !s.ok()) return s;
+      op_list.ops.push_back(std::move(op));
     }
-    programs_.push_back(std::move(program));
+    op_lists_.push_back(std::move(op_list));
     return {};
   }
 
-  static bool SameLayout(const Program& a, const Program& b) {
+  static bool SameLayout(const OpList& a, const OpList& b) {
     return a.chunks_per_block == b.chunks_per_block && a.input_blocks == b.input_blocks &&
            a.output_blocks == b.output_blocks && a.scratch_blocks == b.scratch_blocks;
   }
 
-  Status ParseOp(const Program& program, int32_t ranks, int32_t op_count, int32_t index, Op& op) {
+  Status ParseOp(const OpList& op_list, int32_t ranks, int32_t op_count, int32_t index, Op& op) {
     const std::string_view word = cursor_.Word();
     const auto kind = std::find(kKindNames.begin(), kKindNames.end(), word);
     if (kind == kKindNames.end()) {
@@ -209,17 +209,17 @@ class Parser {
         return Error("expected '<peer> <sequence>' after channel and step, with a peer below " +
                      std::to_string(ranks));
       }
-      if (op.peer == program.rank) return Error("a rank that sends to itself; use copy");
+      if (op.peer == op_list.rank) return Error("a rank that sends to itself; use copy");
     }
 
     if (!cursor_.Skip(" ")) return Error("expected ' ' before the sources");
     do {
       op.sources.emplace_back();
-      if (Status s = ParseOperand(program, op.sources.back()); !s.ok()) return s;
+      if (Status s = ParseOperand(op_list, op.sources.back()); !s.ok()) return s;
     } while (cursor_.Skip("|"));
     if (!cursor_.Skip(">")) return Error("expected '>' and the destination after the sources");
-    if (Status s = ParseOperand(program, op.destination); !s.ok()) return s;
-    if (Status s = CheckOperands(program, op); !s.ok()) return s;
+    if (Status s = ParseOperand(op_list, op.destination); !s.ok()) return s;
+    if (Status s = CheckOperands(op_list, op); !s.ok()) return s;
 
     if (cursor_.Skip(" @")) {
       do {
@@ -235,16 +235,16 @@ class Parser {
     return {};
   }
 
-  Status ParseOperand(const Program& program, Operand& operand) {
+  Status ParseOperand(const OpList& op_list, Operand& operand) {
     size_t buffer = 0;
     while (buffer < kBufferLetters.size() && !cursor_.Skip(kBufferLetters.substr(buffer, 1))) {
       ++buffer;
     }
     if (buffer == kBufferLetters.size()) return Error("expected an operand: i, o or s and chunks");
     operand.buffer = static_cast<BufferKind>(buffer);
-    const std::array<int32_t, 3> blocks = {program.input_blocks, program.output_blocks,
-                                           program.scratch_blocks};
-    const int64_t chunks = int64_t{blocks[buffer]} * program.chunks_per_block;
+    const std::array<int32_t, 3> blocks = {op_list.input_blocks, op_list.output_blocks,
+                                           op_list.scratch_blocks};
+    const int64_t chunks = int64_t{blocks[buffer]} * op_list.chunks_per_block;
     do {
       Interval interval{0, 1};
       if (!cursor_.Number(0, chunks - 1, interval.begin) ||
@@ -258,7 +258,7 @@ class Parser {
     return {};
   }
 
-  Status CheckOperands(const Program& program, const Op& op) {
+  Status CheckOperands(const OpList& op_list, const Op& op) {
     const size_t sources = op.sources.size();
     const bool right_count = op.kind == OpKind::kReduce       ? sources >= 1
                              : op.kind == OpKind::kRecvReduce ? sources == 2
@@ -269,7 +269,7 @@ class Parser {
     }
     if (op.destination.buffer == BufferKind::kInput) return Error("inputs are read-only");
     for (const Operand& source : op.sources) {
-      if (!Correspond(source, op.destination, program.chunks_per_block)) {
+      if (!Correspond(source, op.destination, op_list.chunks_per_block)) {
         return Error("source and destination differ in number or positions of their chunks");
       }
     }
@@ -277,29 +277,29 @@ class Parser {
   }
 
   Cursor cursor_;
-  std::vector<Program> programs_;
+  std::vector<OpList> op_lists_;
 };
 
 }  // namespace
 
-std::string Serialize(const std::vector<Program>& programs) {
+std::string Serialize(const std::vector<OpList>& op_lists) {
   std::string text(kMagic);
-  text += std::to_string(programs.size()) + "\n";
-  for (const Program& program : programs) {
+  text += std::to_string(op_lists.size()) + "\n";
+  for (const OpList& op_list : op_lists) {
     text += "rank";
     for (int32_t field :
-         {program.rank, program.chunks_per_block, program.input_blocks, program.output_blocks,
-          program.scratch_blocks, static_cast<int32_t>(program.ops.size())}) {
+         {op_list.rank, op_list.chunks_per_block, op_list.input_blocks, op_list.output_blocks,
+          op_list.scratch_blocks, static_cast<int32_t>(op_list.ops.size())}) {
       text += ' ';
       AppendNumber(text, field);
     }
     text += '\n';
-    for (const Op& op : program.ops) AppendOp(text, op);
+    for (const Op& op : op_list.ops) AppendOp(text, op);
   }
   return text;
 }
 
-StatusOr<std::vector<Program>> Parse(std::string_view text) {
+StatusOr<std::vector<OpList>> Parse(std::string_view text) {
   if (text.size() > kMaxTextBytes) {
     return InvalidArgument("schedule text has " + std::to_string(text.size()) + " bytes; at most " +
                            std::to_string(kMaxTextBytes) + " are accepted");

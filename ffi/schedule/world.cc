@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -47,18 +47,18 @@ std::string Where(int32_t rank, size_t op) {
   return "rank " + std::to_string(rank) + ", op " + std::to_string(op);
 }
 
-int32_t LargestMessage(const Program& program) {
+int32_t LargestMessage(const OpList& op_list) {
   int32_t largest = 1;
-  for (const Op& op : program.ops) {
+  for (const Op& op : op_list.ops) {
     if (IsTransfer(op)) largest = std::max(largest, CountChunks(op.destination));
   }
   return largest;
 }
 
 StatusOr<int32_t> LargestMessage(const ScheduleSpec& spec) {
-  const StatusOr<Program> program = BuildUnordered(spec, spec.root);
-  if (!program.ok()) return program.status();
-  return LargestMessage(*program);
+  const StatusOr<OpList> op_list = BuildUnordered(spec, spec.root);
+  if (!op_list.ok()) return op_list.status();
+  return LargestMessage(*op_list);
 }
 
 // ---- Matching ----------------------------------------------------------------------------------
@@ -153,15 +153,15 @@ std::optional<Unmatched> MatchMessages(std::span<const int32_t> ranks,
 
 // ---- The world ---------------------------------------------------------------------------------
 
-StatusOr<World> World::Create(std::vector<Program> programs, int32_t world_size) {
+StatusOr<World> World::Create(std::vector<OpList> op_lists, int32_t world_size) {
   World world;
   world.world_size_ = world_size;
-  world.programs_ = std::move(programs);
+  world.op_lists_ = std::move(op_lists);
   int64_t ops = 0;
-  for (const Program& program : world.programs_) {
-    world.ranks_.push_back(program.rank);
+  for (const OpList& op_list : world.op_lists_) {
+    world.ranks_.push_back(op_list.rank);
     world.first_op_.push_back(static_cast<int32_t>(ops));
-    ops += static_cast<int64_t>(program.ops.size());
+    ops += static_cast<int64_t>(op_list.ops.size());
     if (ops > INT32_MAX) return InvalidArgument("a schedule of more than 2^31 ops");
   }
   world.first_op_.push_back(static_cast<int32_t>(ops));
@@ -172,9 +172,9 @@ StatusOr<World> World::Create(std::vector<Program> programs, int32_t world_size)
 }
 
 Status World::CheckLayout() const {
-  for (size_t member = 0; member < programs_.size(); ++member) {
-    const Program& p = programs_[member];
-    const Program& first = programs_.front();
+  for (size_t member = 0; member < op_lists_.size(); ++member) {
+    const OpList& p = op_lists_[member];
+    const OpList& first = op_lists_.front();
     if (p.rank < 0 || p.rank >= world_size_ || (member > 0 && p.rank <= ranks_[member - 1])) {
       return InvalidArgument("the op list in place " + std::to_string(member) +
                              " says that it is of rank " + std::to_string(p.rank) + " of " +
@@ -190,7 +190,7 @@ Status World::CheckLayout() const {
 }
 
 Status World::CheckOps() const {
-  if (programs_.empty()) return {};
+  if (op_lists_.empty()) return {};
   const int32_t per_block = layout().chunks_per_block;
   const int64_t limits[] = {int64_t{layout().input_blocks} * per_block,  // by BufferKind
                             int64_t{layout().output_blocks} * per_block,
@@ -206,12 +206,12 @@ Status World::CheckOps() const {
     return Correspond(operand, op.destination, per_block) ? nullptr
                                                           : ": operands differ in positions";
   };
-  for (const Program& program : programs_) {
+  for (const OpList& op_list : op_lists_) {
     const auto refuse = [&](const Op& op, const std::string& why) {
-      return InvalidArgument(Where(program.rank, static_cast<size_t>(&op - program.ops.data())) +
+      return InvalidArgument(Where(op_list.rank, static_cast<size_t>(&op - op_list.ops.data())) +
                              why);
     };
-    for (const Op& op : program.ops) {
+    for (const Op& op : op_list.ops) {
       const size_t sources = op.kind == OpKind::kRecvReduce ? 2 : 1;
       if (op.kind == OpKind::kReduce ? op.sources.empty() : op.sources.size() != sources) {
         return refuse(op, ": wrong number of sources");
@@ -224,11 +224,11 @@ Status World::CheckOps() const {
         if (const char* why = fault(source, op)) return refuse(op, why);
       }
       for (const int32_t before : op.depends_on) {
-        if (before < 0 || before >= static_cast<int32_t>(program.ops.size())) {
+        if (before < 0 || before >= static_cast<int32_t>(op_list.ops.size())) {
           return refuse(op, ": waits for an op that is not there");
         }
       }
-      if (IsTransfer(op) && (op.peer < 0 || op.peer >= world_size_ || op.peer == program.rank)) {
+      if (IsTransfer(op) && (op.peer < 0 || op.peer >= world_size_ || op.peer == op_list.rank)) {
         return refuse(op, ": its peer is rank " + std::to_string(op.peer));
       }
     }
@@ -237,9 +237,9 @@ Status World::CheckOps() const {
 }
 
 Status World::Match() {
-  std::vector<MessageEnds> ends(programs_.size());
-  for (size_t member = 0; member < programs_.size(); ++member) {
-    const std::vector<Op>& ops = programs_[member].ops;
+  std::vector<MessageEnds> ends(op_lists_.size());
+  for (size_t member = 0; member < op_lists_.size(); ++member) {
+    const std::vector<Op>& ops = op_lists_[member].ops;
     for (size_t i = 0; i < ops.size(); ++i) {
       if (IsTransfer(ops[i])) ends[member].Add(ops[i], static_cast<uint32_t>(i));
     }
@@ -249,8 +249,8 @@ Status World::Match() {
   Status disagreement;
   const auto unmatched =
       MatchMessages(ranks_, ends, [&](size_t source, uint32_t s, size_t destination, uint32_t r) {
-        const Op& send = programs_[source].ops[s];
-        const Op& receipt = programs_[destination].ops[r];
+        const Op& send = op_lists_[source].ops[s];
+        const Op& receipt = op_lists_[destination].ops[r];
         mates_[Id(static_cast<int32_t>(source), s)] = Id(static_cast<int32_t>(destination), r);
         mates_[Id(static_cast<int32_t>(destination), r)] = Id(static_cast<int32_t>(source), s);
         if (send.sources[0] == receipt.sources[0] && send.destination == receipt.destination) {
@@ -287,7 +287,7 @@ int32_t World::MemberOfOp(int32_t id) const {
 
 const Op& World::op(int32_t id) const {
   const int32_t member = MemberOfOp(id);
-  return programs_[member].ops[id - first_op_[member]];
+  return op_lists_[member].ops[id - first_op_[member]];
 }
 
 std::string World::WhereIs(int32_t id) const {
@@ -297,10 +297,10 @@ std::string World::WhereIs(int32_t id) const {
 
 // ---- What engines may leave out ----------------------------------------------------------------
 
-ScratchUse::ScratchUse(const World& world) : world_(world), written_(world.programs().size()) {
+ScratchUse::ScratchUse(const World& world) : world_(world), written_(world.op_lists().size()) {
   for (int32_t member = 0; member < world.member_count(); ++member) {
     std::vector<Written>& written = written_[member];
-    for (const Op& op : world.programs()[member].ops) ListWrites(member, op, written);
+    for (const Op& op : world.op_lists()[member].ops) ListWrites(member, op, written);
     const auto before = [](const Written& a, const Written& b) { return a.chunk < b.chunk; };
     if (!std::is_sorted(written.begin(), written.end(), before)) {
       std::sort(written.begin(), written.end(), before);
@@ -407,19 +407,19 @@ StatusOr<std::vector<int32_t>> Levels(const World& world, Sending sending,
   };
   std::vector<Edge> edges;
   for (int32_t member = 0; member < world.member_count(); ++member) {
-    const Program& program = world.programs()[member];
-    for (size_t i = 0; i < program.ops.size(); ++i) {
+    const OpList& op_list = world.op_lists()[member];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
       const int32_t id = world.Id(member, i);
-      const bool together = sending == Sending::kRendezvous && IsSend(program.ops[i]) &&
+      const bool together = sending == Sending::kRendezvous && IsSend(op_list.ops[i]) &&
                             world.mate(id) != World::kNone;
       completion[id] = 2 * (together ? world.mate(id) : id) + 1;
     }
   }
   for (int32_t member = 0; member < world.member_count(); ++member) {
-    const Program& program = world.programs()[member];
+    const OpList& op_list = world.op_lists()[member];
     std::vector<std::pair<int32_t, int32_t>> last_of_channel;  // a handful
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       const int32_t id = world.Id(member, i);
       edges.push_back({2 * id, completion[id], 0});
       for (const int32_t before : op.depends_on) {

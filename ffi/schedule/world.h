@@ -1,11 +1,12 @@
 // The world of a schedule: all ranks' op lists, or those that one process needs, with sends and
 // receives matched and everything checked, once, for all who run or simulate it.
 //
-//   engine/memory/local_program.h    all ranks, compiled to memory actions
-//   engine/segments/segment_program.h  this process's ranks, of a group that spans processes
+//   engine/memory/local_actions.h    all ranks, compiled to memory actions
+//   engine/slices/slice_ops.h      this process's ranks, of a group that spans processes
 //   gpu/host/device_graph.h         all ranks, packed for the interpreter
-//   sim/graph.h                 thousands of ranks: their op lists do not fit into memory together,
-//                               so it packs one after the other and gives MatchMessages() the ends
+//   sim/graph.h                     thousands of ranks: their op lists do not fit into memory
+//                                   together, so it packs one after the other and gives
+//                                   MatchMessages() the ends
 //
 // A World is made of op lists by Create(), which refuses what does not fit together; an engine that
 // takes one checks nothing again but its own limits. Questions that several engines ask about a
@@ -56,7 +57,7 @@ bool Correspond(const Operand& a, const Operand& b, int32_t chunks_per_block);
 std::string Where(int32_t rank, size_t op);
 
 // Chunks in the largest message that the rank sends or receives; at least 1.
-int32_t LargestMessage(const Program& program);
+int32_t LargestMessage(const OpList& op_list);
 // The same for all ranks. O(one rank's ops): rank `root` has an end of a message as large as any,
 // which every algorithm keeps and world_test.cc checks. Equal on every process, as the cuts of a
 // call must be.
@@ -103,22 +104,22 @@ class World {
  public:
   static constexpr int32_t kNone = -1;
 
-  // `programs`: of different ranks below `world_size`, ascending. Fails, naming rank and op, if
+  // `op_lists`: of different ranks below `world_size`, ascending. Fails, naming rank and op, if
   // layouts differ, an operand is out of range or does not correspond, an input is written, a peer
   // or dependency does not exist, or a message of two of these ranks has one end only, two senders,
   // or ends that name other chunks. (Races are the verifier's business, deadlocks Levels'.)
-  static StatusOr<World> Create(std::vector<Program> programs, int32_t world_size);
+  static StatusOr<World> Create(std::vector<OpList> op_lists, int32_t world_size);
 
   int32_t world_size() const { return world_size_; }
   bool complete() const { return member_count() == world_size_; }  // all ranks are here
 
   // Members are the ranks that are here, numbered in order; of a complete world member = rank.
-  int32_t member_count() const { return static_cast<int32_t>(programs_.size()); }
-  const std::vector<Program>& programs() const { return programs_; }  // by member
-  const std::vector<int32_t>& ranks() const { return ranks_; }        // by member
-  int32_t MemberOf(int32_t rank) const;                               // kNone: it is not here
+  int32_t member_count() const { return static_cast<int32_t>(op_lists_.size()); }
+  const std::vector<OpList>& op_lists() const { return op_lists_; }  // by member
+  const std::vector<int32_t>& ranks() const { return ranks_; }       // by member
+  int32_t MemberOf(int32_t rank) const;                              // kNone: it is not here
   // The layout, equal on all ranks; there must be one.
-  const Program& layout() const { return programs_.front(); }
+  const OpList& layout() const { return op_lists_.front(); }
 
   // Ops have ids, member after member.
   int32_t op_count() const { return first_op_.back(); }
@@ -138,7 +139,7 @@ class World {
   Status Match();
 
   int32_t world_size_ = 0;
-  std::vector<Program> programs_;
+  std::vector<OpList> op_lists_;
   std::vector<int32_t> ranks_;
   std::vector<int32_t> first_op_;  // by member, and the number of ops
   std::vector<int32_t> mates_;     // by id

@@ -32,7 +32,7 @@ class GraphBuilder {
  public:
   explicit GraphBuilder(int32_t world_size) : ranks_(world_size), ends_(world_size) {}
 
-  Status Pack(int32_t rank, const Program& program);
+  Status Pack(int32_t rank, const OpList& program);
   StatusOr<Graph> Join();
   // Whether all ranks fit, if all are as this one, which has been packed.
   Status CheckMemory(int32_t rank, uint64_t most_bytes) const;
@@ -78,7 +78,7 @@ void GraphBuilder::Canonical(std::span<const Interval> chunks, int32_t per_block
   if (result.front().count == 0) result.erase(result.begin());
 }
 
-Status GraphBuilder::Pack(int32_t rank, const Program& program) {
+Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
   Rank& out = ranks_[rank];
   out.chunks_per_block = program.chunks_per_block;
   out.input_blocks = program.input_blocks;
@@ -262,7 +262,7 @@ Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) 
 }
 
 StatusOr<Graph> Graph::Build(int32_t world_size,
-                             const std::function<StatusOr<Program>(int32_t)>& program_of,
+                             const std::function<StatusOr<OpList>(int32_t)>& program_of,
                              uint64_t most_bytes) {
   if (world_size < 1 || world_size > kMaxWorldSize) {
     return InvalidArgument("world_size is " + std::to_string(world_size) +
@@ -270,7 +270,7 @@ StatusOr<Graph> Graph::Build(int32_t world_size,
   }
   GraphBuilder builder(world_size);
   {
-    const StatusOr<Program> program = program_of(0);
+    const StatusOr<OpList> program = program_of(0);
     if (!program.ok()) return program.status();
     if (Status s = builder.Pack(0, *program); !s.ok()) return s;
     if (Status s = builder.CheckMemory(0, most_bytes); !s.ok()) return s;
@@ -280,7 +280,7 @@ StatusOr<Graph> Graph::Build(int32_t world_size,
   Status first_error;
   auto work = [&] {
     for (int32_t rank; (rank = next.fetch_add(1, std::memory_order_relaxed)) < world_size;) {
-      StatusOr<Program> program = program_of(rank);
+      StatusOr<OpList> program = program_of(rank);
       Status status = program.ok() ? builder.Pack(rank, *program) : program.status();
       if (status.ok()) continue;
       std::lock_guard lock(mutex);

@@ -1,5 +1,5 @@
 // All ranks' programs of one schedule, packed for the simulator: who waits for whom, and how much
-// every op moves as a function of the block size. About 30 bytes per op, where a Program takes
+// every op moves as a function of the block size. About 30 bytes per op, where an OpList takes
 // several hundred, so that rings of thousands of ranks fit.
 //
 // One graph serves every size, network and seed, from several threads at once: it never changes.
@@ -40,7 +40,7 @@ class Graph {
   // Fails where a message has one end only, or its ends differ in length; and before all ranks are
   // packed, where they would take more than `most_bytes`, to judge by the first.
   static StatusOr<Graph> Build(int32_t world_size,
-                               const std::function<StatusOr<Program>(int32_t)>& program_of,
+                               const std::function<StatusOr<OpList>(int32_t)>& program_of,
                                uint64_t most_bytes = UINT64_MAX);
   static StatusOr<Graph> Build(const ScheduleSpec& spec, uint64_t most_bytes = UINT64_MAX);
 

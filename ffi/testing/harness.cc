@@ -111,22 +111,22 @@ StatusOr<std::unique_ptr<Harness>> Harness::Create(CallSpec spec, const CallShap
 Status Harness::Init() {
   const DeviceScope scope(options_.ordinal);
   const int world_size = static_cast<int>(spec_.group_size);
-  if (world_size < 1 || world_size > kMaxProgramRanks) return InvalidArgument("1 to 256 ranks");
+  if (world_size < 1 || world_size > kMaxTableRanks) return InvalidArgument("1 to 256 ranks");
   int sm_count = 0;
   cudaError_t error =
       cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, options_.ordinal);
   if (error != cudaSuccess) return ToStatus(error, "counting multiprocessors");
   // All blocks of all ranks must be resident together. Every kernel fits an SM once.
   const int most = std::max(1, sm_count / world_size);
-  CommunicatorOptions options;
+  GpuCommunicatorOptions options;
   options.staged = options_.staged;
   options.max_blocks = options_.max_blocks == 0 ? most : std::min(options_.max_blocks, most);
   options.workspace_bytes = options_.workspace_bytes;
   options.timeout_s = options_.timeout_s;
   std::vector<Member> members;
   for (int rank = 0; rank < world_size; ++rank) members.push_back({rank, 0, options_.ordinal});
-  StatusOr<std::unique_ptr<Communicator>> communicator =
-      Communicator::Create(members, 0, options, nullptr, CudaRuntime());
+  StatusOr<std::unique_ptr<GpuCommunicator>> communicator =
+      GpuCommunicator::Create(members, 0, options, nullptr, CudaRuntime());
   if (!communicator.ok()) return communicator.status();
   communicator_ = std::move(*communicator);
   StatusOr<std::unique_ptr<GroupCall>> call =

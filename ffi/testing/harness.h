@@ -13,7 +13,7 @@
 #include "base/status.h"
 #include "call/call_shape.h"
 #include "call/call_spec.h"
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/group_call.h"
 
 namespace jaxcoll::cuda {
@@ -87,7 +87,7 @@ class Harness {
   const CallSpec spec_;
   const CallShape shape_;
   const HarnessOptions options_;
-  std::unique_ptr<Communicator> communicator_;
+  std::unique_ptr<GpuCommunicator> communicator_;
   std::unique_ptr<GroupCall> call_;
   std::vector<void*> streams_;  // by rank; the first serves kGrid
 };

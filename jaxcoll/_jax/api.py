@@ -481,7 +481,7 @@ def pbroadcast(x: _Tree, axis_name: AxisNames, source: int | jax.Array) -> _Tree
 # --- arguments ----------------------------------------------------------------------------------
 
 
-class _Group(NamedTuple):
+class _GroupArguments(NamedTuple):
     """Ranks that communicate, and the parameters that say so to a primitive."""
 
     axes: tuple[Hashable, ...]
@@ -524,7 +524,7 @@ def _group(
     algorithm: str,
     schedule: Schedule | None,
     **asked: Any,
-) -> _Group:
+) -> _GroupArguments:
     """Checks what can be checked while tracing.
 
     Args:
@@ -546,7 +546,7 @@ def _group(
         "algorithm": algorithm,
         "schedule": select.verified_text(schedule, collective, ranks, **asked),
     }
-    return _Group(axes, prim.group_size(axes, groups), params)
+    return _GroupArguments(axes, prim.group_size(axes, groups), params)
 
 
 def _pairs(perm: Iterable[tuple[int, int]], size: int) -> tuple[tuple[int, int], ...]:
@@ -571,7 +571,7 @@ def _array(value: Any) -> jax.Array:
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
-def _varying(leaf: Any, group: _Group) -> Any:
+def _varying(leaf: Any, group: _GroupArguments) -> Any:
     """The leaf, cast to varying over the mesh axes it is communicated over.
 
     As in lax a constant is not made an array before it is bound: under vmap it may stay a constant.
@@ -588,7 +588,7 @@ def _elements(leaf: Any, dimensions: Sequence[int]) -> int:
 
 
 def _all_reduce(
-    op: str, leaves: Sequence[Any], group: _Group, dimensions: tuple[int, ...]
+    op: str, leaves: Sequence[Any], group: _GroupArguments, dimensions: tuple[int, ...]
 ) -> list[Any]:
     results: list[Any] = [None] * len(leaves)
     operands: list[jax.Array | None] = []
@@ -616,7 +616,7 @@ def _all_reduce(
     return results
 
 
-def _bind_all_reduce(op: str, operands: list[Any], group: _Group) -> list[jax.Array]:
+def _bind_all_reduce(op: str, operands: list[Any], group: _GroupArguments) -> list[jax.Array]:
     if not group.axes:
         return operands
 

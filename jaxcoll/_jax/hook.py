@@ -27,7 +27,7 @@ from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.groups import Devices, NotServed
 from jaxcoll._jax import compat, job_log
-from jaxcoll._job import communicator, presence
+from jaxcoll._job import membership, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select, table
 
@@ -139,7 +139,7 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     job_log.devices()
     if len(processes) > 1:
         presence.start_engine()
-        communicator.agree_on_tuning()
+        membership.agree_on_tuning()
         native.comm_end_build()
     compat.set_frontend_attribute(module, ATTRIBUTE, _marking(module))
 
@@ -243,12 +243,13 @@ class _Decider:
         with _lock:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
+        self._several = len({place.process for place in self._places}) > 1
         self._program: str | None = None
         self._choices: dict[Any, select.Choice] = {}
+        self._known_axes: dict[Any, tuple[tuple[int, ...], str]] = {}
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
-        several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request.groups)
         job_log.communicator(label, request.groups, self._ids, on_gpu=False)
         place = f" for {request.source}" if request.source else ""
@@ -267,9 +268,9 @@ class _Decider:
             "separate_blocks": 0,
             "schedule": "",
             "tuning": table.digest(),
-            "program": self._fingerprint() if several else "",
+            "program": self._fingerprint() if self._several else "",
             # Instructions are in the same order on all processes.
-            "signature": f"{request.signature} #{next(self._ordinals)}" if several else "",
+            "signature": f"{request.signature} #{next(self._ordinals)}" if self._several else "",
             "label": f"{label}, {request.origin} that XLA inserted{place}",
         }
 
@@ -322,9 +323,9 @@ class _Decider:
                 "auto",
                 groups.shape[1],
                 byte_count=byte_count,
-                ranks_per_node=communicator.ranks_per_node(groups, processes, hosts),
-                processes=communicator.places_per_group(groups, processes),
-                hosts=communicator.places_per_group(groups, hosts),
+                ranks_per_node=membership.ranks_per_node(groups, processes, hosts),
+                processes=membership.owners_per_group(groups, processes),
+                hosts=membership.owners_per_group(groups, hosts),
                 axes=axes,
                 on_gpu=False,
                 table=table.active(),
@@ -351,11 +352,17 @@ class _Decider:
 
     def _axes(self, groups: np.ndarray) -> tuple[tuple[int, ...], str]:
         """The sizes of the mesh axes that are a group, () if it is none; words for it."""
+        key = (groups.shape, groups.tobytes())
+        if key not in self._known_axes:
+            self._known_axes[key] = self._new_axes(groups)
+        return self._known_axes[key]
+
+    def _new_axes(self, groups: np.ndarray) -> tuple[tuple[int, ...], str]:
         ranks = groups.shape[1]
         for mesh in self._meshes:
             if (axes := mesh.axes_of(groups)) is not None:
                 sizes = tuple(mesh.shape[axis] for axis in axes)
-                return sizes, communicator.label(axes, mesh.shape, ranks)
+                return sizes, membership.label(axes, mesh.shape, ranks)
         return (), f"{ranks} devices"
 
 
@@ -369,7 +376,7 @@ class _Mesh:
         names = [name for name, size in shape.items() if size > 1]
         for count in range(1, len(names) + 1):
             for axes in itertools.combinations(names, count):
-                groups = communicator.logical_groups(shape, axes)
+                groups = membership.logical_groups(shape, axes)
                 groups = groups if order is None else order[groups]
                 self._by_groups.setdefault(frozenset(map(frozenset, groups.tolist())), axes)
 

@@ -25,7 +25,7 @@ from jaxcoll._jax import program as _program
 from jaxcoll._jax import shardings as _shardings
 from jaxcoll._jax import startup as startup
 from jaxcoll._jax.compat import Value, hlo, ir, mlir
-from jaxcoll._job import communicator, presence
+from jaxcoll._job import membership, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select
 from jaxcoll.tune import table as _tuning
@@ -49,7 +49,7 @@ class _Group:
     # Whether the program may run on other devices than those of its mesh: each of its calls then
     # says where it runs, and device_ids, if there are any, are checked against that.
     movable: bool
-    ranks_per_node: int  # as communicator.ranks_per_node
+    ranks_per_node: int  # as membership.ranks_per_node
     processes: int  # that a group reaches into, at most
     hosts: int  # the same
     on_gpu: bool
@@ -86,7 +86,7 @@ class _Call:
         if self.algorithm != "auto" or self.schedule or self.group.on_gpu:
             return None, ""
         if self.group.agreed:
-            communicator.agree_on_tuning()
+            membership.agree_on_tuning()
         return _tuning.active(), _tuning.digest()
 
     def attributes(self, operands: Sequence[Value]) -> dict[str, ir.Attribute]:
@@ -152,10 +152,10 @@ def check_served(ctx: Any) -> None:
     if compat.is_for_export(ctx):
         return  # where it runs is known when it is called: _bind_exported
     mesh = _mesh(ctx)
-    communicator.check_platforms(mesh)
-    communicator.start(mesh)
+    membership.check_platforms(mesh)
+    membership.start(mesh)
     if _on_gpu(ctx):
-        communicator.start_gpus(mesh)
+        membership.start_gpus(mesh)
 
 
 def _on_gpu(ctx: Any) -> bool:
@@ -171,7 +171,7 @@ def _mesh(ctx: Any) -> Mesh | AbstractMesh:
     mesh = ctx.module_context.axis_context.mesh
     if not isinstance(mesh, AbstractMesh) or (jax.process_count() == 1 and not _on_gpu(ctx)):
         return mesh
-    return communicator.mesh_of(mesh, compat.program_devices())
+    return membership.mesh_of(mesh, compat.program_devices())
 
 
 def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group:
@@ -185,29 +185,29 @@ def _group(ctx: Any, axis_name: Sequence[Any], axis_index_groups: Any) -> _Group
     movable = exported or abstract or compat.is_mesh_of_context(mesh)
     # Where groups reach into other processes, one must know which: there a program that has moved
     # to another order of the devices is refused when it runs.
-    processes = [] if exported else communicator.processes(mesh)
-    hosts = [] if exported else communicator.hosts(mesh)
+    processes = [] if exported else membership.processes(mesh)
+    hosts = [] if exported else membership.hosts(mesh)
     one_process = len(set(processes)) <= 1
     program = "" if one_process else _program.announce()
     if exported:
         program = _program.fingerprint()
     # On GPUs the host must know, and the kernel compares the logical id of a moved program.
     known = not movable or not one_process or (_on_gpu(ctx) and not exported)
-    device_ids = communicator.device_ids(mesh) if known else None
-    groups = communicator.logical_groups(mesh.shape, axis_name, axis_index_groups)
-    label = communicator.label(axis_name, mesh.shape, groups.shape[1])
+    device_ids = membership.device_ids(mesh) if known else None
+    groups = membership.logical_groups(mesh.shape, axis_name, axis_index_groups)
+    label = membership.label(axis_name, mesh.shape, groups.shape[1])
     if not exported:
         job_log.devices()
-        job_log.communicator(label, groups, communicator.device_ids(mesh), _on_gpu(ctx))
+        job_log.communicator(label, groups, membership.device_ids(mesh), _on_gpu(ctx))
         if mesh.size == 1:
             job_log.one_device()
     return _Group(
         groups=groups,
         device_ids=device_ids,
         movable=movable,
-        ranks_per_node=communicator.ranks_per_node(groups, processes, hosts),
-        processes=communicator.places_per_group(groups, processes),
-        hosts=communicator.places_per_group(groups, hosts),
+        ranks_per_node=membership.ranks_per_node(groups, processes, hosts),
+        processes=membership.owners_per_group(groups, processes),
+        hosts=membership.owners_per_group(groups, hosts),
         on_gpu=_on_gpu(ctx),
         exported=exported,
         axes=() if axis_index_groups else tuple(mesh.shape[axis] for axis in axis_name),
@@ -615,7 +615,7 @@ def _bind_exported(ctx: Any, digest: str) -> dict[str, ir.Attribute]:
     attributes: dict[str, ir.Attribute] = {}
     device_ids = ir.DenseI64ArrayAttr.get([device.id for device in devices])
     if _on_gpu(ctx):
-        communicator.start_gpus()
+        membership.start_gpus()
         attributes = {"device_ids": device_ids}
     if len({device.process_index for device in devices}) > 1:
         presence.start_engine()

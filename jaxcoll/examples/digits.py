@@ -1,16 +1,21 @@
-"""Trains a small network on handwritten digits, on a mesh of devices: once with lax, once with us.
+"""Trains a small network on handwritten digits, on a mesh: with what JAX brings, and with jaxcoll.
 
     python -m jaxcoll.examples.digits --mesh dp=4,tp=2
+    python -m jaxcoll.examples.digits --mesh dp=4,tp=2 --style gspmd
     jaxcoll launch -n 4 --devices-per-process 2 -m jaxcoll.examples.digits --mesh dp=4,tp=2
 
-The second command does the same in four processes of two devices each, which could be on several
+The third command does the same in four processes of two devices each, which could be on several
 hosts; whatever is particular to that is in `join`, `place`, `everywhere` and `tell`.
 
-The images (1797 of 8x8 pixels) come with scikit-learn. The batch is split over `dp`, the hidden
-layer over `tp`, and a whole training step is one jitted `shard_map` with two collectives in it:
+The images (1797 of 8x8 pixels) come with scikit-learn. The batch is split over `dp` and the hidden
+layer over `tp`. With `--style shard_map` a training step is one jitted `shard_map` with two
+collectives in it:
 
     forward   the partial products of the split hidden layer are summed over `tp`
     backward  the gradients, a tree of four arrays, are summed over `dp` in one call
+
+With `--style gspmd` it is the step of one device: XLA's partitioner inserts the collectives from
+how the arrays lie, and `jaxcoll.installed()` serves them.
 
 Exit code 0 if both runs classify at least 95 % of the unseen images, 1 if not, 2 for a bad --mesh.
 """
@@ -44,15 +49,25 @@ Params = dict[str, Any]
 SPECS = {"w1": P(None, "tp"), "b1": P("tp"), "w2": P("tp", None), "b2": P()}
 
 
-def make_step(mesh: Mesh, psum: Callable[..., Any]) -> Callable[..., tuple[Params, Params, Any]]:
+def network_loss(
+    params: Params, images: jax.Array, labels: jax.Array, summed: Callable[..., Any]
+) -> jax.Array:
+    """The mean loss of the images; `summed` completes what a split hidden layer gives."""
+    hidden = jax.nn.relu(images @ params["w1"] + params["b1"])
+    logits = summed(hidden @ params["w2"]) + params["b2"]
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    return -picked.mean()
+
+
+def update(params: Params, velocity: Params, gradients: Params) -> tuple[Params, Params]:
+    """Gradient descent with momentum."""
+    velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
+    return jax.tree.map(lambda p, v: p - LEARNING_RATE * v, params, velocity), velocity
+
+
+def step_of_shard_map(mesh: Mesh, psum: Callable[..., Any]) -> Callable[..., Any]:
     """One training step on `mesh`; `psum` is jax.lax.psum or jaxcoll.psum, nothing else differs."""
     dp = mesh.shape["dp"]
-
-    def loss_fn(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-        hidden = jax.nn.relu(images @ params["w1"] + params["b1"])
-        logits = psum(hidden @ params["w2"], "tp") + params["b2"]
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-        return -picked.mean()
 
     def step(
         params: Params, velocity: Params, images: jax.Array, labels: jax.Array
@@ -60,10 +75,11 @@ def make_step(mesh: Mesh, psum: Callable[..., Any]) -> Callable[..., tuple[Param
         # Telling JAX that each dp group has its own copy gives each its own gradient; without this
         # JAX would sum them itself, with a collective of its choice.
         own = jax.tree.map(lambda p: jax.lax.pcast(p, "dp", to="varying"), params)
-        loss, gradients = jax.value_and_grad(loss_fn)(own, images, labels)
+        loss, gradients = jax.value_and_grad(network_loss)(
+            own, images, labels, lambda x: psum(x, "tp")
+        )
         gradients, loss = psum((gradients, loss), "dp")
-        velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g / dp, velocity, gradients)
-        params = jax.tree.map(lambda p, v: p - LEARNING_RATE * v, params, velocity)
+        params, velocity = update(params, velocity, jax.tree.map(lambda g: g / dp, gradients))
         return params, velocity, loss / dp
 
     return jax.jit(
@@ -74,6 +90,19 @@ def make_step(mesh: Mesh, psum: Callable[..., Any]) -> Callable[..., tuple[Param
             out_specs=(SPECS, SPECS, P()),
         )
     )
+
+
+def step_of_gspmd(mesh: Mesh) -> Callable[..., Any]:
+    """One training step, written for one device, whose arrays lie on `mesh`."""
+
+    def step(
+        params: Params, velocity: Params, images: jax.Array, labels: jax.Array
+    ) -> tuple[Params, Params, Any]:
+        loss, gradients = jax.value_and_grad(network_loss)(params, images, labels, lambda x: x)
+        return *update(params, velocity, gradients), loss
+
+    places = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    return jax.jit(step, out_shardings=(places, places, NamedSharding(mesh, P())))
 
 
 class Digits(NamedTuple):
@@ -125,11 +154,10 @@ class Result(NamedTuple):
     step_s: float  # median
 
 
-def train(name: str, psum: Callable[..., Any], mesh: Mesh, data: Digits, epochs: int) -> Result:
-    """Trains from the same start with the same batches, so runs differ in their `psum` alone."""
+def train(name: str, step: Callable[..., Any], mesh: Mesh, data: Digits, epochs: int) -> Result:
+    """Trains from the same start with the same batches, so runs differ in their `step` alone."""
     params = place(initial_params(), mesh, SPECS)
     velocity = jax.tree.map(jnp.zeros_like, params)
-    step = make_step(mesh, psum)
     losses, times_s = [], []
     for epoch in range(epochs):
         total: list[float] = []
@@ -244,6 +272,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="dp=N,tp=M",
         help="devices for data and for tensor parallelism (default: dp=4,tp=2)",
     )
+    parser.add_argument(
+        "--style",
+        choices=("shard_map", "gspmd"),
+        default="shard_map",
+        help="the program has its collectives in it, or XLA inserts them (default: shard_map)",
+    )
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     parser.add_argument(
         "--save",
@@ -257,16 +291,30 @@ def main(argv: list[str] | None = None) -> int:
 
     join()
     data, mesh = load_digits(), make_mesh(arguments.mesh)
-    runs = {
-        name: train(name, psum, mesh, data, arguments.epochs)
-        for name, psum in (("lax", jax.lax.psum), ("jaxcoll", jaxcoll.psum))
-    }
+    steps: dict[str, tuple[Callable[..., Any], contextlib.AbstractContextManager[None]]]
+    if arguments.style == "shard_map":
+        steps = {
+            name: (step_of_shard_map(mesh, psum), contextlib.nullcontext())
+            for name, psum in (("lax", jax.lax.psum), ("jaxcoll", jaxcoll.psum))
+        }
+    else:
+        steps = {
+            name: (step_of_gspmd(mesh), setting)
+            for name, setting in (
+                ("xla", contextlib.nullcontext()),
+                ("jaxcoll", jaxcoll.installed()),
+            )
+        }
+    runs = {}
+    for name, (step, setting) in steps.items():
+        with setting:
+            runs[name] = train(name, step, mesh, data, arguments.epochs)
+    peer, ours = runs.values()
     difference = max(
-        float(np.abs(ours - runs["lax"].params[key]).max())
-        for key, ours in runs["jaxcoll"].params.items()
+        float(np.abs(values - peer.params[key]).max()) for key, values in ours.params.items()
     )
     if arguments.save is not None and jax.process_index() == 0:
-        np.savez(arguments.save, **runs["jaxcoll"].params)
+        np.savez(arguments.save, **ours.params)
     where = f"{dict(mesh.shape)}"
     if jax.process_count() > 1:
         where += f" in {jax.process_count()} processes"

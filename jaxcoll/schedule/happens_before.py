@@ -37,11 +37,11 @@ class Flat:
         self.ops: list[Op] = []
         self.rank: list[int] = []
         self.first: list[int] = []  # by rank: number of its first op
-        for rank, program in enumerate(schedule.programs):
-            self._check_layout(rank, program)
+        for rank, op_list in enumerate(schedule.programs):
+            self._check_layout(rank, op_list)
             self.first.append(len(self.ops))
-            self.ops += program.ops
-            self.rank += [program.rank] * len(program.ops)
+            self.ops += op_list.ops
+            self.rank += [op_list.rank] * len(op_list.ops)
         accesses = 0
         for g, op in enumerate(self.ops):
             self._check_op(g)
@@ -108,11 +108,11 @@ class Flat:
                         rank=rank,
                     )
 
-    def _check_layout(self, rank: int, program: Program) -> None:
+    def _check_layout(self, rank: int, op_list: Program) -> None:
         schedule, world_size = self.schedule, self.schedule.world_size
-        if program.rank != rank:
+        if op_list.rank != rank:
             raise ScheduleError(
-                "malformed", f"its program is that of rank {program.rank}", rank=rank
+                "malformed", f"its op list is that of rank {op_list.rank}", rank=rank
             )
         buffers = [self.chunks(buffer) for buffer in get_args(Buffer)]
         if self.layout.chunks_per_block < 1 or not 0 <= min(buffers) <= max(buffers) <= _MAX_CHUNKS:
@@ -133,10 +133,10 @@ class Flat:
             self.layout.scratch_blocks,
         )
         actual = (
-            program.chunks_per_block,
-            program.input_blocks,
-            program.output_blocks,
-            program.scratch_blocks,
+            op_list.chunks_per_block,
+            op_list.input_blocks,
+            op_list.output_blocks,
+            op_list.scratch_blocks,
         )
         if actual != expected:
             raise ScheduleError(

@@ -1,4 +1,4 @@
-"""The nouns of a schedule: operands, ops and programs, and how they cross into C++.
+"""The nouns of a schedule: operands, ops and op lists, and how they cross into C++.
 
 `jaxcoll.schedule` is where users find them; its docstring tells what they mean.
 """
@@ -131,16 +131,16 @@ class Program:
     ops: tuple[Op, ...] = field(repr=False)
 
 
-# The form in which a program crosses into C++; see ffi/bindings/schedule.cc.
+# The form in which an op list crosses into C++; see ffi/bindings/schedule.cc.
 _OperandTuple: TypeAlias = tuple[int, Sequence[tuple[int, int]]]
 _OpTuple: TypeAlias = tuple[
     int, int, int, int, int, Sequence[_OperandTuple], _OperandTuple, Sequence[int]
 ]
-ProgramTuple: TypeAlias = tuple[int, int, int, int, int, Sequence[_OpTuple]]
+OpListTuple: TypeAlias = tuple[int, int, int, int, int, Sequence[_OpTuple]]
 
 
-def to_tuple(program: Program) -> ProgramTuple:
-    """A program in the form that the extension module takes."""
+def to_tuple(op_list: Program) -> OpListTuple:
+    """An op list in the form that the extension module takes."""
 
     def operand(value: Operand) -> _OperandTuple:
         return _BUFFERS.index(value.buffer), value.chunks
@@ -156,19 +156,19 @@ def to_tuple(program: Program) -> ProgramTuple:
             operand(op.destination),
             op.depends_on,
         )
-        for op in program.ops
+        for op in op_list.ops
     ]
     return (
-        program.rank,
-        program.chunks_per_block,
-        program.input_blocks,
-        program.output_blocks,
-        program.scratch_blocks,
+        op_list.rank,
+        op_list.chunks_per_block,
+        op_list.input_blocks,
+        op_list.output_blocks,
+        op_list.scratch_blocks,
         ops,
     )
 
 
-def program_from_tuple(value: ProgramTuple) -> Program:
+def op_list_from_tuple(value: OpListTuple) -> Program:
     """The inverse of `to_tuple`."""
 
     def operand(item: _OperandTuple) -> Operand:

@@ -1,4 +1,4 @@
-"""Schedules: all ranks' programs. `jaxcoll.schedule` tells what they mean."""
+"""Schedules: all ranks' op lists. `jaxcoll.schedule` tells what they mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from jaxcoll._native import native
 from jaxcoll.schedule import from_ops, printing
-from jaxcoll.schedule.ir import MAX_INT32, Op, Program, program_from_tuple, to_tuple
+from jaxcoll.schedule.ir import MAX_INT32, Op, Program, op_list_from_tuple, to_tuple
 from jaxcoll.schedule.spec import (
     COLLECTIVES,
     MAX_CHANNELS,
@@ -28,13 +28,13 @@ MAX_SERIALIZED_BYTES: Final = 1 << 20
 
 
 def build_rank(spec: ScheduleSpec, rank: int) -> Program:
-    """One rank's program. Costs what that one rank's ops cost.
+    """One rank's op list. Costs what that one rank's ops cost.
 
     Raises:
       ValueError: unknown collective or algorithm, or one that cannot serve this spec; the message
         names the choices.
     """
-    return program_from_tuple(native.build_schedule(spec_to_tuple(spec), rank))
+    return op_list_from_tuple(native.build_schedule(spec_to_tuple(spec), rank))
 
 
 def check(spec: ScheduleSpec) -> None:
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """One collective: all ranks' programs. Immutable, comparable and cheap to hash.
+    """One collective: all ranks' op lists. Immutable, comparable and cheap to hash.
 
     Attributes:
       collective: one of `COLLECTIVES`.
@@ -148,7 +148,7 @@ class Schedule:
             scratch_blocks = from_ops.scratch_blocks(ops, chunks_per_block)
         programs = []
         for rank, rank_ops in enumerate(from_ops.numbered(world_size, ops)):
-            program = Program(
+            op_list = Program(
                 rank,
                 chunks_per_block,
                 input_blocks(collective, world_size),
@@ -157,8 +157,8 @@ class Schedule:
                 tuple(rank_ops),
             )
             if infer_dependencies:
-                program = program_from_tuple(native.infer_dependencies(to_tuple(program)))
-            programs.append(program)
+                op_list = op_list_from_tuple(native.infer_dependencies(to_tuple(op_list)))
+            programs.append(op_list)
         return Schedule(collective, tuple(programs), root, tuple(permutation), algorithm)
 
     @staticmethod
@@ -175,13 +175,13 @@ class Schedule:
         Raises:
           ValueError: the text is no schedule; the message names the line.
         """
-        programs = tuple(program_from_tuple(program) for program in native.parse_schedule(text))
+        programs = tuple(op_list_from_tuple(op_list) for op_list in native.parse_schedule(text))
         return Schedule(collective, programs, root, tuple(permutation), algorithm)
 
     def serialize(self) -> str:
         """The ops as text, which is what the FFI attribute `schedule` carries.
 
-        The text holds the programs only: collective, root and permutation are attributes of their
+        The text holds the op lists only: collective, root and permutation are attributes of their
         own.
 
         Raises:
@@ -232,7 +232,7 @@ class Schedule:
 
     def ops(self) -> Iterator[tuple[int, Op]]:
         """Each rank and op, rank by rank in program order."""
-        return ((program.rank, op) for program in self.programs for op in program.ops)
+        return ((op_list.rank, op) for op_list in self.programs for op in op_list.ops)
 
     @cached_property
     def _digest(self) -> str:
@@ -241,4 +241,4 @@ class Schedule:
 
     @cached_property
     def _text(self) -> str:
-        return native.serialize_schedule([to_tuple(program) for program in self.programs])
+        return native.serialize_schedule([to_tuple(op_list) for op_list in self.programs])

@@ -239,7 +239,7 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
         memory for it.
     """
     if isinstance(schedule, Schedule):
-        return native.sim_graph_of_programs([to_tuple(program) for program in schedule.programs])
+        return native.sim_graph_of_op_lists([to_tuple(program) for program in schedule.programs])
     return native.sim_graph(spec_to_tuple(schedule), available_bytes())
 
 

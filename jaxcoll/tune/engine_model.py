@@ -1,8 +1,8 @@
 """The engine's form of a schedule between processes, as a schedule that the simulator runs.
 
-A call between processes is cut into segments, slices of every chunk, and a few of them are under
-way at once, each running the whole schedule (ffi/engine/segments/segment_plan.h). So a tree is as
-good a pipeline as a ring, and what a message costs is paid per segment. How a call is cut is the
+A call between processes is cut into slices, strips of every chunk, and a few of them are under
+way at once, each running the whole schedule (ffi/engine/slices/slice_plan.h). So a tree is as
+good a pipeline as a ring, and what a message costs is paid per slice. How a call is cut is the
 engine's own word; this module only writes the cuts down as ops.
 """
 
@@ -21,15 +21,15 @@ from jaxcoll.sim.simulate import run
 from jaxcoll.sim.timeline import Model
 
 ITEM_BYTES = 4  # float32, as is measured
-# From here on every further segment takes as long as the last ones did.
-_STEADY_SEGMENTS = 16
+# From here on every further slice takes as long as the last ones did.
+_STEADY_SLICES = 16
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How the engine cuts a call: segments, how many run at once, bytes of the largest message."""
+    """How the engine cuts a call: slices, how many run at once, bytes of the largest message."""
 
-    segments: int
+    slices: int
     in_flight: int
     message_bytes: int
 
@@ -41,7 +41,7 @@ def cut(spec: ScheduleSpec, nbytes: int) -> Cut:
     """
     elements = _schedule.block_elements(spec.collective, spec.world_size, nbytes, ITEM_BYTES)
     return Cut(
-        *native.engine_segments(
+        *native.engine_slices(
             spec.collective,
             spec.algorithm,
             spec.world_size,
@@ -53,28 +53,26 @@ def cut(spec: ScheduleSpec, nbytes: int) -> Cut:
     )
 
 
-def _slice(operand: Operand, segments: int, segment: int) -> Operand:
-    """One piece of each chunk, which is cut into `segments`."""
+def _strips(operand: Operand, slices: int, number: int) -> Operand:
+    """The strips of slice `number`; each chunk is cut into `slices` strips."""
     chunks = [
-        ((begin + i) * segments + segment, 1)
-        for begin, count in operand.chunks
-        for i in range(count)
+        ((begin + i) * slices + number, 1) for begin, count in operand.chunks for i in range(count)
     ]
     return Operand(operand.buffer, tuple(chunks))
 
 
-def _unroll(program: Program, segments: int, in_flight: int) -> Program:
-    """The ops of all segments; one starts when the one `in_flight` before it has ended."""
-    depended_on = {index for op in program.ops for index in op.depends_on}
-    last = [index for index in range(len(program.ops)) if index not in depended_on]
-    channels = 1 + max((op.channel for op in program.ops), default=0)
+def _unroll(op_list: Program, slices: int, in_flight: int) -> Program:
+    """The ops of all slices; one starts when the one `in_flight` before it has ended."""
+    depended_on = {index for op in op_list.ops for index in op.depends_on}
+    last = [index for index in range(len(op_list.ops)) if index not in depended_on]
+    channels = 1 + max((op.channel for op in op_list.ops), default=0)
     ops = []
-    for segment in range(segments):
-        base = segment * len(program.ops)
-        before = base - in_flight * len(program.ops)
+    for number in range(slices):
+        base = number * len(op_list.ops)
+        before = base - in_flight * len(op_list.ops)
         # A channel's ops start in order, so it is enough to hold back its first.
         held: set[int] = set()
-        for op in program.ops:
+        for op in op_list.ops:
             waits = [base + index for index in op.depends_on]
             if before >= 0 and op.channel not in held:
                 held.add(op.channel)
@@ -82,23 +80,23 @@ def _unroll(program: Program, segments: int, in_flight: int) -> Program:
             ops.append(
                 replace(
                     op,
-                    channel=segment * channels + op.channel,
-                    sources=tuple(_slice(source, segments, segment) for source in op.sources),
-                    destination=_slice(op.destination, segments, segment),
+                    channel=number * channels + op.channel,
+                    sources=tuple(_strips(source, slices, number) for source in op.sources),
+                    destination=_strips(op.destination, slices, number),
                     depends_on=tuple(waits),
                 )
             )
-    chunks = program.chunks_per_block * segments
-    return replace(program, chunks_per_block=chunks, ops=tuple(ops))
+    chunks = op_list.chunks_per_block * slices
+    return replace(op_list, chunks_per_block=chunks, ops=tuple(ops))
 
 
 @lru_cache(maxsize=32)
-def as_run(spec: ScheduleSpec, segments: int, in_flight: int) -> Schedule:
-    """The schedule that the engine runs for a call of so many segments."""
+def as_run(spec: ScheduleSpec, slices: int, in_flight: int) -> Schedule:
+    """The schedule that the engine runs for a call of so many slices."""
     built = _schedule.build(spec)
-    if segments == 1:
+    if slices == 1:
         return built
-    programs = tuple(_unroll(program, segments, in_flight) for program in built.programs)
+    programs = tuple(_unroll(op_list, slices, in_flight) for op_list in built.programs)
     return replace(built, programs=programs)
 
 
@@ -118,13 +116,13 @@ def predict_s(
     """
     made = cut(spec, nbytes)
 
-    def simulated_s(segments: int) -> float:
-        part = max(1, nbytes * segments // made.segments)
-        schedule = as_run(spec, segments, made.in_flight)
+    def simulated_s(slices: int) -> float:
+        part = max(1, nbytes * slices // made.slices)
+        schedule = as_run(spec, slices, made.in_flight)
         return run(schedule, topology, part, model=model, bounds="none", **options).time_s
 
-    if made.segments <= 2 * _STEADY_SEGMENTS:
-        return simulated_s(made.segments)
-    most, half = simulated_s(_STEADY_SEGMENTS), simulated_s(_STEADY_SEGMENTS // 2)
-    each_s = (most - half) / (_STEADY_SEGMENTS - _STEADY_SEGMENTS // 2)
-    return most + each_s * (made.segments - _STEADY_SEGMENTS)
+    if made.slices <= 2 * _STEADY_SLICES:
+        return simulated_s(made.slices)
+    most, half = simulated_s(_STEADY_SLICES), simulated_s(_STEADY_SLICES // 2)
+    each_s = (most - half) / (_STEADY_SLICES - _STEADY_SLICES // 2)
+    return most + each_s * (made.slices - _STEADY_SLICES)

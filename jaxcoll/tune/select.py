@@ -100,7 +100,7 @@ def serves(spec: _schedule.ScheduleSpec, processes: int) -> bool:
     try:
         check(spec)
         if processes > 1:
-            native.engine_segments(
+            native.engine_slices(
                 *(spec.collective, spec.algorithm, spec.world_size, list(spec.dims), "", "uint8", 1)
             )
     except ValueError:

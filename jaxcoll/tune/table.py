@@ -1,7 +1,7 @@
 """The table of `jaxcoll tune`: which algorithm "auto" picks, by collective, place, ranks and bytes.
 
 A process reads its table once. Where a program reaches into other processes they compare digests
-before they trace (`communicator.agree_on_tuning`), so what is decided here is decided everywhere.
+before they trace (`membership.agree_on_tuning`), so what is decided here is decided everywhere.
 The digest covers what decides, the picks: two measurements with the same picks are one table.
 This module does not import JAX.
 """

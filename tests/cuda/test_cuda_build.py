@@ -12,7 +12,7 @@ from ranks_on_one_gpu import Call, reason_without_gpu
 
 import jaxcoll
 from jaxcoll import info, schedule
-from jaxcoll._job import communicator
+from jaxcoll._job import membership
 from jaxcoll._native import native
 from jaxcoll.tune import select
 
@@ -45,7 +45,7 @@ def test_a_machine_without_gpu_says_so():
 
 @built
 def test_the_same_target_serves_cpus_and_gpus(monkeypatch):
-    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(membership, "start_gpus", lambda mesh: None)
     text = lowered_for_gpu(lambda x: jaxcoll.psum(x, "x"), 8)
     assert "stablehlo.custom_call @jaxcoll_collective(" in text
     assert 'algorithm = "direct"' in text
@@ -58,14 +58,14 @@ def test_the_same_target_serves_cpus_and_gpus(monkeypatch):
 @built
 @pytest.mark.parametrize("algorithm", ["ring", "double_tree", "hierarchical[2x2]"])
 def test_every_algorithm_is_lowered_for_gpus(monkeypatch, algorithm):
-    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(membership, "start_gpus", lambda mesh: None)
     text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", algorithm=algorithm), 8)
     assert f'algorithm = "{algorithm.partition("[")[0]}"' in text
 
 
 @built
 def test_schedules_written_in_python_are_lowered_for_gpus(monkeypatch):
-    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(membership, "start_gpus", lambda mesh: None)
     ring = schedule.build(schedule.ScheduleSpec("all_reduce", 4, "ring"))
     text = lowered_for_gpu(lambda x: jaxcoll.all_reduce(x, "x", schedule=ring), 8)
     assert 'algorithm = "custom"' in text
@@ -73,7 +73,7 @@ def test_schedules_written_in_python_are_lowered_for_gpus(monkeypatch):
 
 @built
 def test_a_nested_shard_map_learns_its_devices_from_its_program(monkeypatch):
-    monkeypatch.setattr(communicator, "start_gpus", lambda mesh: None)
+    monkeypatch.setattr(membership, "start_gpus", lambda mesh: None)
     mesh = Mesh(np.array(jax.devices("cpu")[:4])[[2, 0, 3, 1]].reshape(2, 2), ("x", "y"))
 
     def inner(v):
@@ -94,7 +94,7 @@ def test_a_nested_shard_map_learns_its_devices_from_its_program(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:flatbuffers")
 def test_exported_programs_learn_their_devices_where_they_are_called(monkeypatch):
     started = []
-    monkeypatch.setattr(communicator, "start_gpus", lambda mesh=None: started.append(mesh))
+    monkeypatch.setattr(membership, "start_gpus", lambda mesh=None: started.append(mesh))
     devices = np.array(jax.devices("cpu")[:4])
     mesh = Mesh(devices, ("x",))
     f = jax.jit(
@@ -117,18 +117,18 @@ def test_a_mesh_of_cpus_and_gpus_is_refused():
 
     mesh = SimpleNamespace(devices=np.array([device(0, "cpu"), device(1, "gpu")], dtype=object))
     with pytest.raises(jaxcoll.UnsupportedError, match=r"mixes .* \(cpu\) and .* \(gpu\)"):
-        communicator.check_platforms(mesh)
+        membership.check_platforms(mesh)
 
 
 def test_a_driver_that_is_too_old_is_named_with_what_to_do():
     here = {"driver": False, "devices": 0, "runtime_version": 13000}
     old = {**here, "driver_version": 12040, "problem": "insufficient driver"}
-    problem = communicator.driver_problem(old)
+    problem = membership.driver_problem(old)
     for word in ("CUDA up to 12.4", "for CUDA 13.0", "update the driver", "insufficient driver"):
         assert word in problem
-    none = communicator.driver_problem({**here, "driver_version": 0, "problem": "no driver"})
+    none = membership.driver_problem({**here, "driver_version": 0, "problem": "no driver"})
     assert "no NVIDIA driver" in none
-    assert communicator.driver_problem({**old, "driver": True, "devices": 1}) == ""
+    assert membership.driver_problem({**old, "driver": True, "devices": 1}) == ""
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_only_memory_of_a_pool_is_offered_to_other_processes(monkeypatch, enviro
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert communicator._arrays_are_in_a_pool() is is_pool
+    assert membership._arrays_are_in_a_pool() is is_pool
 
 
 def test_auto_takes_two_shots_for_large_all_reduces_on_gpus():

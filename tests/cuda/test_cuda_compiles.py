@@ -57,8 +57,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import jaxcoll
 from jaxcoll import schedule
-from jaxcoll._job import communicator as _communicator
-_communicator.start_gpus = lambda mesh=None: None  # there are none
+from jaxcoll._job import membership as _membership
+_membership.start_gpus = lambda mesh=None: None  # there are none
 devices = topologies.get_topology_desc(
     "", platform="cuda", target_config=os.environ["TEST_TARGET"], topology="1x1x2").devices
 n = len(devices)

@@ -379,39 +379,39 @@ def test_pbroadcast_matches_its_model(mesh_and_axes, dtype, shape, check_vma, da
 
 
 def ragged_model(operand, output, send_offsets, sizes, recv_offsets, groups):
-    """`sizes[r, i]` rows go from rank r to the i-th slot's receiver; one array row per device."""
+    """`sizes[r, i]` rows go from rank r to the i-th update's receiver; one array row per device."""
     result = output.copy()
     for group in groups:
-        slots = sizes.shape[1] // len(group)
+        updates = sizes.shape[1] // len(group)
         for rank in group:
-            for slot in range(sizes.shape[1]):
-                receiver = group[slot // slots]
-                count = sizes[rank, slot]
-                start, target = send_offsets[rank, slot], recv_offsets[rank, slot]
+            for update in range(sizes.shape[1]):
+                receiver = group[update // updates]
+                count = sizes[rank, update]
+                start, target = send_offsets[rank, update], recv_offsets[rank, update]
                 result[receiver, target : target + count] = operand[rank, start : start + count]
     return result
 
 
 @st.composite
-def ragged_plans(draw, size, slots):
-    """Sizes from each rank to each slot of each rank, with the offsets at both ends; slots of one
-    receiver do not overlap, and gaps stay between them."""
-    slot_count = size * slots
+def ragged_plans(draw, size, updates):
+    """Sizes of each rank's updates, with the offsets at both ends; updates of one receiver do not
+    overlap, and gaps stay between them."""
+    update_count = size * updates
     sizes = np.array(
         draw(
             st.lists(
-                st.lists(st.integers(0, 3), min_size=slot_count, max_size=slot_count),
+                st.lists(st.integers(0, 3), min_size=update_count, max_size=update_count),
                 min_size=size,
                 max_size=size,
             )
         ),
         dtype=np.int32,
-    ).reshape(size, slot_count)
+    ).reshape(size, update_count)
     send_offsets = np.cumsum(sizes, axis=1, dtype=np.int32) - sizes
-    # Receiver r lays the slots out by (sender, slot).
-    by_receiver = sizes.reshape(size, size, slots).transpose(1, 0, 2).reshape(size, slot_count)
+    # Receiver r lays the updates out by (sender, update).
+    by_receiver = sizes.reshape(size, size, updates).transpose(1, 0, 2).reshape(size, update_count)
     recv_offsets = np.cumsum(by_receiver + 1, axis=1, dtype=np.int32) - by_receiver - 1
-    at_sender = recv_offsets.reshape(size, size, slots).transpose(1, 0, 2).reshape(size, -1)
+    at_sender = recv_offsets.reshape(size, size, updates).transpose(1, 0, 2).reshape(size, -1)
     return sizes, send_offsets, at_sender.astype(np.int32), by_receiver
 
 
@@ -425,11 +425,11 @@ def ragged_plans(draw, size, slots):
     st.booleans(),
     st.data(),
 )
-def test_ragged_all_to_all_matches_its_model(size, slots, row, dtype, order, check_vma, data):
-    sizes, send_offsets, recv_offsets, recv_sizes = data.draw(ragged_plans(size, slots))
-    rows = 3 * size * slots
+def test_ragged_all_to_all_matches_its_model(size, updates, row, dtype, order, check_vma, data):
+    sizes, send_offsets, recv_offsets, recv_sizes = data.draw(ragged_plans(size, updates))
+    rows = 3 * size * updates
     operand = small_integers((size, rows, *row), dtype, seed=1, bound=exact_bound(dtype))
-    output = small_integers((size, rows + size * slots, *row), dtype, seed=2, bound=1)
+    output = small_integers((size, rows + size * updates, *row), dtype, seed=2, bound=1)
     mesh = make_mesh((size,), order)
     expected = ragged_model(operand, output, send_offsets, sizes, recv_offsets, [range(size)])
 

@@ -9,25 +9,25 @@ from lax_oracle import TARGET, make_mesh, per_device, place, small_integers
 
 import jaxcoll
 from jaxcoll._jax import shardings
-from jaxcoll._job import communicator
+from jaxcoll._job import membership
 
 
 def test_groups_follow_the_order_of_the_axes():
     shape = {"x": 2, "y": 3}
-    assert communicator.logical_groups(shape, ["y"]).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert communicator.logical_groups(shape, ["x"]).tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert communicator.logical_groups(shape, ["y", "x"]).tolist() == [[0, 3, 1, 4, 2, 5]]
+    assert membership.logical_groups(shape, ["y"]).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert membership.logical_groups(shape, ["x"]).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert membership.logical_groups(shape, ["y", "x"]).tolist() == [[0, 3, 1, 4, 2, 5]]
 
 
 def test_index_groups_divide_every_group():
-    groups = communicator.logical_groups({"x": 2, "y": 4}, ["y"], ((3, 0), (1, 2)))
+    groups = membership.logical_groups({"x": 2, "y": 4}, ["y"], ((3, 0), (1, 2)))
     assert groups.tolist() == [[3, 0], [1, 2], [7, 4], [5, 6]]
 
 
 def test_labels_name_axes_ranks_and_group_size():
     shape = {"x": 2, "y": 4}
-    assert communicator.label(["y"], shape, 4) == "axis 'y' (4 ranks)"
-    assert communicator.label(["x", "y"], shape, 2) == "axes 'x', 'y' (8 ranks, in groups of 2)"
+    assert membership.label(["y"], shape, 4) == "axis 'y' (4 ranks)"
+    assert membership.label(["x", "y"], shape, 2) == "axes 'x', 'y' (8 ranks, in groups of 2)"
 
 
 def test_one_program_serves_every_mesh_it_is_called_under():

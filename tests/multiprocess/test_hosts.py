@@ -102,7 +102,7 @@ compare(f(placed), expected_of("all_reduce", x), "ranks of a process reduce firs
 
 # JAX tells machines apart by their boot id; as if each of these hosts were one.
 jax.clear_caches()
-jaxcoll._job.communicator.hosts = lambda mesh: [d.process_index // 2 for d in mesh.devices.flat]
+jaxcoll._job.membership.hosts = lambda mesh: [d.process_index // 2 for d in mesh.devices.flat]
 f = per_device(mesh, CALLS["all_reduce"])
 assert "dims = array<i64: 2, 4>" in f.lower(placed).as_text()
 compare(f(placed), expected_of("all_reduce", x), "ranks of a host reduce first")

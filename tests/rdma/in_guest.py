@@ -17,9 +17,9 @@ _LAUNCH = (sys.executable, "-m", "jaxcoll", "launch")
 # Name -> the command, what is added to the environment, and the most it may take in seconds.
 # BINARY stands for the C++ tests.
 STEPS = {
-    "links": (("BINARY", "--gtest_filter=*Link*Test.*/rdma"), {}, 240),
-    "rails": (("BINARY", "--gtest_filter=*RdmaTest.*/rdma"), {}, 240),
-    "collectives": (("BINARY", "--gtest_filter=*CollectivesTest*_rdma-*_fake_rdma"), {}, 240),
+    "links": (("BINARY", "--gtest_filter=*Link*Test.*/rdma"), {}, 400),
+    "rails": (("BINARY", "--gtest_filter=*RdmaTest.*/rdma"), {}, 400),
+    "collectives": (("BINARY", "--gtest_filter=*CollectivesTest*_rdma-*_fake_rdma"), {}, 400),
     "jax": (
         (*_LAUNCH, "-n", "2", str(HERE / "jax_job.py")),
         {
@@ -28,7 +28,7 @@ STEPS = {
             "JAXCOLL_LOG": "info",
             "JAX_PLATFORMS": "cpu",
         },
-        300,
+        600,
     ),
 }
 

@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.exhaustive
 
 BOOT_S = 120
-TIMEOUT_S = 900
+TIMEOUT_S = 1600
 
 
 def cpp_tests() -> Path | None:

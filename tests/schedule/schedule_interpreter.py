@@ -90,13 +90,13 @@ class _Run:
         ]
 
     def outputs(self) -> list[NDArray[np.int64]]:
-        programs = [program.ops for program in self._schedule.programs]
-        keys = [(rank, i) for rank, ops in enumerate(programs) for i in range(len(ops))]
+        op_lists = [op_list.ops for op_list in self._schedule.programs]
+        keys = [(rank, i) for rank, ops in enumerate(op_lists) for i in range(len(ops))]
         chains = defaultdict(list)  # ops that start in order
         mates = {}  # message: the ops at its ends so far
         other: dict[tuple[int, int], tuple[int, int]] = {}
         for rank, i in keys:
-            op = programs[rank][i]
+            op = op_lists[rank][i]
             chains[rank, op.channel].append((rank, i))
             if op.is_transfer:
                 ends = (rank, op.peer) if op.kind == "send" else (op.peer, rank)
@@ -105,7 +105,7 @@ class _Run:
                     other[rank, i], other[mates[message]] = mates[message], (rank, i)
                 mates[message] = (rank, i)
 
-        waiting = {key: set(programs[key[0]][key[1]].depends_on) for key in keys}
+        waiting = {key: set(op_lists[key[0]][key[1]].depends_on) for key in keys}
         dependents = defaultdict(list)
         for rank, i in keys:
             for dependency in waiting[rank, i]:
@@ -131,7 +131,7 @@ class _Run:
             events[pick], events[-1] = events[-1], events[pick]
             what, key, chunk = events.pop()
             rank, i = key
-            op = programs[rank][i]
+            op = op_lists[rank][i]
             if what == "start":
                 happened.add(key)
                 next_start[rank, op.channel] += 1
@@ -139,7 +139,7 @@ class _Run:
                 mate = other.get(key, key if not op.is_transfer else None)
                 if mate in happened:
                     mover = mate if op.kind == "send" else key  # the end that writes
-                    count = len(programs[mover[0]][mover[1]].destination)
+                    count = len(op_lists[mover[0]][mover[1]].destination)
                     remaining[mover] = count
                     events += [("move", mover, c) for c in range(count)]
             elif what == "move":
@@ -151,7 +151,7 @@ class _Run:
                 left -= 1
                 for dependent in dependents[key]:
                     waiting[dependent].discard(i)
-                    offer_start((rank, programs[rank][dependent[1]].channel))
+                    offer_start((rank, op_lists[rank][dependent[1]].channel))
         if left:
             raise Stuck(f"{left} ops never complete")
         return [

@@ -118,22 +118,22 @@ def test_reductions_take_the_time_they_are_said_to() -> None:
 
 def test_nothing_of_the_order_is_lost() -> None:
     schedule = build(ScheduleSpec("all_reduce", 4, "double_tree"))
-    for program, rank in zip(schedule.programs, read(goal.export(schedule, 640)), strict=True):
-        waits = sum(len(op.depends_on) for op in program.ops)
-        reduces = sum(op.kind == "recv_reduce" for op in program.ops)
+    for op_list, rank in zip(schedule.programs, read(goal.export(schedule, 640)), strict=True):
+        waits = sum(len(op.depends_on) for op in op_list.ops)
+        reduces = sum(op.kind == "recv_reduce" for op in op_list.ops)
         assert sum(map(len, rank.requires.values())) == waits + reduces
-        channels = len({op.channel for op in program.ops})
+        channels = len({op.channel for op in op_list.ops})
         ordered = sum(map(len, rank.irequires.values()))
         implied = sum(
             any(
-                program.ops[d].channel == op.channel
-                and not any(o.channel == op.channel for o in program.ops[d + 1 : i])
+                op_list.ops[d].channel == op.channel
+                and not any(o.channel == op.channel for o in op_list.ops[d + 1 : i])
                 for d in op.depends_on
                 if d < i
             )
-            for i, op in enumerate(program.ops)
+            for i, op in enumerate(op_list.ops)
         )
-        assert ordered + implied == len(program.ops) - channels
+        assert ordered + implied == len(op_list.ops) - channels
 
 
 def test_negative_numbers_are_refused() -> None:

@@ -69,9 +69,9 @@ def all_pairs_all_reduce(p: int) -> str:
         others = [q for q in range(p) if q != r]
         blocks = []
         for k, q in enumerate(others):
-            slot = others_of(q, p).index(r)
+            chunk = others_of(q, p).index(r)
             steps: list[Step] = [
-                ("s", f"i{q}", f"s{slot}", 1, None),
+                ("s", f"i{q}", f"s{chunk}", 1, None),
                 ("r", f"i{r}", f"s{k}", 1, None),
                 ("s", f"i{r}", f"i{r}", 1, (p, 2 * (p - 1) - 1)),
                 ("r", f"i{q}", f"i{q}", 1, None),
@@ -91,11 +91,11 @@ def published_all_pairs(p: int) -> str:
     for r in range(p):
         blocks = []
         for k, q in enumerate(others_of(r, p)):
-            slot = others_of(q, p).index(r) * p
+            chunk = others_of(q, p).index(r) * p
             others = others_of(k, p - 1)
             own = [j for j in range(p) if j % (p - 1) == k]
             steps: list[Step] = [
-                ("s", f"i{q * p}", f"s{slot}", p, None),
+                ("s", f"i{q * p}", f"s{chunk}", p, None),
                 ("r", f"i{r * p}", f"s{k * p}", p, None),
             ]
             steps += [("nop", "i-1", "o-1", 0, (other, 1)) for other in others]

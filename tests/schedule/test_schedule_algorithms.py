@@ -16,7 +16,7 @@ from jaxcoll.schedule.verifier import verify
 WORLD_SIZES = [*range(1, 18), 32, 64]
 ALL = [(c, a) for c in COLLECTIVES for a in algorithms(c)]
 # Channels of ops that one of the spec's channels takes, where it is more than one; on a ring.
-LANES = {
+CHANNELS = {
     "double_tree": 2,
     "hierarchical_tree": 2,
     "bucket": 2,
@@ -99,11 +99,13 @@ def test_channels_are_independent_copies(
         len(p.ops) for p in single.programs
     )
     # No dependency leads from one copy to another.
-    lanes = LANES.get((collective, algorithm), LANES.get(algorithm, 1)) if world_size > 1 else 1
-    for program in schedule.programs:
-        for op in program.ops:
+    channels = (
+        CHANNELS.get((collective, algorithm), CHANNELS.get(algorithm, 1)) if world_size > 1 else 1
+    )
+    for op_list in schedule.programs:
+        for op in op_list.ops:
             for dependency in op.depends_on:
-                assert program.ops[dependency].channel // lanes == op.channel // lanes
+                assert op_list.ops[dependency].channel // channels == op.channel // channels
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6, 7, 12, 16])
@@ -180,9 +182,9 @@ def test_only_what_survives_aliasing_is_called_safe_in_place() -> None:
 
 def test_one_rank_is_built_without_the_others() -> None:
     spec = ScheduleSpec("all_reduce", 16384, "halving_doubling")
-    program = build_rank(spec, 16383)
-    assert len(program.ops) == 2 * 2 * math.log2(16384)
-    assert max(len(operand.chunks) for op in program.ops for operand in op.sources) == 1
+    op_list = build_rank(spec, 16383)
+    assert len(op_list.ops) == 2 * 2 * math.log2(16384)
+    assert max(len(operand.chunks) for op in op_list.ops for operand in op.sources) == 1
 
 
 @pytest.mark.parametrize(

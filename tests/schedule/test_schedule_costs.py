@@ -32,34 +32,34 @@ def message_depth(schedule: Schedule) -> int:
 
     Unlike `Cost.steps` it does not believe the labels.
     """
-    programs = [program.ops for program in schedule.programs]
+    op_lists = [op_list.ops for op_list in schedule.programs]
     receipts = {
         (op.peer, rank, op.channel, op.sequence): (rank, i)
-        for rank, ops in enumerate(programs)
+        for rank, ops in enumerate(op_lists)
         for i, op in enumerate(ops)
         if op.kind in ("recv", "recv_reduce")
     }
 
     @cache
     def ready(rank: int, i: int) -> int:
-        return max((done(rank, d) for d in programs[rank][i].depends_on), default=0)
+        return max((done(rank, d) for d in op_lists[rank][i].depends_on), default=0)
 
     @cache
     def done(rank: int, i: int) -> int:
-        op = programs[rank][i]
+        op = op_lists[rank][i]
         if not op.is_transfer:
             return ready(rank, i)
         ends = (rank, op.peer) if op.kind == "send" else (op.peer, rank)
         receipt = receipts[(*ends, op.channel, op.sequence)]
         sends = [
             (ends[0], k)
-            for k, other in enumerate(programs[ends[0]])
+            for k, other in enumerate(op_lists[ends[0]])
             if other.kind == "send"
             and (other.peer, other.channel, other.sequence) == (ends[1], op.channel, op.sequence)
         ]
         return 1 + max(ready(*sends[0]), ready(*receipt))
 
-    return max(done(rank, i) for rank, ops in enumerate(programs) for i in range(len(ops)))
+    return max(done(rank, i) for rank, ops in enumerate(op_lists) for i in range(len(ops)))
 
 
 @pytest.mark.parametrize("p", SIZES)
@@ -146,22 +146,22 @@ def test_double_tree(p: int) -> None:
     assert max(result.sent) <= 2
     assert sum(result.reduced) == p - 1
     # A rank posts four sends and four receives of a chunk per round at most.
-    for program in schedule.programs:
-        sends = Counter(op.step for op in program.ops if op.kind == "send")
-        receives = Counter(op.step for op in program.ops if op.kind != "send")
+    for op_list in schedule.programs:
+        sends = Counter(op.step for op in op_list.ops if op.kind == "send")
+        receives = Counter(op.step for op in op_list.ops if op.kind != "send")
         assert max(sends.values()) <= 4
         assert max(receives.values()) <= 4
-        assert all(len(op.destination) == 1 for op in program.ops)
+        assert all(len(op.destination) == 1 for op in op_list.ops)
 
 
 @pytest.mark.parametrize("p", [*SIZES, 32, 64])
 def test_double_tree_ranks_have_children_in_one_tree_only(p: int) -> None:
     schedule = build(ScheduleSpec("all_reduce", p, "double_tree"))
     inner = defaultdict(set)  # by tree, which is the channel
-    for program in schedule.programs:
-        for op in program.ops:
+    for op_list in schedule.programs:
+        for op in op_list.ops:
             if op.kind == "recv_reduce":
-                inner[op.channel].add(program.rank)
+                inner[op.channel].add(op_list.rank)
     assert not inner[0] & inner[1]
 
 
@@ -171,14 +171,14 @@ def test_hierarchical(p: int, node_size: int) -> None:
     schedule = build(ScheduleSpec("all_reduce", p, f"hierarchical[{nodes}x{node_size}]"))
     assert schedule.cost().steps == 2 * (node_size - 1) + 2 * (nodes - 1)
     chunk = Fraction(1, schedule.programs[0].chunks_per_block)
-    for program in schedule.programs:
+    for op_list in schedule.programs:
         inside = across = 0
-        for op in program.ops:
-            if op.kind == "send" and op.peer // node_size == program.rank // node_size:
+        for op in op_list.ops:
+            if op.kind == "send" and op.peer // node_size == op_list.rank // node_size:
                 inside += len(op.destination)
             elif op.kind == "send":
                 across += len(op.destination)
-                assert op.peer % node_size == program.rank % node_size  # stays on its rail
+                assert op.peer % node_size == op_list.rank % node_size  # stays on its rail
         assert inside * chunk == 2 * Fraction(node_size - 1, node_size)
         assert across * chunk == 2 * Fraction(nodes - 1, nodes) / node_size
 
@@ -222,10 +222,10 @@ def test_both_ends_of_a_message_are_in_one_step() -> None:
         for algorithm in ("ring", "recursive_doubling", "halving_doubling", "double_tree"):
             schedule = build(ScheduleSpec("all_reduce", p, algorithm))
             steps = defaultdict(set)
-            for program in schedule.programs:
-                for op in program.ops:
+            for op_list in schedule.programs:
+                for op in op_list.ops:
                     if op.is_transfer:
                         sends = op.kind == "send"
-                        ends = (program.rank, op.peer) if sends else (op.peer, program.rank)
+                        ends = (op_list.rank, op.peer) if sends else (op.peer, op_list.rank)
                         steps[(*ends, op.channel, op.sequence)].add(op.step)
             assert all(len(values) == 1 for values in steps.values())

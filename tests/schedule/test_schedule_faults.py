@@ -37,9 +37,9 @@ def ring(p: int = 4) -> Schedule:
 
 
 def with_ops(schedule: Schedule, rank: int, ops: list[Op]) -> Schedule:
-    programs = list(schedule.programs)
-    programs[rank] = replace(programs[rank], ops=tuple(ops))
-    return replace(schedule, programs=tuple(programs))
+    op_lists = list(schedule.programs)
+    op_lists[rank] = replace(op_lists[rank], ops=tuple(ops))
+    return replace(schedule, programs=tuple(op_lists))
 
 
 def with_op(schedule: Schedule, rank: int, index: int, **changes: object) -> Schedule:
@@ -182,11 +182,11 @@ def test_reduce_without_sources_is_refused() -> None:
 def test_layouts_that_differ_between_ranks_or_from_the_collective_are_refused() -> None:
     schedule = ring()
     for changes in ({"chunks_per_block": 5}, {"scratch_blocks": 1}, {"input_blocks": 4}):
-        programs = list(schedule.programs)
-        programs[2] = replace(programs[2], **changes)
-        assert fault(replace(schedule, programs=tuple(programs)), "rank 2").kind == "malformed"
+        op_lists = list(schedule.programs)
+        op_lists[2] = replace(op_lists[2], **changes)
+        assert fault(replace(schedule, programs=tuple(op_lists)), "rank 2").kind == "malformed"
     swapped = replace(schedule, programs=schedule.programs[::-1])
-    fault(swapped, "malformed: rank 0: its program is that of rank 3")
+    fault(swapped, "malformed: rank 0: its op list is that of rank 3")
     fault(replace(schedule, collective="all_gather"), "all_gather of 4 ranks")
 
 
@@ -214,8 +214,8 @@ def test_parts_that_belong_to_no_op_are_checked_too() -> None:
     fault(replace(schedule, permutation=((0, 1), (2, 1))), "rank 1: is 2 times a destination")
     fault(replace(schedule, permutation=((0, 3),)), "rank 3: is 1 times a destination")
     for changes in ({"chunks_per_block": 0}, {"scratch_blocks": -1}):
-        programs = tuple(replace(program, **changes) for program in schedule.programs)
-        fault(replace(schedule, programs=programs), "a block has one at least")
+        op_lists = tuple(replace(op_list, **changes) for op_list in schedule.programs)
+        fault(replace(schedule, programs=op_lists), "a block has one at least")
 
 
 # Deadlocks.
@@ -284,17 +284,17 @@ def test_an_op_that_waits_for_itself_deadlocks() -> None:
 def test_every_dependency_of_the_ring_is_needed_or_implied() -> None:
     """Dropping one either is a race, or leaves a schedule that still gives exact sums."""
     schedule, races = ring(), 0
-    for program in schedule.programs:
-        for index, op in enumerate(program.ops):
+    for op_list in schedule.programs:
+        for index, op in enumerate(op_list.ops):
             if not op.depends_on:
                 continue
-            broken = with_op(schedule, program.rank, index, depends_on=())
+            broken = with_op(schedule, op_list.rank, index, depends_on=())
             if is_accepted(broken):
                 for seed in range(20):
                     schedule_interpreter.check(broken, 8, seed)
             else:
                 error = fault(broken, "a dependency is missing")
-                assert (error.kind, error.rank) == ("race", program.rank)
+                assert (error.kind, error.rank) == ("race", op_list.rank)
                 races += 1
     assert races >= 12
 

@@ -68,8 +68,8 @@ def test_dependencies_are_those_of_running_one_op_after_the_other() -> None:
         copy(0, INPUT[0], SCRATCH[0]),  # 3 overwrites what 1 reads, not what 2 reads
         reduce(0, [OUTPUT[0:2], SCRATCH[0:2]], OUTPUT[0:2]),  # 4 reads 0's, 1's, 2's and 3's
     ]
-    program = Schedule.from_ops("all_reduce", 1, ops, chunks_per_block=2).programs[0]
-    assert [op.depends_on for op in program.ops] == [(), (0,), (0,), (1,), (0, 1, 2, 3)]
+    op_list = Schedule.from_ops("all_reduce", 1, ops, chunks_per_block=2).programs[0]
+    assert [op.depends_on for op in op_list.ops] == [(), (0,), (0,), (1,), (0, 1, 2, 3)]
 
 
 def test_after_adds_to_what_data_implies_and_is_all_without_inference() -> None:

@@ -42,12 +42,12 @@ def messages(schedule: Schedule) -> list[tuple[int, int, int, Fraction]]:
     return [
         (
             op.step,
-            program.rank,
+            op_list.rank,
             op.peer,
             Fraction(len(op.destination), blocks * layout.chunks_per_block),
         )
-        for program in schedule.programs
-        for op in program.ops
+        for op_list in schedule.programs
+        for op in op_list.ops
         if op.kind == "send"
     ]
 
@@ -184,8 +184,8 @@ def test_swing_goes_the_published_distances_and_uses_all_ports(dims: tuple[int, 
 
 def test_swing_messages_are_contiguous_for_powers_of_two() -> None:
     for dims in ((16,), (8, 4), (4, 4, 4)):
-        for program in made("all_reduce", "swing", dims).programs:
-            assert all(len(op.destination.chunks) == 1 for op in program.ops)
+        for op_list in made("all_reduce", "swing", dims).programs:
+            assert all(len(op.destination.chunks) == 1 for op in op_list.ops)
 
 
 def test_swing_serves_an_odd_ring_with_the_bytes_of_any_other() -> None:
@@ -198,8 +198,8 @@ def test_swing_serves_an_odd_ring_with_the_bytes_of_any_other() -> None:
 def test_large_tori_are_built_rank_by_rank() -> None:
     for dims, rank in (((64, 64), 4095), ((16, 16, 16), 1234), ((8, 8, 8, 8), 77)):
         spec = ScheduleSpec("all_reduce", prod(dims), "swing", dims=dims)
-        program = build_rank(spec, rank)
-        assert len(program.ops) == 2 * 2 * 12 * 2 * len(dims)
+        op_list = build_rank(spec, rank)
+        assert len(op_list.ops) == 2 * 2 * 12 * 2 * len(dims)
         assert len(build_rank(ScheduleSpec("all_reduce", 4096, "bucket", dims=dims), rank).ops) == (
             2 * 2 * sum(extent - 1 for extent in dims) * 2 * len(dims)
         )
@@ -285,10 +285,10 @@ def test_all_gather_forwards_a_piece_while_the_next_one_is_on_its_way() -> None:
     """Two chassis of 16: the second piece leaves when the first has left, not when it is spread."""
     schedule = made("all_gather", "hierarchical", (2, 16))
     assert message_depth(schedule) == 3  # two on the rail, one inside
-    for program in schedule.programs:
-        rail = [i for i, op in enumerate(program.ops) if op.kind == "send" and op.channel == 1]
+    for op_list in schedule.programs:
+        rail = [i for i, op in enumerate(op_list.ops) if op.kind == "send" and op.channel == 1]
         assert len(rail) == 2
-        assert rail[0] in program.ops[rail[1]].depends_on
+        assert rail[0] in op_list.ops[rail[1]].depends_on
 
 
 # --- Bine ---------------------------------------------------------------------------------------

@@ -14,44 +14,42 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 @pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "all_to_all", "broadcast"])
-@pytest.mark.parametrize(("segments", "in_flight"), [(3, 2), (5, 4)])
-def test_cut_into_segments_a_schedule_is_still_right(
-    collective: str, segments: int, in_flight: int
-):
+@pytest.mark.parametrize(("slices", "in_flight"), [(3, 2), (5, 4)])
+def test_cut_into_slices_a_schedule_is_still_right(collective: str, slices: int, in_flight: int):
     for name in algorithms(collective):
         spec = ScheduleSpec(collective, 6, name)  # type: ignore[arg-type]
-        made = as_run(spec, segments, in_flight)
+        made = as_run(spec, slices, in_flight)
         verify(made)
         assert isinstance(made, Schedule)
-        assert len(made.programs[1].ops) == segments * len(as_run(spec, 1, 1).programs[1].ops)
+        assert len(made.programs[1].ops) == slices * len(as_run(spec, 1, 1).programs[1].ops)
 
 
-def test_a_call_that_fits_one_segment_takes_what_its_schedule_takes():
+def test_a_call_that_fits_one_slice_takes_what_its_schedule_takes():
     network, model = topology.switch(4, bandwidth_Bps=1e9), Model(latency_s=1e-5)
     spec = ScheduleSpec("all_reduce", 4, "ring")
-    assert cut(spec, 64 * KIB).segments == 1
+    assert cut(spec, 64 * KIB).slices == 1
     assert (
         predict_s(spec, 64 * KIB, network, model)
         == run(spec, network, 64 * KIB, model=model).time_s
     )
 
 
-def test_segments_turn_a_tree_into_a_pipeline():
+def test_slices_turn_a_tree_into_a_pipeline():
     network, model = topology.switch(8, bandwidth_Bps=1e9), Model(in_flight=0)
     spec = ScheduleSpec("broadcast", 8, "binomial")
-    assert cut(spec, 8 * MIB).segments == 64
+    assert cut(spec, 8 * MIB).slices == 64
     whole_s = run(spec, network, 8 * MIB, model=model).time_s
     assert predict_s(spec, 8 * MIB, network, model) < 0.8 * whole_s
 
 
 @pytest.mark.parametrize("name", ["ring", "halving_doubling", "recursive_doubling"])
-def test_segments_left_out_of_a_long_call_are_like_the_rest(name: str):
-    """A few segments stand for many: the time of all of them, simulated."""
+def test_slices_left_out_of_a_long_call_are_like_the_rest(name: str):
+    """A few slices stand for many: the time of all of them, simulated."""
     network, model = topology.switch(4, bandwidth_Bps=1e9), Model(latency_s=1e-5, in_flight=0)
     spec = ScheduleSpec("all_reduce", 4, name)
     made = cut(spec, 32 * MIB)
-    assert made.segments > 32
-    schedule = as_run(spec, made.segments, made.in_flight)
+    assert made.slices > 32
+    schedule = as_run(spec, made.slices, made.in_flight)
     all_s = run(schedule, network, 32 * MIB, model=model, bounds="none").time_s
     assert predict_s(spec, 32 * MIB, network, model) == pytest.approx(all_s, rel=0.05)
 

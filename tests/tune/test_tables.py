@@ -327,7 +327,7 @@ def test_whatever_a_table_says_the_pick_is_a_schedule_that_is_proved_right(data:
     )
     verify(schedules.build(spec))
     if layout != "process":  # it fits the engine's slots
-        native.engine_segments(
+        native.engine_slices(
             collective, choice.algorithm, world_size, list(choice.dims), "", "float32", 1000
         )
 

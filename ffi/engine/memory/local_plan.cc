@@ -11,9 +11,9 @@
 namespace jaxcoll {
 namespace {
 
-// Bytes of one operand that a task covers: small enough that the slices of a handful of sources
+// Bytes of one operand that a task covers: small enough that the parts of a handful of sources
 // stay in the first two cache levels, large enough that a task's overhead (0.1 us) vanishes.
-constexpr int64_t kSliceBytes = 64 << 10;
+constexpr int64_t kTaskBytes = 64 << 10;
 // A batch is what a worker claims at once: tasks of this many bytes moved, at least one.
 constexpr size_t kBatchBytes = 256 << 10;
 
@@ -48,10 +48,10 @@ class Pointers {
 
 }  // namespace
 
-LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
+LocalPlan::LocalPlan(std::shared_ptr<const LocalActions> actions,
                      std::vector<int64_t> block_elements, DType dtype, ReduceOp reduce_op,
                      bool separate_blocks)
-    : program_(std::move(program)),
+    : actions_(std::move(actions)),
       block_elements_(std::move(block_elements)),
       dtype_(dtype),
       reduce_op_(reduce_op),
@@ -59,25 +59,25 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
       item_bytes_(ItemBytes(dtype)) {
   for (const int64_t elements : block_elements_) {
     scratch_offset_.push_back(scratch_bytes_);
-    scratch_stride_.push_back(RoundUp(elements * item_bytes_ * program_->scratch_blocks, 64));
-    scratch_bytes_ += scratch_stride_.back() * program_->world_size;
+    scratch_stride_.push_back(RoundUp(elements * item_bytes_ * actions_->scratch_blocks, 64));
+    scratch_bytes_ += scratch_stride_.back() * actions_->world_size;
   }
   size_t largest_level_written = 0;
-  const int64_t slice_elements = kSliceBytes / static_cast<int64_t>(item_bytes_);
-  for (const std::vector<Action>& actions : program_->levels) {
+  const int64_t task_elements = kTaskBytes / static_cast<int64_t>(item_bytes_);
+  for (const std::vector<Action>& of_level : actions_->levels) {
     Level level;
     size_t level_written = 0;
     size_t batch_bytes = kBatchBytes;  // the first task opens a batch
     for (size_t v = 0; v < block_elements_.size(); ++v) {
-      for (size_t a = 0; a < actions.size(); ++a) {
-        const Action& action = actions[a];
+      for (size_t a = 0; a < of_level.size(); ++a) {
+        const Action& action = of_level[a];
         const int32_t first_chunk = action.destinations[0].first_chunk;
         const int64_t elements = ChunkOffset(first_chunk + action.chunk_count, block_elements_[v]) -
                                  ChunkOffset(first_chunk, block_elements_[v]);
         const size_t operands = action.sources.size() + action.destinations.size();
         level_written += elements * item_bytes_ * action.destinations.size();
-        for (int64_t first = 0; first < elements; first += slice_elements) {
-          const int64_t count = std::min(slice_elements, elements - first);
+        for (int64_t first = 0; first < elements; first += task_elements) {
+          const int64_t count = std::min(task_elements, elements - first);
           const size_t bytes = count * item_bytes_ * operands;
           if (batch_bytes >= kBatchBytes) {
             level.batch_first.push_back(static_cast<int32_t>(level.tasks.size()));
@@ -97,23 +97,23 @@ LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program,
 }
 
 // Blocks of one receiver may overlap, so its actions are one batch, in the order of their senders.
-LocalPlan::LocalPlan(std::shared_ptr<const LocalProgram> program, const RaggedShape& shape)
-    : program_(std::move(program)), dtype_(DType::kUint8), item_bytes_(1), ragged_(shape) {
-  JAXCOLL_CHECK(program_->levels.size() == 1 && program_->chunks_per_block == 1,
+LocalPlan::LocalPlan(std::shared_ptr<const LocalActions> actions, const RaggedShape& shape)
+    : actions_(std::move(actions)), dtype_(DType::kUint8), item_bytes_(1), ragged_(shape) {
+  JAXCOLL_CHECK(actions_->levels.size() == 1 && actions_->chunks_per_block == 1,
                 "a ragged_all_to_all runs the direct schedule");
-  const std::vector<Action>& actions = program_->levels[0];
+  const std::vector<Action>& of_level = actions_->levels[0];
   Level level;
-  for (size_t a = 0; a < actions.size(); ++a) {
+  for (size_t a = 0; a < of_level.size(); ++a) {
     level.tasks.push_back({static_cast<int32_t>(a), 0, 0, 0});
   }
   std::sort(level.tasks.begin(), level.tasks.end(), [&](const Task& a, const Task& b) {
     const auto order = [&](const Task& task) {
-      const Action& action = actions[task.action];
+      const Action& action = of_level[task.action];
       return std::pair(action.destinations[0].rank, action.sources[0].rank);
     };
     return order(a) < order(b);
   });
-  const auto ranks = static_cast<size_t>(program_->world_size);
+  const auto ranks = static_cast<size_t>(actions_->world_size);
   moved_bytes_ = 2 * ranks * shape.output_bytes();
   // Only what is small is as fast on one thread.
   const size_t batch_ranks = moved_bytes_ < kBatchBytes ? ranks : 1;
@@ -145,7 +145,7 @@ Status LocalPlan::Check(const RunBuffers& buffers) const {
 }
 
 RaggedRank LocalPlan::RankOf(int32_t rank, const RunBuffers& buffers) const {
-  return RaggedRank::Of(buffers.inputs, buffers.outputs, program_->world_size, rank);
+  return RaggedRank::Of(buffers.inputs, buffers.outputs, actions_->world_size, rank);
 }
 
 // Moves one rank's blocks for another; the first one's come on top of the operand `output`.
@@ -163,13 +163,13 @@ void LocalPlan::MoveBlocks(const Action& action, const RunBuffers& buffers) cons
   }
 }
 
-bool LocalPlan::MayBeSeparate(const LocalProgram& program) {
+bool LocalPlan::MayBeSeparate(const LocalActions& actions) {
   const auto within_one = [&](const ChunkRange& range, int32_t chunk_count) {
     return range.buffer == BufferKind::kScratch ||
-           range.first_chunk % program.chunks_per_block + chunk_count <= program.chunks_per_block;
+           range.first_chunk % actions.chunks_per_block + chunk_count <= actions.chunks_per_block;
   };
-  for (const std::vector<Action>& actions : program.levels) {
-    for (const Action& action : actions) {
+  for (const std::vector<Action>& level : actions.levels) {
+    for (const Action& action : level) {
       for (const ChunkRange& range : action.sources) {
         if (!within_one(range, action.chunk_count)) return false;
       }
@@ -182,7 +182,7 @@ bool LocalPlan::MayBeSeparate(const LocalProgram& program) {
 }
 
 int64_t LocalPlan::ChunkOffset(int32_t chunk, int64_t block_elements) const {
-  const int64_t positions = program_->chunks_per_block;
+  const int64_t positions = actions_->chunks_per_block;
   return chunk / positions * block_elements + chunk % positions * block_elements / positions;
 }
 
@@ -192,13 +192,13 @@ std::byte* LocalPlan::Address(const ChunkRange& range, int32_t vector,
   int32_t chunk = range.first_chunk;
   if (separate_blocks_ && range.buffer != BufferKind::kScratch) {
     const bool in = range.buffer == BufferKind::kInput;
-    first = first * (in ? program_->input_blocks : program_->output_blocks) +
-            chunk / program_->chunks_per_block;
-    chunk %= program_->chunks_per_block;
+    first = first * (in ? actions_->input_blocks : actions_->output_blocks) +
+            chunk / actions_->chunks_per_block;
+    chunk %= actions_->chunks_per_block;
   }
   const int64_t offset =
       ChunkOffset(chunk, block_elements_[vector]) * static_cast<int64_t>(item_bytes_);
-  const size_t array = first * program_->world_size + range.rank;
+  const size_t array = first * actions_->world_size + range.rank;
   switch (range.buffer) {
     case BufferKind::kInput:
       // Only ever read: Compile() refuses a schedule that writes an input.
@@ -216,7 +216,7 @@ void LocalPlan::RunBatch(int level, int batch, const RunBuffers& buffers) const 
   const Level& row = levels_[level];
   for (int32_t t = row.batch_first[batch]; t < row.batch_first[batch + 1]; ++t) {
     const Task& task = row.tasks[t];
-    const Action& action = program_->levels[level][task.action];
+    const Action& action = actions_->levels[level][task.action];
     if (ragged_) {
       MoveBlocks(action, buffers);
       continue;

@@ -1,4 +1,4 @@
-// A LocalProgram bound to sizes: which bytes each batch of each level moves.
+// LocalActions bound to sizes: which bytes each batch of each level moves.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 #include "base/dtype.h"
 #include "base/kernels.h"
-#include "engine/memory/local_program.h"
+#include "engine/memory/local_actions.h"
 #include "engine/ragged.h"
 
 namespace jaxcoll {
@@ -30,13 +30,13 @@ class LocalPlan {
  public:
   // block_elements[v]: elements of one block of vector v. `reduce_op` is ignored where nothing is
   // reduced; then dtype only gives the size of an element.
-  // `separate_blocks`: MayBeSeparate(*program).
-  LocalPlan(std::shared_ptr<const LocalProgram> program, std::vector<int64_t> block_elements,
+  // `separate_blocks`: MayBeSeparate(*actions).
+  LocalPlan(std::shared_ptr<const LocalActions> actions, std::vector<int64_t> block_elements,
             DType dtype, ReduceOp reduce_op, bool separate_blocks = false);
   // Whether no action reaches over two blocks of an input or an output.
-  static bool MayBeSeparate(const LocalProgram& program);
-  // A ragged_all_to_all: `program` is that of the direct all_to_all.
-  LocalPlan(std::shared_ptr<const LocalProgram> program, const RaggedShape& shape);
+  static bool MayBeSeparate(const LocalActions& actions);
+  // A ragged_all_to_all: `actions` are those of the direct all_to_all.
+  LocalPlan(std::shared_ptr<const LocalActions> actions, const RaggedShape& shape);
 
   // Whether a run may begin. Ragged: refuses, naming both ranks, rows outside the operand or the
   // output, and a sender and a receiver that disagree on a size. Nothing has been written then.
@@ -50,11 +50,11 @@ class LocalPlan {
 
   size_t scratch_bytes() const { return scratch_bytes_; }
   size_t moved_bytes() const { return moved_bytes_; }  // read and written, all levels
-  int world_size() const { return program_->world_size; }
+  int world_size() const { return actions_->world_size; }
   // Bytes of the output of vector v on one rank.
   size_t output_bytes(size_t v) const {
     return ragged_ ? ragged_->output_bytes()
-                   : block_elements_[v] * item_bytes_ * program_->output_blocks;
+                   : block_elements_[v] * item_bytes_ * actions_->output_blocks;
   }
   size_t vector_count() const { return ragged_ ? 1 : block_elements_.size(); }
 
@@ -76,7 +76,7 @@ class LocalPlan {
   RaggedRank RankOf(int32_t rank, const RunBuffers& buffers) const;
   void MoveBlocks(const Action& action, const RunBuffers& buffers) const;
 
-  std::shared_ptr<const LocalProgram> program_;
+  std::shared_ptr<const LocalActions> actions_;
   std::vector<int64_t> block_elements_;
   std::vector<size_t> scratch_offset_;  // of each vector; ranks follow each other
   std::vector<size_t> scratch_stride_;  // per vector: bytes of one rank's scratch

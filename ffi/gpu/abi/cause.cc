@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 namespace jaxcoll::cuda {
 namespace {
@@ -11,10 +11,10 @@ std::string TagText(uint64_t tag) {
   return std::to_string(tag >> 32) + "." + std::to_string(tag & 0xffffffffu);
 }
 
-// The place of a message in a schedule: for a reader of the schedule.
-std::string Place(const Cause& cause) {
+// Where a message stands in a schedule, for a reader of the schedule.
+std::string WhereInSchedule(const Cause& cause) {
   return " (channel " + std::to_string(cause.channel) + ", message " +
-         std::to_string(cause.sequence) + ", segment " + std::to_string(cause.segment) + ", op " +
+         std::to_string(cause.sequence) + ", slice " + std::to_string(cause.slice) + ", op " +
          std::to_string(cause.op) + ", wants " + TagText(cause.expected) + ", sees " +
          TagText(cause.seen) + ")";
 }
@@ -38,18 +38,19 @@ std::string Describe(const Cause& cause, const std::vector<std::string>& members
     case Cause::kDeadline:
       std::snprintf(text, sizeof(text), " for %g s (JAXCOLL_TIMEOUT_S)", timeout_s);
       switch (cause.wait) {
-        case ProgramWait::kArrived:
-          return head + "waited for a message from " + member(cause.peer) + text + Place(cause);
-        case ProgramWait::kFree:
+        case TableWait::kArrived:
+          return head + "waited for a message from " + member(cause.peer) + text +
+                 WhereInSchedule(cause);
+        case TableWait::kFree:
           return head + "waited for room for a message to " + member(cause.peer) + text +
-                 Place(cause);
-        case ProgramWait::kWorker:
-        case ProgramWait::kWorkerSegment:
+                 WhereInSchedule(cause);
+        case TableWait::kWorker:
+        case TableWait::kWorkerSlice:
           return head + "waited for its own worker " + std::to_string(cause.peer) + text +
-                 Place(cause);
-        case ProgramWait::kBegun:
+                 WhereInSchedule(cause);
+        case TableWait::kBegun:
           return head + "waited for " + member(cause.peer) + " to begin this call" + text;
-        case ProgramWait::kDone:
+        case TableWait::kDone:
           return head + "waited for " + member(cause.peer) + " to end its part of a call" + text;
         default:
           return head + "waited for " + member(cause.peer) + text + "; it was at step " +
@@ -67,7 +68,7 @@ std::string Describe(const Cause& cause, const std::vector<std::string>& members
     case Cause::kLaunch:
       return head + "met " + member(cause.peer) +
              " at another launch of this call: one of them has made a call that the other has not" +
-             (cause.wait == ProgramWait::kBegun ? "" : Place(cause));
+             (cause.wait == TableWait::kBegun ? "" : WhereInSchedule(cause));
     case Cause::kMoved:
       return head + "runs as partition " + std::to_string(cause.entry) +
              ": this program was lowered for a mesh of the same shape with its devices in another "

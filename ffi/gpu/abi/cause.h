@@ -21,18 +21,18 @@ struct Cause {
   uint32_t kind;
   int32_t rank;
   int32_t peer;
-  uint32_t lane;            // of the workspace: whose call it was
+  uint32_t seat;            // of the workspace: whose call it was
   uint32_t block;           // of the launch
   int32_t entry;            // of a ragged table; kMoved: the logical id that was met
   uint64_t expected, seen;  // what stands in the flag that was waited for
   uint64_t expected_fingerprint, seen_fingerprint;
   int64_t first, rows, total;  // ragged
-  // The interpreter's: what was waited for (a ProgramWait::Kind; 0: a barrier), and where.
+  // The interpreter's: what was waited for (a TableWait::Kind; 0: a barrier), and where.
   int32_t wait;
   int32_t channel;
   int32_t sequence;
   int32_t op;
-  int32_t segment;
+  int32_t slice;
   int32_t unused;
 };
 
@@ -44,7 +44,7 @@ struct CauseRecord {
   uint32_t unused;
 };
 
-// members: by rank, such as "rank 2 (device 2, process 1)"; call: what the lane belongs to.
+// members: by rank, such as "rank 2 (device 2, process 1)"; call: what the seat belongs to.
 std::string Describe(const Cause& cause, const std::vector<std::string>& members,
                      const std::string& call, double timeout_s);
 

@@ -2,13 +2,13 @@
 // of a launch.
 //
 // The workspace of a rank is one allocation on its device, mapped by all ranks of the communicator.
-// It is a row of lanes, the same on all ranks, and behind them areas: where operands are staged,
-// and what the interpreter calls a region (device_program.h). An instruction of a program has a
-// lane and an area of its own, so that concurrent branches of a graph share nothing. In a lane,
+// It is a row of seats, the same on all ranks, and behind them areas: where operands are staged,
+// and what the interpreter calls a region (device_table.h). An instruction of a program has a
+// seat and an area of its own, so that concurrent branches of a graph share nothing. In a seat,
 // block b of a rank meets block b of the other ranks and no other block: there is no grid-wide
 // barrier, and blocks need not be resident together beyond their partners.
 //
-// Counters. Each block of a lane counts its barriers in `count`, in its own device's memory, so
+// Counters. Each block of a seat counts its barriers in `count`, in its own device's memory, so
 // that a replayed graph goes on where the last replay ended. A barrier writes (fingerprint, count)
 // to the block's flag on every peer (release, system scope) and waits until the peers' counts have
 // come (acquire, system scope). A peer may be ahead by one barrier at most: it has then passed the
@@ -53,7 +53,7 @@ struct Header {
 static_assert(sizeof(Header) == kAlignment);
 
 // Behind the header, one after the other. All zero before the first call.
-struct Lane {
+struct Seat {
   // Written by the peers, read here.
   uint64_t flags[kMaxBlocks][kMaxRanks];
   // Written by the peers before their first flag of a call. Every block of a peer writes the same.
@@ -62,7 +62,7 @@ struct Lane {
   uint32_t count[kMaxBlocks];  // barriers passed
   uint32_t round[kMaxBlocks];  // times that staging was filled; its parity is the half in use
 };
-static_assert(sizeof(Lane) % kAlignment == 0);
+static_assert(sizeof(Seat) % kAlignment == 0);
 
 enum class Mode : int32_t {
   kAllReduceOneShot,
@@ -112,7 +112,7 @@ struct Call {
   int32_t destination;  // permute: the rank this one sends to, or -1
   int32_t vector_count;
   int32_t item_bytes;
-  uint32_t lane;
+  uint32_t seat;
   uint32_t fingerprint;
   int32_t staged;  // peers' operands are reached through the staging area
   // Where they are staged: whether ranks tell each other first where their operands are, and reach
@@ -120,7 +120,7 @@ struct Call {
   int32_t mapped;
   int32_t reachable;
   uint64_t deadline_ns;  // of one wait
-  uint64_t staging;      // staged: where this lane's staging area begins in every workspace
+  uint64_t staging;      // staged: where this seat's staging area begins in every workspace
   int64_t slot_bytes;    // staged: of one slot; kAlignment divides it
   unsigned char* workspaces[kMaxRanks];  // as this rank's device maps them
   // By rank: the base of the published addresses of operands. Null within a process; else where the
@@ -135,8 +135,8 @@ struct Call {
 };
 static_assert(sizeof(Call) <= 2048, "kernel parameters");
 
-JAXCOLL_HD constexpr uint64_t LaneOffset(uint32_t lane) {
-  return sizeof(Header) + uint64_t{lane} * sizeof(Lane);
+JAXCOLL_HD constexpr uint64_t SeatOffset(uint32_t seat) {
+  return sizeof(Header) + uint64_t{seat} * sizeof(Seat);
 }
 
 // Slots of a block in one of the two halves of its staging area.
@@ -153,7 +153,7 @@ JAXCOLL_HD constexpr int StagingSlots(Mode mode, int world_size) {
   }
 }
 
-// The staging area of a lane: for each block two halves, used in turn, so that a slot is written
+// The staging area of a seat: for each block two halves, used in turn, so that a slot is written
 // again only when everybody has passed the barrier after the one that published it.
 JAXCOLL_HD constexpr uint64_t StagingBytes(Mode mode, int world_size, int blocks,
                                            int64_t slot_bytes) {

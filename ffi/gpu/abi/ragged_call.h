@@ -1,17 +1,18 @@
 // ragged_all_to_all by messages, for groups whose ranks do not all reach each other's memory: what
 // host and kernel (ragged_exchange.h) agree on. It uses a region, flags and slots as schedules do
-// (device_program.h), but no schedule: each rank has a message for each other one, and how long it
+// (device_table.h), but no schedule: each rank has a message for each other one, and how long it
 // is stands in device memory.
 //
-// A lane is one thread block. From each rank to each other one it carries a stream: what the tables
-// of the sender say of the receiver, a RaggedEntry for each update, and behind it the lane's share
-// of the rows. The stream is cut into uses of the message's slot, `stride_bytes` each, of which the
-// last one may be shorter. Nothing is padded, and no rank needs the tables of all.
+// A strand is one thread block. From each rank to each other one it carries a stream: what the
+// tables of the sender say of the receiver, a RaggedEntry for each update, and behind it the
+// strand's share of the rows. The stream is cut into uses of the message's slot, `stride_bytes`
+// each, of which the last one may be shorter. Nothing is padded, and no rank needs the tables of
+// all.
 #pragma once
 
 #include <cstdint>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/abi/layout.h"
 
 namespace jaxcoll::cuda {
@@ -22,41 +23,41 @@ JAXCOLL_HD constexpr int32_t RaggedArrived(int32_t from) { return from; }
 JAXCOLL_HD constexpr int32_t RaggedFreed(int32_t to, int32_t ranks) { return ranks + to; }
 
 // Parameters of the launch for one rank.
-struct RaggedProgramCall {
-  // Its program is a header without ops. vectors[0]: the operand and the result, in bytes of the
-  // latter. Behind scratch_offset the kernel keeps, for each lane, the sizes and places of the rows
-  // that come.
-  ProgramCall program;
+struct RaggedTableCall {
+  // Its table is a header without ops. vectors[0]: the operand and the result, in bytes of the
+  // latter. Behind scratch_offset the kernel keeps, for each strand, the extents of the
+  // rows that come.
+  TableCall table_call;
   Ragged ragged;
   const void* input_offsets;
   const void* send_sizes;
   const void* output_offsets;
   const void* recv_sizes;
 };
-static_assert(sizeof(RaggedProgramCall) <= 2048, "kernel parameters");
+static_assert(sizeof(RaggedTableCall) <= 2048, "kernel parameters");
 
 // Bytes of the result that an update writes.
-struct RaggedPlace {
+struct RaggedExtent {
   int64_t first;
   int64_t bytes;
 };
 
-// The records that a lane keeps of them: of each rank's updates, in order.
+// The records that a strand keeps of them: of each rank's updates, in order.
 JAXCOLL_HD constexpr int64_t RaggedScratchBytes(int64_t ranks, int64_t updates) {
-  const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedPlace));
+  const int64_t bytes = ranks * updates * static_cast<int64_t>(sizeof(RaggedExtent));
   return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// A lane's share of so many bytes, whole units but for the last one. Units are counted in 32 bits,
-// which is enough for a TiB: divisions of 64 bits cost registers.
+// A strand's share of so many bytes, whole units but for the last one. Units are counted in 32
+// bits, which is enough for a TiB: divisions of 64 bits cost registers.
 struct RaggedShare {
   int64_t first, bytes;
 };
-JAXCOLL_HD constexpr RaggedShare ShareOf(int64_t bytes, int32_t lane, int32_t lanes) {
+JAXCOLL_HD constexpr RaggedShare ShareOf(int64_t bytes, int32_t strand, int32_t strands) {
   const auto units = static_cast<uint32_t>((bytes + kSlotAlignment - 1) / kSlotAlignment);
-  const auto count = static_cast<uint32_t>(lanes);
+  const auto count = static_cast<uint32_t>(strands);
   const int64_t most = int64_t{(units + count - 1) / count} * kSlotAlignment;
-  const int64_t first = most * lane < bytes ? most * lane : bytes;
+  const int64_t first = most * strand < bytes ? most * strand : bytes;
   return {first, most < bytes - first ? most : bytes - first};
 }
 

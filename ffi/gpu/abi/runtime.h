@@ -15,7 +15,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/abi/layout.h"
 #include "gpu/abi/ragged_call.h"
 
@@ -34,7 +34,7 @@ struct Kernel {
 struct Launch {
   Kernel kernel;
   int blocks = 1;
-  std::variant<Call, ProgramCall, RaggedProgramCall> parameters;
+  std::variant<Call, TableCall, RaggedTableCall> parameters;
 
   const void* data() const {
     return std::visit([](const auto& call) -> const void* { return &call; }, parameters);

@@ -1,13 +1,13 @@
-// Runs a packed schedule (device_program.h). One text for the kernel and for a test on the host.
+// Runs a packed schedule (device_table.h). One text for the kernel and for a test on the host.
 //
-// RunBlock() is one thread block: one worker on one lane of one rank. The parts that differ between
-// a GPU and the test are a Policy:
+// RunBlock() is one thread block: one worker on one strand of one rank. The parts that differ
+// between a GPU and the test are a Policy:
 //
 //   int thread(), threads()        of the block
 //   bool All(bool)                 barrier of the block; whether all threads said true. All
 //                                  threads may read behind it what one of them wrote before it
 //   pointers()                     kPointers addresses that the block's threads share
-//   operands()                     kMaxMeeting ProgramOperands that they share, by rank
+//   operands()                     kMaxMeeting OperandAddresses that they share, by rank
 //   and what a ChunkMover's Memory (chunk.h) and a DeviceAccess (access.h) have. Trap() does not
 //   return on a GPU; a block in which it does returns false.
 //
@@ -16,7 +16,7 @@
 // the waiting block, after the barrier that stands behind the Acquire.
 #pragma once
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/device/access.h"
 #include "gpu/device/chunk.h"
 
@@ -28,26 +28,26 @@ inline constexpr int32_t kPointers = 512;
 template <typename Policy, DType kDType>
 class Interpreter {
  public:
-  JAXCOLL_HD Interpreter(Policy& policy, const ProgramCall& call, int32_t block)
+  JAXCOLL_HD Interpreter(Policy& policy, const TableCall& call, int32_t block)
       : policy_(policy),
         call_(call),
-        program_(*call.program),
-        bytes_(reinterpret_cast<const unsigned char*>(call.program)),
-        rank_(program_.rank),
-        worker_(block / call.lanes),
-        lane_(block % call.lanes),
-        segment_(lane_) {}
+        header_(*call.table),
+        bytes_(reinterpret_cast<const unsigned char*>(call.table)),
+        rank_(header_.rank),
+        worker_(block / call.strands),
+        strand_(block % call.strands),
+        slice_(strand_) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
     if (!Begin()) return false;
-    if (program_.meets != 0 && !Meet()) return false;
-    const ProgramWorker& worker = At<ProgramWorker>(program_.worker_offset)[worker_];
-    const ProgramOp* ops = At<ProgramOp>(program_.op_offset) + worker.first_op;
-    for (; segment_ < call_.segment_count; segment_ += call_.lanes, ++count_) {
-      FindSegment();
+    if (header_.meets != 0 && !Meet()) return false;
+    const TableWorker& worker = At<TableWorker>(header_.worker_offset)[worker_];
+    const TableOp* ops = At<TableOp>(header_.op_offset) + worker.first_op;
+    for (; slice_ < call_.slice_count; slice_ += call_.strands, ++count_) {
+      FindSlice();
       for (int32_t i = 0; i < worker.op_count; ++i) {
-        const ProgramOp& op = ops[i];
+        const TableOp& op = ops[i];
         if (!Wait(op)) return false;
         if (op.destination_count > 0) Move(op);
         policy_.All(true);
@@ -75,7 +75,7 @@ class Interpreter {
     if (!policy_.All(here)) return false;
     // The epoch changes when all blocks have ended, so this one still reads the old value.
     epoch_ = static_cast<uint32_t>(Header().epoch) + 1;
-    if (call_.doorbell != nullptr && worker_ + lane_ + policy_.thread() == 0) {
+    if (call_.doorbell != nullptr && worker_ + strand_ + policy_.thread() == 0) {
       policy_.Release(call_.doorbell, uint64_t{epoch_});
     }
     return true;
@@ -107,44 +107,43 @@ class Interpreter {
     return *reinterpret_cast<Flag*>(region + DoneOffset(peer));
   }
   JAXCOLL_HD Flag& Begun(unsigned char* region, int32_t peer) const {
-    return *reinterpret_cast<Flag*>(region + BegunOffset(program_.world_size, peer));
+    return *reinterpret_cast<Flag*>(region + BegunOffset(header_.world_size, peer));
   }
 
-  // The flag of this block's partner whose region it is, or of another worker of this lane.
+  // The flag of this block's partner whose region it is, or of another worker of this strand.
   JAXCOLL_HD Flag& FlagOf(unsigned char* region, int32_t worker, int32_t flag) const {
     return *reinterpret_cast<Flag*>(region +
-                                    FlagOffset(program_, call_.lanes, lane_, worker, flag));
+                                    FlagOffset(header_, call_.strands, strand_, worker, flag));
   }
 
-  JAXCOLL_HD void FindSegment() {
+  JAXCOLL_HD void FindSlice() {
     const int32_t before = vector_;
-    while (vector_ + 1 < call_.vector_count &&
-           segment_ >= call_.vectors[vector_ + 1].first_segment) {
+    while (vector_ + 1 < call_.vector_count && slice_ >= call_.vectors[vector_ + 1].first_slice) {
       ++vector_;
     }
-    if (program_.meets != 0 && vector_ != before) FindOperands();
+    if (header_.meets != 0 && vector_ != before) FindOperands();
   }
 
   // ---- Operands of other ranks -----------------------------------------------------------------
 
   // The addresses of its operands that `rank` has written into a region.
-  JAXCOLL_HD ProgramOperands& Told(unsigned char* region, int32_t rank, int32_t vector) const {
-    return reinterpret_cast<ProgramOperands*>(
-        region + call_.operand_offset)[int64_t{rank} * kMaxProgramVectors + vector];
+  JAXCOLL_HD OperandAddresses& Told(unsigned char* region, int32_t rank, int32_t vector) const {
+    return reinterpret_cast<OperandAddresses*>(
+        region + call_.operand_offset)[int64_t{rank} * kMaxTableVectors + vector];
   }
 
   // Behind it, all ranks have begun this launch: their operands are ready, and known.
   JAXCOLL_HD bool Meet() {
     bool ok = true;
-    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+    for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
-      if (peer == rank_ || worker_ + lane_ != 0) continue;
+      if (peer == rank_ || worker_ + strand_ != 0) continue;
       // The peer needs the operands told for its previous launch until that has ended.
-      ok = WaitForRank(ProgramWait::kDone, peer, 0);
+      ok = WaitForRank(TableWait::kDone, peer, 0);
       if (!ok) break;
       unsigned char* const region = call_.regions[peer];
       for (int32_t v = 0; v < call_.vector_count; ++v) {
-        ProgramOperands& told = Told(region, rank_, v);
+        OperandAddresses& told = Told(region, rank_, v);
         policy_.StoreRelaxed(&told.input, reinterpret_cast<uint64_t>(call_.vectors[v].input));
         policy_.StoreRelaxed(&told.output, reinterpret_cast<uint64_t>(call_.vectors[v].output));
       }
@@ -152,9 +151,9 @@ class Interpreter {
       policy_.Release(&begun.fingerprint, call_.fingerprint);
       policy_.Release(&begun.value, TagOf(epoch_, 0));
     }
-    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+    for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
-      if (peer != rank_) ok = WaitForRank(ProgramWait::kBegun, peer, 1);
+      if (peer != rank_) ok = WaitForRank(TableWait::kBegun, peer, 1);
     }
     if (!policy_.All(ok)) return false;
     FindOperands();
@@ -163,24 +162,24 @@ class Interpreter {
 
   // Finds the operands of the vector that is moved. Nobody uses those of the last one any more.
   JAXCOLL_HD void FindOperands() {
-    for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
-      ProgramOperands& told = Told(Region(), peer, vector_);
+    for (int32_t peer = policy_.thread(); peer < header_.world_size; peer += policy_.threads()) {
+      OperandAddresses& told = Told(Region(), peer, vector_);
       policy_.operands()[peer] = {policy_.LoadRelaxed(&told.input),
                                   policy_.LoadRelaxed(&told.output)};
     }
     policy_.All(true);
   }
 
-  JAXCOLL_HD bool WaitForRank(ProgramWait::Kind kind, int32_t peer, int32_t launch) {
+  JAXCOLL_HD bool WaitForRank(TableWait::Kind kind, int32_t peer, int32_t launch) {
     return WaitFor({kind, peer, 0, launch, -1, -1, -1, 0});
   }
 
   // ---- Flags -----------------------------------------------------------------------------------
 
   // Each thread takes some of the flags; all go on when all have come.
-  JAXCOLL_HD bool Wait(const ProgramOp& op) {
+  JAXCOLL_HD bool Wait(const TableOp& op) {
     if (op.wait_count == 0) return true;
-    const ProgramWait* waits = At<ProgramWait>(program_.wait_offset) + op.first_wait;
+    const TableWait* waits = At<TableWait>(header_.wait_offset) + op.first_wait;
     bool ok = true;
     for (int32_t i = policy_.thread(); i < op.wait_count && ok; i += policy_.threads()) {
       ok = WaitFor(waits[i]);
@@ -194,31 +193,31 @@ class Interpreter {
     uint64_t tag;
   };
 
-  JAXCOLL_HD Awaited AwaitedBy(const ProgramWait& wait) const {
+  JAXCOLL_HD Awaited AwaitedBy(const TableWait& wait) const {
     const auto count = static_cast<uint64_t>(count_), depth = static_cast<uint64_t>(call_.depth);
     switch (wait.kind) {
-      case ProgramWait::kArrived:
+      case TableWait::kArrived:
         return {&FlagOf(Inbox(wait.peer), worker_, wait.flag), TagOf(epoch_, count + 1)};
-      case ProgramWait::kFree:
+      case TableWait::kFree:
         if (count < depth) return {&Done(Inbox(wait.peer), wait.peer), TagOf(epoch_ - 1, 0)};
         return {&FlagOf(Inbox(wait.peer), worker_, wait.flag), TagOf(epoch_, count - depth + 1)};
-      case ProgramWait::kBegun:
+      case TableWait::kBegun:
         return {&Begun(Region(), wait.peer), TagOf(epoch_, 0)};
-      case ProgramWait::kDone:  // of this launch, or the one before
+      case TableWait::kDone:  // of this launch, or the one before
         return {&Done(Region(), wait.peer), TagOf(wait.amount != 0 ? epoch_ : epoch_ - 1, 0)};
       default: {
-        const bool before = wait.kind == ProgramWait::kWorkerSegment;
+        const bool before = wait.kind == TableWait::kWorkerSlice;
         if (before && count == 0) return {nullptr, 0};
-        const auto segments = before ? count - 1 : count;
-        const ProgramWorker& other = At<ProgramWorker>(program_.worker_offset)[wait.peer];
+        const auto slices = before ? count - 1 : count;
+        const TableWorker& other = At<TableWorker>(header_.worker_offset)[wait.peer];
         const uint64_t ended =
-            segments * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
+            slices * static_cast<uint64_t>(other.op_count) + static_cast<uint64_t>(wait.amount);
         return {&FlagOf(Region(), wait.peer, wait.flag), TagOf(epoch_, ended)};
       }
     }
   }
 
-  JAXCOLL_HD bool WaitFor(const ProgramWait& wait) {
+  JAXCOLL_HD bool WaitFor(const TableWait& wait) {
     const Awaited awaited = AwaitedBy(wait);
     if (awaited.flag == nullptr) return true;
     uint64_t seen = 0, fingerprint = call_.fingerprint;
@@ -230,7 +229,7 @@ class Interpreter {
     if (!SpinUntil(policy_, call_.deadline_ns, came, call_.abort)) {
       const bool stopped = call_.abort != nullptr && policy_.Acquire(call_.abort) != 0;
       kind = stopped ? Cause::kStopped : Cause::kDeadline;
-    } else if (wait.kind == ProgramWait::kArrived || wait.kind == ProgramWait::kBegun) {
+    } else if (wait.kind == TableWait::kArrived || wait.kind == TableWait::kBegun) {
       // Nobody is ahead of a launch that has not ended here, if all keep to the protocol.
       if (seen >> 32 != epoch_) {
         kind = Cause::kLaunch;
@@ -251,25 +250,25 @@ class Interpreter {
     cause.channel = wait.channel;
     cause.sequence = wait.sequence;
     cause.op = wait.op;
-    cause.segment = segment_;
+    cause.slice = slice_;
     Fail(cause);
     return false;
   }
 
   JAXCOLL_HD void Fail(Cause& cause) {
-    cause.lane = call_.lane;
-    cause.block = static_cast<uint32_t>(worker_ * call_.lanes + lane_);
+    cause.seat = call_.seat;
+    cause.block = static_cast<uint32_t>(worker_ * call_.strands + strand_);
     cause.expected_fingerprint = call_.fingerprint;
     GiveUp(policy_, call_.failing, call_.cause, call_.deadline_ns, cause);
   }
 
   // After the barrier behind the op: what its threads wrote goes before these.
-  JAXCOLL_HD void Signal(const ProgramOp& op, int32_t op_count) {
-    const ProgramSignal* signals = At<ProgramSignal>(program_.signal_offset) + op.first_signal;
+  JAXCOLL_HD void Signal(const TableOp& op, int32_t op_count) {
+    const TableSignal* signals = At<TableSignal>(header_.signal_offset) + op.first_signal;
     const uint64_t count = static_cast<uint64_t>(count_);
     for (int32_t i = policy_.thread(); i < op.signal_count; i += policy_.threads()) {
-      const ProgramSignal& signal = signals[i];
-      if (signal.kind == ProgramSignal::kWorker) {
+      const TableSignal& signal = signals[i];
+      if (signal.kind == TableSignal::kWorker) {
         const uint64_t ended =
             count * static_cast<uint64_t>(op_count) + static_cast<uint64_t>(signal.amount);
         policy_.Release(&FlagOf(Region(), worker_, signal.flag).value, TagOf(epoch_, ended));
@@ -278,10 +277,10 @@ class Interpreter {
       // A flag that nobody waits for is not raised: it might arrive when the sender is at another
       // call, for which the flag means something else. Everything told is waited for within this
       // launch.
-      const int32_t next_use = segment_ + call_.depth * call_.lanes;
-      if (signal.kind == ProgramSignal::kFreed && next_use >= call_.segment_count) continue;
+      const int32_t next_use = slice_ + call_.depth * call_.strands;
+      if (signal.kind == TableSignal::kFreed && next_use >= call_.slice_count) continue;
       Flag& flag = FlagOf(call_.regions[signal.peer], worker_, signal.flag);
-      if (count == 0 && signal.kind == ProgramSignal::kArrived) {
+      if (count == 0 && signal.kind == TableSignal::kArrived) {
         policy_.Release(&flag.fingerprint, call_.fingerprint);
       }
       policy_.Release(&flag.value, TagOf(epoch_, count + 1));
@@ -295,69 +294,68 @@ class Interpreter {
     if (policy_.thread() == 0) {
       RegionHeader& header = Header();
       last = policy_.Increment(&header.finished) + 1 ==
-             static_cast<uint32_t>(program_.workers * call_.lanes);
+             static_cast<uint32_t>(header_.workers * call_.strands);
       if (last) {
         header.finished = 0;  // nobody else looks before the next launch
         header.epoch = epoch_;
       }
     }
     if (policy_.All(!last)) return true;
-    for (int32_t peer = policy_.thread(); peer < program_.world_size; peer += policy_.threads()) {
+    for (int32_t peer = policy_.thread(); peer < header_.world_size; peer += policy_.threads()) {
       if (peer == rank_) continue;
       policy_.Release(&Done(call_.regions[peer], rank_).value, TagOf(epoch_, 0));
     }
-    if (program_.meets == 0) return true;
+    if (header_.meets == 0) return true;
     // Behind the launch its operands are others' to write: not before the other ranks let go.
     bool ok = true;
-    for (int32_t peer = policy_.thread(); peer < program_.world_size && ok;
+    for (int32_t peer = policy_.thread(); peer < header_.world_size && ok;
          peer += policy_.threads()) {
-      if (peer != rank_) ok = WaitForRank(ProgramWait::kDone, peer, 1);
+      if (peer != rank_) ok = WaitForRank(TableWait::kDone, peer, 1);
     }
     return policy_.All(ok);
   }
 
   // ---- Data ------------------------------------------------------------------------------------
 
-  // This segment's slice of the chunk at a position.
-  JAXCOLL_HD Strip SliceAt(int32_t position) const {
-    return StripAt(call_.vectors[vector_], program_.chunks_per_block, segment_, position);
+  // This slice's strip of the chunk at a position.
+  JAXCOLL_HD Strip StripOf(int32_t position) const {
+    return StripAt(call_.vectors[vector_], header_.chunks_per_block, slice_, position);
   }
 
-  JAXCOLL_HD unsigned char* Address(const ProgramRef& ref, int32_t chunk,
-                                    const Strip& strip) const {
-    const ProgramVector& vector = call_.vectors[vector_];
-    switch (ref.place) {
-      case ProgramRef::kInput:
-      case ProgramRef::kOutput:
-      case ProgramRef::kPeerInput:
-      case ProgramRef::kPeerOutput: {
-        const int64_t block = ref.index + (program_.chunks_per_block == 1 ? chunk : 0);
+  JAXCOLL_HD unsigned char* Address(const TableRef& ref, int32_t chunk, const Strip& strip) const {
+    const TableVector& vector = call_.vectors[vector_];
+    switch (ref.memory) {
+      case TableRef::kInput:
+      case TableRef::kOutput:
+      case TableRef::kPeerInput:
+      case TableRef::kPeerOutput: {
+        const int64_t block = ref.index + (header_.chunks_per_block == 1 ? chunk : 0);
         const int64_t at = (block * vector.elements + strip.first) * kItemBytes;
         return BaseOf(ref) + at;
       }
-      case ProgramRef::kScratch:
+      case TableRef::kScratch:
         return Region() + call_.scratch_offset +
-               (int64_t{lane_} * program_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
+               (int64_t{strand_} * header_.scratch_chunks + ref.index + chunk) * call_.stride_bytes;
       default: {
-        const int64_t block = int64_t{worker_} * call_.lanes + lane_;
+        const int64_t block = int64_t{worker_} * call_.strands + strand_;
         const int64_t use = block * call_.depth + count_ % call_.depth;
         unsigned char* const region =
-            ref.place == ProgramRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
+            ref.memory == TableRef::kSlot ? Inbox(ref.peer) : Outbox(ref.peer);
         return region + call_.slot_offset +
-               (use * program_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
+               (use * header_.slot_chunks + ref.index + chunk) * call_.stride_bytes;
       }
     }
   }
 
   // The base address of an operand, of this rank or another.
-  JAXCOLL_HD unsigned char* BaseOf(const ProgramRef& ref) const {
-    const ProgramVector& vector = call_.vectors[vector_];
-    switch (ref.place) {
-      case ProgramRef::kInput:
+  JAXCOLL_HD unsigned char* BaseOf(const TableRef& ref) const {
+    const TableVector& vector = call_.vectors[vector_];
+    switch (ref.memory) {
+      case TableRef::kInput:
         return const_cast<unsigned char*>(static_cast<const unsigned char*>(vector.input));
-      case ProgramRef::kOutput:
+      case TableRef::kOutput:
         return static_cast<unsigned char*>(vector.output);
-      case ProgramRef::kPeerInput:
+      case TableRef::kPeerInput:
         return reinterpret_cast<unsigned char*>(policy_.operands()[ref.peer].input);
       default:
         return reinterpret_cast<unsigned char*>(policy_.operands()[ref.peer].output);
@@ -372,12 +370,12 @@ class Interpreter {
 
   // The sizes that are tried: all warps, half of them, and so on. Beside its accesses, a round
   // costs about as much as kRoundCost of them.
-  JAXCOLL_HD Team TeamOf(const ProgramOp& op) const {
+  JAXCOLL_HD Team TeamOf(const TableOp& op) const {
     constexpr int32_t kWarp = 32, kRoundCost = 2;
     const int32_t operands = op.source_count + op.destination_count;
     const int32_t each = op.source_count > 1 ? Mover::kUnroll : Mover::kCopyUnroll;
     const int32_t threads = policy_.threads();
-    const int32_t accesses = (call_.vectors[vector_].slice_elements * kItemBytes + 15) / 16;
+    const int32_t accesses = (call_.vectors[vector_].strip_elements * kItemBytes + 15) / 16;
     int32_t size = threads, count = 1, best = 0;
     for (int32_t warps = threads / kWarp; warps > 0; warps /= 2) {
       int32_t teams = threads / (warps * kWarp);
@@ -393,23 +391,23 @@ class Interpreter {
 
   // A chunk of an op.
   struct Chunk {
-    const ProgramPiece* piece;
+    const TablePiece* piece;
     int32_t index;  // in the piece
   };
-  JAXCOLL_HD Chunk ChunkAt(const ProgramOp& op, int32_t index) const {
-    const ProgramPiece* piece = At<ProgramPiece>(program_.piece_offset) + op.first_piece;
+  JAXCOLL_HD Chunk ChunkAt(const TableOp& op, int32_t index) const {
+    const TablePiece* piece = At<TablePiece>(header_.piece_offset) + op.first_piece;
     for (; index >= piece->count; ++piece) index -= piece->count;
     return {piece, index};
   }
 
   JAXCOLL_HD Strip StripOf(const Chunk& chunk) const {
-    return SliceAt(chunk.piece->position + (program_.chunks_per_block == 1 ? 0 : chunk.index));
+    return StripOf(chunk.piece->position + (header_.chunks_per_block == 1 ? 0 : chunk.index));
   }
 
   // Chunks go to the teams in turn. For each round, the addresses of all operands of all teams'
   // chunks are found first, by a thread each.
   // (What is found again in every round would else take registers from the accesses.)
-  JAXCOLL_HD void Move(const ProgramOp& op) {
+  JAXCOLL_HD void Move(const TableOp& op) {
     const Team team = TeamOf(op);
     for (int32_t done = 0; done < op.chunk_count; done += team.count) {
       if (done > 0) policy_.All(true);  // the addresses of the last round are not needed
@@ -429,9 +427,9 @@ class Interpreter {
     }
   }
 
-  JAXCOLL_HD void FindAddresses(const ProgramOp& op, int32_t first, int32_t chunks) {
+  JAXCOLL_HD void FindAddresses(const TableOp& op, int32_t first, int32_t chunks) {
     const int32_t operands = op.source_count + op.destination_count;
-    const ProgramRef* refs = At<ProgramRef>(program_.ref_offset);
+    const TableRef* refs = At<TableRef>(header_.ref_offset);
     for (int32_t i = policy_.thread(); i < chunks * operands; i += policy_.threads()) {
       const Chunk chunk = ChunkAt(op, first + i / operands);
       policy_.pointers()[i] =
@@ -442,15 +440,15 @@ class Interpreter {
   JAXCOLL_HD ReduceOp reduce_op() const { return static_cast<ReduceOp>(call_.reduce_op); }
 
   Policy& policy_;
-  const ProgramCall& call_;
-  const ProgramHeader& program_;
+  const TableCall& call_;
+  const TableHeader& header_;
   const unsigned char* const bytes_;  // the table
   const int32_t rank_;
   const int32_t worker_;
-  const int32_t lane_;
+  const int32_t strand_;
   uint32_t epoch_ = 0;
-  int32_t count_ = 0;   // segments of this lane before this one
-  int32_t segment_;     // of the call
+  int32_t count_ = 0;   // slices of this strand before this one
+  int32_t slice_;       // of the call
   int32_t vector_ = 0;  // its vector
 };
 

@@ -1,6 +1,6 @@
 // The kernels: addresses for cudaLaunchKernel, and how they are started.
 //
-// Parameters: (call, all), a Call, a ProgramCall or a RaggedProgramCall, and device memory. With
+// Parameters: (call, all), a Call, a TableCall or a RaggedTableCall, and device memory. With
 // all == nullptr the launch is for the rank of `call`: grid (blocks, 1). Else it is for all ranks
 // at once, cooperative, and `all` holds the calls of every rank, in rank order: grid (blocks,
 // ranks).

@@ -12,7 +12,7 @@ namespace jaxcoll::cuda {
 
 // `cause` says whom it is about.
 __device__ inline void Fail(const Call& call, Cause cause) {
-  cause.lane = call.lane;
+  cause.seat = call.seat;
   cause.block = blockIdx.x;
   cause.expected_fingerprint = call.fingerprint;
   DeviceAccess access;
@@ -47,7 +47,7 @@ class Partners {
  public:
   __device__ explicit Partners(const Call& call)
       : call_(call),
-        own_(LaneOf(call.rank)),
+        own_(SeatOf(call.rank)),
         count_(own_->count[blockIdx.x]),
         round_(own_->round[blockIdx.x]) {}
 
@@ -58,7 +58,7 @@ class Partners {
     ++count_;
     const int peer = threadIdx.x;
     if (peer < call_.world_size && peer != call_.rank) {
-      access_.Release(&LaneOf(peer)->flags[blockIdx.x][call_.rank],
+      access_.Release(&SeatOf(peer)->flags[blockIdx.x][call_.rank],
                       FlagOf(call_.fingerprint, count_));
       Await(call_, peer, &own_->flags[blockIdx.x][peer], count_);
     }
@@ -76,7 +76,7 @@ class Partners {
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const Vector& vector = call_.vectors[i % call_.vector_count];
       VectorPointers* const to =
-          &LaneOf(i / call_.vector_count)->pointers[call_.rank][i % call_.vector_count];
+          &SeatOf(i / call_.vector_count)->pointers[call_.rank][i % call_.vector_count];
       access_.StoreRelaxed(&to->input, tells ? AddressOf(vector.input) - base : kNowhere);
       access_.StoreRelaxed(&to->output, tells ? AddressOf(vector.output) - base : kNowhere);
     }
@@ -117,13 +117,13 @@ class Partners {
   }
 
  private:
-  __device__ Lane* LaneOf(int rank) const {
-    return reinterpret_cast<Lane*>(call_.workspaces[rank] + LaneOffset(call_.lane));
+  __device__ Seat* SeatOf(int rank) const {
+    return reinterpret_cast<Seat*>(call_.workspaces[rank] + SeatOffset(call_.seat));
   }
 
   const Call& call_;
   DeviceAccess access_;
-  Lane* const own_;
+  Seat* const own_;
   uint32_t count_;
   uint32_t round_;
 };

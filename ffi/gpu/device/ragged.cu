@@ -5,13 +5,13 @@ namespace jaxcoll::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads, 1)
-    MoveSegments(const __grid_constant__ Call parameter, const Call* all) {
+    MoveRows(const __grid_constant__ Call parameter, const Call* all) {
   __shared__ RaggedShared shared;
   RunRagged(shared, parameter, all);
 }
 
 }  // namespace
 
-const void* RaggedKernel() { return reinterpret_cast<const void*>(&MoveSegments); }
+const void* RaggedKernel() { return reinterpret_cast<const void*>(&MoveRows); }
 
 }  // namespace jaxcoll::cuda

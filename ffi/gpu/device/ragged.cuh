@@ -1,8 +1,8 @@
 // ragged_all_to_all. A row of the result receives, in this order, the row of `output`, then
-// the segments of ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
-// holds where segments overlap.
+// the rows from ranks 0, 1, ...; a tile of the result belongs to one block, so that the order
+// holds where rows overlap.
 //
-//   direct    every rank fetches its segments from the others' operands, whose addresses and tables
+//   direct    every rank fetches its rows from the others' operands, whose addresses and tables
 //             they publish.
 //   staged    every rank tells the others its tables. For each tile it stages the rows that it has
 //             for each of them, at their place in the tile, and fetches what they have for it.
@@ -24,7 +24,7 @@ struct RaggedShared {
   Call call;
   const unsigned char* operands[kMaxRanks];
   const unsigned char* tables[kMaxRanks][4];  // direct: in the order of a RaggedEntry
-  int64_t place[kEntriesAtHand], bytes[kEntriesAtHand];
+  int64_t first[kEntriesAtHand], bytes[kEntriesAtHand];
 };
 
 // The tables of all ranks.
@@ -89,10 +89,10 @@ class RaggedTables {
       if (outside(sent.input_offset, ragged.operand_rows)) Fail(call_, cause);
       if (outside(sent.output_offset, ragged.output_rows)) Fail(call_, cause);
     }
-    // The segments for this rank, in order.
+    // The extents of what this rank receives, in order.
     for (int i = threadIdx.x; i < entries() && i < kEntriesAtHand; i += blockDim.x) {
       const RaggedEntry sent = Get(i / updates, call_.rank, i % updates);
-      shared_.place[i] = sent.output_offset * ragged.row_bytes;
+      shared_.first[i] = sent.output_offset * ragged.row_bytes;
       shared_.bytes[i] = sent.send_size * ragged.row_bytes;
     }
     __syncthreads();
@@ -106,7 +106,7 @@ class RaggedTables {
   // For this rank; without `from`.
   __device__ Part Incoming(int sender, int u, int64_t at, int64_t end) const {
     const int i = sender * call_.ragged.updates_per_peer + u;
-    if (i < kEntriesAtHand) return Cut(shared_.place[i], shared_.bytes[i], 0, at, end);
+    if (i < kEntriesAtHand) return Cut(shared_.first[i], shared_.bytes[i], 0, at, end);
     return Outgoing(sender, call_.rank, u, at, end);
   }
   __device__ Part Outgoing(int sender, int receiver, int u, int64_t at, int64_t end) const {
@@ -116,10 +116,10 @@ class RaggedTables {
   }
 
  private:
-  static __device__ Part Cut(int64_t place, int64_t bytes, int64_t from, int64_t at, int64_t end) {
-    const int64_t first = place > at ? place : at;
-    const int64_t last = place + bytes < end ? place + bytes : end;
-    return {first, last, from + (first - place)};
+  static __device__ Part Cut(int64_t start, int64_t bytes, int64_t from, int64_t at, int64_t end) {
+    const int64_t first = start > at ? start : at;
+    const int64_t last = start + bytes < end ? start + bytes : end;
+    return {first, last, from + (first - start)};
   }
   __device__ int64_t At(const void* table, int i) const {
     return call_.ragged.wide_index ? __ldcg(static_cast<const long long*>(table) + i)

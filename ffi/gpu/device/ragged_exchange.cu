@@ -17,12 +17,11 @@ class RaggedPolicy : public DevicePolicy {
 };
 
 __global__ void __launch_bounds__(kInterpreterThreads, 1)
-    ExchangeRagged(const __grid_constant__ RaggedProgramCall parameter,
-                   const RaggedProgramCall* all) {
-  __shared__ RaggedProgramCall call;
+    ExchangeRagged(const __grid_constant__ RaggedTableCall parameter, const RaggedTableCall* all) {
+  __shared__ RaggedTableCall call;
   __shared__ unsigned char* pointers[kPointers];
-  __shared__ ProgramHeader header;
-  const RaggedProgramCall& mine = all == nullptr ? parameter : all[blockIdx.y];
+  __shared__ TableHeader header;
+  const RaggedTableCall& mine = all == nullptr ? parameter : all[blockIdx.y];
   const auto copy = [](void* to, const void* from, int bytes) {
     for (int i = threadIdx.x; i < bytes / static_cast<int>(sizeof(uint64_t)); i += blockDim.x) {
       static_cast<uint64_t*>(to)[i] = static_cast<const uint64_t*>(from)[i];
@@ -30,9 +29,9 @@ __global__ void __launch_bounds__(kInterpreterThreads, 1)
   };
   static_assert(sizeof(call) % sizeof(uint64_t) == 0 && sizeof(header) % sizeof(uint64_t) == 0);
   copy(&call, &mine, sizeof(call));
-  copy(&header, mine.program.program, sizeof(header));
+  copy(&header, mine.table_call.table, sizeof(header));
   __syncthreads();
-  if (threadIdx.x == 0) call.program.program = &header;
+  if (threadIdx.x == 0) call.table_call.table = &header;
   __syncthreads();
   RaggedPolicy policy(pointers, nullptr);
   RaggedExchange<RaggedPolicy>(policy, call, static_cast<int32_t>(blockIdx.x)).Run();

@@ -24,18 +24,18 @@ namespace jaxcoll::cuda {
 template <typename Policy>
 class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   using Base = Interpreter<Policy, DType::kUint8>;
-  using Base::call_, Base::count_, Base::epoch_, Base::lane_, Base::policy_, Base::program_,
-      Base::rank_, Base::segment_;
+  using Base::call_, Base::count_, Base::epoch_, Base::strand_, Base::policy_, Base::header_,
+      Base::rank_, Base::slice_;
 
  public:
-  JAXCOLL_HD RaggedExchange(Policy& policy, const RaggedProgramCall& call, int32_t block)
-      : Base(policy, call.program, block),
+  JAXCOLL_HD RaggedExchange(Policy& policy, const RaggedTableCall& call, int32_t block)
+      : Base(policy, call.table_call, block),
         ragged_(call.ragged),
         tables_(call),
-        ranks_(program_.world_size),
+        ranks_(header_.world_size),
         updates_(call.ragged.updates_per_peer),
-        places_(reinterpret_cast<RaggedPlace*>(Base::Region() + call_.scratch_offset +
-                                               lane_ * RaggedScratchBytes(ranks_, updates_))) {}
+        extents_(reinterpret_cast<RaggedExtent*>(Base::Region() + call_.scratch_offset +
+                                                 strand_ * RaggedScratchBytes(ranks_, updates_))) {}
 
   // Whether the block did all it should.
   JAXCOLL_HD bool Run() {
@@ -44,7 +44,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     const int64_t told = UsesFor(TableBytes());  // rounds in which tables come
     int64_t rounds = MostUses(kSent);
     JAXCOLL_NO_UNROLL
-    for (; count_ < rounds; ++count_, segment_ += call_.lanes) {
+    for (; count_ < rounds; ++count_, slice_ += call_.strands) {
       if (!AwaitRoom()) return false;
       Send();
       policy_.All(true);
@@ -68,22 +68,23 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
 
   // ---- Streams ---------------------------------------------------------------------------------
 
-  // Bytes of rows that go to a peer, or come from it, by all lanes. Shared by the block's threads.
+  // Bytes of rows that go to a peer, or come from it, by all strands. Shared by the block's
+  // threads.
   JAXCOLL_HD int64_t Rows(Way way, int32_t peer) const {
     return static_cast<int64_t>(
-        reinterpret_cast<uintptr_t>(policy_.pointers()[way * kMaxProgramRanks + peer]));
+        reinterpret_cast<uintptr_t>(policy_.pointers()[way * kMaxTableRanks + peer]));
   }
   JAXCOLL_HD void SetRows(Way way, int32_t peer, int64_t bytes) {
-    policy_.pointers()[way * kMaxProgramRanks + peer] =
+    policy_.pointers()[way * kMaxTableRanks + peer] =
         reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(bytes));
   }
-  static_assert(2 * kMaxProgramRanks <= kPointers);
+  static_assert(2 * kMaxTableRanks <= kPointers);
 
   JAXCOLL_HD int64_t TableBytes() const {
     return updates_ * static_cast<int64_t>(sizeof(RaggedEntry));
   }
   JAXCOLL_HD int64_t StreamBytes(Way way, int32_t peer) const {
-    return TableBytes() + ShareOf(Rows(way, peer), lane_, call_.lanes).bytes;
+    return TableBytes() + ShareOf(Rows(way, peer), strand_, call_.strands).bytes;
   }
   // Whether a stream has a use of its slot in round `count`.
   JAXCOLL_HD bool HasUse(Way way, int32_t peer, int64_t count) const {
@@ -110,7 +111,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     int64_t first, last, at;
   };
   JAXCOLL_HD Span SpanOf(Way way, int32_t peer) const {
-    const RaggedShare share = ShareOf(Rows(way, peer), lane_, call_.lanes);
+    const RaggedShare share = ShareOf(Rows(way, peer), strand_, call_.strands);
     const int64_t begin = count_ * call_.stride_bytes - TableBytes();  // of the share
     const int64_t end = begin + call_.stride_bytes;
     const int64_t first = begin < 0 ? 0 : begin;
@@ -197,9 +198,9 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
           peer == rank_ ? own : LoadEntry(Slot(Base::Inbox(peer), peer), i % count);
       ok = Check(peer, rank_, u, said, own.recv_size) && Check(rank_, peer, u, own, said.recv_size);
       if (!ok) break;
-      RaggedPlace& place = places_[peer * updates_ + u];
-      policy_.Store(&place.first, said.output_offset * ragged_.row_bytes);
-      policy_.Store(&place.bytes, said.send_size * ragged_.row_bytes);
+      RaggedExtent& extent = extents_[peer * updates_ + u];
+      policy_.Store(&extent.first, said.output_offset * ragged_.row_bytes);
+      policy_.Store(&extent.bytes, said.send_size * ragged_.row_bytes);
     }
     return policy_.All(ok);
   }
@@ -208,14 +209,14 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     for (int32_t peer = policy_.thread(); peer < ranks_; peer += policy_.threads()) {
       int64_t bytes = 0;
       JAXCOLL_NO_UNROLL
-      for (int32_t u = 0; u < updates_; ++u) bytes += PlaceOf(peer * updates_ + u).bytes;
+      for (int32_t u = 0; u < updates_; ++u) bytes += ExtentOf(peer * updates_ + u).bytes;
       SetRows(kReceived, peer, bytes);
     }
     policy_.All(true);
   }
-  JAXCOLL_HD RaggedPlace PlaceOf(int32_t i) const {
-    return {policy_.template Load<int64_t>(&places_[i].first),
-            policy_.template Load<int64_t>(&places_[i].bytes)};
+  JAXCOLL_HD RaggedExtent ExtentOf(int32_t i) const {
+    return {policy_.template Load<int64_t>(&extents_[i].first),
+            policy_.template Load<int64_t>(&extents_[i].bytes)};
   }
 
   JAXCOLL_HD RaggedEntry LoadEntry(const unsigned char* slot, int32_t i) const {
@@ -235,7 +236,7 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
 
   // In a region: the slot of what `from` sends, for this round.
   JAXCOLL_HD unsigned char* Slot(unsigned char* region, int32_t from) const {
-    const int64_t use = int64_t{lane_} * call_.depth + count_ % call_.depth;
+    const int64_t use = int64_t{strand_} * call_.depth + count_ % call_.depth;
     return region + call_.slot_offset + (use * ranks_ + from) * call_.stride_bytes;
   }
   JAXCOLL_HD Flag& Arrived(unsigned char* region, int32_t from) const {
@@ -252,8 +253,8 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     }
     return policy_.All(all);
   }
-  JAXCOLL_HD bool Await(ProgramWait::Kind kind, int32_t peer, int32_t flag) {
-    ProgramWait wait = {};
+  JAXCOLL_HD bool Await(TableWait::Kind kind, int32_t peer, int32_t flag) {
+    TableWait wait = {};
     wait.kind = kind;
     wait.peer = peer;
     wait.flag = flag;
@@ -263,13 +264,13 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   JAXCOLL_HD bool AwaitRoom() {
     return ForPeers([&](int32_t peer) {
       return !HasUse(kSent, peer, count_) ||
-             Await(ProgramWait::kFree, peer, RaggedFreed(peer, ranks_));
+             Await(TableWait::kFree, peer, RaggedFreed(peer, ranks_));
     });
   }
   JAXCOLL_HD bool AwaitArrivals(int64_t told) {
     return ForPeers([&](int32_t peer) {
       return (count_ >= told && !HasUse(kReceived, peer, count_)) ||
-             Await(ProgramWait::kArrived, peer, RaggedArrived(peer));
+             Await(TableWait::kArrived, peer, RaggedArrived(peer));
     });
   }
   // After the barrier behind what was written or read.
@@ -345,16 +346,16 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       JAXCOLL_NO_UNROLL
       for (int32_t u = 0; u < updates_ && before < span.last; ++u) {
         const int32_t entry = peer * updates_ + u;
-        const RaggedPlace place = PlaceOf(entry);
-        const Span part = Cut(span, before, place.bytes);
+        const RaggedExtent extent = ExtentOf(entry);
+        const Span part = Cut(span, before, extent.bytes);
         if (part.first < part.last) {
           const unsigned char* const from = peer == rank_
                                                 ? OperandOf(peer, u) + (part.first - before)
                                                 : Slot(Base::Inbox(peer), peer) + part.at;
-          Write(entry, place.first + (part.first - before), place.first + (part.last - before),
+          Write(entry, extent.first + (part.first - before), extent.first + (part.last - before),
                 from);
         }
-        before += place.bytes;
+        before += extent.bytes;
       }
     }
   }
@@ -370,10 +371,10 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
            At(tables_.input_offsets, peer, u) * ragged_.row_bytes;
   }
 
-  // This lane's share of what no update reaches.
+  // This strand's share of what no update reaches.
   JAXCOLL_HD void CopyRest() {
     constexpr int64_t kTile = 64 << 10;
-    const RaggedShare share = ShareOf(call_.vectors[0].elements, lane_, call_.lanes);
+    const RaggedShare share = ShareOf(call_.vectors[0].elements, strand_, call_.strands);
     JAXCOLL_NO_UNROLL
     for (int64_t at = share.first; at < share.first + share.bytes; at += kTile) {
       const int64_t end = share.first + share.bytes;
@@ -390,11 +391,11 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
     bool apart = true, hidden = false;
     JAXCOLL_NO_UNROLL
     for (int32_t i = entry + 1 + policy_.thread(); i < entries; i += policy_.threads()) {
-      const RaggedPlace place = PlaceOf(i);
-      const int64_t end = place.first + place.bytes;
-      if (place.bytes == 0 || end <= first || last <= place.first) continue;
+      const RaggedExtent extent = ExtentOf(i);
+      const int64_t end = extent.first + extent.bytes;
+      if (extent.bytes == 0 || end <= first || last <= extent.first) continue;
       apart = false;
-      hidden |= place.first <= first && last <= end;
+      hidden |= extent.first <= first && last <= end;
     }
     const bool alone = policy_.All(apart);
     if (!alone && !policy_.All(!hidden)) return;
@@ -405,11 +406,11 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
       int64_t behind = 0;   // a later one reaches from here to there
       JAXCOLL_NO_UNROLL
       for (int32_t i = alone ? entries : entry + 1; i < entries && behind == 0; ++i) {
-        const RaggedPlace place = PlaceOf(i);
-        const int64_t end = place.first + place.bytes;
-        if (place.bytes == 0 || end <= first || next <= place.first) continue;
-        if (place.first <= first) behind = end;
-        next = place.first;
+        const RaggedExtent extent = ExtentOf(i);
+        const int64_t end = extent.first + extent.bytes;
+        if (extent.bytes == 0 || end <= first || next <= extent.first) continue;
+        if (extent.first <= first) behind = end;
+        next = extent.first;
       }
       if (behind == 0) policy_.Copy(result + first, from + (first - begin), next - first);
       first = behind == 0 ? next : behind;
@@ -417,10 +418,10 @@ class RaggedExchange : Interpreter<Policy, DType::kUint8> {
   }
 
   const Ragged& ragged_;
-  const RaggedProgramCall& tables_;
+  const RaggedTableCall& tables_;
   const int32_t ranks_;
   const int32_t updates_;
-  RaggedPlace* const places_;  // by rank and update, in order
+  RaggedExtent* const extents_;  // by rank and update, in order
 };
 
 }  // namespace jaxcoll::cuda

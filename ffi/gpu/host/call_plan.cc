@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "gpu/abi/fingerprint.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll::cuda {
 namespace {

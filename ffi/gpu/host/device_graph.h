@@ -11,7 +11,7 @@
 namespace jaxcoll::cuda {
 
 // A message, by its two sides. BuildGraph() fills in the first five.
-struct Message {
+struct DeviceMessage {
   int32_t source = 0, destination = 0;  // ranks
   int32_t sender = 0, receiver = 0;     // ops of those
   int32_t chunk_count = 0;
@@ -28,10 +28,10 @@ struct Message {
 struct DeviceGraph {
   int32_t workers = 1;
   std::map<int32_t, int32_t> worker_of_channel;
-  std::vector<Message> messages;
+  std::vector<DeviceMessage> messages;
   std::vector<std::vector<int32_t>> message_of;          // [rank][op] -> message, -1: local
   std::vector<std::vector<std::vector<int32_t>>> order;  // [rank][worker] -> ops
-  std::vector<std::vector<int32_t>> place_in_order;      // [rank][op]
+  std::vector<std::vector<int32_t>> position_in_order;   // [rank][op]
   // [rank][op]: the longest way to it, through dependencies and messages of all ranks.
   std::vector<std::vector<int32_t>> level;
 };

@@ -19,7 +19,7 @@ const Member* DeviceOfJob(int64_t device_id) {
 }
 
 // Carries what goes to GPUs of other hosts. Null if this process is not linked to others. Called
-// with the lock of CommunicatorOf.
+// with the lock of GpuCommunicatorOf.
 HostProxy* TheProxy(int process) {
   static HostProxy* proxy = nullptr;  // lives as long as the reactor, which is never destroyed
   Interprocess* const processes = Interprocess::Get();
@@ -32,23 +32,24 @@ HostProxy* TheProxy(int process) {
 
 // The communicator of a group, made when it is asked for first. Asked for while a program is set
 // up, in an order that is the same in all its processes.
-StatusOr<Communicator*> CommunicatorOf(const std::vector<Member>& members, const void* operand) {
+StatusOr<GpuCommunicator*> GpuCommunicatorOf(const std::vector<Member>& members,
+                                             const void* operand) {
   static std::mutex& mutex = *new std::mutex;
-  static auto& all = *new std::map<std::vector<int64_t>, std::unique_ptr<Communicator>>;
+  static auto& all = *new std::map<std::vector<int64_t>, std::unique_ptr<GpuCommunicator>>;
   std::vector<int64_t> key;
   for (const Member& member : members) key.push_back(member.device_id);
   std::lock_guard lock(mutex);
-  std::unique_ptr<Communicator>& communicator = all[key];
+  std::unique_ptr<GpuCommunicator>& communicator = all[key];
   if (communicator == nullptr) {
     const Job& job = *the_job.load(std::memory_order_acquire);
-    CommunicatorOptions options = job.options;
+    GpuCommunicatorOptions options = job.options;
     options.proxy = TheProxy(job.process);
     if (job.maps_operands) options.operand = operand;
-    StatusOr<std::unique_ptr<Communicator>> made =
-        Communicator::Create(members, job.process, options, job.store.get(), *job.runtime);
+    StatusOr<std::unique_ptr<GpuCommunicator>> made =
+        GpuCommunicator::Create(members, job.process, options, job.store.get(), *job.runtime);
     if (!made.ok()) return made.status();
     communicator = std::move(*made);
-    Communicator::StartMonitor();
+    GpuCommunicator::StartMonitor();
   }
   return communicator.get();
 }
@@ -68,7 +69,7 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (!core.ok()) return core.status();
   if (!core->spec().schedule.empty()) {
     // Refused now, as on CPUs; the ops are read again when they are packed.
-    const StatusOr<std::vector<Program>> none = ProgramsOf(core->spec(), {});
+    const StatusOr<std::vector<OpList>> none = OpListsOf(core->spec(), {});
     if (!none.ok()) return none.status();
   }
   if (core->spec().separate_blocks != 0) {
@@ -87,11 +88,11 @@ StatusOr<std::unique_ptr<GpuCallSite>> GpuCallSite::Create(CallSpec spec) {
   if (processes == nullptr) {
     return Status(StatusCode::kFailedPrecondition, "this process is not linked to the others");
   }
-  site->core_.TakeSlot(*processes, "cuda ");
+  site->core_.TakeNumber(*processes, "cuda ");
   return site;
 }
 
-// The slot is returned after the groups that use it.
+// The number is returned after the groups that use it.
 GpuCallSite::~GpuCallSite() { groups_.clear(); }
 
 Status GpuCallSite::Prepare(const CallShape& shape, const void* operand) {
@@ -132,7 +133,7 @@ Status GpuCallSite::PrepareGroup(int32_t group, const void* operand) {
     here |= member->process == job.process;
   }
   if (!here) return Status();
-  StatusOr<Communicator*> communicator = CommunicatorOf(members, operand);
+  StatusOr<GpuCommunicator*> communicator = GpuCommunicatorOf(members, operand);
   if (!communicator.ok()) return communicator.status();
   StatusOr<std::unique_ptr<GroupCall>> call =
       GroupCall::Create(**communicator, spec_, core_.shape(), core_.instruction(), core_.Describe(),
@@ -162,7 +163,7 @@ Status GpuCallSite::Enqueue(int ordinal, void* stream, const void* const* inputs
                         " is in none of its groups; compile the program for the mesh it runs on"));
   }
   const Place place = *place_of_ordinal_[ordinal];
-  const Group& group = groups_[place.group];
+  const GpuGroup& group = groups_[place.group];
   if (const std::optional<std::string> cause = group.communicator->Cause()) {
     return Status(StatusCode::kFailedPrecondition,
                   "an earlier collective failed on these GPUs: " + *cause);

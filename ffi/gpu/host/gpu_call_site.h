@@ -1,7 +1,7 @@
 // One custom-call instruction of one executable on GPUs, shared by the process's devices.
 //
 // Work that is done once, at the first call: the communicators of the instruction's groups, its
-// lanes, the loading of its kernel. It may block for other processes and takes device memory, so
+// seats, the loading of its kernel. It may block for other processes and takes device memory, so
 // XLA's initialize stage does it, before any kernel of the program waits for another. A call after
 // that fills in the kernel's parameters and enqueues it: no lock, no allocation, nothing that a
 // graph's capture forbids. A replayed graph comes without a call: whatever changes from one call to
@@ -21,7 +21,7 @@
 #include "base/status.h"
 #include "call/call_core.h"
 #include "gpu/abi/runtime.h"
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/group_call.h"
 #include "gpu/host/store.h"
 
@@ -31,9 +31,9 @@ namespace jaxcoll::cuda {
 struct Job {
   int process = 0;
   std::vector<Member> devices;
-  CommunicatorOptions options;   // without `operand`
-  bool maps_operands = true;     // whether processes offer each other their arrays' memory
-  std::unique_ptr<Store> store;  // null in a job of one process
+  GpuCommunicatorOptions options;  // without `operand`
+  bool maps_operands = true;       // whether processes offer each other their arrays' memory
+  std::unique_ptr<Store> store;    // null in a job of one process
   Runtime* runtime = nullptr;
 };
 void StartJob(Job job);
@@ -57,8 +57,8 @@ class GpuCallSite {
                  const uint32_t* logical_id) const;
 
  private:
-  struct Group {
-    Communicator* communicator = nullptr;
+  struct GpuGroup {
+    GpuCommunicator* communicator = nullptr;
     std::unique_ptr<GroupCall> call;  // null: no rank of it is here
   };
 
@@ -72,7 +72,7 @@ class GpuCallSite {
 
   std::mutex mutex_;
   std::atomic<bool> prepared_{false};  // publishes what follows, constant from then on
-  std::vector<Group> groups_;
+  std::vector<GpuGroup> groups_;
   std::vector<std::optional<Place>> place_of_ordinal_;
   std::vector<uint32_t> logical_of_ordinal_;
 };

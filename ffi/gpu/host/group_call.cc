@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <utility>
 
-#include "gpu/host/program_plan.h"
 #include "gpu/host/ragged_plan.h"
+#include "gpu/host/table_plan.h"
 
 namespace jaxcoll::cuda {
 
-GroupCall::GroupCall(Communicator& communicator, Plan plan)
+GroupCall::GroupCall(GpuCommunicator& communicator, Plan plan)
     : communicator_(communicator), plan_(std::move(plan)) {}
 
-StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicator,
+StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(GpuCommunicator& communicator,
                                                        const CallSpec& spec, const CallShape& shape,
                                                        const std::string& key,
                                                        const std::string& description,
@@ -34,7 +34,7 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
       if (communicator.is_local(rank)) own.push_back(rank);
     }
     const HostReach* const reach = communicator.reach();
-    planned = made(ProgramPlan::Create(
+    planned = made(TablePlan::Create(
         spec, shape, blocks, operands ? Reach::kOperands : Reach::kRegions, own,
         reach != nullptr ? std::span<const int>(reach->host_of_rank()) : std::span<const int>()));
   }
@@ -46,11 +46,11 @@ StatusOr<std::unique_ptr<GroupCall>> GroupCall::Create(Communicator& communicato
 }
 
 GroupCall::~GroupCall() {
-  if (granted_) communicator_.ReturnLane(grant_);
+  if (granted_) communicator_.ReturnSeat(grant_);
 }
 
 Status GroupCall::Init(const std::string& key, const std::string& description) {
-  LaneRequest request;
+  SeatRequest request;
   request.key = key;
   request.description = description;
   if (const auto* const direct = std::get_if<CallPlan>(&plan_)) {
@@ -67,7 +67,7 @@ Status GroupCall::Init(const std::string& key, const std::string& description) {
     request.area_bytes = [plan](uint64_t available) { return plan->AreaBytes(available); };
     request.fingerprint = plan->fingerprint();
   }
-  StatusOr<LaneGrant> grant = communicator_.TakeLane(request);
+  StatusOr<SeatGrant> grant = communicator_.TakeSeat(request);
   if (!grant.ok()) return grant.status();
   grant_ = *grant;
   granted_ = true;
@@ -120,7 +120,7 @@ Status GroupCall::ReachHosts(const MessagePlan& plan, const std::string& descrip
   StatusOr<HostRoutes> routes = plan.Routes(reach->host_of_rank());
   if (!routes.ok()) return routes.status();
   StatusOr<const HostReach::Region*> region =
-      reach->Open(grant_.lane, std::move(*routes), description);
+      reach->Open(grant_.seat, std::move(*routes), description);
   if (!region.ok()) return region.status();
   host_region_ = *region;
   return Status();
@@ -144,14 +144,14 @@ int GroupCall::blocks() const {
 StatusOr<Launch> GroupCall::Bind(int rank, int launch, const Operands& operands) const {
   Launch result;
   const auto complete = [&](auto& call) {
-    call.lane = grant_.lane;
+    call.seat = grant_.seat;
     call.deadline_ns = communicator_.deadline_ns();
     call.cause = communicator_.cause_record(rank);
     call.logical_id = operands.logical_id;
     call.expected_logical_id = operands.expected_logical_id;
   };
   if (const MessagePlan* const plan = messages()) {
-    ProgramCall& call =
+    TableCall& call =
         plan->Bind(launch, Area(rank, rank), operands.inputs, operands.outputs, result);
     complete(call);
     if (host_region_ != nullptr) {

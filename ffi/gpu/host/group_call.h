@@ -2,7 +2,7 @@
 //
 // Collectives that have a kernel of their own run it (call_plan.h); the interpreter runs all other
 // algorithms, schedules written in Python, larger groups, and groups of several hosts
-// (program_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
+// (table_plan.h). These groups' ragged exchanges have a kernel of their own (ragged_plan.h), with
 // regions, flags and proxies as the interpreter's: a MessagePlan is either.
 //
 // Thread rule: made by one thread; then Bind and Enqueue from any. Enqueue takes no lock and no
@@ -19,7 +19,7 @@
 #include "call/call_shape.h"
 #include "gpu/abi/runtime.h"
 #include "gpu/host/call_plan.h"
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/message_plan.h"
 
 namespace jaxcoll::cuda {
@@ -37,7 +37,7 @@ class GroupCall {
  public:
   // `key`, where other processes take part: the call site, by the same name in all of them.
   // `description`: for people. `interpret`: by messages, even where there is a kernel.
-  static StatusOr<std::unique_ptr<GroupCall>> Create(Communicator& communicator,
+  static StatusOr<std::unique_ptr<GroupCall>> Create(GpuCommunicator& communicator,
                                                      const CallSpec& spec, const CallShape& shape,
                                                      const std::string& key,
                                                      const std::string& description,
@@ -58,7 +58,7 @@ class GroupCall {
  private:
   using Plan = std::variant<CallPlan, std::unique_ptr<MessagePlan>>;
 
-  GroupCall(Communicator& communicator, Plan plan);
+  GroupCall(GpuCommunicator& communicator, Plan plan);
   Status Init(const std::string& key, const std::string& description);
   // Null where a kernel of its own runs.
   MessagePlan* messages() const {
@@ -70,9 +70,9 @@ class GroupCall {
   Status ReachHosts(const MessagePlan& plan, const std::string& description);
   unsigned char* Area(int rank, int seen_by) const;
 
-  Communicator& communicator_;
+  GpuCommunicator& communicator_;
   Plan plan_;
-  LaneGrant grant_;
+  SeatGrant grant_;
   const HostReach::Region* host_region_ = nullptr;  // where ranks of other hosts take part
   bool granted_ = false;
   bool known_ = false;  // the allocation of this process's operands is, to the others

@@ -1,6 +1,6 @@
 // The launches that every rank of a group makes for one custom call whose messages go through
 // slots, as its GroupCall sees them. A schedule's chunks have extents that the host knows
-// (program_plan.h), those of a ragged_all_to_all stand in device memory (ragged_plan.h).
+// (table_plan.h), those of a ragged_all_to_all stand in device memory (ragged_plan.h).
 //
 // Computed from what the HLO says and the shapes, so equal on all ranks; plain C++.
 #pragma once
@@ -46,8 +46,8 @@ class MessagePlan {
   // Puts the parameters of launch `launch` for one rank, whose area is at `area`, into `result`.
   // Operands are in the order of the custom call. Returns the parameters that all of these kernels
   // have, of which the communicator's, the cause, the deadline and the logical id are missing.
-  virtual ProgramCall& Bind(int launch, unsigned char* area, const void* const* inputs,
-                            void* const* outputs, Launch& result) const = 0;
+  virtual TableCall& Bind(int launch, unsigned char* area, const void* const* inputs,
+                          void* const* outputs, Launch& result) const = 0;
 
  protected:
   virtual uint64_t TableBytes() const = 0;

@@ -11,29 +11,29 @@ namespace {
 // The ops of all ranks that have ended before another one begins.
 class Order {
  public:
-  Order(const std::vector<Program>& programs, const DeviceGraph& graph) {
-    for (const Program& program : programs) {
+  Order(const std::vector<OpList>& op_lists, const DeviceGraph& graph) {
+    for (const OpList& op_list : op_lists) {
       first_.push_back(count_);
-      count_ += program.ops.size();
+      count_ += op_list.ops.size();
     }
     words_ = (count_ + 63) / 64;
     before_.assign(count_ * words_, 0);
     std::vector<std::vector<std::pair<int32_t, int32_t>>> levels;
-    for (const Program& program : programs) {
-      for (size_t i = 0; i < program.ops.size(); ++i) {
-        const auto level = static_cast<size_t>(graph.level[program.rank][i]);
+    for (const OpList& op_list : op_lists) {
+      for (size_t i = 0; i < op_list.ops.size(); ++i) {
+        const auto level = static_cast<size_t>(graph.level[op_list.rank][i]);
         if (levels.size() <= level) levels.resize(level + 1);
-        levels[level].emplace_back(program.rank, static_cast<int32_t>(i));
+        levels[level].emplace_back(op_list.rank, static_cast<int32_t>(i));
       }
     }
     for (const auto& level : levels) {
       for (const auto& [rank, index] : level) {
-        const Op& op = programs[rank].ops[index];
+        const Op& op = op_lists[rank].ops[index];
         for (const int32_t before : op.depends_on) Add(Id(rank, index), Id(rank, before));
         if (!IsReceive(op)) continue;
-        const Message& message = graph.messages[graph.message_of[rank][index]];
+        const DeviceMessage& message = graph.messages[graph.message_of[rank][index]];
         // Nobody waits for what is pulled.
-        if (message.way == Message::kPulled) continue;
+        if (message.way == DeviceMessage::kPulled) continue;
         Add(Id(rank, index), Id(message.source, message.sender));
       }
     }
@@ -60,10 +60,10 @@ class Order {
 };
 
 // The ops of a rank that read or write each chunk of its output.
-std::map<int32_t, std::vector<int32_t>> UsersOfOutput(const Program& program) {
+std::map<int32_t, std::vector<int32_t>> UsersOfOutput(const OpList& op_list) {
   std::map<int32_t, std::vector<int32_t>> users;
-  for (size_t i = 0; i < program.ops.size(); ++i) {
-    const Op& op = program.ops[i];
+  for (size_t i = 0; i < op_list.ops.size(); ++i) {
+    const Op& op = op_list.ops[i];
     std::vector<const Operand*> operands;
     if (!IsSend(op)) operands.push_back(&op.destination);
     // The first source of a receipt, and the destination of a send, are the peer's.
@@ -82,18 +82,18 @@ std::map<int32_t, std::vector<int32_t>> UsersOfOutput(const Program& program) {
 
 }  // namespace
 
-void ChooseWays(const std::vector<Program>& programs, DeviceGraph& graph) {
-  const auto receipt = [&](const Message& message) -> const Op& {
-    return programs[message.destination].ops[message.receiver];
+void ChooseWays(const std::vector<OpList>& op_lists, DeviceGraph& graph) {
+  const auto receipt = [&](const DeviceMessage& message) -> const Op& {
+    return op_lists[message.destination].ops[message.receiver];
   };
-  for (Message& message : graph.messages) {
+  for (DeviceMessage& message : graph.messages) {
     const bool input = receipt(message).sources[0].buffer == BufferKind::kInput;
-    message.way = input ? Message::kPulled : Message::kSlot;
+    message.way = input ? DeviceMessage::kPulled : DeviceMessage::kSlot;
   }
-  const Order order(programs, graph);
+  const Order order(op_lists, graph);
   std::vector<std::map<int32_t, std::vector<int32_t>>> users;
-  for (const Program& program : programs) users.push_back(UsersOfOutput(program));
-  for (Message& message : graph.messages) {
+  for (const OpList& op_list : op_lists) users.push_back(UsersOfOutput(op_list));
+  for (DeviceMessage& message : graph.messages) {
     const Op& op = receipt(message);
     if (op.kind != OpKind::kRecv || op.destination.buffer != BufferKind::kOutput) continue;
     const int32_t to = message.destination;
@@ -106,7 +106,7 @@ void ChooseWays(const std::vector<Program>& programs, DeviceGraph& graph) {
     };
     const std::vector<int32_t> chunks = ListChunks(op.destination);
     // Rather pushed than pulled: to write takes no round trip, and one read serves many.
-    if (std::all_of(chunks.begin(), chunks.end(), free)) message.way = Message::kPushed;
+    if (std::all_of(chunks.begin(), chunks.end(), free)) message.way = DeviceMessage::kPushed;
   }
 }
 

@@ -14,6 +14,6 @@ namespace jaxcoll::cuda {
 //   pulled  comes from the sender's input, which does not change.
 //   pushed  goes to chunks of the receiver's output. All else that the receiver does with these
 //           has ended before the sender sends, by what ops wait for, or comes after the receipt.
-void ChooseWays(const std::vector<Program>& programs, DeviceGraph& graph);
+void ChooseWays(const std::vector<OpList>& op_lists, DeviceGraph& graph);
 
 }  // namespace jaxcoll::cuda

@@ -16,20 +16,20 @@
 
 #include "base/status.h"
 #include "call/call_spec.h"
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 namespace jaxcoll::cuda {
 
 struct PackedSchedule {
-  std::vector<DeviceProgram> tables;  // ranks ascend
+  std::vector<DeviceTable> tables;  // ranks ascend
   int32_t input_blocks = 1, output_blocks = 1;
   // No rank's table is longer. Equal in all processes, as all that follows.
   uint64_t table_bytes = 0;
   uint64_t fingerprint = 0;
 
-  const DeviceProgram& TableOf(int32_t rank) const;  // one of `tables`
+  const DeviceTable& TableOf(int32_t rank) const;  // one of `tables`
   // Holds for any rank, but for its rank and its size.
-  const ProgramHeader& header() const { return tables.front().header(); }
+  const TableHeader& header() const { return tables.front().header(); }
 };
 
 // `own`: this process's ranks, which ascend; there is one. `host_of_rank`: of all ranks; empty if

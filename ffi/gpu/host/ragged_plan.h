@@ -22,26 +22,26 @@ class RaggedPlan final : public MessagePlan {
 
   Kernel kernel() const override { return {.family = Kernel::kRaggedExchange}; }
   int launches() const override { return 1; }
-  int blocks(int /*launch*/) const override { return call_.lanes; }
+  int blocks(int /*launch*/) const override { return call_.strands; }
   uint64_t AreaBytes(uint64_t available) const override;
   Status Divide(uint64_t area_bytes) override;
   std::vector<unsigned char> Table(int rank, const AreaAddresses& addresses) const override;
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const override {
     return HostRoutes::MakeRagged(header_, call_, host_of_rank);
   }
-  ProgramCall& Bind(int launch, unsigned char* area, const void* const* inputs,
-                    void* const* outputs, Launch& result) const override;
+  TableCall& Bind(int launch, unsigned char* area, const void* const* inputs, void* const* outputs,
+                  Launch& result) const override;
 
  private:
   uint64_t TableBytes() const override;
-  uint64_t ScratchBytes(int lanes) const;
-  StatusOr<ProgramCall> Cut(uint64_t area_bytes) const;
+  uint64_t ScratchBytes(int strands) const;
+  StatusOr<TableCall> Cut(uint64_t area_bytes) const;
 
-  ProgramHeader header_ = {};
+  TableHeader header_ = {};
   Ragged ragged_ = {};  // without pointers
   int64_t result_bytes_ = 0;
   int max_blocks_ = 1;
-  ProgramCall call_ = {};
+  TableCall call_ = {};
 };
 
 }  // namespace jaxcoll::cuda

@@ -68,7 +68,7 @@ bool MayJoin(const WorkerOp& op, const WorkerOp& next) {
   if (op.destinations.size() + next.destinations.size() > kMaxDestinations) return false;
   if (op.positions != next.positions) return false;
   if (std::any_of(next.waits.begin(), next.waits.end(),
-                  [](const ProgramWait& w) { return w.kind != ProgramWait::kFree; })) {
+                  [](const TableWait& w) { return w.kind != TableWait::kFree; })) {
     return false;
   }
   const bool same = op.sources.size() == 1 && op.sources[0] == next.sources[0];
@@ -116,7 +116,7 @@ void DropDeadStores(std::vector<std::vector<WorkerOp>>& workers) {
     for (WorkerOp& op : ops) {
       std::erase_if(op.destinations, [&](const Refs& refs) {
         return std::all_of(refs.begin(), refs.end(), [&](const ChunkRef& ref) {
-          return ref.place == ProgramRef::kScratch && !read.contains(ref);
+          return ref.memory == TableRef::kScratch && !read.contains(ref);
         });
       });
       if (op.destinations.empty()) op.sources.clear();

@@ -1,4 +1,4 @@
-// The ops of the interpreter's workers while a table is made of them (device_program.cc), and how
+// The ops of the interpreter's workers while a table is made of them (device_table.cc), and how
 // several become one.
 #pragma once
 
@@ -6,13 +6,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 
 namespace jaxcoll::cuda {
 
 // One chunk of an operand, before chunks are put together into pieces.
 struct ChunkRef {
-  ProgramRef::Place place;
+  TableRef::Memory memory;
   int32_t peer;
   int32_t chunk;
   friend auto operator<=>(const ChunkRef&, const ChunkRef&) = default;
@@ -21,12 +21,12 @@ using Refs = std::vector<ChunkRef>;
 
 // An op of a worker while it is made.
 struct WorkerOp {
-  std::vector<ProgramWait> waits;
+  std::vector<TableWait> waits;
   std::vector<int32_t> positions;  // of each chunk in its block
   std::vector<Refs> sources;
   std::vector<Refs> destinations;
-  std::vector<ProgramSignal> signals;
-  std::vector<int32_t> of;  // the ops of the Program that it does
+  std::vector<TableSignal> signals;
+  std::vector<int32_t> of;  // the ops of the op list that it does
   // It waits for messages of lower levels only, and what it sends is received at higher ones.
   int32_t level = 0;
   bool Moves() const { return !destinations.empty(); }
@@ -38,7 +38,7 @@ void Append(std::vector<T>& to, const std::vector<T>& from) {
 }
 
 // Whether `next` may be done in the same pass as `op`, which comes right before it: it copies what
-// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier segments
+// `op` copies or makes, and waits for nothing but free slots. (Those are freed by earlier slices
 // or launches, so to wait for them earlier closes no circle.)
 bool MayJoin(const WorkerOp& op, const WorkerOp& next);
 

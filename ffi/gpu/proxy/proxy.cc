@@ -49,37 +49,31 @@ struct HostProxy::Label {
   Kind kind;
   uint64_t region;
   uint64_t word;     // kOpen: the digest; kArrived: the fingerprint
-  uint32_t message;  // kDone: the rank that ended; its `segment` is the rank that learns of it
+  uint32_t message;  // kDone: the rank that ended; its `slice` is the rank that learns of it
   uint32_t epoch;
-  uint32_t segment;
+  uint32_t slice;
   // kArrived: the first of its bytes in the message; sized by flags: how often the slot is used in
   // this launch; kFreed: which of the message's departures.
   uint32_t part;
   uint32_t launch;  // of the routes' calls
 
   ParcelLabel Packed() const {
-    return {region, word, {message, epoch, segment, part, launch}, static_cast<uint8_t>(kind)};
+    return {region, word, {message, epoch, slice, part, launch}, static_cast<uint8_t>(kind)};
   }
   static Label From(const ParcelLabel& label) {
-    const auto& [message, epoch, segment, part, launch] = label.numbers;
-    return {static_cast<Kind>(label.kind),
-            label.key,
-            label.word,
-            message,
-            epoch,
-            segment,
-            part,
-            launch};
+    const auto& [message, epoch, slice, part, launch] = label.numbers;
+    return {
+        static_cast<Kind>(label.kind), label.key, label.word, message, epoch, slice, part, launch};
   }
 };
 
 // ---- Groups and regions ------------------------------------------------------------------------
 
-void HostProxy::OpenGroup(GroupSpec spec) {
+void HostProxy::OpenGroup(HostGroupSpec spec) {
   std::lock_guard lock(mutex_);
   const auto [it, fresh] = groups_.try_emplace(spec.id);
   JAXCOLL_CHECK(fresh, "group %llx is open", static_cast<unsigned long long>(spec.id));
-  Group& group = it->second;
+  HostGroup& group = it->second;
   group.spec = std::move(spec);
   group.processes.insert(group.spec.process_of_rank.begin(), group.spec.process_of_rank.end());
   group.processes.erase(process_);
@@ -96,8 +90,8 @@ void HostProxy::OpenGroup(GroupSpec spec) {
 
 void HostProxy::OpenRegion(RegionSpec spec) {
   std::lock_guard lock(mutex_);
-  Group& group = groups_.at(spec.group);
-  const GroupSpec& members = group.spec;
+  HostGroup& group = groups_.at(spec.group);
+  const HostGroupSpec& members = group.spec;
   const HostRoutes& routes = *spec.routes;
   const int32_t ranks = routes.world_size();
   JAXCOLL_CHECK(ranks == static_cast<int32_t>(members.process_of_rank.size()), "%d ranks", ranks);
@@ -122,20 +116,20 @@ void HostProxy::OpenRegion(RegionSpec spec) {
                   .epoch = region.spec.epoch,
                   .cursors = {},
                   .done_sent = std::vector<uint32_t>(ranks, region.spec.epoch)};
-    int32_t lanes = 0;
-    for (const ProgramCall& call : routes.calls()) lanes = std::max(lanes, call.lanes);
+    int32_t strands = 0;
+    for (const TableCall& call : routes.calls()) strands = std::max(strands, call.strands);
     for (const auto& [process, peers] : ranks_of) {
       region.processes.insert(process);
       Link::Loan* const loan = LoanOf(group, region.spec, rank, process);
       for (int32_t worker = 0; worker < routes.workers(); ++worker) {
         std::vector<HostRoutes::Signal> signals;
         for (const HostRoutes::Signal& signal : routes.Signals(rank, worker)) {
-          const HostRoutes::Message& message = routes.messages()[signal.message];
+          const HostRoutes::HostMessage& message = routes.messages()[signal.message];
           const int32_t to = signal.arrives() ? message.destination : message.source;
           if (members.process_of_rank[to] == process) signals.push_back(signal);
         }
-        for (int32_t lane = 0; lane < lanes && !signals.empty(); ++lane) {
-          sender.cursors.push_back({process, lane, signals, {}, loan});
+        for (int32_t strand = 0; strand < strands && !signals.empty(); ++strand) {
+          sender.cursors.push_back({process, strand, signals, {}, loan});
         }
       }
       sender.cursors.push_back({process, 0, {}, peers, nullptr});
@@ -153,13 +147,13 @@ void HostProxy::OpenRegion(RegionSpec spec) {
   }
 }
 
-std::string HostProxy::OtherRoutes(const Group& group, const Region& region, int process) {
+std::string HostProxy::OtherRoutes(const HostGroup& group, const Region& region, int process) {
   return region.spec.description + ": " + RanksOf(group, process) +
          " cut the same call in another way: JAXCOLL_CUDA_* must be equal in all processes, and "
          "jaxcoll of one version";
 }
 
-HostProxy::Region* HostProxy::FindRegion(uint64_t key, Group** group) {
+HostProxy::Region* HostProxy::FindRegion(uint64_t key, HostGroup** group) {
   const auto found = group_of_region_.find(key);
   if (found == group_of_region_.end()) return nullptr;
   *group = &groups_.at(found->second);
@@ -195,7 +189,7 @@ bool HostProxy::Step(Carrier& carrier) {
 }
 
 // Asks for links, and passes on why the group has failed.
-bool HostProxy::Tell(Group& group, Carrier& carrier) {
+bool HostProxy::Tell(HostGroup& group, Carrier& carrier) {
   bool active = false;
   for (const int process : std::exchange(group.unwanted, {})) {
     const std::string lost = carrier.Want(process);
@@ -212,25 +206,26 @@ bool HostProxy::Tell(Group& group, Carrier& carrier) {
 }
 
 void HostProxy::Begin(const Region& region, Sender& sender) {
-  const ProgramCall& call = region.spec.routes->calls()[sender.launch];
+  const TableCall& call = region.spec.routes->calls()[sender.launch];
   sender.active = true;
   sender.cursors_left = 0;
   for (Cursor& cursor : sender.cursors) {
-    cursor.segment = cursor.lane;
+    cursor.slice = cursor.strand;
     cursor.next = 0;
     cursor.sent = 0;
-    // Segments lane, lane + lanes, ...
-    const int64_t segments =
-        (int64_t{call.segment_count} - cursor.lane + call.lanes - 1) / call.lanes;
+    // Slices strand, strand + strands, ...
+    const int64_t slices =
+        (int64_t{call.slice_count} - cursor.strand + call.strands - 1) / call.strands;
     cursor.uses.assign(cursor.signals.size(),
-                       region.spec.routes->sized_by_flags() ? kUntold : segments);
+                       region.spec.routes->sized_by_flags() ? kUntold : slices);
     cursor.ended =
-        cursor.done.empty() && (cursor.lane >= call.lanes || cursor.segment >= call.segment_count);
+        cursor.done.empty() && (cursor.strand >= call.strands || cursor.slice >= call.slice_count);
     if (!cursor.ended) ++sender.cursors_left;
   }
 }
 
-bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, Carrier& carrier) {
+bool HostProxy::StepSender(const HostGroup& group, Region& region, Sender& sender,
+                           Carrier& carrier) {
   bool active = false;
   if (!sender.active) {
     if (static_cast<uint32_t>(Acquire(sender.doorbell)) == sender.epoch) return false;
@@ -256,7 +251,7 @@ bool HostProxy::StepSender(const Group& group, Region& region, Sender& sender, C
 
 // The value of the message's first flag of this launch, in the outbox of its destination, or in the
 // inbox if that is a rank here.
-int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& message,
+int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::HostMessage& message,
                             const SlotUse& use, uint32_t epoch) {
   const unsigned char* const flag = region.spec.memory[message.destination] +
                                     region.spec.routes->FlagAt(message, message.arrivals[0], use);
@@ -270,13 +265,13 @@ int64_t HostProxy::UsesTold(const Region& region, const HostRoutes::Message& mes
 // Sends what has been raised of a block, as far as there is room.
 bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier) {
   const HostRoutes& routes = *region.spec.routes;
-  const ProgramCall& call = routes.calls()[sender.launch];
+  const TableCall& call = routes.calls()[sender.launch];
   const uint32_t epoch = sender.epoch + 1;
   bool active = false;
   while (!cursor.ended) {
-    const SlotUse use{&call, cursor.segment};
+    const SlotUse use{&call, cursor.slice};
     const HostRoutes::Signal signal = cursor.signals[cursor.next];
-    const HostRoutes::Message& message = routes.messages()[signal.message];
+    const HostRoutes::HostMessage& message = routes.messages()[signal.message];
     int64_t& uses = cursor.uses[cursor.next];
     if (uses == kUntold) uses = UsesTold(region, message, use, epoch);
     if (uses == kUntold) return active;
@@ -298,7 +293,7 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
                   0,
                   message.id,
                   epoch,
-                  static_cast<uint32_t>(cursor.segment),
+                  static_cast<uint32_t>(cursor.slice),
                   static_cast<uint32_t>(signal.arrives() ? 0 : signal.departure),
                   static_cast<uint32_t>(sender.launch)};
       int64_t bytes = signal.arrives() ? routes.Bytes(message, use) : 0;
@@ -326,14 +321,14 @@ bool HostProxy::Advance(Region& region, Sender& sender, Cursor& cursor, Carrier&
     cursor.sent = 0;
     if (++cursor.next < cursor.signals.size()) continue;
     cursor.next = 0;
-    cursor.segment += call.lanes;
+    cursor.slice += call.strands;
     cursor.ended = use.count() + 1 >= *std::max_element(cursor.uses.begin(), cursor.uses.end());
   }
   return true;
 }
 
 int64_t HostProxy::SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
-                            const SlotUse& use, const HostRoutes::Message& message,
+                            const SlotUse& use, const HostRoutes::HostMessage& message,
                             const Label& label, int64_t left, Carrier& carrier) {
   const HostRoutes& routes = *region.spec.routes;
   const int64_t most = std::min(left, static_cast<int64_t>(kSlotBytes));
@@ -378,7 +373,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   std::lock_guard lock(mutex_);
   active_at_ = steady_clock::now();
   const Label label = Label::From(packed);
-  Group* group = nullptr;
+  HostGroup* group = nullptr;
   Region* const region = FindRegion(label.region, &group);
   if (region == nullptr) {
     if (label.kind != kOpen) return nullptr;  // of a group that was closed
@@ -402,8 +397,8 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
     case kFreed:
       if (routes.Find(label.message) == nullptr || label.launch >= routes.calls().size() ||
           (!routes.sized_by_flags() &&
-           label.segment >= static_cast<uint32_t>(routes.calls()[label.launch].segment_count)) ||
-          label.segment > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
+           label.slice >= static_cast<uint32_t>(routes.calls()[label.launch].slice_count)) ||
+          label.slice > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
         return "it spoke of a message that its call does not have";
       }
       return label.kind == kArrived ? OnArrived(*group, *region, process, label, bytes)
@@ -412,20 +407,20 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   return "it sent an unknown parcel";
 }
 
-const char* HostProxy::OnArrived(Group& group, Region& region, int process, const Label& label,
+const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                                  std::span<const std::byte> bytes) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = *routes.Find(label.message);
+  const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.source] != process || processes[message.destination] != process_) {
     return "it spoke for a rank that is not its own";
   }
-  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.segment)};
+  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const auto sender = std::find_if(region.senders.begin(), region.senders.end(),
                                    [&](const Sender& s) { return s.rank == message.destination; });
   // It waits for `done` before it writes for the next launch, and that launch waits for all of it.
   if (label.epoch != sender->done_sent[message.source] + 1) return "it is at another launch";
-  Landing& landing = region.landings[{label.message, use.lane()}];
+  Landing& landing = region.landings[{label.message, use.strand()}];
   const int32_t depth = use.call->depth;
   if (landing.missing.empty() || landing.epoch != label.epoch) {
     landing = {label.epoch, 0, std::vector<int64_t>(depth, -1)};
@@ -452,8 +447,8 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   unsigned char* const inbox = region.spec.memory[message.destination];
   routes.Scatter(message, use, inbox, first, bytes);
   missing -= size;
-  for (SlotUse next{use.call, landing.next * use.call->lanes + use.lane()};
-       landing.missing[landing.next % depth] == 0; next.segment += use.call->lanes) {
+  for (SlotUse next{use.call, landing.next * use.call->strands + use.strand()};
+       landing.missing[landing.next % depth] == 0; next.slice += use.call->strands) {
     const bool first = landing.next == 0;
     landing.missing[landing.next % depth] = -1;
     ++landing.next;
@@ -468,24 +463,24 @@ const char* HostProxy::OnArrived(Group& group, Region& region, int process, cons
   return nullptr;
 }
 
-const char* HostProxy::OnFreed(Group& group, Region& region, int process, const Label& label) {
+const char* HostProxy::OnFreed(HostGroup& group, Region& region, int process, const Label& label) {
   const HostRoutes& routes = *region.spec.routes;
-  const HostRoutes::Message& message = *routes.Find(label.message);
+  const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.destination] != process || processes[message.source] != process_) {
     return "it spoke for a rank that is not its own";
   }
   if (label.part >= message.departures.size()) return "it freed what no call sends";
-  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.segment)};
+  const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const int32_t flag = message.departures[label.part];
   RaiseTo(region.spec.memory[message.source] + routes.FlagAt(message, flag, use),
           TagOf(label.epoch, static_cast<uint64_t>(use.count()) + 1));
   return nullptr;
 }
 
-const char* HostProxy::OnDone(Group& group, Region& region, int process, const Label& label) {
+const char* HostProxy::OnDone(HostGroup& group, Region& region, int process, const Label& label) {
   const std::vector<int>& processes = group.spec.process_of_rank;
-  const uint32_t from = label.message, to = label.segment;
+  const uint32_t from = label.message, to = label.slice;
   if (from >= processes.size() || to >= processes.size() || processes[from] != process ||
       processes[to] != process_) {
     return "it spoke for a rank that is not its own";
@@ -504,7 +499,7 @@ void HostProxy::Fail(uint64_t id, const std::string& cause) {
 }
 
 // A process that learns of it passes it on, for the first one may not reach everybody.
-void HostProxy::Fail(Group& group, const std::string& cause, int told_by) {
+void HostProxy::Fail(HostGroup& group, const std::string& cause, int told_by) {
   if (group.cause) return;
   group.cause = cause;
   Log(LogLevel::kInfo, "a communicator of GPUs failed: %s", cause.c_str());
@@ -554,7 +549,8 @@ void HostProxy::OnLeft(int process, const std::string& why) {
 }
 
 // A launch that has begun here and has not ended at a rank that has died never will.
-std::string HostProxy::WhoMisses(const Group& group, const Region& region, const Sender& sender) {
+std::string HostProxy::WhoMisses(const HostGroup& group, const Region& region,
+                                 const Sender& sender) {
   const auto epoch = static_cast<uint32_t>(Acquire(sender.doorbell));
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {
     const int process = group.spec.process_of_rank[rank];
@@ -570,7 +566,7 @@ std::string HostProxy::WhoMisses(const Group& group, const Region& region, const
   return "";
 }
 
-std::string HostProxy::RanksOf(const Group& group, int process) {
+std::string HostProxy::RanksOf(const HostGroup& group, int process) {
   std::string ranks;
   for (size_t rank = 0; rank < group.spec.process_of_rank.size(); ++rank) {
     if (group.spec.process_of_rank[rank] != process) continue;

@@ -1,6 +1,6 @@
 // Carries what a GPU's kernels write for ranks of other hosts, over the links between processes.
 //
-// Memory. For each region (device_program.h) a process has host memory that the GPU maps: an outbox
+// Memory. For each region (device_table.h) a process has host memory that the GPU maps: an outbox
 // for each rank of another host, which all local ranks share, and an inbox for each local rank,
 // which all ranks of other hosts share. Both are laid out like the region of the rank that they are
 // of: no two messages, and no two flags, have a place in common. Kernels write to outboxes and read
@@ -32,12 +32,12 @@
 //                  a launch behind at one peer: the peer ends a launch only when all that is
 //                  raised for it has come. `done` may be skipped: a later one says more.
 //   inbox slot     by the proxy, with a message of this rank's next launch for the sender, which
-//                  was told `done`; or of a segment whose slot it was told is `freed`.
-//   inbox flag     by the proxy. Arrived flags are raised in the order of their segments, when all
+//                  was told `done`; or of a slice whose slot it was told is `freed`.
+//   inbox flag     by the proxy. Arrived flags are raised in the order of their slices, when all
 //                  bytes of a message are there: parcels overtake each other. `freed` and `done`
 //                  say "up to", so one that was overtaken is dropped.
 //   slot of a link held from Send until the receiving proxy has copied it, which it does at once.
-// The last one, and that a kernel raises nothing beyond `depth` segments, is all the flow control.
+// The last one, and that a kernel raises nothing beyond `depth` slices, is all the flow control.
 //
 // The order of a slot in device memory and its flag. A kernel's stores go before the release of the
 // flag at system scope (access.h), for all who acquire it; the proxy does, and then rings the NIC,
@@ -86,15 +86,15 @@ class HostProxy final : public Guest {
   HostProxy(const HostProxy&) = delete;
   HostProxy& operator=(const HostProxy&) = delete;
 
-  // A communicator. All but `abort` is equal in all its processes.
-  struct GroupSpec {
+  // A communicator's group. All but `abort` is equal in all its processes.
+  struct HostGroupSpec {
     uint64_t id = 0;
     std::vector<int> process_of_rank;
     std::vector<int> host_of_rank;
     std::vector<std::string> names;  // of ranks, for people
     uint32_t* abort = nullptr;       // kernels read it
   };
-  void OpenGroup(GroupSpec spec);
+  void OpenGroup(HostGroupSpec spec);
   // Nothing of the group is touched any more.
   void CloseGroup(uint64_t id);
 
@@ -143,14 +143,14 @@ class HostProxy final : public Guest {
   // The flags of one block, or the `done` of a rank, for ranks of one process.
   struct Cursor {
     int process;
-    int32_t lane;
-    std::vector<HostRoutes::Signal> signals;  // of each segment
+    int32_t strand;
+    std::vector<HostRoutes::Signal> signals;  // of each slice
     std::vector<int32_t> done;                // instead: ranks
     Link::Loan* loan;                         // of the memory that has the slots, if it is lent
     // State of this launch.
-    int32_t segment = 0;
+    int32_t slice = 0;
     size_t next = 0;                 // of signals or done
-    std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this lane
+    std::vector<int64_t> uses = {};  // by signal: of its message's slot, on this strand
     int64_t sent = 0;                // bytes of the next message that went
     bool ended = false;              // all of the launch has been sent
   };
@@ -170,7 +170,7 @@ class HostProxy final : public Guest {
     std::span<const std::byte> memory;
     std::unique_ptr<Link::Loan> loan;  // touched with the reactor's lock only
   };
-  // The count of a message's segments that have come on one lane.
+  // The count of a message's slices that have come on one strand.
   struct Landing {
     uint32_t epoch = 0;
     int32_t next = 0;              // the first count that is not raised
@@ -182,10 +182,10 @@ class HostProxy final : public Guest {
     std::set<int> opened;     // of those: they have the region
     std::set<int> untold;     // of those: they do not know that it is here
     std::vector<Sender> senders;
-    std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and lane
+    std::map<std::pair<uint32_t, int32_t>, Landing> landings;  // by message and strand
   };
-  struct Group {
-    GroupSpec spec;
+  struct HostGroup {
+    HostGroupSpec spec;
     std::set<int> processes;          // others
     std::set<int> unwanted;           // of those: a link has not been asked for
     std::map<int, std::string> left;  // of those: ended in good order
@@ -201,32 +201,33 @@ class HostProxy final : public Guest {
   };
 
   // All below: mutex_ held.
-  void Fail(Group& group, const std::string& cause, int told_by = -1);
-  bool Tell(Group& group, Carrier& carrier);
-  bool StepSender(const Group& group, Region& region, Sender& sender, Carrier& carrier);
+  void Fail(HostGroup& group, const std::string& cause, int told_by = -1);
+  bool Tell(HostGroup& group, Carrier& carrier);
+  bool StepSender(const HostGroup& group, Region& region, Sender& sender, Carrier& carrier);
   bool Advance(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   // The next bytes of a message, at most `left`; how many have gone, 0 if there is no room.
   int64_t SendPart(const Region& region, const Sender& sender, const Cursor& cursor,
-                   const SlotUse& use, const HostRoutes::Message& message, const Label& label,
+                   const SlotUse& use, const HostRoutes::HostMessage& message, const Label& label,
                    int64_t left, Carrier& carrier);
   bool AdvanceDone(Region& region, Sender& sender, Cursor& cursor, Carrier& carrier);
   void Begin(const Region& region, Sender& sender);
-  static int64_t UsesTold(const Region& region, const HostRoutes::Message& message,
+  static int64_t UsesTold(const Region& region, const HostRoutes::HostMessage& message,
                           const SlotUse& use, uint32_t epoch);
-  const char* OnArrived(Group& group, Region& region, int process, const Label& label,
+  const char* OnArrived(HostGroup& group, Region& region, int process, const Label& label,
                         std::span<const std::byte> bytes);
-  const char* OnFreed(Group& group, Region& region, int process, const Label& label);
-  const char* OnDone(Group& group, Region& region, int process, const Label& label);
-  Region* FindRegion(uint64_t key, Group** group);
-  static std::string WhoMisses(const Group& group, const Region& region, const Sender& sender);
-  static std::string OtherRoutes(const Group& group, const Region& region, int process);
-  static std::string RanksOf(const Group& group, int process);
-  static Link::Loan* LoanOf(const Group& group, const RegionSpec& spec, int32_t rank, int process);
+  const char* OnFreed(HostGroup& group, Region& region, int process, const Label& label);
+  const char* OnDone(HostGroup& group, Region& region, int process, const Label& label);
+  Region* FindRegion(uint64_t key, HostGroup** group);
+  static std::string WhoMisses(const HostGroup& group, const Region& region, const Sender& sender);
+  static std::string OtherRoutes(const HostGroup& group, const Region& region, int process);
+  static std::string RanksOf(const HostGroup& group, int process);
+  static Link::Loan* LoanOf(const HostGroup& group, const RegionSpec& spec, int32_t rank,
+                            int process);
 
   const int process_;
   std::mutex mutex_;
   CarrierAccess* access_ = nullptr;
-  std::map<uint64_t, Group> groups_;
+  std::map<uint64_t, HostGroup> groups_;
   std::map<uint64_t, uint64_t> group_of_region_;
   std::map<std::pair<uint64_t, int>, uint64_t> early_opens_;  // (region, process) -> digest
   std::deque<EarlyFailure> early_failures_;

@@ -59,7 +59,7 @@ Status HostProxy::Lend(uint64_t id, int process, int fd, std::span<const std::by
 }
 
 // All slots that a rank has for a process lie in one piece of lent memory.
-Link::Loan* HostProxy::LoanOf(const Group& group, const RegionSpec& spec, int32_t rank,
+Link::Loan* HostProxy::LoanOf(const HostGroup& group, const RegionSpec& spec, int32_t rank,
                               int process) {
   if (spec.slots.empty() || spec.slots[rank].empty()) return nullptr;
   for (size_t peer = 0; peer < spec.slots[rank].size(); ++peer) {

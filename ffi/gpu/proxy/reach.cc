@@ -27,7 +27,7 @@ std::string Listed(const std::set<int>& processes) {
 }  // namespace
 
 HostReach::HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordinals, int process,
-                     HostProxy::GroupSpec spec)
+                     HostProxy::HostGroupSpec spec)
     : proxy_(proxy),
       runtime_(runtime),
       ordinals_(std::move(ordinals)),
@@ -40,7 +40,7 @@ HostReach::HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordina
 
 StatusOr<std::unique_ptr<HostReach>> HostReach::Create(HostProxy& proxy, Runtime& runtime,
                                                        std::vector<int> ordinals, int process,
-                                                       HostProxy::GroupSpec spec,
+                                                       HostProxy::HostGroupSpec spec,
                                                        const Options& options) {
   std::unique_ptr<HostReach> reach(
       new HostReach(proxy, runtime, std::move(ordinals), process, std::move(spec)));
@@ -122,11 +122,11 @@ void HostReach::NewDeviceSlab(int rank, uint64_t bytes) {
 // Outboxes for all ranks that are sent to in this way, in one slab.
 std::vector<unsigned char*> HostReach::AllocateSlots(int rank, const HostRoutes& routes) {
   std::set<int> peers;
-  for (const HostRoutes::Message& message : routes.messages()) {
+  for (const HostRoutes::HostMessage& message : routes.messages()) {
     if (message.source == rank && IsRemote(message.destination)) peers.insert(message.destination);
   }
   uint64_t outbox = 0;
-  for (const ProgramCall& call : routes.calls()) {
+  for (const TableCall& call : routes.calls()) {
     outbox = std::max(outbox, RoundUp(HostRoutes::RegionBytes(call)));
   }
   std::erase_if(peers, [&](int peer) { return !LendsTo(peer); });
@@ -174,7 +174,7 @@ StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
 // host's other processes. Ranks that send each other nothing still say when they are done.
 std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& region) const {
   uint64_t flags = 0, all = 0;
-  for (const ProgramCall& call : routes.calls()) {
+  for (const TableCall& call : routes.calls()) {
     flags = std::max<uint64_t>(flags, call.slot_offset);
     all = std::max<uint64_t>(all, HostRoutes::RegionBytes(call));
   }
@@ -182,7 +182,7 @@ std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& 
   for (int rank = 0; rank < routes.world_size(); ++rank) {
     bytes.push_back(IsLocal(rank) || IsRemote(rank) ? HostRoutes::DoneAt(routes.world_size()) : 0);
   }
-  for (const HostRoutes::Message& message : routes.messages()) {
+  for (const HostRoutes::HostMessage& message : routes.messages()) {
     const int from = message.source, to = message.destination;
     if (!IsLocal(from) && !IsLocal(to)) continue;
     bytes[from] = std::max(bytes[from], flags);
@@ -192,10 +192,10 @@ std::vector<uint64_t> HostReach::Needed(const HostRoutes& routes, const Region& 
   return bytes;
 }
 
-StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes routes,
+StatusOr<const HostReach::Region*> HostReach::Open(uint32_t seat, HostRoutes routes,
                                                    const std::string& description) {
   std::lock_guard lock(mutex_);
-  if (const auto found = regions_.find(lane); found != regions_.end()) return &found->second;
+  if (const auto found = regions_.find(seat); found != regions_.end()) return &found->second;
   Region region;
   for (int rank = 0; rank < routes.world_size(); ++rank) {
     region.slots.push_back(IsLocal(rank) ? AllocateSlots(rank, routes)
@@ -213,7 +213,7 @@ StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes rou
   }
   Fingerprint key;
   key.Add(static_cast<int64_t>(spec_.id));
-  key.Add(int64_t{lane});
+  key.Add(int64_t{seat});
   HostProxy::RegionSpec spec;
   spec.group = spec_.id;
   spec.key = key.Value();
@@ -223,7 +223,7 @@ StatusOr<const HostReach::Region*> HostReach::Open(uint32_t lane, HostRoutes rou
   spec.doorbells.assign(region.doorbells.begin(), region.doorbells.end());
   spec.slots = region.slots;
   proxy_.OpenRegion(std::move(spec));
-  return &regions_.emplace(lane, std::move(region)).first->second;
+  return &regions_.emplace(seat, std::move(region)).first->second;
 }
 
 std::optional<std::string> HostReach::Cause() const {

@@ -8,7 +8,7 @@
 // which a call would wait for, too. Both memories are this object's: when a link ends it reads them
 // no more, and kernels may still write to them.
 //
-// A region's memory lasts as long as the communicator: a lane that has been granted to an
+// A region's memory lasts as long as the communicator: a seat that has been granted to an
 // instruction of several processes stays that instruction's, and its launches go on counting.
 //
 // Thread rule: any thread.
@@ -57,7 +57,7 @@ class HostReach {
   // `ordinals`: by rank, the device in its process. `spec`: without `abort`.
   static StatusOr<std::unique_ptr<HostReach>> Create(HostProxy& proxy, Runtime& runtime,
                                                      std::vector<int> ordinals, int process,
-                                                     HostProxy::GroupSpec spec,
+                                                     HostProxy::HostGroupSpec spec,
                                                      const Options& options);
   ~HostReach();
   HostReach(const HostReach&) = delete;
@@ -65,8 +65,8 @@ class HostReach {
 
   // Whether the rank is on another host than this process.
   bool IsRemote(int rank) const { return spec_.host_of_rank[rank] != host_; }
-  // The region of a lane, made when it is asked for first; then `routes` are what they were.
-  StatusOr<const Region*> Open(uint32_t lane, HostRoutes routes, const std::string& description);
+  // The region of a seat, made when it is asked for first; then `routes` are what they were.
+  StatusOr<const Region*> Open(uint32_t seat, HostRoutes routes, const std::string& description);
 
   const std::vector<int>& host_of_rank() const { return spec_.host_of_rank; }
   const uint32_t* abort() const { return spec_.abort; }
@@ -85,7 +85,7 @@ class HostReach {
   };
 
   HostReach(HostProxy& proxy, Runtime& runtime, std::vector<int> ordinals, int process,
-            HostProxy::GroupSpec spec);
+            HostProxy::HostGroupSpec spec);
   bool IsLocal(int rank) const { return spec_.process_of_rank[rank] == process_; }
   std::vector<uint64_t> Needed(const HostRoutes& routes, const Region& region) const;
   // All below: mutex_ held.
@@ -100,11 +100,11 @@ class HostReach {
   Runtime& runtime_;
   const std::vector<int> ordinals_;
   const int process_;
-  HostProxy::GroupSpec spec_;
+  HostProxy::HostGroupSpec spec_;
   int host_ = 0;
 
   mutable std::mutex mutex_;                                  // guards what follows
-  std::map<uint32_t, Region> regions_;                        // by lane
+  std::map<uint32_t, Region> regions_;                        // by seat
   std::vector<unsigned char*> slabs_;                         // of host memory
   std::vector<std::pair<int, unsigned char*>> device_slabs_;  // by rank
   Slab host_slab_;                                            // the last one

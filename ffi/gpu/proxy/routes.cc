@@ -14,27 +14,27 @@ namespace jaxcoll::cuda {
 namespace {
 
 // The arrays of a table.
-class Table {
+class TableReader {
  public:
-  explicit Table(const DeviceProgram& program)
-      : header(program.header()), bytes_(reinterpret_cast<const unsigned char*>(&header)) {}
-  const ProgramHeader& header;
-  const ProgramWorker* workers() const { return At<ProgramWorker>(header.worker_offset); }
-  const ProgramOp* ops(int32_t worker) const {
-    return At<ProgramOp>(header.op_offset) + workers()[worker].first_op;
+  explicit TableReader(const DeviceTable& table)
+      : header(table.header()), bytes_(reinterpret_cast<const unsigned char*>(&header)) {}
+  const TableHeader& header;
+  const TableWorker* workers() const { return At<TableWorker>(header.worker_offset); }
+  const TableOp* ops(int32_t worker) const {
+    return At<TableOp>(header.op_offset) + workers()[worker].first_op;
   }
-  const ProgramWait* waits(const ProgramOp& op) const {
-    return At<ProgramWait>(header.wait_offset) + op.first_wait;
+  const TableWait* waits(const TableOp& op) const {
+    return At<TableWait>(header.wait_offset) + op.first_wait;
   }
-  const ProgramSignal* signals(const ProgramOp& op) const {
-    return At<ProgramSignal>(header.signal_offset) + op.first_signal;
+  const TableSignal* signals(const TableOp& op) const {
+    return At<TableSignal>(header.signal_offset) + op.first_signal;
   }
-  const ProgramPiece* pieces(const ProgramOp& op) const {
-    return At<ProgramPiece>(header.piece_offset) + op.first_piece;
+  const TablePiece* pieces(const TableOp& op) const {
+    return At<TablePiece>(header.piece_offset) + op.first_piece;
   }
-  // The place of a piece's destination `d`.
-  const ProgramRef& destination(const ProgramOp& op, const ProgramPiece& piece, int32_t d) const {
-    return At<ProgramRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
+  // Where a piece's destination `d` lies.
+  const TableRef& destination(const TableOp& op, const TablePiece& piece, int32_t d) const {
+    return At<TableRef>(header.ref_offset)[piece.first_ref + op.source_count + d];
   }
 
  private:
@@ -47,7 +47,7 @@ class Table {
 
 // A message's id: its source, and its number among those that the source sends to other hosts.
 constexpr uint32_t kMostSent = uint32_t{1} << 24;
-static_assert(kMaxProgramRanks <= 256);
+static_assert(kMaxTableRanks <= 256);
 uint32_t IdOf(int32_t source, uint32_t number) {
   return static_cast<uint32_t>(source) * kMostSent + number;
 }
@@ -63,8 +63,8 @@ Status Unmatched(int32_t rank) {
 
 }  // namespace
 
-StatusOr<HostRoutes> HostRoutes::Make(std::span<const DeviceProgram> tables,
-                                      std::span<const int32_t> own, std::vector<ProgramCall> calls,
+StatusOr<HostRoutes> HostRoutes::Make(std::span<const DeviceTable> tables,
+                                      std::span<const int32_t> own, std::vector<TableCall> calls,
                                       const std::vector<int>& host_of_rank) {
   if (tables.empty() || calls.empty() ||
       tables[0].header().world_size != static_cast<int32_t>(host_of_rank.size())) {
@@ -75,17 +75,17 @@ StatusOr<HostRoutes> HostRoutes::Make(std::span<const DeviceProgram> tables,
   routes.calls_ = std::move(calls);
   routes.signals_.assign(host_of_rank.size(),
                          std::vector<std::vector<Signal>>(routes.header_.workers));
-  for (const DeviceProgram& table : tables) {
+  for (const DeviceTable& table : tables) {
     if (Status status = routes.AddOps(table, own, host_of_rank); !status.ok()) return status;
   }
-  for (const DeviceProgram& table : tables) {
+  for (const DeviceTable& table : tables) {
     if (!Contains(own, table.header().rank)) continue;
     if (Status status = routes.OrderSignals(table, host_of_rank); !status.ok()) return status;
   }
   return routes;
 }
 
-StatusOr<HostRoutes> HostRoutes::MakeRagged(const ProgramHeader& header, const ProgramCall& call,
+StatusOr<HostRoutes> HostRoutes::MakeRagged(const TableHeader& header, const TableCall& call,
                                             const std::vector<int>& host_of_rank) {
   if (header.world_size != static_cast<int32_t>(host_of_rank.size())) {
     return InvalidArgument("routes need the hosts of all ranks");
@@ -118,37 +118,37 @@ StatusOr<HostRoutes> HostRoutes::MakeRagged(const ProgramHeader& header, const P
 }
 
 // The messages that a rank sends to other hosts, or those of them that go to one of `own`.
-Status HostRoutes::AddOps(const DeviceProgram& program, std::span<const int32_t> own,
+Status HostRoutes::AddOps(const DeviceTable& packed, std::span<const int32_t> own,
                           const std::vector<int>& host_of_rank) {
-  const Table table(program);
+  const TableReader table(packed);
   const int32_t rank = table.header.rank;
   const bool is_own = Contains(own, rank);
   uint32_t count = 0;
   for (int32_t worker = 0; worker < workers(); ++worker) {
     for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
-      const ProgramOp& op = table.ops(worker)[i];
-      std::map<int32_t, Message> sent;  // by peer
-      const auto to = [&](int32_t peer) -> Message& {
-        return sent.try_emplace(peer, Message{0, rank, peer, worker, {}, {}, {}}).first->second;
+      const TableOp& op = table.ops(worker)[i];
+      std::map<int32_t, HostMessage> sent;  // by peer
+      const auto to = [&](int32_t peer) -> HostMessage& {
+        return sent.try_emplace(peer, HostMessage{0, rank, peer, worker, {}, {}, {}}).first->second;
       };
       const auto remote = [&](int32_t peer) { return host_of_rank[peer] != host_of_rank[rank]; };
       for (int32_t s = 0; s < op.signal_count; ++s) {
-        const ProgramSignal& signal = table.signals(op)[s];
-        if (signal.kind == ProgramSignal::kArrived && remote(signal.peer)) {
+        const TableSignal& signal = table.signals(op)[s];
+        if (signal.kind == TableSignal::kArrived && remote(signal.peer)) {
           to(signal.peer).arrivals.push_back(signal.flag);
         }
       }
       for (int32_t w = 0; w < op.wait_count; ++w) {
-        const ProgramWait& wait = table.waits(op)[w];
-        if (wait.kind == ProgramWait::kFree && remote(wait.peer)) {
+        const TableWait& wait = table.waits(op)[w];
+        if (wait.kind == TableWait::kFree && remote(wait.peer)) {
           to(wait.peer).departures.push_back(wait.flag);
         }
       }
       for (int32_t p = 0; p < op.piece_count; ++p) {
-        const ProgramPiece& piece = table.pieces(op)[p];
+        const TablePiece& piece = table.pieces(op)[p];
         for (int32_t d = 0; d < op.destination_count; ++d) {
-          const ProgramRef& ref = table.destination(op, piece, d);
-          if (ref.place != ProgramRef::kPeerSlot || !remote(ref.peer)) continue;
+          const TableRef& ref = table.destination(op, piece, d);
+          if (ref.memory != TableRef::kPeerSlot || !remote(ref.peer)) continue;
           to(ref.peer).strips.push_back({ref.index, piece.position, piece.count});
         }
       }
@@ -165,12 +165,11 @@ Status HostRoutes::AddOps(const DeviceProgram& program, std::span<const int32_t>
 }
 
 // The flags that a rank raises elsewhere, in order, now that all messages are known.
-Status HostRoutes::OrderSignals(const DeviceProgram& program,
-                                const std::vector<int>& host_of_rank) {
-  using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
-  std::map<Place, Signal> arriving, departing;
+Status HostRoutes::OrderSignals(const DeviceTable& packed, const std::vector<int>& host_of_rank) {
+  using FlagKey = std::tuple<int32_t, int32_t, int32_t>;  // rank, worker, flag
+  std::map<FlagKey, Signal> arriving, departing;
   for (size_t m = 0; m < messages_.size(); ++m) {
-    const Message& message = messages_[m];
+    const HostMessage& message = messages_[m];
     for (size_t i = 0; i < message.arrivals.size(); ++i) {
       arriving[{message.destination, message.worker, message.arrivals[i]}] = {
           static_cast<int32_t>(m), -1};
@@ -178,22 +177,22 @@ Status HostRoutes::OrderSignals(const DeviceProgram& program,
           static_cast<int32_t>(m), static_cast<int32_t>(i)};
     }
   }
-  const Table table(program);
+  const TableReader table(packed);
   const int32_t rank = table.header.rank;
   for (int32_t worker = 0; worker < workers(); ++worker) {
     for (int32_t i = 0; i < table.workers()[worker].op_count; ++i) {
-      const ProgramOp& op = table.ops(worker)[i];
+      const TableOp& op = table.ops(worker)[i];
       for (int32_t s = 0; s < op.signal_count; ++s) {
-        const ProgramSignal& signal = table.signals(op)[s];
-        if (signal.kind == ProgramSignal::kWorker ||
+        const TableSignal& signal = table.signals(op)[s];
+        if (signal.kind == TableSignal::kWorker ||
             host_of_rank[signal.peer] == host_of_rank[rank]) {
           continue;
         }
-        const auto& of = signal.kind == ProgramSignal::kArrived ? arriving : departing;
+        const auto& of = signal.kind == TableSignal::kArrived ? arriving : departing;
         const auto found = of.find({signal.peer, worker, signal.flag});
         if (found == of.end()) return Unmatched(rank);
         // A message arrives once, however many flags say so.
-        const Message& message = messages_[found->second.message];
+        const HostMessage& message = messages_[found->second.message];
         if (found->second.arrives() && message.arrivals[0] != signal.flag) continue;
         signals_[rank][worker].push_back(found->second);
       }
@@ -213,7 +212,7 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
                               header_.slot_chunks, header_.flags_per_worker}) {
     add(value);
   }
-  for (const Message& m : messages_) {
+  for (const HostMessage& m : messages_) {
     const int from = process_of_rank[m.source], to = process_of_rank[m.destination];
     if (!(from == a && to == b) && !(from == b && to == a)) continue;
     add(m.id);
@@ -225,40 +224,40 @@ uint64_t HostRoutes::DigestBetween(const std::vector<int>& process_of_rank, int 
       for (const int32_t value : {strips.slot, strips.position, strips.count}) add(value);
     }
   }
-  for (const ProgramCall& call : calls_) {
+  for (const TableCall& call : calls_) {
     for (const int64_t value :
-         {call.stride_bytes, call.slot_offset, int64_t{call.segment_count}, int64_t{call.lanes},
+         {call.stride_bytes, call.slot_offset, int64_t{call.slice_count}, int64_t{call.strands},
           int64_t{call.depth}, int64_t{call.item_bytes}, int64_t{call.vector_count}}) {
       add(value);
     }
     for (int32_t v = 0; v < call.vector_count; ++v) {
       add(call.vectors[v].elements);
-      add(call.vectors[v].slice_elements);
+      add(call.vectors[v].strip_elements);
     }
   }
   return hash;
 }
 
-const HostRoutes::Message* HostRoutes::Find(uint32_t id) const {
+const HostRoutes::HostMessage* HostRoutes::Find(uint32_t id) const {
   const auto found =
       std::lower_bound(messages_.begin(), messages_.end(), id,
-                       [](const Message& m, uint32_t wanted) { return m.id < wanted; });
+                       [](const HostMessage& m, uint32_t wanted) { return m.id < wanted; });
   return found != messages_.end() && found->id == id ? &*found : nullptr;
 }
 
-const ProgramVector& HostRoutes::VectorOf(const SlotUse& use) const {
-  const ProgramCall& call = *use.call;
+const TableVector& HostRoutes::VectorOf(const SlotUse& use) const {
+  const TableCall& call = *use.call;
   int32_t v = 0;
-  while (v + 1 < call.vector_count && use.segment >= call.vectors[v + 1].first_segment) ++v;
+  while (v + 1 < call.vector_count && use.slice >= call.vectors[v + 1].first_slice) ++v;
   return call.vectors[v];
 }
 
 template <typename Visit>
-void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t first, int64_t bytes,
-                         Visit visit) const {
-  const ProgramCall& call = *use.call;
-  const ProgramVector& vector = VectorOf(use);
-  const int64_t block = int64_t{message.worker} * call.lanes + use.lane();
+void HostRoutes::ForEach(const HostMessage& message, const SlotUse& use, int64_t first,
+                         int64_t bytes, Visit visit) const {
+  const TableCall& call = *use.call;
+  const TableVector& vector = VectorOf(use);
+  const int64_t block = int64_t{message.worker} * call.strands + use.strand();
   const int64_t slots = call.slot_offset + (block * call.depth + use.count() % call.depth) *
                                                header_.slot_chunks * call.stride_bytes;
   int64_t before = 0;  // of the message
@@ -268,7 +267,7 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
       const int32_t position = strips.position + (header_.chunks_per_block == 1 ? 0 : i);
       const int64_t length =
           sized_by_flags_ ? call.stride_bytes
-                          : StripAt(vector, header_.chunks_per_block, use.segment, position).count *
+                          : StripAt(vector, header_.chunks_per_block, use.slice, position).count *
                                 call.item_bytes;
       const int64_t begin = std::max(first - before, int64_t{0});
       const int64_t end = std::min(first + bytes - before, length);
@@ -281,15 +280,15 @@ void HostRoutes::ForEach(const Message& message, const SlotUse& use, int64_t fir
   }
 }
 
-int64_t HostRoutes::Bytes(const Message& message, const SlotUse& use) const {
+int64_t HostRoutes::Bytes(const HostMessage& message, const SlotUse& use) const {
   int64_t total = 0;
   ForEach(message, use, 0, std::numeric_limits<int64_t>::max() / 2,
           [&](int64_t, int64_t, int64_t bytes) { total += bytes; });
   return total;
 }
 
-HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse& use, int64_t first,
-                                          int64_t most) const {
+HostRoutes::Stretch HostRoutes::StretchAt(const HostMessage& message, const SlotUse& use,
+                                          int64_t first, int64_t most) const {
   Stretch stretch{0, 0};
   ForEach(message, use, first, most, [&](int64_t at, int64_t offset, int64_t bytes) {
     if (offset == 0) stretch.at = at;
@@ -299,7 +298,7 @@ HostRoutes::Stretch HostRoutes::StretchAt(const Message& message, const SlotUse&
   return stretch;
 }
 
-void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsigned char* region,
+void HostRoutes::Gather(const HostMessage& message, const SlotUse& use, const unsigned char* region,
                         int64_t first, std::span<std::byte> to) const {
   ForEach(message, use, first, static_cast<int64_t>(to.size()),
           [&](int64_t at, int64_t offset, int64_t bytes) {
@@ -307,7 +306,7 @@ void HostRoutes::Gather(const Message& message, const SlotUse& use, const unsign
           });
 }
 
-void HostRoutes::Scatter(const Message& message, const SlotUse& use, unsigned char* region,
+void HostRoutes::Scatter(const HostMessage& message, const SlotUse& use, unsigned char* region,
                          int64_t first, std::span<const std::byte> from) const {
   ForEach(message, use, first, static_cast<int64_t>(from.size()),
           [&](int64_t at, int64_t offset, int64_t bytes) {

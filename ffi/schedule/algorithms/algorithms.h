@@ -5,107 +5,107 @@
 // must have an end of a message as large as any: see LargestMessage in schedule/world.h.
 #pragma once
 
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
 // direct.cc
 Layout DirectAllReduceLayout(const ScheduleSpec& spec);
-void DirectAllReduce(ProgramBuilder& b);
+void DirectAllReduce(OpListBuilder& b);
 Layout Direct2AllReduceLayout(const ScheduleSpec& spec);
-void Direct2AllReduce(ProgramBuilder& b);
+void Direct2AllReduce(OpListBuilder& b);
 Layout DirectReduceScatterLayout(const ScheduleSpec& spec);
-void DirectReduceScatter(ProgramBuilder& b);
+void DirectReduceScatter(OpListBuilder& b);
 Layout DirectReduceLayout(const ScheduleSpec& spec);
-void DirectReduce(ProgramBuilder& b);
-void DirectAllGather(ProgramBuilder& b);
-void DirectAllToAll(ProgramBuilder& b);
-void DirectBroadcast(ProgramBuilder& b);
-void DirectPermute(ProgramBuilder& b);
+void DirectReduce(OpListBuilder& b);
+void DirectAllGather(OpListBuilder& b);
+void DirectAllToAll(OpListBuilder& b);
+void DirectBroadcast(OpListBuilder& b);
+void DirectPermute(OpListBuilder& b);
 
 // ring.cc
 Layout RingAllReduceLayout(const ScheduleSpec& spec);
-void RingAllReduce(ProgramBuilder& b);
+void RingAllReduce(OpListBuilder& b);
 Layout RingReduceScatterLayout(const ScheduleSpec& spec);
-void RingReduceScatter(ProgramBuilder& b);
-void RingAllGather(ProgramBuilder& b);
+void RingReduceScatter(OpListBuilder& b);
+void RingAllGather(OpListBuilder& b);
 
 // recursive_doubling.cc
 Layout RecursiveDoublingAllReduceLayout(const ScheduleSpec& spec);
-void RecursiveDoublingAllReduce(ProgramBuilder& b);
-void RecursiveDoublingAllGather(ProgramBuilder& b);
+void RecursiveDoublingAllReduce(OpListBuilder& b);
+void RecursiveDoublingAllGather(OpListBuilder& b);
 
 // recursive_halving.cc
 Layout HalvingDoublingAllReduceLayout(const ScheduleSpec& spec);
-void HalvingDoublingAllReduce(ProgramBuilder& b);
+void HalvingDoublingAllReduce(OpListBuilder& b);
 Layout RecursiveHalvingReduceScatterLayout(const ScheduleSpec& spec);
-void RecursiveHalvingReduceScatter(ProgramBuilder& b);
+void RecursiveHalvingReduceScatter(OpListBuilder& b);
 
 // bruck.cc
-void BruckAllGather(ProgramBuilder& b);
+void BruckAllGather(OpListBuilder& b);
 Layout BruckAllToAllLayout(const ScheduleSpec& spec);
-void BruckAllToAll(ProgramBuilder& b);
+void BruckAllToAll(OpListBuilder& b);
 
 // binomial.cc
-void BinomialBroadcast(ProgramBuilder& b);
+void BinomialBroadcast(OpListBuilder& b);
 Layout BinomialReduceLayout(const ScheduleSpec& spec);
-void BinomialReduce(ProgramBuilder& b);
+void BinomialReduce(OpListBuilder& b);
 
 // double_tree.cc
 Layout DoubleTreeAllReduceLayout(const ScheduleSpec& spec);
-void DoubleTreeAllReduce(ProgramBuilder& b);
+void DoubleTreeAllReduce(OpListBuilder& b);
 
 // hierarchical.cc
 Layout HierarchicalAllReduceLayout(const ScheduleSpec& spec);
-void HierarchicalAllReduce(ProgramBuilder& b);
+void HierarchicalAllReduce(OpListBuilder& b);
 Layout HierarchicalHalvingAllReduceLayout(const ScheduleSpec& spec);
-void HierarchicalHalvingAllReduce(ProgramBuilder& b);
+void HierarchicalHalvingAllReduce(OpListBuilder& b);
 Layout HierarchicalTreeAllReduceLayout(const ScheduleSpec& spec);
-void HierarchicalTreeAllReduce(ProgramBuilder& b);
+void HierarchicalTreeAllReduce(OpListBuilder& b);
 
 // hierarchical_all_gather.cc
 Layout HierarchicalAllGatherLayout(const ScheduleSpec& spec);
-void HierarchicalAllGather(ProgramBuilder& b);
+void HierarchicalAllGather(OpListBuilder& b);
 
 // hierarchical_all_to_all.cc
 Layout HierarchicalAllToAllLayout(const ScheduleSpec& spec);
-void HierarchicalAllToAll(ProgramBuilder& b);
+void HierarchicalAllToAll(OpListBuilder& b);
 
 // bucket.cc
 Layout BucketAllReduceLayout(const ScheduleSpec& spec);
-void BucketAllReduce(ProgramBuilder& b);
+void BucketAllReduce(OpListBuilder& b);
 Layout BucketReduceScatterLayout(const ScheduleSpec& spec);
-void BucketReduceScatter(ProgramBuilder& b);
+void BucketReduceScatter(OpListBuilder& b);
 Layout BucketAllGatherLayout(const ScheduleSpec& spec);
-void BucketAllGather(ProgramBuilder& b);
+void BucketAllGather(OpListBuilder& b);
 
 // swing.cc
 Status CheckSwing(const ScheduleSpec& spec);
 Layout SwingAllReduceLayout(const ScheduleSpec& spec);
-void SwingAllReduce(ProgramBuilder& b);
+void SwingAllReduce(OpListBuilder& b);
 Layout SwingReduceScatterLayout(const ScheduleSpec& spec);
-void SwingReduceScatter(ProgramBuilder& b);
+void SwingReduceScatter(OpListBuilder& b);
 Layout SwingAllGatherLayout(const ScheduleSpec& spec);
-void SwingAllGather(ProgramBuilder& b);
+void SwingAllGather(OpListBuilder& b);
 Status CheckSwingLatency(const ScheduleSpec& spec);
 Layout SwingLatencyAllReduceLayout(const ScheduleSpec& spec);
-void SwingLatencyAllReduce(ProgramBuilder& b);
+void SwingLatencyAllReduce(OpListBuilder& b);
 
 // bine.cc
-void BineBroadcast(ProgramBuilder& b);
+void BineBroadcast(OpListBuilder& b);
 Layout BineReduceLayout(const ScheduleSpec& spec);
-void BineReduce(ProgramBuilder& b);
+void BineReduce(OpListBuilder& b);
 Layout BineAllReduceLayout(const ScheduleSpec& spec);
-void BineAllReduce(ProgramBuilder& b);
+void BineAllReduce(OpListBuilder& b);
 Layout BineLatencyAllReduceLayout(const ScheduleSpec& spec);
-void BineLatencyAllReduce(ProgramBuilder& b);
+void BineLatencyAllReduce(OpListBuilder& b);
 Layout BineReduceScatterLayout(const ScheduleSpec& spec);
-void BineReduceScatter(ProgramBuilder& b);
-void BineAllGather(ProgramBuilder& b);
+void BineReduceScatter(OpListBuilder& b);
+void BineAllGather(OpListBuilder& b);
 
 // pat.cc
-void PatAllGather(ProgramBuilder& b);
+void PatAllGather(OpListBuilder& b);
 Layout PatReduceScatterLayout(const ScheduleSpec& spec);
-void PatReduceScatter(ProgramBuilder& b);
+void PatReduceScatter(OpListBuilder& b);
 
 }  // namespace jaxcoll

@@ -62,7 +62,7 @@ struct Tree {
 
 }  // namespace
 
-void BineBroadcast(ProgramBuilder& b) {
+void BineBroadcast(OpListBuilder& b) {
   const Tree tree(b.size());
   const int32_t root = b.spec().root, v = b.Neighbour(-root);
   auto rank_of = [&](int32_t relative) { return (relative + root) % b.size(); };
@@ -80,7 +80,7 @@ Layout BineReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 3 ? 1 : 0};  // else only the root has children
 }
 
-void BineReduce(ProgramBuilder& b) {
+void BineReduce(OpListBuilder& b) {
   const Tree tree(b.size());
   const int32_t root = b.spec().root, v = b.Neighbour(-root);
   auto rank_of = [&](int32_t relative) { return (relative + root) % b.size(); };
@@ -103,7 +103,7 @@ void BineReduce(ProgramBuilder& b) {
 
 Layout BineAllReduceLayout(const ScheduleSpec& spec) { return {.chunks = spec.world_size}; }
 
-void BineAllReduce(ProgramBuilder& b) {
+void BineAllReduce(OpListBuilder& b) {
   ButterflyAllReduce(b, Butterfly(RingOf(b.size()), 0, false), 0);
 }
 
@@ -111,7 +111,7 @@ Layout BineLatencyAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? 1 : 0};
 }
 
-void BineLatencyAllReduce(ProgramBuilder& b) {
+void BineLatencyAllReduce(OpListBuilder& b) {
   const Fold fold(b.size());
   const Butterfly butterfly(Torus({fold.size}), 0, false);
   auto step = [&](int32_t round) { return fold.rounds - 1 - round; };  // why: swing.cc
@@ -128,11 +128,11 @@ Layout BineReduceScatterLayout(const ScheduleSpec& spec) {
               size, std::has_single_bit(static_cast<uint32_t>(size)))};
 }
 
-void BineReduceScatter(ProgramBuilder& b) {
+void BineReduceScatter(OpListBuilder& b) {
   ButterflyReduceScatter(b, Butterfly(RingOf(b.size()), 0, false), 0);
 }
 
-void BineAllGather(ProgramBuilder& b) {
+void BineAllGather(OpListBuilder& b) {
   ButterflyAllGather(b, Butterfly(RingOf(b.size()), 0, false), 0);
 }
 

@@ -11,7 +11,7 @@
 #include "schedule/algorithms/algorithms.h"
 
 namespace jaxcoll {
-void BinomialBroadcast(ProgramBuilder& b) {
+void BinomialBroadcast(OpListBuilder& b) {
   const int32_t v = b.Neighbour(-b.spec().root);
   const Operand input = b.Blocks(kIn, 0), output = b.Blocks(kOut, 0);
   if (v == 0) b.Copy(input, output);
@@ -31,7 +31,7 @@ Layout BinomialReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 3 ? 1 : 0};  // else only the root has children
 }
 
-void BinomialReduce(ProgramBuilder& b) {
+void BinomialReduce(OpListBuilder& b) {
   const int32_t v = b.Neighbour(-b.spec().root);
   const Operand input = b.Blocks(kIn, 0);
   // Only the root's output has a meaning, so the others sum in scratch.

@@ -14,7 +14,7 @@
 #include "schedule/algorithms/algorithms.h"
 
 namespace jaxcoll {
-void BruckAllGather(ProgramBuilder& b) {
+void BruckAllGather(OpListBuilder& b) {
   // Blocks land where they belong, wrapping around: the paper's final rotation is not needed.
   b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, b.rank()));
   for (int32_t held = 1; held < b.size(); held *= 2, b.NextStep()) {
@@ -32,7 +32,7 @@ Layout BruckAllToAllLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = 2 * int64_t{spec.world_size}};
 }
 
-void BruckAllToAll(ProgramBuilder& b) {
+void BruckAllToAll(OpListBuilder& b) {
   // A block cannot arrive where one is being sent from, so the block of distance i alternates
   // between scratch blocks i and P + i; which one, the number of its hops so far tells.
   auto block = [&](int32_t distance, int32_t hops) { return distance + hops % 2 * b.size(); };

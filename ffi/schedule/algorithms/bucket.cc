@@ -54,7 +54,7 @@ Layout BucketAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = ports * spec.world_size, .subchannels = ports};
 }
 
-void BucketAllReduce(ProgramBuilder& b) {
+void BucketAllReduce(OpListBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);
@@ -92,7 +92,7 @@ Layout BucketReduceScatterLayout(const ScheduleSpec& spec) {
           .subchannels = ports};
 }
 
-void BucketReduceScatter(ProgramBuilder& b) {
+void BucketReduceScatter(OpListBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);
@@ -131,7 +131,7 @@ Layout BucketAllGatherLayout(const ScheduleSpec& spec) {
   return {.chunks = ports, .subchannels = ports};
 }
 
-void BucketAllGather(ProgramBuilder& b) {
+void BucketAllGather(OpListBuilder& b) {
   const Torus torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);

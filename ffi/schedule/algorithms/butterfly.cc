@@ -112,7 +112,7 @@ std::vector<Interval> Butterfly::GivenPositions(int32_t rank, int32_t step) cons
   return intervals;
 }
 
-void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
+void ButterflyAllReduce(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
   const int32_t base = subchannel * b.size(), extra = butterfly.size();
   const bool beside = extra < b.size();
   auto chunks = [&](BufferKind buffer, std::vector<Interval> positions) {
@@ -172,7 +172,7 @@ int64_t ButterflyReduceScatterScratch(int32_t size, bool power_of_two) {
   return size > 2 ? size / 2 : 0;  // what is left after the first step
 }
 
-void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
+void ButterflyReduceScatter(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
   const int32_t extra = butterfly.size(), steps = butterfly.steps();
   const bool power_of_two = butterfly.power_of_two();
   auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, subchannel); };
@@ -217,7 +217,7 @@ void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32
   }
 }
 
-void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
+void ButterflyAllGather(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel) {
   const int32_t extra = butterfly.size(), steps = butterfly.steps();
   auto block = [&](BufferKind buffer, int32_t rank) { return b.Parts(buffer, {rank}, subchannel); };
   const Operand input = block(kIn, 0);

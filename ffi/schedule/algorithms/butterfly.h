@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "schedule/algorithms/torus.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -60,10 +60,10 @@ class Butterfly {
 // worlds of an odd size, gives and takes its data directly.
 
 // all_reduce: of the chunks subchannel * P, ..., subchannel * P + P - 1.
-void ButterflyAllReduce(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
+void ButterflyAllReduce(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel);
 // reduce_scatter and all_gather: of chunk `subchannel` of every block.
-void ButterflyReduceScatter(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
-void ButterflyAllGather(ProgramBuilder& b, const Butterfly& butterfly, int32_t subchannel);
+void ButterflyReduceScatter(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel);
+void ButterflyAllGather(OpListBuilder& b, const Butterfly& butterfly, int32_t subchannel);
 int64_t ButterflyReduceScatterScratch(int32_t size, bool power_of_two);
 
 }  // namespace jaxcoll

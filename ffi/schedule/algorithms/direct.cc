@@ -24,7 +24,7 @@ int32_t ScratchBlock(int32_t rank, int32_t peer) { return peer < rank ? peer : p
 
 // `own` and the peers' contributions, in rank order.
 template <typename At>
-std::vector<Operand> InRankOrder(const ProgramBuilder& b, Operand own, At received_from) {
+std::vector<Operand> InRankOrder(const OpListBuilder& b, Operand own, At received_from) {
   std::vector<Operand> sources;
   for (int32_t q = 0; q < b.size(); ++q) {
     sources.push_back(q == b.rank() ? own : received_from(q));
@@ -38,7 +38,7 @@ Layout DirectAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size - 1};
 }
 
-void DirectAllReduce(ProgramBuilder& b) {
+void DirectAllReduce(OpListBuilder& b) {
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
     b.Send(to, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(to, b.rank())));
@@ -53,7 +53,7 @@ Layout Direct2AllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = spec.world_size, .scratch_blocks = spec.world_size - 1};
 }
 
-void Direct2AllReduce(ProgramBuilder& b) {
+void Direct2AllReduce(OpListBuilder& b) {
   // Chunk r is reduced by rank r. Data keeps its position, so a peer has a whole scratch block, of
   // which only that chunk is touched.
   const int32_t scratch_stride = b.size() * b.spec().channels;
@@ -81,7 +81,7 @@ Layout DirectReduceScatterLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size - 1};
 }
 
-void DirectReduceScatter(ProgramBuilder& b) {
+void DirectReduceScatter(OpListBuilder& b) {
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
     b.Send(to, b.Blocks(kIn, to), b.Blocks(kTmp, ScratchBlock(to, b.rank())));
@@ -96,7 +96,7 @@ Layout DirectReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size - 1};
 }
 
-void DirectReduce(ProgramBuilder& b) {
+void DirectReduce(OpListBuilder& b) {
   const int32_t root = b.spec().root;
   if (b.rank() != root) {
     b.Send(root, b.Blocks(kIn, 0), b.Blocks(kTmp, ScratchBlock(root, b.rank())));
@@ -111,7 +111,7 @@ void DirectReduce(ProgramBuilder& b) {
            b.Blocks(kOut, 0));
 }
 
-void DirectAllGather(ProgramBuilder& b) {
+void DirectAllGather(OpListBuilder& b) {
   b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, b.rank()));
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
@@ -120,7 +120,7 @@ void DirectAllGather(ProgramBuilder& b) {
   }
 }
 
-void DirectAllToAll(ProgramBuilder& b) {
+void DirectAllToAll(OpListBuilder& b) {
   b.Copy(b.Blocks(kIn, b.rank()), b.Blocks(kOut, b.rank()));
   for (int32_t d = 1; d < b.size(); ++d) {
     const int32_t to = b.Neighbour(d), from = b.Neighbour(-d);
@@ -130,7 +130,7 @@ void DirectAllToAll(ProgramBuilder& b) {
   }
 }
 
-void DirectBroadcast(ProgramBuilder& b) {
+void DirectBroadcast(OpListBuilder& b) {
   const int32_t root = b.spec().root;
   if (b.rank() != root) {
     b.Recv(root, b.Blocks(kIn, 0), b.Blocks(kOut, 0));
@@ -142,7 +142,7 @@ void DirectBroadcast(ProgramBuilder& b) {
   }
 }
 
-void DirectPermute(ProgramBuilder& b) {
+void DirectPermute(OpListBuilder& b) {
   for (const auto& [source, destination] : b.spec().permutation) {
     if (source == b.rank() && destination == b.rank()) {
       b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, 0));

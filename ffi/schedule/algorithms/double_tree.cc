@@ -77,7 +77,7 @@ TreeNode NodeOf(int32_t index, int32_t size, int32_t tree) {
 
 }  // namespace
 
-void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group) {
+void DoubleTreeSteps(OpListBuilder& b, const TreeGroup& group) {
   const int32_t height = std::bit_width(static_cast<uint32_t>(group.size)) - 1;
   const int32_t begin_step = b.Step(), steps = 2 * height + kPipelineDepth - 1;
   // The sum that a rank passes up: its own if it is a leaf.
@@ -128,7 +128,7 @@ Layout DoubleTreeAllReduceLayout(const ScheduleSpec&) {
   return {.chunks = TreeGroup::kPieces, .subchannels = TreeGroup::kSubchannels};
 }
 
-void DoubleTreeAllReduce(ProgramBuilder& b) {
+void DoubleTreeAllReduce(OpListBuilder& b) {
   DoubleTreeSteps(
       b, {.size = b.size(),
           .index = b.rank(),

@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -25,6 +25,6 @@ struct TreeGroup {
 };
 
 // An all-reduce; leaves the subchannel at the last tree's.
-void DoubleTreeSteps(ProgramBuilder& b, const TreeGroup& group);
+void DoubleTreeSteps(OpListBuilder& b, const TreeGroup& group);
 
 }  // namespace jaxcoll

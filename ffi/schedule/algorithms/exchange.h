@@ -5,7 +5,7 @@
 #include <functional>
 
 #include "schedule/algorithms/fold.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -20,6 +20,6 @@ struct PairExchange {
 
 // fold.rounds steps, and two more if there are pairs to fold. The layout has a block of scratch if
 // there are more than two ranks.
-void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const PairExchange& exchange);
+void ExchangeAllReduce(OpListBuilder& b, const Fold& fold, const PairExchange& exchange);
 
 }  // namespace jaxcoll

@@ -24,7 +24,7 @@ namespace {
 class NodePlace {
  public:
   // Each of the G pieces has `parts` chunks.
-  NodePlace(ProgramBuilder& b, int32_t parts)
+  NodePlace(OpListBuilder& b, int32_t parts)
       : nodes(b.spec().dims[0]),
         node_size(b.spec().dims[1]),
         node(b.rank() / node_size),
@@ -54,7 +54,7 @@ class NodePlace {
   const int32_t nodes, node_size, node, place;
 
  private:
-  ProgramBuilder& b_;
+  OpListBuilder& b_;
   const int32_t parts_;
 };
 
@@ -64,7 +64,7 @@ Layout HierarchicalAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = spec.world_size};  // G pieces, each of N chunks
 }
 
-void HierarchicalAllReduce(ProgramBuilder& b) {
+void HierarchicalAllReduce(OpListBuilder& b) {
   const NodePlace at(b, b.spec().dims[0]);
   const Ring rail{.size = at.nodes,
                   .index = at.node,
@@ -83,7 +83,7 @@ Layout HierarchicalHalvingAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = int64_t{spec.dims[1]} * Fold(spec.dims[0]).size};
 }
 
-void HierarchicalHalvingAllReduce(ProgramBuilder& b) {
+void HierarchicalHalvingAllReduce(OpListBuilder& b) {
   const Fold fold(b.spec().dims[0]);
   const NodePlace at(b, fold.size);
   RingReduceScatterSteps(b, at.Inside(), BufferKind::kInput);
@@ -101,7 +101,7 @@ Layout HierarchicalTreeAllReduceLayout(const ScheduleSpec& spec) {
           .subchannels = TreeGroup::kSubchannels};
 }
 
-void HierarchicalTreeAllReduce(ProgramBuilder& b) {
+void HierarchicalTreeAllReduce(OpListBuilder& b) {
   const NodePlace at(b, TreeGroup::kPieces);
   RingReduceScatterSteps(b, at.Inside(), BufferKind::kInput);
   if (at.nodes > 1) {

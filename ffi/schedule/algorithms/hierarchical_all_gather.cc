@@ -31,7 +31,7 @@ Layout HierarchicalAllGatherLayout(const ScheduleSpec&) {
   return {.chunks = kPieces, .subchannels = GatherSubchannel::kSubchannels};
 }
 
-void HierarchicalAllGather(ProgramBuilder& b) {
+void HierarchicalAllGather(OpListBuilder& b) {
   const int32_t nodes = b.spec().dims[0], node_size = b.spec().dims[1];
   const int32_t node = b.rank() / node_size, place = b.rank() % node_size;
   auto rank_of = [&](int32_t n, int32_t p) {

@@ -34,7 +34,7 @@ Layout HierarchicalAllToAllLayout(const ScheduleSpec& spec) {
           .subchannels = ExchangeSubchannel::kSubchannels};
 }
 
-void HierarchicalAllToAll(ProgramBuilder& b) {
+void HierarchicalAllToAll(OpListBuilder& b) {
   const int32_t nodes = b.spec().dims[0], node_size = b.spec().dims[1];
   const int32_t node = b.rank() / node_size, place = b.rank() % node_size;
   auto rank_of = [&](int32_t n, int32_t p) {

@@ -67,7 +67,7 @@ int32_t Parent(int32_t o) { return o & (o - 1); }
 
 }  // namespace
 
-void PatAllGather(ProgramBuilder& b) {
+void PatAllGather(OpListBuilder& b) {
   const Trees trees(b.spec());
   b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, b.rank()));
   for (const std::vector<int32_t>& offsets : trees.Steps()) {
@@ -91,7 +91,7 @@ Layout PatReduceScatterLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? Trees(spec).ScratchBlocks() : 0};
 }
 
-void PatReduceScatter(ProgramBuilder& b) {
+void PatReduceScatter(OpListBuilder& b) {
   const Trees trees(b.spec());
   // The sum at offset o is of the block of the rank that is o behind: what that rank's tree has
   // gathered from `o` and below.

@@ -16,7 +16,7 @@ Layout RecursiveDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = spec.world_size > 2 ? 1 : 0};
 }
 
-void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const PairExchange& exchange) {
+void ExchangeAllReduce(OpListBuilder& b, const Fold& fold, const PairExchange& exchange) {
   const Operand input = exchange.whole(kIn), output = exchange.whole(kOut);
   // A rank cannot receive over what it is sending, so results alternate between two buffers; the
   // last round's is the output. Round -1 is the fold.
@@ -51,7 +51,7 @@ void ExchangeAllReduce(ProgramBuilder& b, const Fold& fold, const PairExchange& 
   if (fold.InPair(b.rank())) b.Send(b.rank() - 1, output, output);
 }
 
-void RecursiveDoublingAllReduce(ProgramBuilder& b) {
+void RecursiveDoublingAllReduce(OpListBuilder& b) {
   ExchangeAllReduce(
       b, Fold(b.size()),
       {.whole = [&](BufferKind buffer) { return b.Blocks(buffer, 0); },
@@ -59,7 +59,7 @@ void RecursiveDoublingAllReduce(ProgramBuilder& b) {
        .first = [](int32_t folded, int32_t round) { return (folded >> round & 1) == 0; }});
 }
 
-void RecursiveDoublingAllGather(ProgramBuilder& b) {
+void RecursiveDoublingAllGather(OpListBuilder& b) {
   const Fold fold(b.size());
   const Operand input = b.Blocks(kIn, 0);
   b.Copy(input, b.Blocks(kOut, b.rank()));

@@ -20,7 +20,7 @@ Layout HalvingDoublingAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = Fold(spec.world_size).size};
 }
 
-void HalvingDoublingSteps(ProgramBuilder& b, const FoldedGroup& group) {
+void HalvingDoublingSteps(OpListBuilder& b, const FoldedGroup& group) {
   const Fold& fold = group.fold;
   const BufferKind from = group.from;
   const Operand input = group.part(from, 0, fold.size), output = group.part(kOut, 0, fold.size);
@@ -67,7 +67,7 @@ void HalvingDoublingSteps(ProgramBuilder& b, const FoldedGroup& group) {
   if (fold.pairs > 0) b.NextStep();
 }
 
-void HalvingDoublingAllReduce(ProgramBuilder& b) {
+void HalvingDoublingAllReduce(OpListBuilder& b) {
   const Fold fold(b.size());
   HalvingDoublingSteps(b, {.fold = fold,
                            .index = b.rank(),
@@ -83,7 +83,7 @@ Layout RecursiveHalvingReduceScatterLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = fold.pairs > 0 ? spec.world_size : spec.world_size / 2};
 }
 
-void RecursiveHalvingReduceScatter(ProgramBuilder& b) {
+void RecursiveHalvingReduceScatter(OpListBuilder& b) {
   const Fold fold(b.size());
   const Operand all_in = b.Blocks(kIn, 0, b.size());
   if (fold.Waits(b.rank())) {

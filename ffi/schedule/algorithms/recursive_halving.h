@@ -5,7 +5,7 @@
 #include <functional>
 
 #include "schedule/algorithms/fold.h"
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -20,6 +20,6 @@ struct FoldedGroup {
 };
 
 // An all-reduce of 2 fold.rounds steps, and two more if there are pairs to fold.
-void HalvingDoublingSteps(ProgramBuilder& b, const FoldedGroup& group);
+void HalvingDoublingSteps(OpListBuilder& b, const FoldedGroup& group);
 
 }  // namespace jaxcoll

@@ -17,7 +17,7 @@
 namespace jaxcoll {
 namespace {
 
-Ring RingOfAllRanks(const ProgramBuilder& b) {
+Ring RingOfAllRanks(const OpListBuilder& b) {
   return {.size = b.size(),
           .index = b.rank(),
           .next = b.Neighbour(1),
@@ -29,7 +29,7 @@ Ring RingOfAllRanks(const ProgramBuilder& b) {
 
 }  // namespace
 
-void RingReduceScatterSteps(ProgramBuilder& b, const Ring& ring, BufferKind from) {
+void RingReduceScatterSteps(OpListBuilder& b, const Ring& ring, BufferKind from) {
   for (int32_t s = 0; s + 1 < ring.size; ++s, b.NextStep()) {
     const BufferKind partial = s == 0 ? from : kOut;  // the first send is the contribution itself
     const int32_t sent = ring.index - s, received = sent - 1;
@@ -39,7 +39,7 @@ void RingReduceScatterSteps(ProgramBuilder& b, const Ring& ring, BufferKind from
   }
 }
 
-void RingAllGatherSteps(ProgramBuilder& b, const Ring& ring) {
+void RingAllGatherSteps(OpListBuilder& b, const Ring& ring) {
   for (int32_t s = 0; s + 1 < ring.size; ++s, b.NextStep()) {
     const int32_t sent = ring.index + 1 - s, received = sent - 1;
     b.Send(ring.next, ring.piece(kOut, sent), ring.piece(kOut, sent));
@@ -49,7 +49,7 @@ void RingAllGatherSteps(ProgramBuilder& b, const Ring& ring) {
 
 Layout RingAllReduceLayout(const ScheduleSpec& spec) { return {.chunks = spec.world_size}; }
 
-void RingAllReduce(ProgramBuilder& b) {
+void RingAllReduce(OpListBuilder& b) {
   const Ring ring = RingOfAllRanks(b);
   RingReduceScatterSteps(b, ring, kIn);
   RingAllGatherSteps(b, ring);
@@ -61,7 +61,7 @@ Layout RingReduceScatterLayout(const ScheduleSpec& spec) {
   return {.scratch_blocks = std::clamp(spec.world_size - 2, 0, 2)};
 }
 
-void RingReduceScatter(ProgramBuilder& b) {
+void RingReduceScatter(OpListBuilder& b) {
   const int32_t steps = b.size() - 1;
   auto partial = [&](int32_t s) {  // where step s puts its sum; on every rank
     return s + 1 == steps ? b.Blocks(kOut, 0) : b.Blocks(kTmp, s % 2);
@@ -74,7 +74,7 @@ void RingReduceScatter(ProgramBuilder& b) {
   }
 }
 
-void RingAllGather(ProgramBuilder& b) {
+void RingAllGather(OpListBuilder& b) {
   b.Copy(b.Blocks(kIn, 0), b.Blocks(kOut, b.rank()));
   for (int32_t s = 0; s + 1 < b.size(); ++s, b.NextStep()) {
     const int32_t sent = b.Neighbour(-s), received = b.Neighbour(-s - 1);

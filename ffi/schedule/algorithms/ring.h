@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "schedule/program_builder.h"
+#include "schedule/op_list_builder.h"
 
 namespace jaxcoll {
 
@@ -17,9 +17,9 @@ struct Ring {
 
 // size - 1 steps. Afterwards this rank holds piece index + 1, reduced over all members, in output.
 // `from` is where the members' contributions are: input, or output (then it is reduced in place).
-void RingReduceScatterSteps(ProgramBuilder& b, const Ring& ring, BufferKind from);
+void RingReduceScatterSteps(OpListBuilder& b, const Ring& ring, BufferKind from);
 
 // size - 1 steps. This rank starts with piece index + 1 in output and ends with all of them.
-void RingAllGatherSteps(ProgramBuilder& b, const Ring& ring);
+void RingAllGatherSteps(OpListBuilder& b, const Ring& ring);
 
 }  // namespace jaxcoll

@@ -68,7 +68,7 @@ Layout SwingAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = ports * spec.world_size, .subchannels = ports};
 }
 
-void SwingAllReduce(ProgramBuilder& b) {
+void SwingAllReduce(OpListBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);
@@ -83,7 +83,7 @@ Layout SwingReduceScatterLayout(const ScheduleSpec& spec) {
           .subchannels = torus.ports()};
 }
 
-void SwingReduceScatter(ProgramBuilder& b) {
+void SwingReduceScatter(OpListBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);
@@ -96,7 +96,7 @@ Layout SwingAllGatherLayout(const ScheduleSpec& spec) {
   return {.chunks = ports, .subchannels = ports};
 }
 
-void SwingAllGather(ProgramBuilder& b) {
+void SwingAllGather(OpListBuilder& b) {
   const Torus torus = TorusOf(b.spec());
   for (int32_t part = 0; part < torus.ports(); ++part) {
     b.SetSubchannel(part);
@@ -109,7 +109,7 @@ Layout SwingLatencyAllReduceLayout(const ScheduleSpec& spec) {
   return {.chunks = ports, .scratch_blocks = spec.world_size > 2 ? 1 : 0, .subchannels = ports};
 }
 
-void SwingLatencyAllReduce(ProgramBuilder& b) {
+void SwingLatencyAllReduce(OpListBuilder& b) {
   const Fold fold(b.size());
   const Torus torus = fold.pairs > 0 ? Torus({fold.size}) : Torus(b.spec().dims);
   for (int32_t part = 0; part < torus.ports(); ++part) {

@@ -41,9 +41,9 @@ def export(schedule: Schedule, byte_count: int, *, reduce_ns_per_byte: float = 0
     sizes = _Sizes(schedule, byte_count)
     tags = _tags(schedule)
     lines = [f"num_ranks {schedule.world_size}"]
-    for program in schedule.programs:
-        lines += ["", f"rank {program.rank} {{"]
-        lines += _rank(program, sizes, tags, reduce_ns_per_byte)
+    for op_list in schedule.programs:
+        lines += ["", f"rank {op_list.rank} {{"]
+        lines += _rank(op_list, sizes, tags, reduce_ns_per_byte)
         lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -74,39 +74,39 @@ _Tags = dict[tuple[int, int, int, int], int]
 def _tags(schedule: Schedule) -> _Tags:
     tags: _Tags = {}
     counts: dict[tuple[int, int], int] = {}
-    for program in schedule.programs:
-        for op in program.ops:
+    for op_list in schedule.programs:
+        for op in op_list.ops:
             if op.kind == "send":
-                pair = (program.rank, op.peer)
+                pair = (op_list.rank, op.peer)
                 tags[(*pair, op.channel, op.sequence)] = counts[pair] = counts.get(pair, -1) + 1
     return tags
 
 
-def _rank(program: Program, sizes: _Sizes, tags: _Tags, ns_per_byte: float) -> Iterator[str]:
+def _rank(op_list: Program, sizes: _Sizes, tags: _Tags, ns_per_byte: float) -> Iterator[str]:
     def first(i: int) -> str:  # what starts an op
-        return f"{'m' if program.ops[i].is_transfer else 'c'}{i}"
+        return f"{'m' if op_list.ops[i].is_transfer else 'c'}{i}"
 
     def last(i: int) -> str:  # what completes it
-        return f"{'m' if program.ops[i].kind in ('send', 'recv') else 'c'}{i}"
+        return f"{'m' if op_list.ops[i].kind in ('send', 'recv') else 'c'}{i}"
 
     def calc(i: int, op: Op) -> str:
         pairs = max(len(op.sources) - 1, 1)  # a copy costs what combining two does
         return f"c{i}: calc {round(pairs * sizes.of(op.destination) * ns_per_byte)}"
 
     previous: dict[int, int] = {}  # by channel
-    for i, op in enumerate(program.ops):
+    for i, op in enumerate(op_list.ops):
         if op.kind == "send":
-            tag = tags[program.rank, op.peer, op.channel, op.sequence]
+            tag = tags[op_list.rank, op.peer, op.channel, op.sequence]
             yield f"m{i}: send {sizes.of(op.destination)}b to {op.peer} tag {tag}"
         elif op.is_transfer:
-            tag = tags[op.peer, program.rank, op.channel, op.sequence]
+            tag = tags[op.peer, op_list.rank, op.channel, op.sequence]
             yield f"m{i}: recv {sizes.of(op.destination)}b from {op.peer} tag {tag}"
         if first(i) != last(i):
             yield calc(i, op)
             yield f"{last(i)} requires {first(i)}"
         elif not op.is_transfer:
             yield calc(i, op)
-    for i, op in enumerate(program.ops):
+    for i, op in enumerate(op_list.ops):
         for dependency in op.depends_on:
             yield f"{first(i)} requires {last(dependency)}"
         if op.channel in previous and previous[op.channel] not in op.depends_on:

@@ -72,13 +72,13 @@ def export(
         raise ValueError(f"reduce_op {reduce_op!r}: MSCCL++ has {', '.join(_REDUCE_OPS)}")
     connections = sorted(
         {
-            (program.rank, op.peer, op.channel)
-            for program in schedule.programs
-            for op in program.ops
+            (op_list.rank, op.peer, op.channel)
+            for op_list in schedule.programs
+            for op in op_list.ops
             if op.kind == "send"
         }
     )
-    gpus = [_Gpu(program, connections, reduce_op).json() for program in schedule.programs]
+    gpus = [_Gpu(op_list, connections, reduce_op).json() for op_list in schedule.programs]
     check_progress(gpus)
     plan = {
         "name": name or f"{schedule.algorithm}_{schedule.collective}_{schedule.world_size}",
@@ -117,27 +117,27 @@ class _Block:
 
 
 class _Gpu:
-    def __init__(self, program: Program, connections: list[_Connection], reduce_op: str) -> None:
-        self._program = program
+    def __init__(self, op_list: Program, connections: list[_Connection], reduce_op: str) -> None:
+        self._op_list = op_list
         self._reduce_op = reduce_op
         # Memory channels of this rank, in the order in which both ends list them.
-        self._channels = [c for c in connections if program.rank in c[:2]]
+        self._channels = [c for c in connections if op_list.rank in c[:2]]
         self._remote: dict[tuple[int, str], int] = {}
         self._blocks: dict[int, _Block] = {}
         self._semaphores: dict[tuple[int, int], int] = {}  # (op, the op that waits for it)
 
     def json(self) -> _Json:
-        program = self._program
-        channels = sorted({op.channel for op in program.ops})
+        op_list = self._op_list
+        channels = sorted({op.channel for op in op_list.ops})
         self._blocks = {channel: _Block() for channel in channels}
         waiting = self._cross_dependencies()
-        for i, op in enumerate(program.ops):
+        for i, op in enumerate(op_list.ops):
             block = self._blocks[op.channel]
             for dependency in op.depends_on:
-                if program.ops[dependency].channel != op.channel:
+                if op_list.ops[dependency].channel != op.channel:
                     semaphore = self._semaphores[dependency, i]
                     block.add({"name": "sem_acquire", "semaphore_ids": [semaphore]})
-                elif program.ops[dependency].kind == "send":
+                elif op_list.ops[dependency].kind == "send":
                     self._await_answer(block, dependency)
             for operation in self._operations(block, op):
                 block.add(operation)
@@ -151,12 +151,12 @@ class _Gpu:
             for sends in list(block.unanswered.values()):
                 while sends:
                     self._await_answer(block, sends[0])
-        layout = program.chunks_per_block
+        layout = op_list.chunks_per_block
         return {
-            "id": program.rank,
-            "input_chunks": program.input_blocks * layout,
-            "output_chunks": program.output_blocks * layout,
-            "scratch_chunks": program.scratch_blocks * layout,
+            "id": op_list.rank,
+            "input_chunks": op_list.input_blocks * layout,
+            "output_chunks": op_list.output_blocks * layout,
+            "scratch_chunks": op_list.scratch_blocks * layout,
             "threadblocks": [
                 {
                     "id": number,
@@ -175,7 +175,7 @@ class _Gpu:
             "channels": [
                 {
                     "channel_type": "memory",
-                    "connected_to": [a + b - program.rank for a, b, _ in self._channels],
+                    "connected_to": [a + b - op_list.rank for a, b, _ in self._channels],
                 }
             ]
             if self._channels
@@ -189,15 +189,15 @@ class _Gpu:
 
     def _cross_dependencies(self) -> dict[int, list[int]]:
         waiting: dict[int, list[int]] = defaultdict(list)
-        for i, op in enumerate(self._program.ops):
+        for i, op in enumerate(self._op_list.ops):
             for dependency in op.depends_on:
-                if self._program.ops[dependency].channel != op.channel:
+                if self._op_list.ops[dependency].channel != op.channel:
                     self._semaphores[dependency, i] = len(self._semaphores)
                     waiting[dependency].append(i)
         return waiting
 
     def _connection(self, op: Op) -> _Connection:
-        ends = (self._program.rank, op.peer)
+        ends = (self._op_list.rank, op.peer)
         return (*(ends if op.kind == "send" else ends[::-1]), op.channel)
 
     def _signalling(self, block: _Block, name: str, connection: _Connection) -> _Json:
@@ -206,7 +206,7 @@ class _Gpu:
 
     def _await_answer(self, block: _Block, send: int) -> None:
         """Waits until a send of this block has been read; answers come in the order of sends."""
-        connection = self._connection(self._program.ops[send])
+        connection = self._connection(self._op_list.ops[send])
         while send in block.unanswered[connection]:
             block.unanswered[connection].pop(0)
             block.add(self._signalling(block, "wait", connection))
@@ -229,7 +229,7 @@ class _Gpu:
         operands = [*op.sources, op.destination]
         if len(op.sources) > _MAX_OPERANDS:
             raise ValueError(
-                f"rank {self._program.rank}, step {op.step}: {op.kind} of {len(op.sources)} "
+                f"rank {self._op_list.rank}, step {op.step}: {op.kind} of {len(op.sources)} "
                 f"operands; MSCCL++'s executor takes {_MAX_OPERANDS}"
             )
         for begins, count in _runs(operands):

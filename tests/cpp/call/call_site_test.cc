@@ -375,8 +375,8 @@ TEST(CallSite, GroupsHereAndGroupsThatReachOutAreBuiltApart) {
    public:
     int process() const override { return 0; }
     std::optional<int> ProcessOfDevice(int64_t id) const override { return id < 3 ? 0 : 1; }
-    Slot TakeSlot(const std::string&) override { return {}; }
-    void ReturnSlot(const std::string&, const Slot&) override {}
+    InstructionNumber TakeNumber(const std::string&) override { return {}; }
+    void ReturnNumber(const std::string&, const InstructionNumber&) override {}
     std::unique_ptr<RemoteGroup> Open(GroupSpec spec) override {
       opened.push_back(spec.device_ids);
       return nullptr;

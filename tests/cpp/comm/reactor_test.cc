@@ -12,7 +12,7 @@
 #include <numeric>
 #include <thread>
 
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 #include "support/reactor_alone.h"
@@ -325,31 +325,31 @@ TEST(Reactor, QuestionsAreNotAnsweredAsFastAsTheyCome) {
   EXPECT_EQ(process.told.size(), 1u);
 }
 
-TEST(Reactor, SlotsCountTheInstructionsOfOneExecutable) {
+TEST(Reactor, NumbersCountTheInstructionsOfOneExecutable) {
   Alone process(2);
   Reactor& reactor = *process.reactor;
-  const auto first = reactor.interprocess().TakeSlot("f psum");
-  EXPECT_EQ(first.number, 0);
-  const auto dropped = reactor.interprocess().TakeSlot("f psum");
-  EXPECT_EQ(dropped.number, 1);
-  reactor.interprocess().ReturnSlot("f psum", dropped);
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);  // instantiated again
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f pmax").number, 0);
+  const auto first = reactor.interprocess().TakeNumber("f psum");
+  EXPECT_EQ(first.value, 0);
+  const auto dropped = reactor.interprocess().TakeNumber("f psum");
+  EXPECT_EQ(dropped.value, 1);
+  reactor.interprocess().ReturnNumber("f psum", dropped);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 1);  // instantiated again
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f pmax").value, 0);
   // Another thread builds another one meanwhile.
-  std::thread([&] { EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0); }).join();
+  std::thread([&] { EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 0); }).join();
   // Compiled once more, whether the old executable still lives or not.
   reactor.EndBuild();
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 0);
-  reactor.interprocess().ReturnSlot("f psum", first);
-  EXPECT_EQ(reactor.interprocess().TakeSlot("f psum").number, 1);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 0);
+  reactor.interprocess().ReturnNumber("f psum", first);
+  EXPECT_EQ(reactor.interprocess().TakeNumber("f psum").value, 1);
 }
 
 TEST(Reactor, AnExecutableThatRunsIsComplete) {
   Alone process(2);
-  const auto slot = process.reactor->interprocess().TakeSlot("f psum");
-  process.build = slot.build;
+  const auto number = process.reactor->interprocess().TakeNumber("f psum");
+  process.build = number.build;
   const auto group = process.Open(2, "f psum");
-  EXPECT_EQ(process.reactor->interprocess().TakeSlot("f psum").number, 0);
+  EXPECT_EQ(process.reactor->interprocess().TakeNumber("f psum").value, 0);
 }
 
 TEST(Reactor, ARefusalReachesPeersWithoutAnOpenCommunicator) {
@@ -463,10 +463,10 @@ TEST_P(ReactorThreads, OverSharedMemory) {
       ScheduleSpec spec;
       spec.algorithm = g == 0 ? "ring" : "direct";
       spec.world_size = kProcesses;
-      auto segments = CompileSegments({*BuildSchedule(spec, p)}, kProcesses, kProcesses);
+      auto slice_ops = CompileSliceOps({*BuildSchedule(spec, p)}, kProcesses, kProcesses);
       const int64_t elements = g == 0 ? 100000 : 100;
-      auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*segments)),
-                                      {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
+      auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                    {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
       groups.push_back(
           reactors[p]->interprocess().Open({{0, 1, 2}, spec.algorithm, spec.algorithm, *plan}));
       std::vector<Buffers*> mine;

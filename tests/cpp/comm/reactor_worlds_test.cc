@@ -13,9 +13,9 @@ namespace jaxcoll {
 namespace {
 
 #if defined(__SANITIZE_THREAD__)
-constexpr int kSeeds = 500;
+constexpr int kSeeds = 300;
 #elif defined(__SANITIZE_ADDRESS__)
-constexpr int kSeeds = 2000;
+constexpr int kSeeds = 1000;
 #else
 constexpr int kSeeds = 10000;
 #endif

@@ -81,9 +81,9 @@ void PrintTo(const KernelCase& c, std::ostream* out) {
 }
 
 // The group's memory, and its threads.
-class Group {
+class KernelGroup {
  public:
-  explicit Group(const KernelCase& c) : case_(c) {
+  explicit KernelGroup(const KernelCase& c) : case_(c) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -99,7 +99,7 @@ class Group {
     }
     Init(spec);
   }
-  Group(const KernelCase& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
+  KernelGroup(const KernelCase& c, CallShape shape) : case_(c), shape_(std::move(shape)) {
     CallSpec spec;
     spec.collective = c.collective;
     spec.algorithm = c.algorithm;
@@ -114,7 +114,7 @@ class Group {
   bool Staged() const {
     for (const Buffer& workspace : workspaces_) {
       const Bytes bytes = workspace.Copy();
-      if (std::any_of(bytes.begin() + LaneOffset(2), bytes.end(), [](auto b) { return b != 0; })) {
+      if (std::any_of(bytes.begin() + SeatOffset(2), bytes.end(), [](auto b) { return b != 0; })) {
         return true;
       }
     }
@@ -189,7 +189,7 @@ class Group {
     plan_ = std::move(*plan);
     plan_.blocks = case_.blocks;  // more than so few elements would get
     slot_bytes_ = case_.slot_bytes != 0 ? case_.slot_bytes : plan_.SlotBytes(64 << 20);
-    const uint64_t bytes = LaneOffset(2) + plan_.StagingBytes(slot_bytes_);
+    const uint64_t bytes = SeatOffset(2) + plan_.StagingBytes(slot_bytes_);
     causes_.resize(case_.ranks);
     fingerprints_.assign(case_.ranks, plan_.fingerprint);
     for (int rank = 0; rank < case_.ranks; ++rank) {
@@ -214,11 +214,11 @@ class Group {
     for (Buffer& buffer : outputs_[rank]) outputs.push_back(buffer.data());
     StatusOr<Call> call = plan_.Bind(rank, launch, inputs.data(), outputs.data());
     EXPECT_TRUE(call.ok());
-    call->lane = 1;
+    call->seat = 1;
     call->staged = case_.reached != Reached::kDirect;
     call->mapped = call->reachable =
         case_.reached == Reached::kMapped || case_.reached == Reached::kInTurn;
-    call->staging = LaneOffset(2);
+    call->staging = SeatOffset(2);
     call->slot_bytes = slot_bytes_;
     call->deadline_ns = static_cast<uint64_t>(timeout_s * 1e9);
     call->fingerprint = fingerprints_[rank];
@@ -268,7 +268,7 @@ class Group {
   std::vector<uint32_t> fingerprints_;
 };
 
-void Fill(Group& group, const KernelCase& c) {
+void Fill(KernelGroup& group, const KernelCase& c) {
   std::mt19937 random(7);
   for (int rank = 0; rank < c.ranks; ++rank) {
     for (size_t v = 0; v < c.elements.size(); ++v) {
@@ -286,7 +286,7 @@ void Fill(Group& group, const KernelCase& c) {
 
 // The result that rank `rank` should have, by the rules of schedule.h and the kernels of the CPU
 // engine.
-Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
+Bytes Expected(KernelGroup& group, const KernelCase& c, int rank, int v) {
   const size_t block = c.elements[v] * ItemBytes(c.dtype);
   Bytes result(group.output(rank, v).size(), 0);
   const auto reduce = [&](size_t skip) {
@@ -314,7 +314,7 @@ Bytes Expected(Group& group, const KernelCase& c, int rank, int v) {
 
 void Check(const KernelCase& c) {
   SCOPED_TRACE(testing::PrintToString(c));
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(c.calls));
   if (c.reached == Reached::kDirect || c.reached == Reached::kMapped) {
@@ -399,7 +399,7 @@ TEST_P(CudaKernels, ManyVectorsInOneCall) {
 
 TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
   KernelCase c{.collective = "all_reduce", .ranks = 3, .reached = GetParam()};
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   group.timeout_s = 0.2;
   EXPECT_FALSE(group.Run(1, /*leave_out=*/1));
@@ -419,7 +419,7 @@ TEST_P(CudaKernels, ARankThatNeverComesIsNamed) {
 
 TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
   KernelCase c{.collective = "all_gather", .ranks = 4, .reached = GetParam()};
-  Group group(c);
+  KernelGroup group(c);
   Fill(group, c);
   ASSERT_TRUE(group.Run(2));
   group.fingerprint(2) ^= 0x1000;
@@ -437,10 +437,10 @@ TEST_P(CudaKernels, AnotherCallOnOneRankIsAMismatch) {
 // ---- ragged_all_to_all -------------------------------------------------------------------------
 
 // Every rank sends (from + 2 to + u) mod 4 rows in update u, one after the other on both sides.
-struct RaggedGroup {
+struct RaggedKernelGroup {
   static constexpr int kRanks = 3, kUpdates = 2, kRows = 24, kRowElements = 5;
 
-  explicit RaggedGroup(Reached reached) : group(MakeCase(reached), MakeShape()) {
+  explicit RaggedKernelGroup(Reached reached) : group(MakeCase(reached), MakeShape()) {
     for (int rank = 0; rank < kRanks; ++rank) {
       int64_t sent = 0;
       for (int i = 0; i < kRanks * kUpdates; ++i) {
@@ -481,7 +481,7 @@ struct RaggedGroup {
     const CallShape::Array table{DType::kInt32, {kRanks * kUpdates}};
     return {{rows, rows, table, table, table, table}, {rows}};
   }
-  // `at`: where every segment is written; -1: one behind the other.
+  // `at`: where the rows of every update are written; -1: one behind the other.
   Bytes ExpectedOf(int rank, int at = -1) {
     constexpr size_t kRowBytes = 2 * kRowElements;
     Bytes result = group.input(rank, 1).Copy();
@@ -501,43 +501,44 @@ struct RaggedGroup {
     return result;
   }
 
-  Group group;
+  KernelGroup group;
 };
 
 class CudaRagged : public testing::TestWithParam<Reached> {};
 INSTANTIATE_TEST_SUITE_P(Reach, CudaRagged, testing::ValuesIn(kReached),
                          [](const auto& info) { return Name(info.param); });
 
-TEST_P(CudaRagged, EveryRankGetsItsSegments) {
-  RaggedGroup ragged(GetParam());
+TEST_P(CudaRagged, EveryRankGetsItsRows) {
+  RaggedKernelGroup ragged(GetParam());
   ASSERT_TRUE(ragged.group.Run(3));
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank)) << "rank " << rank;
   }
 }
 
-// Where segments overlap, the rank and update that come last win.
-TEST_P(CudaRagged, OverlappingSegmentsAreWrittenInOrder) {
-  RaggedGroup ragged(GetParam());
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
-    for (int i = 0; i < RaggedGroup::kRanks * RaggedGroup::kUpdates; ++i) ragged.Set(rank, 4, i, 2);
+// Where rows overlap, the rank and update that come last win.
+TEST_P(CudaRagged, OverlappingRowsAreWrittenInOrder) {
+  RaggedKernelGroup ragged(GetParam());
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
+    for (int i = 0; i < RaggedKernelGroup::kRanks * RaggedKernelGroup::kUpdates; ++i)
+      ragged.Set(rank, 4, i, 2);
   }
   ASSERT_TRUE(ragged.group.Run(2));
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     EXPECT_EQ(ragged.group.output(rank, 0).Copy(), ragged.ExpectedOf(rank, 2)) << "rank " << rank;
   }
 }
 
 // Every rank finds it; a trap ends all but the first.
-Cause AnyCause(const Group& group) {
-  for (int rank = 0; rank < RaggedGroup::kRanks; ++rank) {
+Cause AnyCause(const KernelGroup& group) {
+  for (int rank = 0; rank < RaggedKernelGroup::kRanks; ++rank) {
     if (group.cause(rank).kind != Cause::kNone) return group.cause(rank);
   }
   return {};
 }
 
 TEST_P(CudaRagged, SizesThatDisagreeAreRefused) {
-  RaggedGroup ragged(GetParam());
+  RaggedKernelGroup ragged(GetParam());
   ragged.Set(1, 5, 0, 9);
   EXPECT_FALSE(ragged.group.Run(1));
   const Cause cause = AnyCause(ragged.group);
@@ -548,7 +549,7 @@ TEST_P(CudaRagged, SizesThatDisagreeAreRefused) {
 }
 
 TEST_P(CudaRagged, RowsOutsideOfTheOperandAreRefused) {
-  RaggedGroup ragged(GetParam());
+  RaggedKernelGroup ragged(GetParam());
   ragged.Set(2, 2, 0, 1 << 30);
   EXPECT_FALSE(ragged.group.Run(1));
   const Cause cause = AnyCause(ragged.group);

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "support/device_world.h"
 #include "support/op_lists.h"
 
@@ -16,11 +16,11 @@ struct Counts {
   int32_t ops = 0, most_sources = 0, most_destinations = 0;
 };
 
-Counts CountOf(const DeviceProgram& program) {
-  const ProgramHeader& header = program.header();
-  const auto* bytes = reinterpret_cast<const unsigned char*>(program.words.data());
-  const auto* workers = reinterpret_cast<const ProgramWorker*>(bytes + header.worker_offset);
-  const auto* ops = reinterpret_cast<const ProgramOp*>(bytes + header.op_offset);
+Counts CountOf(const DeviceTable& table) {
+  const TableHeader& header = table.header();
+  const auto* bytes = reinterpret_cast<const unsigned char*>(table.words.data());
+  const auto* workers = reinterpret_cast<const TableWorker*>(bytes + header.worker_offset);
+  const auto* ops = reinterpret_cast<const TableOp*>(bytes + header.op_offset);
   Counts counts;
   for (int32_t w = 0; w < header.workers; ++w) counts.ops += workers[w].op_count;
   for (int32_t i = 0; i < counts.ops; ++i) {
@@ -33,7 +33,7 @@ Counts CountOf(const DeviceProgram& program) {
 TEST(Pack, OneShotIsOnePutAndOneReduction) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "direct", 8)), {3}, 1);
   ASSERT_TRUE(tables.ok()) << tables.status().message();
-  const ProgramHeader& header = tables->at(0).header();
+  const TableHeader& header = tables->at(0).header();
   const Counts counts = CountOf(tables->at(0));
   EXPECT_EQ(header.rank, 3);
   EXPECT_EQ(counts.ops, 2);
@@ -48,7 +48,7 @@ TEST(Pack, OperandsAreReadAndWrittenInPlace) {
   const auto pack = [](Collective collective, const char* algorithm) {
     const auto tables = Pack(BuildAll(Spec(collective, algorithm, 8)), {3}, 1, Reach::kOperands);
     EXPECT_TRUE(tables.ok()) << tables.status().message();
-    const ProgramHeader& header = tables->at(0).header();
+    const TableHeader& header = tables->at(0).header();
     EXPECT_EQ(header.slot_chunks + header.scratch_chunks, 0) << algorithm;
     EXPECT_EQ(header.meets, 1);
     return CountOf(tables->at(0));
@@ -86,7 +86,7 @@ TEST(Pack, ARingReducesAndSendsInOnePass) {
   EXPECT_EQ(CountOf(scatter->at(0)).most_destinations, 1);
 }
 
-// Ops that do not wait for each other become one: a round of flags costs as much as a slice.
+// Ops that do not wait for each other become one: a round of flags costs as much as a strip.
 TEST(Pack, PutsSideBySideWhatMayGoSideBySide) {
   const auto two_shots = Pack(BuildAll(Spec(Collective::kAllReduce, "direct2", 8)), {2}, 1);
   ASSERT_TRUE(two_shots.ok()) << two_shots.status().message();
@@ -97,12 +97,12 @@ TEST(Pack, PutsSideBySideWhatMayGoSideBySide) {
 }
 
 TEST(Pack, IsTheSameOnEveryRankButForTheRank) {
-  const auto programs = BuildAll(Spec(Collective::kReduce, "binomial", 5));
-  const auto tables = Pack(programs, AllRanks(5), 4);
-  const auto alone = Pack(programs, {3}, 4);
+  const auto op_lists = BuildAll(Spec(Collective::kReduce, "binomial", 5));
+  const auto tables = Pack(op_lists, AllRanks(5), 4);
+  const auto alone = Pack(op_lists, {3}, 4);
   ASSERT_TRUE(tables.ok() && alone.ok());
   EXPECT_EQ(tables->at(3).words, alone->at(0).words);
-  for (const DeviceProgram& table : *tables) {
+  for (const DeviceTable& table : *tables) {
     EXPECT_EQ(table.header().slot_chunks, tables->at(0).header().slot_chunks);
     EXPECT_EQ(table.header().flags_per_worker, tables->at(0).header().flags_per_worker);
     EXPECT_EQ(table.bytes() % 16, 0u);
@@ -112,11 +112,11 @@ TEST(Pack, IsTheSameOnEveryRankButForTheRank) {
 
 TEST(Pack, RefusesWhatDoesNotFitTogether) {
   const auto good = BuildAll(Spec(Collective::kAllReduce, "ring", 3));
-  const auto refused = [&](const std::function<void(std::vector<Program>&)>& spoil,
+  const auto refused = [&](const std::function<void(std::vector<OpList>&)>& spoil,
                            const std::string& because) {
-    auto programs = good;
-    spoil(programs);
-    const auto tables = Pack(programs, {0}, 4);
+    auto op_lists = good;
+    spoil(op_lists);
+    const auto tables = Pack(op_lists, {0}, 4);
     ASSERT_FALSE(tables.ok()) << because;
     EXPECT_NE(tables.status().message().find(because), std::string::npos)
         << tables.status().message();
@@ -145,7 +145,7 @@ TEST(Pack, RefusesWhatDoesNotFitTogether) {
 TEST(PlanCall, SaysWhatARegionLacks) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "ring", 8)), {0}, 1);
   ASSERT_TRUE(tables.ok());
-  const ProgramHeader& header = tables->at(0).header();
+  const TableHeader& header = tables->at(0).header();
   RegionSize region = kRegion;
   const auto plan = [&] {
     return PlanCall(header, {1 << 20}, DType::kFloat32, ReduceOp::kSum, region);
@@ -166,38 +166,38 @@ TEST(PlanCall, SaysWhatARegionLacks) {
   EXPECT_FALSE(plan().ok());
 }
 
-// Slots end where the region does, and so do flags; small calls stay on one lane.
+// Slots end where the region does, and so do flags; small calls stay on one strand.
 TEST(PlanCall, CutsCallsWithinTheRegion) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllReduce, "halving_doubling", 8)), {0}, 1);
   ASSERT_TRUE(tables.ok());
-  const ProgramHeader& header = tables->at(0).header();
-  const RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_lanes = 32};
+  const TableHeader& header = tables->at(0).header();
+  const RegionSize region{.bytes = 8 << 20, .flag_capacity = 4096, .max_strands = 32};
   const std::pair<int64_t, int32_t> sizes[] = {{0, 1}, {1, 1}, {8 * 1024, 1}, {1 << 24, 32}};
-  for (const auto& [elements, lanes] : sizes) {
+  for (const auto& [elements, strands] : sizes) {
     const auto call = PlanCall(header, {elements}, DType::kFloat32, ReduceOp::kSum, region);
     ASSERT_TRUE(call.ok());
-    EXPECT_EQ(call->lanes, lanes);
+    EXPECT_EQ(call->strands, strands);
     EXPECT_LE(
-        call->scratch_offset + int64_t{call->lanes} * header.scratch_chunks * call->stride_bytes,
+        call->scratch_offset + int64_t{call->strands} * header.scratch_chunks * call->stride_bytes,
         region.bytes);
     EXPECT_LE(BlockCount(header, *call) * header.flags_per_worker, region.flag_capacity);
-    EXPECT_LE(call->vectors[0].slice_elements * 4, call->stride_bytes);
-    EXPECT_GE(call->vectors[0].slice_elements * call->segment_count, elements / 8);
+    EXPECT_LE(call->vectors[0].strip_elements * 4, call->stride_bytes);
+    EXPECT_GE(call->vectors[0].strip_elements * call->slice_count, elements / 8);
   }
 }
 
-// One slice more than there are lanes must not take twice as long.
+// One strip more than there are strands must not take twice as long.
 TEST(PlanCall, DividesTheWorkEvenly) {
   const auto tables = Pack(BuildAll(Spec(Collective::kAllGather, "direct", 4)), {0}, 1);
   ASSERT_TRUE(tables.ok());
-  const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_lanes = 16};
-  const int64_t bytes = region.max_slice_bytes * 17;
+  const RegionSize region{.bytes = 16 << 20, .flag_capacity = 4096, .max_strands = 16};
+  const int64_t bytes = region.max_strip_bytes * 17;
   const auto call =
       PlanCall(tables->at(0).header(), {bytes / 4}, DType::kFloat32, ReduceOp::kSum, region);
   ASSERT_TRUE(call.ok());
-  ASSERT_EQ(call->lanes, 16);
-  const int64_t rounds = (call->segment_count + call->lanes - 1) / call->lanes;
-  EXPECT_LE(rounds * call->vectors[0].slice_elements * 4 * call->lanes, bytes * 11 / 10);
+  ASSERT_EQ(call->strands, 16);
+  const int64_t rounds = (call->slice_count + call->strands - 1) / call->strands;
+  EXPECT_LE(rounds * call->vectors[0].strip_elements * 4 * call->strands, bytes * 11 / 10);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ Placement Anyhow(int ranks, std::mt19937& random) {
   return placement;
 }
 
-std::vector<std::unique_ptr<Case>> MakeAll(const std::vector<Program>& programs,
+std::vector<std::unique_ptr<Case>> MakeAll(const std::vector<OpList>& op_lists,
                                            Collective collective,
                                            const std::vector<int64_t>& elements,
                                            const std::string& name, int max_workers = 64,
@@ -44,7 +44,7 @@ std::vector<std::unique_ptr<Case>> MakeAll(const std::vector<Program>& programs,
   std::vector<std::unique_ptr<Case>> cases;
   uint32_t seed = 1;
   for (const int64_t count : elements) {
-    cases.push_back(Make(programs, collective, {.block_elements = {count}, .seed = ++seed},
+    cases.push_back(Make(op_lists, collective, {.block_elements = {count}, .seed = ++seed},
                          max_workers, region));
     if (cases.back() == nullptr) return {};
     cases.back()->name = name + ", " + std::to_string(count) + " elements";
@@ -72,11 +72,11 @@ TEST_P(EveryScheduleBetweenHosts, GivesTheBitsOfTheEngineForCpus) {
     if (algorithm.starts_with("hierarchical") && ranks % per_host == 0) {
       spec.dims = {ranks / per_host, per_host};
     }
-    const std::vector<Program> programs = BuildAll(spec);
-    if (programs.empty()) continue;
+    const std::vector<OpList> op_lists = BuildAll(spec);
+    if (op_lists.empty()) continue;
     ++served;
     const Placement placement = InBlocks(ranks, per_host, ranks % 4 == 2);
-    const auto cases = MakeAll(programs, collective, {1000, 0, 67},
+    const auto cases = MakeAll(op_lists, collective, {1000, 0, 67},
                                algorithm + ", " + std::to_string(ranks) + " ranks");
     ASSERT_FALSE(cases.empty());
     Hosts hosts(placement.host_of_process, Net::kFake, static_cast<uint64_t>(ranks));
@@ -101,12 +101,12 @@ TEST(HostProxy, GivesTheSameBitsInEveryInterleaving) {
     std::mt19937 random(seed);
     const Draw& draw = all[random() % all.size()];
     const int ranks = 2 + static_cast<int>(random() % 5);
-    auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
-    if (programs.empty()) continue;
-    if (random() % 2) programs = Rechannel(programs, 3, random);
+    auto op_lists = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+    if (op_lists.empty()) continue;
+    if (random() % 2) op_lists = Rechannel(op_lists, 3, random);
     RegionSize region = kRegion;
     region.depth = 1 + static_cast<int32_t>(random() % 3);
-    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    region.max_strands = 1 + static_cast<int32_t>(random() % 3);
     const Placement placement = Anyhow(ranks, random);
     std::vector<int64_t> elements;
     for (size_t n = 1 + random() % 3; n > 0; --n) {
@@ -114,7 +114,7 @@ TEST(HostProxy, GivesTheSameBitsInEveryInterleaving) {
     }
     const int max_workers = 1 + static_cast<int>(random() % 4);
     const auto cases =
-        MakeAll(programs, draw.collective, elements,
+        MakeAll(op_lists, draw.collective, elements,
                 "seed " + std::to_string(seed) + ", " + draw.algorithm, max_workers, region);
     ASSERT_FALSE(cases.empty());
     Hosts hosts(placement.host_of_process, Net::kFake, seed);
@@ -134,9 +134,9 @@ TEST(HostProxy, UsesRealLinks) {
           Draw{Collective::kReduceScatter, "ring"}, Draw{Collective::kAllToAll, "direct"}}) {
       ScheduleSpec spec = Spec(draw.collective, draw.algorithm, 4);
       if (draw.algorithm == "hierarchical") spec.dims = {2, 2};
-      const auto programs = BuildAll(spec);
-      ASSERT_FALSE(programs.empty()) << draw.algorithm;
-      const auto cases = MakeAll(programs, draw.collective, {3000, 5}, draw.algorithm);
+      const auto op_lists = BuildAll(spec);
+      ASSERT_FALSE(op_lists.empty()) << draw.algorithm;
+      const auto cases = MakeAll(op_lists, draw.collective, {3000, 5}, draw.algorithm);
       ASSERT_FALSE(cases.empty());
       const Placement placement = InBlocks(4, 2, draw.algorithm == "ring");
       Hosts hosts(placement.host_of_process, net, 1);
@@ -148,17 +148,17 @@ TEST(HostProxy, UsesRealLinks) {
 
 // A message of several parcels, which overtake each other.
 TEST(HostProxy, CutsMessagesThatNoSlotOfALinkHolds) {
-  const auto programs = BuildAll(Spec(Collective::kAllGather, "ring", 3));
+  const auto op_lists = BuildAll(Spec(Collective::kAllGather, "ring", 3));
   constexpr RegionSize kLarge = {.bytes = 8 << 20,
                                  .flag_capacity = 2048,
-                                 .max_lanes = 1,
+                                 .max_strands = 1,
                                  .depth = 2,
-                                 .max_slice_bytes = 600 << 10,
-                                 .min_slice_bytes = 256};
+                                 .max_strip_bytes = 600 << 10,
+                                 .min_strip_bytes = 256};
   const auto cases =
-      MakeAll(programs, Collective::kAllGather, {400'000, 150'001}, "ring", 64, kLarge);
+      MakeAll(op_lists, Collective::kAllGather, {400'000, 150'001}, "ring", 64, kLarge);
   ASSERT_FALSE(cases.empty());
-  ASSERT_GT(cases[0]->launch.calls[0].vectors[0].slice_elements * 4, 3 * int64_t{kSlotBytes});
+  ASSERT_GT(cases[0]->launch.calls[0].vectors[0].strip_elements * 4, 3 * int64_t{kSlotBytes});
   const Placement placement = InBlocks(3, 1, true);
   Hosts hosts(placement.host_of_process, Net::kFake, 3);
   HostedWorld world(hosts, {placement.process_of_rank, 1, kLarge}, cases);
@@ -173,8 +173,8 @@ TEST(HostProxy, ServesSeveralCallsAtTheSameTime) {
   uint64_t id = 0;
   for (const char* algorithm : {"direct", "ring", "double_tree"}) {
     branches.emplace_back([&, algorithm, mine = ++id] {
-      const auto programs = BuildAll(Spec(Collective::kAllReduce, algorithm, 4));
-      const auto cases = MakeAll(programs, Collective::kAllReduce, {700, 701, 5}, algorithm);
+      const auto op_lists = BuildAll(Spec(Collective::kAllReduce, algorithm, 4));
+      const auto cases = MakeAll(op_lists, Collective::kAllReduce, {700, 701, 5}, algorithm);
       if (cases.empty()) return;
       HostedWorld world(hosts, {placement.process_of_rank, mine}, cases);
       ExpectRight(world, cases, {}, 4);
@@ -186,8 +186,8 @@ TEST(HostProxy, ServesSeveralCallsAtTheSameTime) {
 // Epochs have 32 bits.
 TEST(HostProxy, CountsOnWhereEpochsWrapAround) {
   for (const char* algorithm : {"ring", "direct"}) {
-    const auto programs = BuildAll(Spec(Collective::kAllReduce, algorithm, 4));
-    const auto cases = MakeAll(programs, Collective::kAllReduce, {900, 3, 500}, algorithm);
+    const auto op_lists = BuildAll(Spec(Collective::kAllReduce, algorithm, 4));
+    const auto cases = MakeAll(op_lists, Collective::kAllReduce, {900, 3, 500}, algorithm);
     ASSERT_FALSE(cases.empty());
     const Placement placement = InBlocks(4, 2, false);
     Hosts hosts(placement.host_of_process, Net::kFake, 1);
@@ -205,10 +205,10 @@ class EveryScheduleFromDeviceMemory : public testing::TestWithParam<Draw> {};
 TEST_P(EveryScheduleFromDeviceMemory, GivesTheSameBitsAndNothingIsCopied) {
   const auto& [collective, algorithm] = GetParam();
   for (const int ranks : {4, 5}) {  // some algorithms serve powers of two only
-    const std::vector<Program> programs = BuildAll(Spec(collective, algorithm, ranks));
-    if (programs.empty()) continue;
+    const std::vector<OpList> op_lists = BuildAll(Spec(collective, algorithm, ranks));
+    if (op_lists.empty()) continue;
     const Placement placement = InBlocks(ranks, 2, ranks == 5);
-    const auto cases = MakeAll(programs, collective, {700, 67},
+    const auto cases = MakeAll(op_lists, collective, {700, 67},
                                algorithm + ", " + std::to_string(ranks) + " ranks");
     ASSERT_FALSE(cases.empty());
     Hosts hosts(placement.host_of_process, Net::kFake, static_cast<uint64_t>(ranks));
@@ -240,15 +240,15 @@ TEST(HostProxyLending, GivesTheSameBitsWhicheverLinksTakeIt) {
     std::mt19937 random(seed);
     const Draw& draw = all[random() % all.size()];
     const int ranks = 2 + static_cast<int>(random() % 5);
-    auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
-    if (programs.empty()) continue;
-    if (random() % 2) programs = Rechannel(programs, 3, random);
+    auto op_lists = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+    if (op_lists.empty()) continue;
+    if (random() % 2) op_lists = Rechannel(op_lists, 3, random);
     RegionSize region = kRegion;
     region.depth = 1 + static_cast<int32_t>(random() % 3);
-    region.max_lanes = 1 + static_cast<int32_t>(random() % 3);
+    region.max_strands = 1 + static_cast<int32_t>(random() % 3);
     const Placement placement = Anyhow(ranks, random);
     const auto cases =
-        MakeAll(programs, draw.collective, {static_cast<int64_t>(random() % 2000), 31},
+        MakeAll(op_lists, draw.collective, {static_cast<int64_t>(random() % 2000), 31},
                 "seed " + std::to_string(seed) + ", " + draw.algorithm, 4, region);
     ASSERT_FALSE(cases.empty());
     Hosts hosts(placement.host_of_process, Net::kFake, seed);
@@ -299,22 +299,22 @@ TEST(HostProxyLending, SurvivesARailThatFails) {
 TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
   uint64_t stretches = 0, messages = 0;
   for (const char* algorithm : {"ring", "recursive_doubling", "bruck"}) {
-    const auto programs = BuildAll(Spec(Collective::kAllGather, algorithm, 4));
-    ASSERT_FALSE(programs.empty()) << algorithm;
-    const auto cases = MakeAll(programs, Collective::kAllGather, {1000, 67}, algorithm);
+    const auto op_lists = BuildAll(Spec(Collective::kAllGather, algorithm, 4));
+    ASSERT_FALSE(op_lists.empty()) << algorithm;
+    const auto cases = MakeAll(op_lists, Collective::kAllGather, {1000, 67}, algorithm);
     for (const auto& one : cases) {
       auto routes =
-          HostRoutes::Make(one->launch.programs, AllRanks(4), {one->launch.calls[0]}, {0, 1, 2, 3});
+          HostRoutes::Make(one->launch.tables, AllRanks(4), {one->launch.calls[0]}, {0, 1, 2, 3});
       ASSERT_TRUE(routes.ok()) << routes.status().message();
-      const ProgramCall& call = routes->calls()[0];
+      const TableCall& call = routes->calls()[0];
       DeviceMemory region(HostRoutes::RegionBytes(call));
       std::mt19937 random(1);
       for (size_t i = 0; i < region.bytes(); ++i) {
         region.data()[i] = static_cast<unsigned char>(random());
       }
-      for (const HostRoutes::Message& message : routes->messages()) {
-        for (int32_t segment = 0; segment < call.segment_count; ++segment, ++messages) {
-          const SlotUse use{&call, segment};
+      for (const HostRoutes::HostMessage& message : routes->messages()) {
+        for (int32_t slice = 0; slice < call.slice_count; ++slice, ++messages) {
+          const SlotUse use{&call, slice};
           std::vector<std::byte> whole(routes->Bytes(message, use)), parts;
           routes->Gather(message, use, region.data(), 0, whole);
           while (parts.size() < whole.size()) {
@@ -326,7 +326,7 @@ TEST(HostRoutes, CutsAMessageWhereItsSlotHasGaps) {
             parts.insert(parts.end(), at, at + stretch.bytes);
             ++stretches;
           }
-          EXPECT_EQ(parts, whole) << algorithm << ", segment " << segment;
+          EXPECT_EQ(parts, whole) << algorithm << ", slice " << slice;
         }
       }
     }
@@ -480,9 +480,9 @@ TEST(HostProxyFailure, AnEndAnywhereHangsNobody) {
     std::mt19937 random(seed);
     const Draw& draw = all[random() % all.size()];
     const int ranks = 2 + static_cast<int>(random() % 4);
-    const auto programs = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
-    if (programs.empty()) continue;
-    const auto cases = MakeAll(programs, draw.collective, {1500, 40},
+    const auto op_lists = BuildAll(Spec(draw.collective, draw.algorithm, ranks));
+    if (op_lists.empty()) continue;
+    const auto cases = MakeAll(op_lists, draw.collective, {1500, 40},
                                "seed " + std::to_string(seed) + ", " + draw.algorithm);
     ASSERT_FALSE(cases.empty());
     const Placement placement =

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "gpu/host/group_call.h"
 #include "support/host_runtime.h"
 #include "support/host_store.h"
@@ -20,7 +20,7 @@ constexpr int64_t kElements = 1000;
 // A rank's programs, and the pool they take memory from.
 struct Process {
   unsigned char* pool = nullptr;
-  std::unique_ptr<Communicator> communicator;
+  std::unique_ptr<GpuCommunicator> communicator;
   std::unique_ptr<GroupCall> call;
 
   // With an input and an output at these places.
@@ -43,10 +43,10 @@ class OperandMapTest : public testing::Test {
     }
     OnAll([&](int process) {
       Process& mine = processes_[process];
-      CommunicatorOptions options;
+      GpuCommunicatorOptions options;
       options.workspace_bytes = 1 << 20;
       options.operand = mine.pool == nullptr ? nullptr : mine.pool + 256;
-      auto made = Communicator::Create(members, process, options, &store_, runtime_);
+      auto made = GpuCommunicator::Create(members, process, options, &store_, runtime_);
       ASSERT_TRUE(made.ok()) << made.status().message();
       mine.communicator = std::move(*made);
       CallSpec spec;
@@ -88,7 +88,7 @@ TEST_F(OperandMapTest, CallsReachWhatIsInThePools) {
     for (int peer = 0; peer < 2; ++peer) EXPECT_EQ(call.bases[peer], processes_[peer].pool);
   }
   int told = 0;
-  for (const std::string& line : Communicator::DescribeAll()) {
+  for (const std::string& line : GpuCommunicator::DescribeAll()) {
     told += line.find("operands mapped") != std::string::npos;
   }
   EXPECT_EQ(told, 2);

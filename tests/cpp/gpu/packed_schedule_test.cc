@@ -31,7 +31,7 @@ std::vector<int> Hosts(int ranks) {
   return host_of_rank;
 }
 
-std::vector<ProgramCall> CallsOf(const ProgramHeader& header) {
+std::vector<TableCall> CallsOf(const TableHeader& header) {
   const auto call =
       PlanCall(header, {5000}, DType::kFloat32, ReduceOp::kSum,
                {.bytes = 64 << 20, .flag_capacity = header.workers * header.flags_per_worker});
@@ -42,7 +42,7 @@ std::vector<ProgramCall> CallsOf(const ProgramHeader& header) {
 // At any size: its own table, and those of as many ranks of other hosts as it talks to. All op
 // lists are built for it, once for all instructions with the schedule.
 TEST(PackedSchedule, HoldsTheTablesOfItsRanksAndOfTheirPeersOnOtherHosts) {
-  for (int ranks = 16; ranks <= kMaxProgramRanks; ranks *= 4) {
+  for (int ranks = 16; ranks <= kMaxTableRanks; ranks *= 4) {
     const struct {
       const char* algorithm;
       int32_t rank;  // the last one of a host
@@ -78,9 +78,9 @@ TEST(PackedSchedule, AgreesBetweenProcesses) {
   const std::vector<int> host_of_rank = Hosts(kRanks);
   for (const char* algorithm : {"ring", "direct", "recursive_doubling", "double_tree"}) {
     const CallSpec spec = AllReduceOf(algorithm, kRanks);
-    const auto programs = ProgramsOf(spec, AllRanks(kRanks));
-    ASSERT_TRUE(programs.ok()) << programs.status().message();
-    const auto all = Pack(*programs, AllRanks(kRanks), 4);
+    const auto op_lists = OpListsOf(spec, AllRanks(kRanks));
+    ASSERT_TRUE(op_lists.ok()) << op_lists.status().message();
+    const auto all = Pack(*op_lists, AllRanks(kRanks), 4);
     ASSERT_TRUE(all.ok()) << all.status().message();
     std::vector<HostRoutes> routes;  // by process, which has one rank
     for (int32_t rank = 0; rank < kRanks; ++rank) {
@@ -90,7 +90,7 @@ TEST(PackedSchedule, AgreesBetweenProcesses) {
       const auto first = PackedFor(spec, 4, Reach::kRegions, std::vector<int32_t>{0}, host_of_rank);
       EXPECT_EQ((*packed)->fingerprint, (*first)->fingerprint);
       EXPECT_EQ((*packed)->table_bytes, (*first)->table_bytes);
-      for (const DeviceProgram& table : (*packed)->tables) {
+      for (const DeviceTable& table : (*packed)->tables) {
         EXPECT_EQ(table.words, all->at(table.header().rank).words) << algorithm;
       }
       auto made =
@@ -115,7 +115,7 @@ TEST(PackedSchedule, AgreesBetweenProcesses) {
         const auto& own = routes[rank].Signals(rank, worker);
         ASSERT_EQ(own.size(), signals.size());
         for (size_t i = 0; i < own.size(); ++i) {
-          const HostRoutes::Message& message = routes[rank].messages()[own[i].message];
+          const HostRoutes::HostMessage& message = routes[rank].messages()[own[i].message];
           EXPECT_EQ(message.id, whole->messages()[signals[i].message].id);
           EXPECT_EQ(own[i].departure, signals[i].departure);
           EXPECT_EQ(routes[rank].Find(message.id), &message);

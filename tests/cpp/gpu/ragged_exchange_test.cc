@@ -127,14 +127,14 @@ class RaggedSite {
     ScheduleSpec exchange;
     exchange.collective = Collective::kAllToAll;
     exchange.world_size = shape_.ranks;
-    std::vector<Program> programs;
+    std::vector<OpList> op_lists;
     for (int rank = 0; rank < shape_.ranks; ++rank) {
-      programs.push_back(*BuildSchedule(exchange, rank));
+      op_lists.push_back(*BuildSchedule(exchange, rank));
     }
     const RaggedShape shape = {shape_.updates, shape_.operand_rows, shape_.output_rows,
                                shape_.row_bytes(), shape_.index};
     const LocalPlan plan(
-        std::make_shared<const LocalProgram>(*Compile(programs, exchange.collective)), shape);
+        std::make_shared<const LocalActions>(*Compile(op_lists, exchange.collective)), shape);
     RunBuffers buffers;
     for (const int table :
          {kOperand, kOutput, kInputOffsets, kSendSizes, kOutputOffsets, kRecvSizes}) {
@@ -176,7 +176,7 @@ class RaggedSite {
   std::vector<std::unique_ptr<GroupCall>> calls_;                     // by process
 };
 
-// Small: one lane, and a slot is some hundred bytes. Large: three lanes.
+// Small: one strand, and a slot is some hundred bytes. Large: three strands.
 constexpr uint64_t kSmall = 256 << 10, kLarge = 6 << 20;
 
 void ExpectRight(HostJob& job, RaggedSite& site, const std::string& what,
@@ -235,7 +235,7 @@ TEST(RaggedExchange, TakesTablesOfSeveralSlots) {
   ExpectRightWhateverTheSizes(job, shape, "150 updates");
 }
 
-TEST(RaggedExchange, DealsRowsToSeveralLanes) {
+TEST(RaggedExchange, DealsRowsToSeveralStrands) {
   Hosts hosts({0, 1}, Net::kFake, 3);
   HostJob job(4, 2, kLarge, &hosts);
   const Shape shape{
@@ -244,7 +244,7 @@ TEST(RaggedExchange, DealsRowsToSeveralLanes) {
   ASSERT_EQ(site.call(0).blocks(), 3);
   for (uint32_t seed = 1; seed < 4; ++seed) {
     site.Draw(seed, 2, seed == 3);
-    ExpectRight(job, site, "three lanes, seed " + std::to_string(seed), {}, 2);
+    ExpectRight(job, site, "three strands, seed " + std::to_string(seed), {}, 2);
   }
 }
 
@@ -304,7 +304,7 @@ TEST(RaggedExchange, SendsFromDeviceMemoryWhereLinksTakeIt) {
   Hosts hosts({0, 1, 2}, Net::kFake, 1);
   hosts.takes_dmabuf = [](int, int to) { return to == 1; };
   HostJob job(6, 3, kLarge, &hosts,
-              [](HostRuntime& runtime, CommunicatorOptions&) { runtime.why_no_dmabuf = ""; });
+              [](HostRuntime& runtime, GpuCommunicatorOptions&) { runtime.why_no_dmabuf = ""; });
   RaggedSite site(job, {.ranks = 6, .updates = 2});
   for (uint32_t seed = 1; seed < 4; ++seed) {
     site.Draw(seed, 5, seed == 3);
@@ -437,12 +437,12 @@ TEST(RaggedExchangeFailure, AnEndAnywhereHangsNobody) {
 TEST(RaggedExchangeFailure, CallsThatAreCutOtherwiseHaveAnotherDigest) {
   std::vector<HostRoutes> routes;
   for (const int64_t stride : {256, 512}) {
-    ProgramHeader header = {};
+    TableHeader header = {};
     header.world_size = header.slot_chunks = 2;
     header.flags_per_worker = 4;
     header.workers = header.chunks_per_block = 1;
-    ProgramCall call = {};
-    call.lanes = call.segment_count = call.vector_count = 1;
+    TableCall call = {};
+    call.strands = call.slice_count = call.vector_count = 1;
     call.depth = 2;
     call.stride_bytes = stride;
     StatusOr<HostRoutes> made = HostRoutes::MakeRagged(header, call, {0, 1});

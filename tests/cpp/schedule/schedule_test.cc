@@ -15,10 +15,10 @@
 namespace jaxcoll {
 namespace {
 
-std::vector<Program> BuildServed(const ScheduleSpec& spec) {
-  std::vector<Program> programs = BuildAll(spec);
-  EXPECT_EQ(programs.size(), static_cast<size_t>(spec.world_size)) << spec.algorithm;
-  return programs;
+std::vector<OpList> BuildServed(const ScheduleSpec& spec) {
+  std::vector<OpList> op_lists = BuildAll(spec);
+  EXPECT_EQ(op_lists.size(), static_cast<size_t>(spec.world_size)) << spec.algorithm;
+  return op_lists;
 }
 
 TEST(ScheduleTest, CollectivesAreKnownByName) {
@@ -31,23 +31,23 @@ TEST(ScheduleTest, CollectivesAreKnownByName) {
 }
 
 TEST(ScheduleTest, OneOfAMillionRanksIsBuiltAlone) {
-  // 2^20 ranks: a program per rank would not fit in memory, nor would a chunk per interval.
+  // 2^20 ranks: an op list per rank would not fit in memory, nor would a chunk per interval.
   const int32_t ranks = 1 << 20;
   for (const char* algorithm : {"recursive_doubling", "halving_doubling", "double_tree"}) {
-    StatusOr<Program> program =
+    StatusOr<OpList> op_list =
         BuildSchedule(PlainSpec(Collective::kAllReduce, algorithm, ranks), ranks - 1);
-    ASSERT_TRUE(program.ok()) << program.status().message();
-    EXPECT_LE(program->ops.size(), 100u);
-    for (const Op& op : program->ops) EXPECT_EQ(op.destination.chunks.size(), 1u);
+    ASSERT_TRUE(op_list.ok()) << op_list.status().message();
+    EXPECT_LE(op_list->ops.size(), 100u);
+    for (const Op& op : op_list->ops) EXPECT_EQ(op.destination.chunks.size(), 1u);
   }
 }
 
 TEST(ScheduleTest, ChunkIndicesThatDoNotFitAreRefused) {
-  StatusOr<Program> program =
+  StatusOr<OpList> op_list =
       BuildSchedule(PlainSpec(Collective::kAllReduce, "direct2", 1 << 20), 0);
-  ASSERT_FALSE(program.ok());
-  EXPECT_EQ(program.status().code(), StatusCode::kInvalidArgument);
-  EXPECT_NE(program.status().message().find("use another algorithm"), std::string::npos);
+  ASSERT_FALSE(op_list.ok());
+  EXPECT_EQ(op_list.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(op_list.status().message().find("use another algorithm"), std::string::npos);
 }
 
 TEST(ScheduleTest, NegativeSpecsAreRefused) {
@@ -96,7 +96,7 @@ TEST(ScheduleTest, TextRoundTripsForEveryAlgorithm) {
         ScheduleSpec spec = PlainSpec(collective, algorithm, world_size);
         spec.channels = 2;
         const std::string text = Serialize(BuildServed(spec));
-        StatusOr<std::vector<Program>> parsed = Parse(text);
+        StatusOr<std::vector<OpList>> parsed = Parse(text);
         ASSERT_TRUE(parsed.ok()) << parsed.status().message();
         EXPECT_EQ(Serialize(*parsed), text);
       }
@@ -105,27 +105,27 @@ TEST(ScheduleTest, TextRoundTripsForEveryAlgorithm) {
 }
 
 // An engine may index with everything that Parse accepts.
-void ExpectIndexable(const std::vector<Program>& programs) {
-  for (const Program& program : programs) {
+void ExpectIndexable(const std::vector<OpList>& op_lists) {
+  for (const OpList& op_list : op_lists) {
     auto expect_inside = [&](const Operand& operand) {
-      const int64_t blocks = operand.buffer == BufferKind::kInput    ? program.input_blocks
-                             : operand.buffer == BufferKind::kOutput ? program.output_blocks
-                                                                     : program.scratch_blocks;
+      const int64_t blocks = operand.buffer == BufferKind::kInput    ? op_list.input_blocks
+                             : operand.buffer == BufferKind::kOutput ? op_list.output_blocks
+                                                                     : op_list.scratch_blocks;
       for (const Interval& interval : operand.chunks) {
         EXPECT_GE(interval.begin, 0);
         EXPECT_GE(interval.count, 1);
-        EXPECT_LE(int64_t{interval.begin} + interval.count, blocks * program.chunks_per_block);
+        EXPECT_LE(int64_t{interval.begin} + interval.count, blocks * op_list.chunks_per_block);
       }
     };
-    for (const Op& op : program.ops) {
+    for (const Op& op : op_list.ops) {
       for (const Operand& source : op.sources) expect_inside(source);
       expect_inside(op.destination);
       EXPECT_FALSE(op.sources.empty());
       EXPECT_NE(op.destination.buffer, BufferKind::kInput);
-      EXPECT_LT(op.peer, static_cast<int32_t>(programs.size()));
+      EXPECT_LT(op.peer, static_cast<int32_t>(op_lists.size()));
       for (int32_t dependency : op.depends_on) {
         EXPECT_GE(dependency, 0);
-        EXPECT_LT(dependency, static_cast<int32_t>(program.ops.size()));
+        EXPECT_LT(dependency, static_cast<int32_t>(op_list.ops.size()));
       }
     }
   }
@@ -161,7 +161,7 @@ TEST(ScheduleTest, ParseSurvivesDamagedText) {
       }
       if (text.empty()) text = " ";
     }
-    StatusOr<std::vector<Program>> parsed = Parse(text);
+    StatusOr<std::vector<OpList>> parsed = Parse(text);
     if (!parsed.ok()) continue;
     ++accepted;
     ExpectIndexable(*parsed);
@@ -188,24 +188,24 @@ Operand Out(int32_t begin, int32_t count) { return {BufferKind::kOutput, {{begin
 Operand Tmp(int32_t begin, int32_t count) { return {BufferKind::kScratch, {{begin, count}}}; }
 
 TEST(InferDependenciesTest, FollowsPartsOfIntervals) {
-  Program program;
-  program.ops = {
+  OpList op_list;
+  op_list.ops = {
       LocalCopy({BufferKind::kInput, {{0, 8}}}, Tmp(0, 8)),  // 0 writes all
       LocalCopy(Tmp(2, 2), Out(2, 2)),                       // 1 reads a part
       LocalCopy({BufferKind::kInput, {{0, 4}}}, Tmp(0, 4)),  // 2 overwrites it and more
       LocalCopy(Tmp(3, 4), Out(3, 4)),                       // 3 reads 2's and 0's, writes 1's
       LocalCopy(Tmp(7, 1), Out(7, 1)),                       // 4 reads 0's only
   };
-  InferDependencies(program);
-  EXPECT_EQ(program.ops[0].depends_on, (std::vector<int32_t>{}));
-  EXPECT_EQ(program.ops[1].depends_on, (std::vector<int32_t>{0}));
-  EXPECT_EQ(program.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
-  EXPECT_EQ(program.ops[3].depends_on, (std::vector<int32_t>{0, 1, 2}));
-  EXPECT_EQ(program.ops[4].depends_on, (std::vector<int32_t>{0}));
+  InferDependencies(op_list);
+  EXPECT_EQ(op_list.ops[0].depends_on, (std::vector<int32_t>{}));
+  EXPECT_EQ(op_list.ops[1].depends_on, (std::vector<int32_t>{0}));
+  EXPECT_EQ(op_list.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
+  EXPECT_EQ(op_list.ops[3].depends_on, (std::vector<int32_t>{0, 1, 2}));
+  EXPECT_EQ(op_list.ops[4].depends_on, (std::vector<int32_t>{0}));
 }
 
 TEST(InferDependenciesTest, IgnoresWhatPeersHold) {
-  Program program;
+  OpList op_list;
   Op recv;
   recv.kind = OpKind::kRecv;
   recv.peer = 1;
@@ -215,22 +215,22 @@ TEST(InferDependenciesTest, IgnoresWhatPeersHold) {
   send.kind = OpKind::kSend;
   send.sources = {Tmp(1, 1)};
   send.destination = Tmp(0, 1);  // the peer's again
-  program.ops = {LocalCopy({BufferKind::kInput, {{0, 1}}}, Tmp(0, 1)), recv, send};
-  InferDependencies(program);
-  EXPECT_TRUE(program.ops[1].depends_on.empty());
-  EXPECT_TRUE(program.ops[2].depends_on.empty());
+  op_list.ops = {LocalCopy({BufferKind::kInput, {{0, 1}}}, Tmp(0, 1)), recv, send};
+  InferDependencies(op_list);
+  EXPECT_TRUE(op_list.ops[1].depends_on.empty());
+  EXPECT_TRUE(op_list.ops[2].depends_on.empty());
 }
 
 TEST(InferDependenciesTest, KeepsWhatIsThereAndIsIdempotent) {
-  Program program;
-  program.ops = {LocalCopy({BufferKind::kInput, {{0, 1}}}, Tmp(0, 1)),
+  OpList op_list;
+  op_list.ops = {LocalCopy({BufferKind::kInput, {{0, 1}}}, Tmp(0, 1)),
                  LocalCopy({BufferKind::kInput, {{0, 1}}}, Tmp(1, 1)),
                  LocalCopy(Tmp(0, 1), Out(0, 1))};
-  program.ops[2].depends_on = {1};
-  InferDependencies(program);
-  EXPECT_EQ(program.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
-  InferDependencies(program);
-  EXPECT_EQ(program.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
+  op_list.ops[2].depends_on = {1};
+  InferDependencies(op_list);
+  EXPECT_EQ(op_list.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
+  InferDependencies(op_list);
+  EXPECT_EQ(op_list.ops[2].depends_on, (std::vector<int32_t>{0, 1}));
 }
 
 }  // namespace

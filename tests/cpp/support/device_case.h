@@ -16,6 +16,7 @@
 
 #include "engine/memory/local_plan.h"
 #include "support/device_world.h"
+#include "support/few.h"
 #include "support/op_lists.h"
 #include "support/schedules.h"
 
@@ -64,22 +65,22 @@ struct Values {
 inline constexpr Reach kReaches[] = {Reach::kRegions, Reach::kOperands};
 
 // Fails the test and returns null if it cannot be made.
-inline std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collective collective,
+inline std::unique_ptr<Case> Make(const std::vector<OpList>& op_lists, Collective collective,
                                   const Values& values, int max_workers = 64,
                                   const RegionSize& region = kRegion) {
   auto result = std::make_unique<Case>();
-  const size_t ranks = programs.size();
-  auto packed = Pack(programs, AllRanks(ranks), max_workers, values.reach);
+  const size_t ranks = op_lists.size();
+  auto packed = Pack(op_lists, AllRanks(ranks), max_workers, values.reach);
   EXPECT_TRUE(packed.ok()) << packed.status().message();
   if (!packed.ok()) return nullptr;
-  result->launch.programs = std::move(*packed);
-  auto local = Compile(programs, collective);
+  result->launch.tables = std::move(*packed);
+  auto local = Compile(op_lists, collective);
   EXPECT_TRUE(local.ok()) << local.status().message();
   if (!local.ok()) return nullptr;
-  const LocalPlan plan(std::make_shared<LocalProgram>(std::move(*local)), values.block_elements,
+  const LocalPlan plan(std::make_shared<LocalActions>(std::move(*local)), values.block_elements,
                        values.dtype, values.op);
-  const auto call = PlanCall(result->launch.programs[0].header(), values.block_elements,
-                             values.dtype, values.op, region);
+  const auto call = PlanCall(result->launch.tables[0].header(), values.block_elements, values.dtype,
+                             values.op, region);
   EXPECT_TRUE(call.ok()) << call.status().message();
   if (!call.ok()) return nullptr;
   result->launch.calls.assign(ranks, *call);
@@ -89,8 +90,8 @@ inline std::unique_ptr<Case> Make(const std::vector<Program>& programs, Collecti
   for (size_t v = 0; v < values.block_elements.size(); ++v) {
     const size_t elements = values.block_elements[v];
     for (size_t rank = 0; rank < ranks; ++rank) {
-      const size_t in = elements * programs[0].input_blocks;
-      const size_t out = elements * programs[0].output_blocks * ItemBytes(values.dtype);
+      const size_t in = elements * op_lists[0].input_blocks;
+      const size_t out = elements * op_lists[0].output_blocks * ItemBytes(values.dtype);
       result->inputs.push_back(std::make_unique<DeviceMemory>(in * ItemBytes(values.dtype)));
       Fill(result->inputs.back()->data(), in, values.dtype, random);
       result->outputs.push_back(std::make_unique<DeviceMemory>(out));
@@ -142,19 +143,19 @@ inline std::vector<Draw> EveryAlgorithm() {
 }
 
 // Gives every message and every local op a channel of its own choosing.
-inline std::vector<Program> Rechannel(std::vector<Program> programs, int channels,
-                                      std::mt19937& random) {
+inline std::vector<OpList> Rechannel(std::vector<OpList> op_lists, int channels,
+                                     std::mt19937& random) {
   using Key = std::tuple<int32_t, int32_t, int32_t, int32_t>;  // source, destination, old ids
   std::map<Key, std::pair<int32_t, int32_t>> renamed;
   std::map<std::tuple<int32_t, int32_t, int32_t>, int32_t> sequences;
-  for (Program& program : programs) {
-    for (Op& op : program.ops) {
+  for (OpList& op_list : op_lists) {
+    for (Op& op : op_list.ops) {
       if (op.peer < 0) {
         op.channel = static_cast<int32_t>(random() % channels);
         continue;
       }
       const bool sends = op.kind == OpKind::kSend;
-      const int32_t from = sends ? program.rank : op.peer, to = sends ? op.peer : program.rank;
+      const int32_t from = sends ? op_list.rank : op.peer, to = sends ? op.peer : op_list.rank;
       auto [it, added] = renamed.try_emplace({from, to, op.channel, op.sequence});
       if (added) {
         const auto channel = static_cast<int32_t>(random() % channels);
@@ -163,13 +164,13 @@ inline std::vector<Program> Rechannel(std::vector<Program> programs, int channel
       std::tie(op.channel, op.sequence) = it->second;
     }
   }
-  return programs;
+  return op_lists;
 }
 
 // JAXCOLL_TEST_SEEDS: more of them.
 inline int Seeds(int count) {
   const char* wanted = std::getenv("JAXCOLL_TEST_SEEDS");
-  return wanted != nullptr ? std::atoi(wanted) : count;
+  return wanted != nullptr ? std::atoi(wanted) : Few(count);
 }
 
 }  // namespace jaxcoll::cuda

@@ -7,7 +7,7 @@ namespace jaxcoll::cuda {
 namespace {
 
 template <int kDType = 0>
-bool Interpret(HostPolicy& policy, const ProgramCall& call, int32_t block) {
+bool Interpret(HostPolicy& policy, const TableCall& call, int32_t block) {
   if constexpr (kDType == kDTypeCount) {
     return false;
   } else {
@@ -19,10 +19,10 @@ bool Interpret(HostPolicy& policy, const ProgramCall& call, int32_t block) {
 }  // namespace
 
 bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block) {
-  if (const auto* const ragged = std::get_if<RaggedProgramCall>(&call)) {
+  if (const auto* const ragged = std::get_if<RaggedTableCall>(&call)) {
     return RaggedExchange<HostPolicy>(policy, *ragged, block).Run();
   }
-  return Interpret(policy, std::get<ProgramCall>(call), block);
+  return Interpret(policy, std::get<TableCall>(call), block);
 }
 
 }  // namespace jaxcoll::cuda

@@ -23,7 +23,7 @@
 #include <variant>
 #include <vector>
 
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/abi/ragged_call.h"
 #include "gpu/device/interpreter.h"
 #include "schedule/schedule.h"
@@ -84,7 +84,7 @@ class BlockBarrier {
   BlockBarrier& operator=(const BlockBarrier&) = delete;
 
   unsigned char* pointers[kPointers];
-  ProgramOperands operands[kMaxMeeting];
+  OperandAddresses operands[kMaxMeeting];
 
   bool All(bool mine, StuckClock::Looks& looks) {
     if (!mine) bad_.store(true, std::memory_order_relaxed);
@@ -139,7 +139,7 @@ class HostPolicy {
   }
 
   unsigned char** pointers() { return barrier_.pointers; }
-  ProgramOperands* operands() const { return barrier_.operands; }
+  OperandAddresses* operands() const { return barrier_.operands; }
 
   template <typename T>
   static T Load(const void* from) {
@@ -201,13 +201,13 @@ class HostPolicy {
 };
 
 // A launch.
-using DeviceCall = std::variant<ProgramCall, RaggedProgramCall>;
-inline const ProgramCall& ProgramOf(const DeviceCall& call) {
-  const auto* const ragged = std::get_if<RaggedProgramCall>(&call);
-  return ragged != nullptr ? ragged->program : std::get<ProgramCall>(call);
+using DeviceCall = std::variant<TableCall, RaggedTableCall>;
+inline const TableCall& TableCallOf(const DeviceCall& call) {
+  const auto* const ragged = std::get_if<RaggedTableCall>(&call);
+  return ragged != nullptr ? ragged->table_call : std::get<TableCall>(call);
 }
 inline int BlocksOf(const DeviceCall& call) {
-  return BlockCount(*ProgramOf(call).program, ProgramOf(call));
+  return BlockCount(*TableCallOf(call).table, TableCallOf(call));
 }
 // One thread of a block. In a file of its own: there is an interpreter for each dtype.
 bool RunBlock(HostPolicy& policy, const DeviceCall& call, int32_t block);
@@ -300,8 +300,8 @@ inline std::vector<bool> RunStreams(const std::vector<std::vector<DeviceCall>>& 
 
 // One call of a schedule on all ranks; the calls' pointers are set by DeviceWorld::Run.
 struct Launches {
-  std::vector<DeviceProgram> programs;  // by rank
-  std::vector<ProgramCall> calls;       // by rank, with input and output
+  std::vector<DeviceTable> tables;  // by rank
+  std::vector<TableCall> calls;     // by rank, with input and output
 };
 
 class DeviceWorld {
@@ -329,7 +329,7 @@ class DeviceWorld {
     std::vector<uint64_t> fingerprints = {};                       // by rank; else all equal
     std::function<Disturbance(int rank, int block)> disturb = {};  // else none
     int absent_rank = -1;                                          // never launches
-    std::function<void(int rank, ProgramCall&)> bind = {};         // replaces pointers of a call
+    std::function<void(int rank, TableCall&)> bind = {};           // replaces pointers of a call
     // As in StreamOptions.
     std::function<void(StuckClock&, const std::atomic<int>& running)> carry = {};
     uint64_t deadline_ns = StuckClock::kDeadlineNs;
@@ -342,8 +342,8 @@ class DeviceWorld {
     for (int rank = 0; rank < ranks; ++rank) {
       if (rank == options.absent_rank) continue;
       for (Launches* launch : launches) {
-        ProgramCall call = launch->calls[rank];
-        call.program = &launch->programs[rank].header();
+        TableCall call = launch->calls[rank];
+        call.table = &launch->tables[rank].header();
         call.regions = addresses_.data();
         call.cause = &causes_[rank];
         call.failing = &failing_[rank];
@@ -368,13 +368,13 @@ class DeviceWorld {
 
 // ---- Schedules to run
 
-// Small enough that a few thousand elements are many segments.
+// Small enough that a few thousand elements are many slices.
 inline constexpr RegionSize kRegion = {.bytes = 256 << 10,
                                        .flag_capacity = 2048,
-                                       .max_lanes = 2,
+                                       .max_strands = 2,
                                        .depth = 2,
-                                       .max_slice_bytes = 512,
-                                       .min_slice_bytes = 256};
+                                       .max_strip_bytes = 512,
+                                       .min_strip_bytes = 256};
 
 inline ScheduleSpec Spec(Collective collective, std::string algorithm, int32_t ranks) {
   ScheduleSpec spec;

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 #include "support/host_runtime.h"
 #include "support/host_store.h"
 #include "support/hosts.h"
@@ -24,13 +24,13 @@ class HostJob {
  public:
   // `hosts`: those of the processes; null if they are on one.
   HostJob(int ranks, int processes, uint64_t workspace_bytes = 1 << 20, Hosts* hosts = nullptr,
-          const std::function<void(HostRuntime&, CommunicatorOptions&)>& change = {})
+          const std::function<void(HostRuntime&, GpuCommunicatorOptions&)>& change = {})
       : hosts_(hosts) {
     std::vector<Member> members;
     for (int rank = 0; rank < ranks; ++rank) {
       members.push_back({rank, rank % processes, rank / processes});
     }
-    CommunicatorOptions options;
+    GpuCommunicatorOptions options;
     options.max_blocks = 3;
     options.workspace_bytes = workspace_bytes;
     // Data on their way in a socket are not seen: then a thread that looks stuck may not be.
@@ -42,8 +42,8 @@ class HostJob {
         options.host = "host " + std::to_string(hosts->host(process));
         options.proxy = &hosts->proxy(process);
       }
-      StatusOr<std::unique_ptr<Communicator>> made =
-          Communicator::Create(members, process, options, &store_, runtime_);
+      StatusOr<std::unique_ptr<GpuCommunicator>> made =
+          GpuCommunicator::Create(members, process, options, &store_, runtime_);
       EXPECT_TRUE(made.ok()) << made.status().message();
       communicators_[process] = std::move(*made);
     });
@@ -68,7 +68,7 @@ class HostJob {
   }
 
   int processes() const { return static_cast<int>(communicators_.size()); }
-  Communicator& communicator(int process) { return *communicators_[process]; }
+  GpuCommunicator& communicator(int process) { return *communicators_[process]; }
   HostRuntime& runtime() { return runtime_; }
   bool Run(int replays, StreamOptions options = {}) {
     if (hosts_ != nullptr) options.carry = hosts_->Carrier();
@@ -79,7 +79,7 @@ class HostJob {
   Hosts* const hosts_;
   HostRuntime runtime_;
   HostStore store_;
-  std::vector<std::unique_ptr<Communicator>> communicators_;
+  std::vector<std::unique_ptr<GpuCommunicator>> communicators_;
 };
 
 inline void ExpectSays(const Status& status, std::initializer_list<const char*> words) {

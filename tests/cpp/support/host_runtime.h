@@ -97,15 +97,15 @@ class HostRuntime final : public Runtime {
   // Puts the launch on a stream, which is any address.
   Status Start(int, void* stream, const Launch& launch) override {
     std::lock_guard lock(mutex_);
-    if (const auto* call = std::get_if<RaggedProgramCall>(&launch.parameters)) {
+    if (const auto* call = std::get_if<RaggedTableCall>(&launch.parameters)) {
       EXPECT_EQ(launch.kernel.family, Kernel::kRaggedExchange);
       streams_[stream].emplace_back(*call);
-      std::get<RaggedProgramCall>(streams_[stream].back()).program.deadline_ns = deadline_ns;
-    } else if (const auto* call = std::get_if<ProgramCall>(&launch.parameters)) {
+      std::get<RaggedTableCall>(streams_[stream].back()).table_call.deadline_ns = deadline_ns;
+    } else if (const auto* call = std::get_if<TableCall>(&launch.parameters)) {
       EXPECT_EQ(launch.kernel.family, Kernel::kInterpreter);
       EXPECT_EQ(static_cast<int>(launch.kernel.dtype), call->dtype);
       streams_[stream].emplace_back(*call);
-      std::get<ProgramCall>(streams_[stream].back()).deadline_ns = deadline_ns;
+      std::get<TableCall>(streams_[stream].back()).deadline_ns = deadline_ns;
     } else {
       return InvalidArgument("here is no kernel of those that reach each other's memory");
     }

@@ -38,14 +38,14 @@ class HostedWorld {
         aborts_(hosts.count()),
         doorbells_(ranks()),
         outboxes_(hosts.count()) {
-    std::vector<ProgramCall> calls;
+    std::vector<TableCall> calls;
     for (const auto& one : cases) {
       calls.push_back(one->launch.calls[0]);
       launches_.push_back(&one->launch);
     }
     std::vector<int> host_of_rank;
     for (const int process : layout_.process_of_rank) host_of_rank.push_back(hosts.host(process));
-    auto routes = HostRoutes::Make(cases[0]->launch.programs, AllRanks(ranks()), std::move(calls),
+    auto routes = HostRoutes::Make(cases[0]->launch.tables, AllRanks(ranks()), std::move(calls),
                                    host_of_rank);
     EXPECT_TRUE(routes.ok()) << routes.status().message();
     routes_ = std::make_shared<const HostRoutes>(std::move(*routes));
@@ -55,7 +55,7 @@ class HostedWorld {
       world_.header(rank).epoch = layout_.epoch;
       for (unsigned char* region : {world_.addresses()[rank], inboxes_[rank]->data()}) Age(region);
     }
-    HostProxy::GroupSpec group;
+    HostProxy::HostGroupSpec group;
     group.id = layout_.id;
     group.process_of_rank = layout_.process_of_rank;
     group.host_of_rank = std::move(host_of_rank);
@@ -106,7 +106,7 @@ class HostedWorld {
     options.carry = hosts_.Carrier();
     // Nobody can tell whether bytes are on their way over real links.
     if (!options.carry) options.deadline_ns = ~uint64_t{0} / 2;
-    options.bind = [this](int rank, ProgramCall& call) { Bind(rank, call); };
+    options.bind = [this](int rank, TableCall& call) { Bind(rank, call); };
     return world_.Run(launches, options);
   }
 
@@ -171,7 +171,7 @@ class HostedWorld {
     hosts_.proxy(p).OpenRegion(std::move(region));
   }
 
-  void Bind(int rank, ProgramCall& call) {
+  void Bind(int rank, TableCall& call) {
     const int process = layout_.process_of_rank[rank];
     std::vector<unsigned char*> to, from, slots;
     for (int peer = 0; peer < ranks(); ++peer) {

@@ -3,38 +3,37 @@
 
 #include <vector>
 
-#include "engine/memory/local_program.h"
-#include "engine/segments/segment_program.h"
-#include "gpu/abi/device_program.h"
+#include "engine/memory/local_actions.h"
+#include "engine/slices/slice_ops.h"
+#include "gpu/abi/device_table.h"
 #include "schedule/world.h"
 
 namespace jaxcoll {
 
 // The world of all ranks.
-inline StatusOr<World> WorldOf(const std::vector<Program>& programs) {
-  return World::Create(programs, static_cast<int32_t>(programs.size()));
+inline StatusOr<World> WorldOf(const std::vector<OpList>& op_lists) {
+  return World::Create(op_lists, static_cast<int32_t>(op_lists.size()));
 }
 
-inline StatusOr<LocalProgram> Compile(const std::vector<Program>& programs, Collective collective) {
-  const StatusOr<World> world = WorldOf(programs);
+inline StatusOr<LocalActions> Compile(const std::vector<OpList>& op_lists, Collective collective) {
+  const StatusOr<World> world = WorldOf(op_lists);
   if (!world.ok()) return world.status();
   return Compile(*world, collective);
 }
 
-inline StatusOr<SegmentProgram> CompileSegments(const std::vector<Program>& programs,
-                                                int32_t world_size, int32_t largest_message) {
-  const StatusOr<World> world = World::Create(programs, world_size);
+inline StatusOr<SliceOps> CompileSliceOps(const std::vector<OpList>& op_lists, int32_t world_size,
+                                          int32_t largest_message) {
+  const StatusOr<World> world = World::Create(op_lists, world_size);
   if (!world.ok()) return world.status();
-  return CompileSegments(*world, largest_message);
+  return CompileSliceOps(*world, largest_message);
 }
 
 namespace cuda {
 
-inline StatusOr<std::vector<DeviceProgram>> Pack(const std::vector<Program>& programs,
-                                                 const std::vector<int32_t>& ranks,
-                                                 int32_t max_workers,
-                                                 Reach reach = Reach::kRegions) {
-  const StatusOr<World> world = WorldOf(programs);
+inline StatusOr<std::vector<DeviceTable>> Pack(const std::vector<OpList>& op_lists,
+                                               const std::vector<int32_t>& ranks,
+                                               int32_t max_workers, Reach reach = Reach::kRegions) {
+  const StatusOr<World> world = WorldOf(op_lists);
   if (!world.ok()) return world.status();
   return Pack(*world, ranks, max_workers, reach);
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "comm/reactor.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 #include "support/op_lists.h"
@@ -54,10 +54,10 @@ class Alone : public LinkSink {
   std::unique_ptr<RemoteGroup> Open(int ranks, const std::string& operation, int64_t elements = 4) {
     ScheduleSpec spec;
     spec.world_size = ranks;
-    StatusOr<Program> program = BuildSchedule(spec, 0);
-    StatusOr<SegmentProgram> segments = CompileSegments({*program}, ranks, 1);
-    auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*segments)),
-                                    {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
+    StatusOr<OpList> op_list = BuildSchedule(spec, 0);
+    StatusOr<SliceOps> slice_ops = CompileSliceOps({*op_list}, ranks, 1);
+    auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                  {elements}, DType::kFloat32, ReduceOp::kSum, kSlotBytes);
     std::vector<int64_t> devices(ranks);
     std::iota(devices.begin(), devices.end(), 0);
     CallFacts facts;

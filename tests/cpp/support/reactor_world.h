@@ -16,7 +16,7 @@
 
 #include "comm/reactor.h"
 #include "engine/ragged.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/fake_link.h"
 
@@ -59,7 +59,7 @@ struct Site {
   DType dtype;
   bool exact = false;  // small integers: summed exactly whatever the order
   std::vector<int64_t> block_elements;
-  std::vector<Program> programs;
+  std::vector<OpList> op_lists;
   int32_t largest_message = 1;
   // Set: a ragged_all_to_all, and what stands above from `collective` on does not count.
   std::optional<RaggedShape> ragged;

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "engine/memory/local_actions.h"
 #include "engine/memory/local_plan.h"
-#include "engine/memory/local_program.h"
 #include "support/op_lists.h"
 #include "support/reactor_world.h"
 #include "support/schedules.h"
@@ -67,7 +67,7 @@ void ReactorWorld::Build() {
   while (static_cast<int64_t>(sites_.size()) < site_count) {
     Site site;
     if (!sites_.empty() && Chance(random_, 25)) {
-      // The same operation again, from another instruction: its slot is part of the operation.
+      // The same operation again, from another instruction: its number is part of the operation.
       const Site& same = sites_.back();
       site.devices = same.devices;
       site.process_of_rank = same.process_of_rank;
@@ -79,7 +79,7 @@ void ReactorWorld::Build() {
       site.dtype = same.dtype;
       site.exact = same.exact;
       site.block_elements = same.block_elements;
-      site.programs = same.programs;
+      site.op_lists = same.op_lists;
       site.largest_message = same.largest_message;
       site.ragged = same.ragged;
       site.plans = same.plans;
@@ -167,15 +167,15 @@ bool ReactorWorld::DrawSchedule(Site& site) {
     }
   }
   for (int32_t rank = 0; rank < ranks; ++rank) {
-    StatusOr<Program> program = BuildSchedule(spec, rank);
-    if (!program.ok()) return false;  // not for so many ranks
-    for (const Op& op : program->ops) {
+    StatusOr<OpList> op_list = BuildSchedule(spec, rank);
+    if (!op_list.ok()) return false;  // not for so many ranks
+    for (const Op& op : op_list->ops) {
       if (op.kind != OpKind::kSend) continue;
       int32_t chunks = 0;
       for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
       site.largest_message = std::max(site.largest_message, chunks);
     }
-    site.programs.push_back(std::move(*program));
+    site.op_lists.push_back(std::move(*op_list));
   }
   site.dtype = Chance(random_, 70) ? DType::kFloat32 : DType::kBFloat16;
   site.exact = Chance(random_, 70);
@@ -191,7 +191,7 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   for (int64_t v = vectors; v > 0; --v) {
     site.block_elements.push_back(elements());
   }
-  // Small slots make many segments.
+  // Small slots make many slices.
   size_t message_bytes = kSlotBytes;
   if (Chance(random_, 60)) {
     message_bytes = std::max<size_t>(size_t{1} << Draw(random_, 9, 16),
@@ -199,16 +199,16 @@ bool ReactorWorld::DrawSchedule(Site& site) {
   }
   if (message_bytes > kSlotBytes) return false;
   for (const int process : site.processes) {
-    std::vector<Program> mine;
-    for (const int32_t rank : site.Members(process)) mine.push_back(site.programs[rank]);
-    StatusOr<SegmentProgram> program = CompileSegments(mine, ranks, site.largest_message);
-    EXPECT_TRUE(program.ok()) << program.status().message();
-    StatusOr<std::shared_ptr<const SegmentPlan>> plan =
-        SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                            site.block_elements, site.dtype, ReduceOp::kSum, message_bytes);
+    std::vector<OpList> mine;
+    for (const int32_t rank : site.Members(process)) mine.push_back(site.op_lists[rank]);
+    StatusOr<SliceOps> slice_ops = CompileSliceOps(mine, ranks, site.largest_message);
+    EXPECT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+    StatusOr<std::shared_ptr<const SlicePlan>> plan =
+        SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                          site.block_elements, site.dtype, ReduceOp::kSum, message_bytes);
     EXPECT_TRUE(plan.ok()) << plan.status().message();
     if (!plan.ok()) return false;
-    if ((*plan)->segment_count() > 60) return false;  // slow, and nothing new
+    if ((*plan)->slice_count() > 60) return false;  // slow, and nothing new
     site.plans[process] = *plan;
   }
   site.operation = std::string(Name(site.collective)) + ' ' + spec.algorithm + ' ' +
@@ -222,7 +222,7 @@ void ReactorWorld::Extend(Site& site) {
   const auto ranks = static_cast<int32_t>(site.devices.size());
   const size_t vectors = site.block_elements.size();
   const size_t item = ItemBytes(site.dtype);
-  const Program& layout = site.programs[0];
+  const OpList& layout = site.op_lists[0];
   std::vector<std::vector<std::byte>> inputs(vectors * ranks);
   for (size_t v = 0; v < vectors; ++v) {
     for (int32_t rank = 0; rank < ranks; ++rank) {
@@ -280,7 +280,7 @@ void ReactorWorld::DrawRagged(Site& site) {
   size_t message_bytes = kSlotBytes;
   if (Chance(random_, 60)) message_bytes = size_t{1} << Draw(random_, 10, 16);
   for (const int process : site.processes) {
-    auto plan = SegmentPlan::CreateRagged(shape, site.process_of_rank, process, message_bytes);
+    auto plan = SlicePlan::CreateRagged(shape, site.process_of_rank, process, message_bytes);
     EXPECT_TRUE(plan.ok()) << plan.status().message();
     site.plans[process] = *plan;
   }
@@ -426,9 +426,9 @@ std::vector<std::vector<std::byte>> ReactorWorld::Exactly(
 
 std::vector<std::vector<std::byte>> ReactorWorld::InOneProcess(
     const Site& site, const std::vector<std::vector<std::byte>>& inputs) {
-  StatusOr<LocalProgram> program = Compile(site.programs, site.collective);
-  EXPECT_TRUE(program.ok()) << program.status().message();
-  const LocalPlan plan(std::make_shared<const LocalProgram>(std::move(*program)),
+  StatusOr<LocalActions> actions = Compile(site.op_lists, site.collective);
+  EXPECT_TRUE(actions.ok()) << actions.status().message();
+  const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*actions)),
                        site.block_elements, site.dtype, ReduceOp::kSum);
   std::vector<std::vector<std::byte>> outputs(inputs.size());
   RunBuffers buffers;

@@ -24,14 +24,14 @@ inline ScheduleSpec PlainSpec(Collective collective, std::string algorithm, int3
 }
 
 // Empty where the algorithm does not serve so many ranks.
-inline std::vector<Program> BuildAll(const ScheduleSpec& spec) {
-  std::vector<Program> programs;
+inline std::vector<OpList> BuildAll(const ScheduleSpec& spec) {
+  std::vector<OpList> op_lists;
   for (int32_t rank = 0; rank < spec.world_size; ++rank) {
-    StatusOr<Program> program = BuildSchedule(spec, rank);
-    if (!program.ok()) return {};
-    programs.push_back(std::move(*program));
+    StatusOr<OpList> op_list = BuildSchedule(spec, rank);
+    if (!op_list.ok()) return {};
+    op_lists.push_back(std::move(*op_list));
   }
-  return programs;
+  return op_lists;
 }
 
 }  // namespace jaxcoll

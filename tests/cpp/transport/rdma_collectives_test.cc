@@ -12,10 +12,10 @@
 #include <random>
 
 #include "comm/reactor.h"
+#include "engine/memory/local_actions.h"
 #include "engine/memory/local_plan.h"
-#include "engine/memory/local_program.h"
 #include "engine/ragged.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/slice_plan.h"
 #include "schedule/schedule.h"
 #include "support/link_pair.h"
 #include "support/op_lists.h"
@@ -117,21 +117,21 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     const std::string what = std::string(Name(spec.collective)) + " by " + spec.algorithm +
                              " over " + std::to_string(ranks) + " ranks, " +
                              std::to_string(block_elements) + " elements";
-    std::vector<Program> programs;
+    std::vector<OpList> op_lists;
     int32_t largest_message = 1;
     for (int rank = 0; rank < ranks; ++rank) {
-      StatusOr<Program> program = BuildSchedule(spec, rank);
-      if (!program.ok()) return;  // not for so many ranks
-      for (const Op& op : program->ops) {
+      StatusOr<OpList> op_list = BuildSchedule(spec, rank);
+      if (!op_list.ok()) return;  // not for so many ranks
+      for (const Op& op : op_list->ops) {
         if (op.kind != OpKind::kSend) continue;
         int32_t chunks = 0;
         for (const Interval& interval : op.sources[0].chunks) chunks += interval.count;
         largest_message = std::max(largest_message, chunks);
       }
-      programs.push_back(std::move(*program));
+      op_lists.push_back(std::move(*op_list));
     }
-    const size_t input_bytes = block_elements * programs[0].input_blocks * ItemBytes(dtype);
-    const size_t output_bytes = block_elements * programs[0].output_blocks * ItemBytes(dtype);
+    const size_t input_bytes = block_elements * op_lists[0].input_blocks * ItemBytes(dtype);
+    const size_t output_bytes = block_elements * op_lists[0].output_blocks * ItemBytes(dtype);
     Buffers inputs(ranks), outputs(ranks, std::vector<std::byte>(output_bytes, std::byte{0xEE}));
     for (auto& input : inputs) {
       input.resize(input_bytes);
@@ -140,15 +140,15 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
         std::memcpy(&input[at], &value, 4);
       }
     }
-    const Buffers expected = InOneProcess(programs, spec.collective, block_elements, dtype, inputs);
+    const Buffers expected = InOneProcess(op_lists, spec.collective, block_elements, dtype, inputs);
 
     std::vector<std::shared_ptr<const RunPlan>> plans;
     std::vector<MemberBuffers> buffers;
     for (int rank = 0; rank < ranks; ++rank) {
-      StatusOr<SegmentProgram> program = CompileSegments({programs[rank]}, ranks, largest_message);
-      ASSERT_TRUE(program.ok()) << program.status().message();
-      auto plan = SegmentPlan::Create(std::make_shared<const SegmentProgram>(std::move(*program)),
-                                      {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
+      StatusOr<SliceOps> slice_ops = CompileSliceOps({op_lists[rank]}, ranks, largest_message);
+      ASSERT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+      auto plan = SlicePlan::Create(std::make_shared<const SliceOps>(std::move(*slice_ops)),
+                                    {block_elements}, dtype, ReduceOp::kSum, kSlotBytes);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       plans.push_back(*plan);
       buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
@@ -163,11 +163,11 @@ class RdmaCollectivesTest : public testing::TestWithParam<RdmaJob> {
     ++checked;
   }
 
-  static Buffers InOneProcess(const std::vector<Program>& programs, Collective collective,
+  static Buffers InOneProcess(const std::vector<OpList>& op_lists, Collective collective,
                               int64_t block_elements, DType dtype, const Buffers& inputs) {
-    StatusOr<LocalProgram> program = Compile(programs, collective);
-    EXPECT_TRUE(program.ok()) << program.status().message();
-    const LocalPlan plan(std::make_shared<const LocalProgram>(std::move(*program)),
+    StatusOr<LocalActions> actions = Compile(op_lists, collective);
+    EXPECT_TRUE(actions.ok()) << actions.status().message();
+    const LocalPlan plan(std::make_shared<const LocalActions>(std::move(*actions)),
                          {block_elements}, dtype, ReduceOp::kSum);
     Buffers outputs(inputs.size());
     RunBuffers buffers;
@@ -211,11 +211,11 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
   ScheduleSpec exchange;
   exchange.collective = Collective::kAllToAll;
   exchange.world_size = ranks;
-  std::vector<Program> programs;
-  for (int rank = 0; rank < ranks; ++rank) programs.push_back(*BuildSchedule(exchange, rank));
-  StatusOr<LocalProgram> program = Compile(programs, exchange.collective);
-  ASSERT_TRUE(program.ok()) << program.status().message();
-  const LocalPlan one_process(std::make_shared<const LocalProgram>(std::move(*program)), shape);
+  std::vector<OpList> op_lists;
+  for (int rank = 0; rank < ranks; ++rank) op_lists.push_back(*BuildSchedule(exchange, rank));
+  StatusOr<LocalActions> actions = Compile(op_lists, exchange.collective);
+  ASSERT_TRUE(actions.ok()) << actions.status().message();
+  const LocalPlan one_process(std::make_shared<const LocalActions>(std::move(*actions)), shape);
   std::vector<int> process_of_rank(ranks);
   std::iota(process_of_rank.begin(), process_of_rank.end(), 0);
   for (int round = 0; round < 5; ++round) {
@@ -248,7 +248,7 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
       bases[rank].assign(9000 * shape.row_bytes, std::byte{0xBA});
       results[rank].resize(bases[rank].size());
       expected[rank].resize(bases[rank].size());
-      auto plan = SegmentPlan::CreateRagged(shape, process_of_rank, rank, kSlotBytes);
+      auto plan = SlicePlan::CreateRagged(shape, process_of_rank, rank, kSlotBytes);
       ASSERT_TRUE(plan.ok()) << plan.status().message();
       plans.push_back(*plan);
       MemberBuffers own{{operands[rank].data(), bases[rank].data()}, {results[rank].data()}};
@@ -271,7 +271,7 @@ void RdmaCollectivesTest::CheckRaggedBlocks() {
 
 TEST_P(RdmaCollectivesTest, EveryAlgorithmComputesWhatOneProcessDoes) {
   const int ranks = GetParam().processes;
-  // A small slot, a large one, and more segments than are in flight at a time.
+  // A small slot, a large one, and more slices than are in flight at a time.
   std::vector<int64_t> sizes = {1, 1000, 20'000, 180'000};
   // Emulated processors and sanitizers take long; what is large is repeated where it differs.
   if (GetParam().registers) sizes = {20'000, 180'000};
@@ -316,10 +316,10 @@ TEST_P(RegisteredCollectivesTest, ACallThatFailsLeavesNoBufferRegistered) {
     spec.collective = Collective::kAllReduce;
     spec.algorithm = "ring";
     spec.world_size = ranks;
-    StatusOr<SegmentProgram> program = CompileSegments({*BuildSchedule(spec, rank)}, ranks, 1);
-    ASSERT_TRUE(program.ok()) << program.status().message();
-    plans.push_back(*SegmentPlan::Create(std::make_shared<const SegmentProgram>(*program),
-                                         {250'000}, DType::kFloat32, ReduceOp::kSum, kSlotBytes));
+    StatusOr<SliceOps> slice_ops = CompileSliceOps({*BuildSchedule(spec, rank)}, ranks, 1);
+    ASSERT_TRUE(slice_ops.ok()) << slice_ops.status().message();
+    plans.push_back(*SlicePlan::Create(std::make_shared<const SliceOps>(*slice_ops), {250'000},
+                                       DType::kFloat32, ReduceOp::kSum, kSlotBytes));
     buffers.push_back({{inputs[rank].data()}, {outputs[rank].data()}});
   }
   const auto registered = [&](int rank) {

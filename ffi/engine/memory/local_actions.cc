@@ -1,4 +1,4 @@
-#include "engine/memory/local_program.h"
+#include "engine/memory/local_actions.h"
 
 #include <algorithm>
 #include <map>
@@ -20,7 +20,7 @@ class Compiler {
  public:
   Compiler(const World& world, Collective collective) : world_(world), collective_(collective) {}
 
-  StatusOr<LocalProgram> Run() {
+  StatusOr<LocalActions> Run() {
     if (world_.member_count() == 0 || !world_.complete()) {
       return InvalidArgument("memory actions are made of all ranks' op lists, of at least one");
     }
@@ -42,16 +42,16 @@ class Compiler {
   size_t positions() const { return world_.layout().chunks_per_block; }
 
   void CollectMoves() {
-    for (const Program& program : world_.programs()) {
-      for (size_t i = 0; i < program.ops.size(); ++i) {
-        const Op& op = program.ops[i];
+    for (const OpList& op_list : world_.op_lists()) {
+      for (size_t i = 0; i < op_list.ops.size(); ++i) {
+        const Op& op = op_list.ops[i];
         if (IsSend(op)) continue;
         Move move;
-        move.id = world_.Id(program.rank, i);
-        move.rank = program.rank;
+        move.id = world_.Id(op_list.rank, i);
+        move.rank = op_list.rank;
         move.destination = &op.destination;
         for (size_t s = 0; s < op.sources.size(); ++s) {
-          move.sources.emplace_back(IsReceive(op) && s == 0 ? op.peer : program.rank,
+          move.sources.emplace_back(IsReceive(op) && s == 0 ? op.peer : op_list.rank,
                                     &op.sources[s]);
         }
         moves_.push_back(std::move(move));
@@ -143,8 +143,8 @@ class Compiler {
     return Status();
   }
 
-  LocalProgram Assemble() {
-    LocalProgram out;
+  LocalActions Assemble() {
+    LocalActions out;
     out.world_size = world_.world_size();
     out.chunks_per_block = world_.layout().chunks_per_block;
     out.input_blocks = world_.layout().input_blocks;
@@ -178,14 +178,14 @@ class Compiler {
     return out;
   }
 
-  static void NoteScratch(const ChunkRange& range, const Action& action, LocalProgram& out) {
+  static void NoteScratch(const ChunkRange& range, const Action& action, LocalActions& out) {
     if (range.buffer != BufferKind::kScratch) return;
     const int32_t end = range.first_chunk + action.chunk_count;
     out.scratch_blocks =
         std::max(out.scratch_blocks, (end + out.chunks_per_block - 1) / out.chunks_per_block);
   }
 
-  void ClearUnwrittenOutput(LocalProgram& out) {
+  void ClearUnwrittenOutput(LocalActions& out) {
     const int32_t chunks = out.output_blocks * out.chunks_per_block;
     std::vector<std::vector<bool>> written(out.world_size, std::vector<bool>(chunks, false));
     for (const std::vector<Action>& row : out.levels) {
@@ -218,7 +218,7 @@ class Compiler {
 
 }  // namespace
 
-StatusOr<LocalProgram> Compile(const World& world, Collective collective) {
+StatusOr<LocalActions> Compile(const World& world, Collective collective) {
   return Compiler(world, collective).Run();
 }
 

@@ -31,14 +31,14 @@ int32_t OutputBlocks(Collective collective, int32_t world_size);
 
 // The ops of BuildSchedule() without what they wait for, at half the cost: to ask what messages
 // there are.
-StatusOr<Program> BuildUnordered(const ScheduleSpec& spec, int32_t rank);
+StatusOr<OpList> BuildUnordered(const ScheduleSpec& spec, int32_t rank);
 
-class ProgramBuilder {
+class OpListBuilder {
  public:
   // `layout` has been checked: all chunk indices fit in 32 bits.
-  ProgramBuilder(const ScheduleSpec& spec, int32_t rank, const Layout& layout);
+  OpListBuilder(const ScheduleSpec& spec, int32_t rank, const Layout& layout);
 
-  int32_t rank() const { return program_.rank; }
+  int32_t rank() const { return op_list_.rank; }
   int32_t size() const { return spec_.world_size; }
   const ScheduleSpec& spec() const { return spec_; }
   // `rank` + `offset` around the ring of all ranks.
@@ -64,8 +64,8 @@ class ProgramBuilder {
 
   // Ops are named by their index. The last one also waits for an earlier one to complete, beyond
   // what data demands: what is sent first then has the ports to itself.
-  int32_t LastOp() const { return static_cast<int32_t>(program_.ops.size()) - 1; }
-  void LastOpWaitsFor(int32_t op) { program_.ops.back().depends_on.push_back(op); }
+  int32_t LastOp() const { return static_cast<int32_t>(op_list_.ops.size()) - 1; }
+  void LastOpWaitsFor(int32_t op) { op_list_.ops.back().depends_on.push_back(op); }
 
   void SetStep(int32_t step) { step_ = step; }
   void NextStep() { ++step_; }
@@ -76,7 +76,7 @@ class ProgramBuilder {
   // The copy of the pattern that is being written; starts at step 0, subchannel 0.
   void SetChannel(int32_t channel);
 
-  Program Finish() &&;  // the ops wait for no more than the algorithm has said
+  OpList Finish() &&;  // the ops wait for no more than the algorithm has said
 
  private:
   void Add(OpKind kind, int32_t peer, std::vector<Operand> sources, Operand destination);
@@ -84,7 +84,7 @@ class ProgramBuilder {
 
   const ScheduleSpec& spec_;
   const Layout layout_;
-  Program program_;
+  OpList op_list_;
   int32_t channel_ = 0;
   int32_t subchannel_ = 0;
   int32_t step_ = 0;

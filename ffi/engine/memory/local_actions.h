@@ -1,4 +1,4 @@
-// The programs of all ranks of one address space, compiled to memory actions.
+// The op lists of all ranks of one address space, compiled to memory actions.
 //
 // Where every rank's memory can be addressed, a matched send and recv are one copy, and waiting for
 // a peer is an order between two actions. Compile() turns a world into actions sorted by
@@ -38,7 +38,7 @@ struct Action {
 };
 
 // Immutable once compiled; shared by all runs of a call site.
-struct LocalProgram {
+struct LocalActions {
   int32_t world_size = 0;
   int32_t chunks_per_block = 1;
   int32_t input_blocks = 1;
@@ -48,6 +48,6 @@ struct LocalProgram {
 };
 
 // Fails on a world that lacks ranks, and on one that deadlocks, naming an op.
-StatusOr<LocalProgram> Compile(const World& world, Collective collective);
+StatusOr<LocalActions> Compile(const World& world, Collective collective);
 
 }  // namespace jaxcoll

@@ -10,13 +10,13 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "call/call_shape.h"
-#include "gpu/abi/device_program.h"
+#include "gpu/abi/device_table.h"
 #include "gpu/host/message_plan.h"
 #include "gpu/host/packed_schedule.h"
 
 namespace jaxcoll::cuda {
 
-class ProgramPlan final : public MessagePlan {
+class TablePlan final : public MessagePlan {
  public:
   // `max_blocks` is the communicator's; `reach`: what its ranks reach of each other. `own` ranks
   // are this process's; `host_of_rank`: see PackedFor.
@@ -27,7 +27,7 @@ class ProgramPlan final : public MessagePlan {
 
   Kernel kernel() const override { return {.family = Kernel::kInterpreter, .dtype = dtype_}; }
   int launches() const override {
-    return static_cast<int>((elements_.size() + kMaxProgramVectors - 1) / kMaxProgramVectors);
+    return static_cast<int>((elements_.size() + kMaxTableVectors - 1) / kMaxTableVectors);
   }
   int blocks(int launch) const override { return BlockCount(packed_->header(), calls_[launch]); }
   uint64_t AreaBytes(uint64_t available) const override;
@@ -36,13 +36,13 @@ class ProgramPlan final : public MessagePlan {
   StatusOr<HostRoutes> Routes(const std::vector<int>& host_of_rank) const override {
     return HostRoutes::Make(packed_->tables, own_, calls_, host_of_rank);
   }
-  ProgramCall& Bind(int launch, unsigned char* area, const void* const* inputs,
-                    void* const* outputs, Launch& result) const override;
+  TableCall& Bind(int launch, unsigned char* area, const void* const* inputs, void* const* outputs,
+                  Launch& result) const override;
 
  private:
   int world_size() const { return packed_->header().world_size; }
   uint64_t TableBytes() const override { return table_bytes_; }
-  StatusOr<std::vector<ProgramCall>> Cut(uint64_t area_bytes) const;
+  StatusOr<std::vector<TableCall>> Cut(uint64_t area_bytes) const;
 
   DType dtype_ = DType::kUint8;
   ReduceOp reduce_op_ = ReduceOp::kSum;
@@ -50,8 +50,8 @@ class ProgramPlan final : public MessagePlan {
   std::vector<int64_t> elements_;  // by vector: of one block
   std::shared_ptr<const PackedSchedule> packed_;
   std::vector<int32_t> own_;
-  uint64_t table_bytes_ = 0;        // with the addresses
-  std::vector<ProgramCall> calls_;  // by launch
+  uint64_t table_bytes_ = 0;      // with the addresses
+  std::vector<TableCall> calls_;  // by launch
 };
 
 }  // namespace jaxcoll::cuda

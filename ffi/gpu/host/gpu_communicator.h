@@ -1,6 +1,6 @@
 // The GPUs of one group, and the workspace that each of them has.
 //
-// A communicator is made at the first call of its group and lives as long as the process: a group
+// It is made at the first call of its group and lives as long as the process: a group
 // that comes back finds its workspace and its counters. It is known by its device ids, so all
 // meshes that have the group share it.
 //
@@ -12,7 +12,7 @@
 // each other's workspaces, by CUDA IPC, and operands are staged there, unless these could be
 // mapped, too: operand_map.h.
 //
-// Thread rule: Create, TakeLane and ReturnLane from any thread; they may block for other
+// Thread rule: Create, TakeSeat and ReturnSeat from any thread; they may block for other
 // processes, and wait for the store, without a lock that a launch needs. Cause may be called at any
 // time and is cheap.
 #pragma once
@@ -42,7 +42,7 @@ struct Member {
   int ordinal = 0;  // of the device in its process
 };
 
-struct CommunicatorOptions {
+struct GpuCommunicatorOptions {
   bool staged = false;                   // even where operands could be reached
   int max_blocks = 32;                   // of a launch; the smallest of all processes counts
   uint64_t workspace_bytes = 128 << 20;  // per rank; equal in all processes
@@ -55,15 +55,16 @@ struct CommunicatorOptions {
   const void* operand = nullptr;
 };
 
-// The place where a call site's calls meet. Equal on all ranks.
-struct LaneGrant {
-  uint32_t lane = 0;
+// A call site's part of the workspace: a seat, where its ranks meet, and an area. Equal on all
+// ranks.
+struct SeatGrant {
+  uint32_t seat = 0;
   uint64_t area = 0;        // byte in the workspace
   uint64_t area_bytes = 0;  // all zero when it is granted
 };
 
 // The resources that a call site needs. Equal on all ranks.
-struct LaneRequest {
+struct SeatRequest {
   // If other processes take part: the call site, by the same name in all of them.
   std::string key;
   std::string description;   // for people
@@ -73,15 +74,15 @@ struct LaneRequest {
   std::function<uint64_t(uint64_t available)> area_bytes;
 };
 
-class Communicator {
+class GpuCommunicator {
  public:
   // `process` is this one. `store` may be null if it has all members.
-  static StatusOr<std::unique_ptr<Communicator>> Create(std::vector<Member> members, int process,
-                                                        const CommunicatorOptions& options,
-                                                        Store* store, Runtime& runtime);
-  ~Communicator();
-  Communicator(const Communicator&) = delete;
-  Communicator& operator=(const Communicator&) = delete;
+  static StatusOr<std::unique_ptr<GpuCommunicator>> Create(std::vector<Member> members, int process,
+                                                           const GpuCommunicatorOptions& options,
+                                                           Store* store, Runtime& runtime);
+  ~GpuCommunicator();
+  GpuCommunicator(const GpuCommunicator&) = delete;
+  GpuCommunicator& operator=(const GpuCommunicator&) = delete;
 
   int world_size() const { return static_cast<int>(members_.size()); }
   const Member& member(int rank) const { return members_[rank]; }
@@ -100,11 +101,11 @@ class Communicator {
   CauseRecord* cause_record(int rank) const { return causes_ + rank; }
   uint64_t deadline_ns() const { return static_cast<uint64_t>(options_.timeout_s * 1e9); }
 
-  // A lane for a call site. If other processes take part, the process of rank 0 decides.
-  StatusOr<LaneGrant> TakeLane(const LaneRequest& request);
+  // A seat for a call site. If other processes take part, the process of rank 0 decides.
+  StatusOr<SeatGrant> TakeSeat(const SeatRequest& request);
   // The call site is destroyed. (Where other processes take part it may come back: then it keeps
   // it.)
-  void ReturnLane(const LaneGrant& lane);
+  void ReturnSeat(const SeatGrant& seat);
 
   // Why a kernel of this process has given up, for people; nothing while none has.
   std::optional<std::string> Cause() const;
@@ -116,30 +117,30 @@ class Communicator {
   static std::vector<std::string> DescribeAll();  // a line for each, for `jaxcoll info`
 
  private:
-  Communicator(std::vector<Member> members, int process, const CommunicatorOptions& options,
-               Store* store, Runtime& runtime);
+  GpuCommunicator(std::vector<Member> members, int process, const GpuCommunicatorOptions& options,
+                  Store* store, Runtime& runtime);
   Status Init();
   Status EnablePeerAccess();
   Status Allocate();
   Status MapPeers();
   Status ReachHosts(const std::vector<std::string>& host_of_rank);
-  StatusOr<LaneGrant> Agree(const LaneRequest& request, const std::string& key);  // mutex_ held
-  StatusOr<LaneGrant> Grant(const LaneRequest& request);                          // mutex_ held
-  Status GrantArea(const LaneRequest& request, LaneGrant& grant);                 // mutex_ held
-  void ReturnArea(const LaneGrant& grant);                                        // mutex_ held
+  StatusOr<SeatGrant> Agree(const SeatRequest& request, const std::string& key);  // mutex_ held
+  StatusOr<SeatGrant> Grant(const SeatRequest& request);                          // mutex_ held
+  Status GrantArea(const SeatRequest& request, SeatGrant& grant);                 // mutex_ held
+  void ReturnArea(const SeatGrant& grant);                                        // mutex_ held
   std::string Key(const std::string& what) const;
   std::optional<std::string> KernelsCause() const;
   std::vector<std::string> Names() const;
 
   const std::vector<Member> members_;
   const int process_;
-  const CommunicatorOptions options_;
+  const GpuCommunicatorOptions options_;
   Store* const store_;
   Runtime& runtime_;
   bool all_local_ = true;
   bool staged_ = false;
   int max_blocks_ = 1;
-  uint32_t lane_count_ = 0;
+  uint32_t seat_count_ = 0;
   // [of rank][as seen by the device of local rank]; null for ranks of other processes.
   std::vector<std::vector<unsigned char*>> workspaces_;
   CauseRecord* causes_ = nullptr;  // pinned host memory, by rank
@@ -147,12 +148,12 @@ class Communicator {
   std::unique_ptr<OperandMap> operands_;
 
   std::mutex mutex_;
-  std::deque<uint32_t> free_lanes_;    // guarded by mutex_; returned ones go last
+  std::deque<uint32_t> free_seats_;    // guarded by mutex_; returned ones go last
   std::map<uint64_t, uint64_t> gaps_;  // between areas: begin, bytes; guarded by mutex_
   uint64_t areas_used_ = 0;            // guarded by mutex_; what lies behind has never been granted
-  std::map<std::string, StatusOr<LaneGrant>> granted_;  // guarded by mutex_; with other processes
+  std::map<std::string, StatusOr<SeatGrant>> granted_;  // guarded by mutex_; with other processes
   mutable std::mutex descriptions_mutex_;
-  std::map<uint32_t, std::string> descriptions_;  // by lane; guarded by descriptions_mutex_
+  std::map<uint32_t, std::string> descriptions_;  // by seat; guarded by descriptions_mutex_
 };
 
 }  // namespace jaxcoll::cuda

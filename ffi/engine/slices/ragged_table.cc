@@ -1,4 +1,4 @@
-#include "engine/segments/ragged_table.h"
+#include "engine/slices/ragged_table.h"
 
 #include <algorithm>
 #include <cstring>
@@ -34,13 +34,13 @@ RaggedProcesses::RaggedProcesses(const RaggedShape& shape, const std::vector<int
   // The longest header of any pair.
   std::vector<size_t> sizes;
   for (const auto& [owner, ranks] : processes) {
-    if (owner == process) place_ = static_cast<int32_t>(first_ranks_.size());
+    if (owner == process) index_ = static_cast<int32_t>(first_ranks_.size());
     first_ranks_.push_back(ranks[0]);
     sizes.push_back(ranks.size());
   }
   std::partial_sort(sizes.begin(), sizes.begin() + 2, sizes.end(), std::greater<>());
   const size_t header_bytes = sizes[0] * sizes[1] * shape.updates_per_peer * 2 * sizeof(int64_t);
-  header_segments_ = std::max(1, Pieces(header_bytes, kEagerBytes));
+  header_slices_ = std::max(1, Pieces(header_bytes, kEagerBytes));
   members_ = std::move(processes.extract(process).mapped());
   peer_of_rank_.resize(process_of_rank.size());
   for (auto& [owner, ranks] : processes) {
@@ -49,21 +49,21 @@ RaggedProcesses::RaggedProcesses(const RaggedShape& shape, const std::vector<int
   }
 }
 
-StatusOr<SegmentProgram> RaggedProcesses::Program() const {
+StatusOr<SliceOps> RaggedProcesses::Ops() const {
   ScheduleSpec spec;
   spec.collective = Collective::kAllToAll;
   spec.world_size = static_cast<int32_t>(first_ranks_.size());
-  StatusOr<jaxcoll::Program> program = BuildSchedule(spec, place_);
-  if (!program.ok()) return program.status();
-  const StatusOr<World> world = World::Create({std::move(*program)}, spec.world_size);
+  StatusOr<OpList> op_list = BuildSchedule(spec, index_);
+  if (!op_list.ok()) return op_list.status();
+  const StatusOr<World> world = World::Create({std::move(*op_list)}, spec.world_size);
   if (!world.ok()) return world.status();
-  StatusOr<SegmentProgram> result = CompileSegments(*world, 1);
+  StatusOr<SliceOps> result = CompileSliceOps(*world, 1);
   if (!result.ok()) return result.status();
   result->messages.clear();
   for (size_t i = 0; i < result->ops.size(); ++i) {
-    SegmentOp& op = result->ops[i];
-    if (op.kind == SegmentOp::Kind::kMove) {  // see RaggedTable::CopyOwn()
-      op.kind = SegmentOp::Kind::kNothing;
+    SliceOp& op = result->ops[i];
+    if (op.kind == SliceOp::Kind::kMove) {  // see RaggedTable::CopyOwn()
+      op.kind = SliceOp::Kind::kNothing;
       continue;
     }
     op.peer = first_ranks_[op.peer];
@@ -77,7 +77,7 @@ StatusOr<SegmentProgram> RaggedProcesses::Program() const {
 // ---- Filling the table -------------------------------------------------------------------------
 
 RaggedTable::RaggedTable(const RaggedProcesses& group, const MemberBuffers& buffers)
-    : group_(group), peers_(group.peers().size()), segment_count_(group.header_segments()) {
+    : group_(group), peers_(group.peers().size()), slice_count_(group.header_slices()) {
   const size_t members = group.members().size();
   for (size_t member = 0; member < members; ++member) {
     ranks_.push_back(RaggedRank::Of(buffers.inputs, buffers.outputs, members, member));
@@ -139,8 +139,8 @@ std::optional<RaggedFault> RaggedTable::Complete() {
   }
   for (size_t p = 0; p < peers_.size(); ++p) {
     Measure(peers_[p].received);
-    segment_count_ = std::max({segment_count_, SegmentsTo(static_cast<int32_t>(p)),
-                               group_.header_segments() + RowSegments(peers_[p].received)});
+    slice_count_ = std::max({slice_count_, SlicesTo(static_cast<int32_t>(p)),
+                             group_.header_slices() + RowSlices(peers_[p].received)});
   }
   FindVisible();
   return std::nullopt;
@@ -153,7 +153,7 @@ void RaggedTable::Measure(Stream& stream) const {
   }
 }
 
-int32_t RaggedTable::RowSegments(const Stream& stream) const {
+int32_t RaggedTable::RowSlices(const Stream& stream) const {
   return std::max(1, Pieces(stream.begins.back(), group_.message_bytes()));
 }
 
@@ -222,23 +222,22 @@ void RaggedTable::FindVisible() {
 
 // ---- Messages ----------------------------------------------------------------------------------
 
-int32_t RaggedTable::SegmentsTo(int32_t peer) const {
-  return group_.header_segments() + RowSegments(peers_[peer].sent);
+int32_t RaggedTable::SlicesTo(int32_t peer) const {
+  return group_.header_slices() + RowSlices(peers_[peer].sent);
 }
 
-size_t RaggedTable::MessageBytes(int32_t segment, int32_t peer, bool sent) const {
+size_t RaggedTable::MessageBytes(int32_t slice, int32_t peer, bool sent) const {
   const Stream& stream = sent ? peers_[peer].sent : peers_[peer].received;
-  if (IsHeader(segment)) {
-    return PieceBytes(stream.entries.size() * sizeof(Entry), kEagerBytes, segment);
+  if (IsHeader(slice)) {
+    return PieceBytes(stream.entries.size() * sizeof(Entry), kEagerBytes, slice);
   }
-  return PieceBytes(stream.begins.back(), group_.message_bytes(),
-                    segment - group_.header_segments());
+  return PieceBytes(stream.begins.back(), group_.message_bytes(), slice - group_.header_slices());
 }
 
 template <typename Visit>
-void RaggedTable::ForBlocks(const Stream& stream, int32_t segment, const Visit& visit) const {
+void RaggedTable::ForBlocks(const Stream& stream, int32_t slice, const Visit& visit) const {
   const size_t piece = group_.message_bytes();
-  size_t at = (segment - group_.header_segments()) * piece;
+  size_t at = (slice - group_.header_slices()) * piece;
   const size_t end = std::min(at + piece, stream.begins.back());
   // The block that holds byte `at`: the last one that begins there or before.
   size_t block =
@@ -250,16 +249,16 @@ void RaggedTable::ForBlocks(const Stream& stream, int32_t segment, const Visit& 
   }
 }
 
-void RaggedTable::Write(int32_t segment, int32_t peer, std::byte* message) const {
+void RaggedTable::Write(int32_t slice, int32_t peer, std::byte* message) const {
   const Stream& stream = peers_[peer].sent;
-  if (IsHeader(segment)) {
+  if (IsHeader(slice)) {
     std::memcpy(message,
-                reinterpret_cast<const std::byte*>(stream.entries.data()) + segment * kEagerBytes,
-                MessageBytes(segment, peer, true));
+                reinterpret_cast<const std::byte*>(stream.entries.data()) + slice * kEagerBytes,
+                MessageBytes(slice, peer, true));
     return;
   }
   const std::vector<int32_t>& receivers = group_.peers()[peer];
-  ForBlocks(stream, segment, [&](size_t block, size_t first, size_t count) {
+  ForBlocks(stream, slice, [&](size_t block, size_t first, size_t count) {
     const auto update = static_cast<int64_t>(block) % updates();
     const int32_t to = receivers[block / updates() % receivers.size()];
     const RaggedRank& sender = ranks_[block / updates() / receivers.size()];
@@ -269,14 +268,14 @@ void RaggedTable::Write(int32_t segment, int32_t peer, std::byte* message) const
   });
 }
 
-void RaggedTable::Take(int32_t segment, int32_t peer, const std::byte* message) {
+void RaggedTable::Take(int32_t slice, int32_t peer, const std::byte* message) {
   Stream& stream = peers_[peer].received;
-  if (IsHeader(segment)) {
-    std::memcpy(reinterpret_cast<std::byte*>(stream.entries.data()) + segment * kEagerBytes,
-                message, MessageBytes(segment, peer, false));
+  if (IsHeader(slice)) {
+    std::memcpy(reinterpret_cast<std::byte*>(stream.entries.data()) + slice * kEagerBytes, message,
+                MessageBytes(slice, peer, false));
     return;
   }
-  ForBlocks(stream, segment, [&](size_t block, size_t first, size_t count) {
+  ForBlocks(stream, slice, [&](size_t block, size_t first, size_t count) {
     const auto update = static_cast<int64_t>(block) % updates();
     const size_t member = block / updates() % ranks_.size();
     const int32_t sender = group_.peers()[peer][block / updates() / ranks_.size()];

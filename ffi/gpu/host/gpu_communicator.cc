@@ -1,4 +1,4 @@
-#include "gpu/host/communicator.h"
+#include "gpu/host/gpu_communicator.h"
 
 #include <unistd.h>
 
@@ -48,8 +48,8 @@ std::string Digest(const std::string& text) {
 
 struct Registry {
   std::mutex mutex;
-  std::set<const Communicator*> all;   // guarded by mutex
-  std::set<const Communicator*> told;  // guarded by mutex
+  std::set<const GpuCommunicator*> all;   // guarded by mutex
+  std::set<const GpuCommunicator*> told;  // guarded by mutex
   std::condition_variable changed;
   std::thread monitor;
   bool stop = false;  // guarded by mutex
@@ -62,20 +62,20 @@ Registry& TheRegistry() {
 
 }  // namespace
 
-Communicator::Communicator(std::vector<Member> members, int process,
-                           const CommunicatorOptions& options, Store* store, Runtime& runtime)
+GpuCommunicator::GpuCommunicator(std::vector<Member> members, int process,
+                                 const GpuCommunicatorOptions& options, Store* store,
+                                 Runtime& runtime)
     : members_(std::move(members)),
       process_(process),
       options_(options),
       store_(store),
       runtime_(runtime) {}
 
-StatusOr<std::unique_ptr<Communicator>> Communicator::Create(std::vector<Member> members,
-                                                             int process,
-                                                             const CommunicatorOptions& options,
-                                                             Store* store, Runtime& runtime) {
-  std::unique_ptr<Communicator> communicator(
-      new Communicator(std::move(members), process, options, store, runtime));
+StatusOr<std::unique_ptr<GpuCommunicator>> GpuCommunicator::Create(
+    std::vector<Member> members, int process, const GpuCommunicatorOptions& options, Store* store,
+    Runtime& runtime) {
+  std::unique_ptr<GpuCommunicator> communicator(
+      new GpuCommunicator(std::move(members), process, options, store, runtime));
   if (Status status = communicator->Init(); !status.ok()) return status;
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
@@ -83,7 +83,7 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(std::vector<Member>
   return communicator;
 }
 
-Communicator::~Communicator() {
+GpuCommunicator::~GpuCommunicator() {
   {
     Registry& registry = TheRegistry();
     std::lock_guard lock(registry.mutex);
@@ -105,30 +105,30 @@ Communicator::~Communicator() {
   if (causes_ != nullptr) runtime_.FreeHost(reinterpret_cast<unsigned char*>(causes_));
 }
 
-Status Communicator::Init() {
+Status GpuCommunicator::Init() {
   all_local_ = std::all_of(members_.begin(), members_.end(),
                            [&](const Member& m) { return m.process == process_; });
   staged_ = options_.staged || !all_local_;
   if (!all_local_ && store_ == nullptr) {
     return Status(StatusCode::kInternal, "other processes take part, but nothing links to them");
   }
-  // Half of the workspace is lanes.
-  lane_count_ = static_cast<uint32_t>(options_.workspace_bytes / 2 / sizeof(Lane));
-  if (lane_count_ == 0) {
+  // Half of the workspace is seats.
+  seat_count_ = static_cast<uint32_t>(options_.workspace_bytes / 2 / sizeof(Seat));
+  if (seat_count_ == 0) {
     return InvalidArgument("JAXCOLL_CUDA_WORKSPACE_MIB is too small for a single call");
   }
-  areas_used_ = LaneOffset(lane_count_);
+  areas_used_ = SeatOffset(seat_count_);
   gaps_[areas_used_] = (options_.workspace_bytes - areas_used_) / kAlignment * kAlignment;
-  for (uint32_t lane = 0; lane < lane_count_; ++lane) free_lanes_.push_back(lane);
+  for (uint32_t seat = 0; seat < seat_count_; ++seat) free_seats_.push_back(seat);
   workspaces_.assign(members_.size(), std::vector<unsigned char*>(members_.size(), nullptr));
-  for (auto step :
-       {&Communicator::EnablePeerAccess, &Communicator::Allocate, &Communicator::MapPeers}) {
+  for (auto step : {&GpuCommunicator::EnablePeerAccess, &GpuCommunicator::Allocate,
+                    &GpuCommunicator::MapPeers}) {
     if (Status status = (this->*step)(); !status.ok()) return status;
   }
   return Status();
 }
 
-Status Communicator::EnablePeerAccess() {
+Status GpuCommunicator::EnablePeerAccess() {
   std::set<int> ordinals;
   for (int rank = 0; rank < world_size(); ++rank) {
     if (is_local(rank)) ordinals.insert(members_[rank].ordinal);
@@ -150,7 +150,7 @@ Status Communicator::EnablePeerAccess() {
   return Status();
 }
 
-Status Communicator::Allocate() {
+Status GpuCommunicator::Allocate() {
   max_blocks_ = std::clamp(options_.max_blocks, 1, kMaxBlocks);
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
@@ -178,13 +178,13 @@ Status Communicator::Allocate() {
   return Status();
 }
 
-std::string Communicator::Key(const std::string& what) const {
+std::string GpuCommunicator::Key(const std::string& what) const {
   std::string devices;
   for (const Member& member : members_) devices += std::to_string(member.device_id) + ' ';
   return "cuda/" + Digest(devices) + "/" + what;
 }
 
-Status Communicator::MapPeers() {
+Status GpuCommunicator::MapPeers() {
   if (all_local_) return Status();
   const std::string host = Digest(options_.host);
   std::vector<std::string> host_of_rank(members_.size(), host);
@@ -254,8 +254,8 @@ Status Communicator::MapPeers() {
   return ReachHosts(host_of_rank);
 }
 
-Status Communicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
-  HostProxy::GroupSpec group;
+Status GpuCommunicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
+  HostProxy::HostGroupSpec group;
   std::map<std::string, int> numbers;
   for (int rank = 0; rank < world_size(); ++rank) {
     const auto number = static_cast<int>(numbers.size());
@@ -282,7 +282,7 @@ Status Communicator::ReachHosts(const std::vector<std::string>& host_of_rank) {
 }
 
 // The smallest gap that holds the area.
-Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
+Status GpuCommunicator::GrantArea(const SeatRequest& request, SeatGrant& grant) {
   if (request.area_bytes == nullptr) return Status();
   uint64_t left = 0, largest = 0;
   for (const auto& [begin, bytes] : gaps_) {
@@ -327,7 +327,7 @@ Status Communicator::GrantArea(const LaneRequest& request, LaneGrant& grant) {
   return Status();
 }
 
-void Communicator::ReturnArea(const LaneGrant& grant) {
+void GpuCommunicator::ReturnArea(const SeatGrant& grant) {
   if (grant.area_bytes == 0) return;
   auto gap = gaps_.emplace(grant.area, grant.area_bytes).first;
   if (const auto next = std::next(gap);
@@ -342,28 +342,28 @@ void Communicator::ReturnArea(const LaneGrant& grant) {
   }
 }
 
-StatusOr<LaneGrant> Communicator::Grant(const LaneRequest& request) {
-  if (free_lanes_.empty()) {
+StatusOr<SeatGrant> GpuCommunicator::Grant(const SeatRequest& request) {
+  if (free_seats_.empty()) {
     return Status(StatusCode::kFailedPrecondition,
-                  "all " + std::to_string(lane_count_) +
-                      " places for collectives of the workspace are taken; raise "
+                  "all " + std::to_string(seat_count_) +
+                      " seats for collectives in the workspace are taken; raise "
                       "JAXCOLL_CUDA_WORKSPACE_MIB (" +
                       std::to_string(options_.workspace_bytes >> 20) + " now) in all processes");
   }
-  LaneGrant grant;
+  SeatGrant grant;
   if (Status status = GrantArea(request, grant); !status.ok()) return status;
-  grant.lane = free_lanes_.front();
-  free_lanes_.pop_front();
+  grant.seat = free_seats_.front();
+  free_seats_.pop_front();
   return grant;
 }
 
 // The decision of the process of rank 0, made once and for good: a grant, or why there is none.
-StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::string& key) {
-  const std::string name = Key("lane/" + Digest(key));
+StatusOr<SeatGrant> GpuCommunicator::Agree(const SeatRequest& request, const std::string& key) {
+  const std::string name = Key("seat/" + Digest(key));
   if (is_local(0)) {
-    StatusOr<LaneGrant> grant = Grant(request);
+    StatusOr<SeatGrant> grant = Grant(request);
     const std::string value =
-        grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(LaneGrant))
+        grant.ok() ? std::string(reinterpret_cast<const char*>(&*grant), sizeof(SeatGrant))
                    : kRefusal + grant.status().message();
     if (Status status = store_->Set(name, value); !status.ok()) return status;
     return grant;
@@ -377,7 +377,7 @@ StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::s
     return Status(StatusCode::kFailedPrecondition,
                   Names()[0] + ": " + value->substr(kRefusal.size()));
   }
-  LaneGrant grant;
+  SeatGrant grant;
   if (value->size() != sizeof(grant)) {
     return InvalidArgument(Names()[0] + " runs another version of jaxcoll");
   }
@@ -385,9 +385,9 @@ StatusOr<LaneGrant> Communicator::Agree(const LaneRequest& request, const std::s
   return grant;
 }
 
-StatusOr<LaneGrant> Communicator::TakeLane(const LaneRequest& request) {
+StatusOr<SeatGrant> GpuCommunicator::TakeSeat(const SeatRequest& request) {
   std::lock_guard lock(mutex_);
-  StatusOr<LaneGrant> grant = LaneGrant();
+  StatusOr<SeatGrant> grant = SeatGrant();
   if (all_local_) {
     grant = Grant(request);
   } else {
@@ -398,18 +398,18 @@ StatusOr<LaneGrant> Communicator::TakeLane(const LaneRequest& request) {
   }
   if (!grant.ok()) return grant;
   std::lock_guard descriptions_lock(descriptions_mutex_);
-  descriptions_[grant->lane] = request.description;
+  descriptions_[grant->seat] = request.description;
   return grant;
 }
 
-void Communicator::ReturnLane(const LaneGrant& grant) {
+void GpuCommunicator::ReturnSeat(const SeatGrant& grant) {
   if (!all_local_) return;
   std::lock_guard lock(mutex_);
-  free_lanes_.push_back(grant.lane);
+  free_seats_.push_back(grant.seat);
   ReturnArea(grant);
 }
 
-std::vector<std::string> Communicator::Names() const {
+std::vector<std::string> GpuCommunicator::Names() const {
   std::vector<std::string> names;
   for (int rank = 0; rank < world_size(); ++rank) {
     names.push_back("rank " + std::to_string(rank) + " (device " +
@@ -420,7 +420,7 @@ std::vector<std::string> Communicator::Names() const {
 }
 
 // The first one of all hosts, if there are several.
-std::optional<std::string> Communicator::Cause() const {
+std::optional<std::string> GpuCommunicator::Cause() const {
   if (reach_ == nullptr) return KernelsCause();
   if (std::optional<std::string> cause = reach_->Cause()) return cause;
   const std::optional<std::string> cause = KernelsCause();
@@ -428,7 +428,7 @@ std::optional<std::string> Communicator::Cause() const {
   return cause;
 }
 
-std::optional<std::string> Communicator::KernelsCause() const {
+std::optional<std::string> GpuCommunicator::KernelsCause() const {
   for (int rank = 0; rank < world_size(); ++rank) {
     if (!is_local(rank)) continue;
     if (__atomic_load_n(&causes_[rank].written, __ATOMIC_ACQUIRE) == 0) continue;
@@ -436,7 +436,7 @@ std::optional<std::string> Communicator::KernelsCause() const {
     std::string call = "a collective";
     {
       std::lock_guard lock(descriptions_mutex_);
-      const auto it = descriptions_.find(cause.lane);
+      const auto it = descriptions_.find(cause.seat);
       if (it != descriptions_.end()) call = it->second;
     }
     return Describe(cause, Names(), call, options_.timeout_s);
@@ -444,21 +444,21 @@ std::optional<std::string> Communicator::KernelsCause() const {
   return std::nullopt;
 }
 
-std::vector<std::string> Communicator::AllCauses() {
+std::vector<std::string> GpuCommunicator::AllCauses() {
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
   std::vector<std::string> causes;
-  for (const Communicator* communicator : registry.all) {
+  for (const GpuCommunicator* communicator : registry.all) {
     if (std::optional<std::string> cause = communicator->Cause()) causes.push_back(*cause);
   }
   return causes;
 }
 
-std::vector<std::string> Communicator::DescribeAll() {
+std::vector<std::string> GpuCommunicator::DescribeAll() {
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
   std::vector<std::string> lines;
-  for (const Communicator* c : registry.all) {
+  for (const GpuCommunicator* c : registry.all) {
     std::string devices;
     for (const Member& member : c->members_) {
       devices += (devices.empty() ? "" : ",") + std::to_string(member.device_id);
@@ -475,14 +475,14 @@ std::vector<std::string> Communicator::DescribeAll() {
   return lines;
 }
 
-void Communicator::StartMonitor() {
+void GpuCommunicator::StartMonitor() {
   Registry& registry = TheRegistry();
   std::lock_guard lock(registry.mutex);
   if (registry.monitor.joinable() || registry.stop) return;
   registry.monitor = std::thread([&registry] {
     std::unique_lock lock(registry.mutex);
     while (!registry.stop) {
-      for (const Communicator* communicator : registry.all) {
+      for (const GpuCommunicator* communicator : registry.all) {
         if (registry.told.count(communicator) != 0) continue;
         if (const std::optional<std::string> cause = communicator->Cause()) {
           Log(LogLevel::kWarning, "%s", cause->c_str());
@@ -494,7 +494,7 @@ void Communicator::StartMonitor() {
   });
 }
 
-void Communicator::StopMonitor() {
+void GpuCommunicator::StopMonitor() {
   Registry& registry = TheRegistry();
   std::thread monitor;
   {

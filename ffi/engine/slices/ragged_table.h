@@ -1,10 +1,10 @@
-// The extents of a ragged_all_to_all between processes (engine/ragged.h), as a SegmentRun fills and
+// The extents of a ragged_all_to_all between processes (engine/ragged.h), as a SliceRun fills and
 // uses them. A process counts as one rank of the schedule, and its chunk for another is a stream:
 // the blocks that its ranks have for the other's, back to back, in the order sender, receiver,
 // update. One process's pair of streams with another is as many messages as of single ranks.
 //
-// Segments 0 to header_segments() - 1 carry the extents: offset in the output and rows of every
-// block of the stream, in pieces of kEagerBytes. The segments behind them carry the stream, in
+// Slices 0 to header_slices() - 1 carry the extents: offset in the output and rows of every
+// block of the stream, in pieces of kEagerBytes. The slices behind them carry the stream, in
 // pieces of a slot. How many there are, each process knows once its table is complete; a stream
 // that is shorter than others has empty pieces at its end.
 //
@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "engine/ragged.h"
-#include "engine/segments/run.h"
-#include "engine/segments/segment_program.h"
+#include "engine/slices/run.h"
+#include "engine/slices/slice_ops.h"
 
 namespace jaxcoll {
 
@@ -32,7 +32,7 @@ class RaggedProcesses {
                   size_t message_bytes);
 
   // Compiles the direct all_to_all of the processes, each named by its first rank.
-  StatusOr<SegmentProgram> Program() const;
+  StatusOr<SliceOps> Ops() const;
 
   const RaggedShape& shape() const { return shape_; }
   size_t message_bytes() const { return message_bytes_; }  // of the largest piece of a stream
@@ -41,7 +41,7 @@ class RaggedProcesses {
   const std::vector<std::vector<int32_t>>& peers() const { return peers_; }
   int32_t PeerOf(int32_t rank) const { return peer_of_rank_[rank]; }  // not of a member
   int64_t world_size() const { return static_cast<int64_t>(of_rank_.size()); }
-  int32_t header_segments() const { return header_segments_; }  // equal on all processes
+  int32_t header_slices() const { return header_slices_; }  // equal on all processes
   std::string Describe(const RaggedFault& fault) const { return Text(fault, shape_, of_rank_); }
 
  private:
@@ -52,29 +52,29 @@ class RaggedProcesses {
   std::vector<int32_t> peer_of_rank_;
   std::vector<std::string> of_rank_;  // " (process 1)"
   std::vector<int32_t> first_ranks_;  // of all processes, in the order of the schedule's ranks
-  int32_t place_ = 0;                 // this process in it
-  int32_t header_segments_ = 1;
+  int32_t index_ = 0;                 // this process in it
+  int32_t header_slices_ = 1;
 };
 
-// The table of one call. Segments and peers that it is asked for must exist.
+// The table of one call. Slices and peers that it is asked for must exist.
 class RaggedTable {
  public:
   RaggedTable(const RaggedProcesses& group, const MemberBuffers& buffers);
 
-  // With what this process's ranks know, before the first segment begins.
+  // With what this process's ranks know, before the first slice begins.
   std::optional<RaggedFault> FillOwn();
-  // Once all headers have come. Then the segments that carry blocks are known, and CopyOwn() must
+  // Once all headers have come. Then the slices that carry blocks are known, and CopyOwn() must
   // be called: it moves what does not leave the process.
   std::optional<RaggedFault> Complete();
   void CopyOwn() const;
 
-  bool IsHeader(int32_t segment) const { return segment < group_.header_segments(); }
-  int32_t segment_count() const { return segment_count_; }  // as far as known
+  bool IsHeader(int32_t slice) const { return slice < group_.header_slices(); }
+  int32_t slice_count() const { return slice_count_; }  // as far as known
   // As far as the peer's readiness is concerned: it may have all headers before this process has.
-  int32_t SegmentsTo(int32_t peer) const;
-  size_t MessageBytes(int32_t segment, int32_t peer, bool sent) const;
-  void Write(int32_t segment, int32_t peer, std::byte* message) const;
-  void Take(int32_t segment, int32_t peer, const std::byte* message);
+  int32_t SlicesTo(int32_t peer) const;
+  size_t MessageBytes(int32_t slice, int32_t peer, bool sent) const;
+  void Write(int32_t slice, int32_t peer, std::byte* message) const;
+  void Take(int32_t slice, int32_t peer, const std::byte* message);
 
  private:
   // One block of a header, as it travels.
@@ -97,22 +97,22 @@ class RaggedTable {
 
   const RaggedShape& shape() const { return group_.shape(); }
   int64_t updates() const { return shape().updates_per_peer; }
-  int32_t RowSegments(const Stream& stream) const;
+  int32_t RowSlices(const Stream& stream) const;
   void Measure(Stream& stream) const;
   void FindVisible();
   // Writes part of a block: `bytes` of it from its byte `first` on.
   void Scatter(size_t member, int64_t block, int64_t output_offset, size_t first,
                const std::byte* from, size_t bytes) const;
   // Calls visit(block of the stream, first byte in the block, bytes) for the piece of the stream
-  // that a segment carries.
+  // that a slice carries.
   template <typename Visit>
-  void ForBlocks(const Stream& stream, int32_t segment, const Visit& visit) const;
+  void ForBlocks(const Stream& stream, int32_t slice, const Visit& visit) const;
 
   const RaggedProcesses& group_;
   std::vector<RaggedRank> ranks_;              // by member
   std::vector<Peer> peers_;                    // as the group's
   std::vector<std::vector<Visible>> visible_;  // by member, in order, disjoint
-  int32_t segment_count_;
+  int32_t slice_count_;
 };
 
 }  // namespace jaxcoll

@@ -1,4 +1,4 @@
-#include "gpu/host/program_plan.h"
+#include "gpu/host/table_plan.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,14 +9,13 @@
 
 namespace jaxcoll::cuda {
 
-StatusOr<std::unique_ptr<MessagePlan>> ProgramPlan::Create(const CallSpec& spec,
-                                                           const CallShape& shape, int max_blocks,
-                                                           Reach reach,
-                                                           std::span<const int32_t> own,
-                                                           std::span<const int> host_of_rank) {
-  if (spec.group_size > kMaxProgramRanks) {
+StatusOr<std::unique_ptr<MessagePlan>> TablePlan::Create(const CallSpec& spec,
+                                                         const CallShape& shape, int max_blocks,
+                                                         Reach reach, std::span<const int32_t> own,
+                                                         std::span<const int> host_of_rank) {
+  if (spec.group_size > kMaxTableRanks) {
     return InvalidArgument("a group of " + std::to_string(spec.group_size) +
-                           " GPUs is more than the " + std::to_string(kMaxProgramRanks) +
+                           " GPUs is more than the " + std::to_string(kMaxTableRanks) +
                            " that are served");
   }
   StatusOr<std::shared_ptr<const PackedSchedule>> packed =
@@ -25,7 +24,7 @@ StatusOr<std::unique_ptr<MessagePlan>> ProgramPlan::Create(const CallSpec& spec,
   StatusOr<CallVectors> vectors =
       CheckVectors(spec, shape, (*packed)->input_blocks, (*packed)->output_blocks);
   if (!vectors.ok()) return vectors.status();
-  std::unique_ptr<ProgramPlan> plan(new ProgramPlan);
+  std::unique_ptr<TablePlan> plan(new TablePlan);
   plan->packed_ = std::move(*packed);
   plan->own_.assign(own.begin(), own.end());
   plan->max_blocks_ = std::max(max_blocks, 1);
@@ -43,80 +42,80 @@ StatusOr<std::unique_ptr<MessagePlan>> ProgramPlan::Create(const CallSpec& spec,
   return std::unique_ptr<MessagePlan>(std::move(plan));
 }
 
-StatusOr<std::vector<ProgramCall>> ProgramPlan::Cut(uint64_t area_bytes) const {
-  const ProgramHeader& header = packed_->header();
+StatusOr<std::vector<TableCall>> TablePlan::Cut(uint64_t area_bytes) const {
+  const TableHeader& header = packed_->header();
   RegionSize region;
   region.bytes = static_cast<int64_t>(area_bytes - std::min(area_bytes, table_bytes_));
   region.depth = kSlotDepth;
   const int64_t chunks = int64_t{kSlotDepth} * header.slot_chunks + header.scratch_chunks;
-  region.max_slice_bytes =
+  region.max_strip_bytes =
       chunks == 0 ? kBlockBytes
-                  : std::clamp(kBlockBytes / chunks, kLeastSliceBytes, kMostSliceBytes);
-  region.min_slice_bytes = kLeastSliceBytes;
-  // Flags for as many lanes as there will be: those of all launches stand at the same place.
-  for (int32_t lanes = std::max(max_blocks_ / header.workers, 1);;) {
-    region.max_lanes = lanes;
-    region.flag_capacity = lanes * header.workers * header.flags_per_worker;
-    std::vector<ProgramCall> calls;
+                  : std::clamp(kBlockBytes / chunks, kLeastStripBytes, kMostStripBytes);
+  region.min_strip_bytes = kLeastStripBytes;
+  // Flags for as many strands as there will be: those of all launches stand at the same place.
+  for (int32_t strands = std::max(max_blocks_ / header.workers, 1);;) {
+    region.max_strands = strands;
+    region.flag_capacity = strands * header.workers * header.flags_per_worker;
+    std::vector<TableCall> calls;
     int32_t used = 0;
-    for (size_t begin = 0; begin < elements_.size(); begin += kMaxProgramVectors) {
-      const size_t end = std::min(begin + kMaxProgramVectors, elements_.size());
-      StatusOr<ProgramCall> call =
+    for (size_t begin = 0; begin < elements_.size(); begin += kMaxTableVectors) {
+      const size_t end = std::min(begin + kMaxTableVectors, elements_.size());
+      StatusOr<TableCall> call =
           PlanCall(header, std::vector<int64_t>(elements_.begin() + begin, elements_.begin() + end),
                    dtype_, reduce_op_, region);
-      if (!call.ok() && lanes == 1) return call.status();
+      if (!call.ok() && strands == 1) return call.status();
       if (!call.ok()) break;
-      used = std::max(used, call->lanes);
+      used = std::max(used, call->strands);
       calls.push_back(*call);
     }
     if (static_cast<int>(calls.size()) < launches()) {
-      lanes /= 2;
-    } else if (used < lanes) {
-      lanes = used;
+      strands /= 2;
+    } else if (used < strands) {
+      strands = used;
     } else {
       return calls;
     }
   }
 }
 
-uint64_t ProgramPlan::AreaBytes(uint64_t available) const {
-  const StatusOr<std::vector<ProgramCall>> calls = Cut(available);
+uint64_t TablePlan::AreaBytes(uint64_t available) const {
+  const StatusOr<std::vector<TableCall>> calls = Cut(available);
   if (!calls.ok()) return 0;
   int64_t end = 0;
-  for (const ProgramCall& call : *calls) {
-    end =
-        std::max(end, call.scratch_offset + int64_t{call.lanes} * packed_->header().scratch_chunks *
-                                                call.stride_bytes);
+  for (const TableCall& call : *calls) {
+    end = std::max(end, call.scratch_offset + int64_t{call.strands} *
+                                                  packed_->header().scratch_chunks *
+                                                  call.stride_bytes);
   }
   return static_cast<uint64_t>(end) + table_bytes_;
 }
 
-Status ProgramPlan::Divide(uint64_t area_bytes) {
-  StatusOr<std::vector<ProgramCall>> calls = Cut(area_bytes);
+Status TablePlan::Divide(uint64_t area_bytes) {
+  StatusOr<std::vector<TableCall>> calls = Cut(area_bytes);
   if (!calls.ok()) return calls.status();
   calls_ = std::move(*calls);
   area_bytes_ = area_bytes;
   return Status();
 }
 
-std::vector<unsigned char> ProgramPlan::Table(int rank, const AreaAddresses& addresses) const {
+std::vector<unsigned char> TablePlan::Table(int rank, const AreaAddresses& addresses) const {
   std::vector<unsigned char> bytes(table_bytes_);
-  const DeviceProgram& table = packed_->TableOf(rank);
+  const DeviceTable& table = packed_->TableOf(rank);
   std::memcpy(bytes.data(), table.words.data(), table.bytes());
   addresses.Write(bytes.data() + table_bytes_);
   return bytes;
 }
 
-ProgramCall& ProgramPlan::Bind(int launch, unsigned char* area, const void* const* inputs,
-                               void* const* outputs, Launch& result) const {
+TableCall& TablePlan::Bind(int launch, unsigned char* area, const void* const* inputs,
+                           void* const* outputs, Launch& result) const {
   result.kernel = kernel();
   result.blocks = blocks(launch);
-  ProgramCall& call = result.parameters.emplace<ProgramCall>(calls_[launch]);
+  TableCall& call = result.parameters.emplace<TableCall>(calls_[launch]);
   unsigned char* const table = area + TableOffset();
-  call.program = reinterpret_cast<const ProgramHeader*>(table);
+  call.table = reinterpret_cast<const TableHeader*>(table);
   AreaAddresses::Bind(call, table + table_bytes_, static_cast<size_t>(world_size()));
   call.fingerprint = fingerprint_;
-  const size_t first = static_cast<size_t>(launch) * kMaxProgramVectors;
+  const size_t first = static_cast<size_t>(launch) * kMaxTableVectors;
   for (int32_t v = 0; v < call.vector_count; ++v) {
     call.vectors[v].input = inputs[first + v];
     call.vectors[v].output = outputs[first + v];

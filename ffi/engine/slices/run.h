@@ -30,9 +30,9 @@ struct MemberBuffers {
   std::vector<std::byte*> outputs;
 };
 
-// Names a message of one segment.
+// Names a message of one slice.
 struct MessageId {
-  int32_t segment = 0;
+  int32_t slice = 0;
   MessageKey key;
   friend auto operator<=>(const MessageId&, const MessageId&) = default;
 };
@@ -45,7 +45,7 @@ class Wire {
   virtual ~Wire() = default;
   virtual void SendReady(Run& run, int32_t rank, const MessageId& id) = 0;
   // Takes the message from Run::Write, at once or later; then calls OnSent. Or calls Hold.
-  virtual void SendData(Run& run, int32_t rank, int32_t segment, int32_t op) = 0;
+  virtual void SendData(Run& run, int32_t rank, int32_t slice, int32_t op) = 0;
   // Whether a message may stay in its slot for a while, and when it need not any more.
   virtual bool MayKeep(int32_t rank) = 0;
   virtual void Release(int32_t rank, uint64_t handle) = 0;
@@ -72,23 +72,21 @@ class Run {
   enum class Taken { kAtOnce, kKept, kUnknown };
   virtual Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                        std::optional<uint64_t> handle) = 0;
-  virtual void OnSent(int32_t segment, int32_t op) = 0;
+  virtual void OnSent(int32_t slice, int32_t op) = 0;
   // A small message that its receiver has yet to want: whether it stays here until the receiver
   // has been sent a request and is ready; then the run calls SendData again.
-  virtual bool Hold(int32_t segment, int32_t op) = 0;
+  virtual bool Hold(int32_t slice, int32_t op) = 0;
   virtual bool OnRequest(const MessageId& id) = 0;
 
   // For SendData; `op` is the run's own number for the message.
   virtual MessageKey Key(int32_t op) const = 0;
-  virtual size_t MessageBytes(int32_t segment, int32_t op) const = 0;
-  virtual void Write(int32_t segment, int32_t op, std::byte* message) const = 0;
+  virtual size_t MessageBytes(int32_t slice, int32_t op) const = 0;
+  virtual void Write(int32_t slice, int32_t op, std::byte* message) const = 0;
   // The message where it lies, if it does in one piece; null: it must be written. It stays as it is
   // until OnSent.
-  virtual const std::byte* Contiguous(int32_t /*segment*/, int32_t /*op*/) const { return nullptr; }
+  virtual const std::byte* Contiguous(int32_t /*slice*/, int32_t /*op*/) const { return nullptr; }
   // The whole input or output that this is a piece of; empty: it is in neither.
-  virtual std::span<const std::byte> ArrayOf(int32_t /*segment*/, int32_t /*op*/) const {
-    return {};
-  }
+  virtual std::span<const std::byte> ArrayOf(int32_t /*slice*/, int32_t /*op*/) const { return {}; }
 
   // The ranks whose messages or readiness it waits for.
   virtual std::vector<int32_t> WaitingFor() const = 0;

@@ -1,14 +1,14 @@
-// The state machine that runs a SegmentPlan.
+// The state machine that runs a SlicePlan.
 //
 // A message of up to kEagerBytes is sent as soon as its op starts; a longer one when its receiver
 // has said that it is ready, so that it never waits in a slot for an op that has not started.
 // An eager message that comes too early is copied out of its slot; where too many have been, the
 // wire holds the next ones back and asks the receiver to say when it is ready for them.
 //
-// Ragged, the first segments carry the extents of the others, each small enough to be eager, and
+// Ragged, the first slices carry the extents of the others, each small enough to be eager, and
 // how many others there are is known when they are over. Every message of these others waits for
 // its receiver, however small it is. A fault in the extents goes to every peer in the place of a
-// send, as segment kRefusal, and ends the run.
+// send, as slice kRefusal, and ends the run.
 //
 // Thread rule: that of Run.
 #pragma once
@@ -22,19 +22,19 @@
 #include <set>
 #include <vector>
 
-#include "engine/segments/run.h"
-#include "engine/segments/segment_plan.h"
+#include "engine/slices/run.h"
+#include "engine/slices/slice_plan.h"
 
 namespace jaxcoll {
 
-class SegmentRun final : public Run {
+class SliceRun final : public Run {
  public:
-  SegmentRun(std::shared_ptr<const SegmentPlan> plan, MemberBuffers buffers, Wire& wire);
-  ~SegmentRun() override;
+  SliceRun(std::shared_ptr<const SlicePlan> plan, MemberBuffers buffers, Wire& wire);
+  ~SliceRun() override;
 
   void Begin() override;
   bool done() const override {
-    return status_.ok() ? finished_ == segment_count_ : refusals_left_ == 0;
+    return status_.ok() ? finished_ == slice_count_ : refusals_left_ == 0;
   }
 
   const Status& status() const override { return status_; }  // not ragged: always good
@@ -43,18 +43,18 @@ class SegmentRun final : public Run {
   bool OnRequest(const MessageId& id) override;
   Taken OnData(const MessageId& id, const std::byte* message, size_t bytes,
                std::optional<uint64_t> handle) override;
-  void OnSent(int32_t segment, int32_t op) override;
-  bool Hold(int32_t segment, int32_t op) override;
+  void OnSent(int32_t slice, int32_t op) override;
+  bool Hold(int32_t slice, int32_t op) override;
 
-  MessageKey Key(int32_t op) const override { return plan_->program().ops[op].key; }
-  size_t MessageBytes(int32_t segment, int32_t op) const override {
-    return BytesOf(segment, plan_->program().ops[op]);
+  MessageKey Key(int32_t op) const override { return plan_->slice_ops().ops[op].key; }
+  size_t MessageBytes(int32_t slice, int32_t op) const override {
+    return BytesOf(slice, plan_->slice_ops().ops[op]);
   }
-  void Write(int32_t segment, int32_t op, std::byte* message) const override;
-  const std::byte* Contiguous(int32_t segment, int32_t op) const override;
-  std::span<const std::byte> ArrayOf(int32_t segment, int32_t op) const override {
+  void Write(int32_t slice, int32_t op, std::byte* message) const override;
+  const std::byte* Contiguous(int32_t slice, int32_t op) const override;
+  std::span<const std::byte> ArrayOf(int32_t slice, int32_t op) const override {
     if (table_ != nullptr) return {};
-    return plan_->ArrayOf(plan_->program().ops[op], segment, buffers_);
+    return plan_->ArrayOf(plan_->slice_ops().ops[op], slice, buffers_);
   }
 
   std::vector<int32_t> WaitingFor() const override;
@@ -64,10 +64,10 @@ class SegmentRun final : public Run {
     int32_t rank;
     uint64_t handle;
   };
-  // A segment in flight.
-  struct Instance final : SegmentPlan::InPlace {
+  // A slice in flight.
+  struct Instance final : SlicePlan::InPlace {
     const std::byte* Message(int32_t op) const override { return landed[op]; }
-    int32_t segment = 0;
+    int32_t slice = 0;
     int32_t remaining = 0;
     std::vector<int32_t> waits;            // per op
     std::vector<uint8_t> state;            // per op: bits kStarted, kReady, ...
@@ -82,10 +82,10 @@ class SegmentRun final : public Run {
     bool completed;  // else it starts
   };
 
-  SegmentPlan::Place PlaceOf(Instance& instance) const {
-    return {&buffers_, instance.scratch.bytes.get(), &instance, instance.segment};
+  SlicePlan::Memory MemoryOf(Instance& instance) const {
+    return {&buffers_, instance.scratch.bytes.get(), &instance, instance.slice};
   }
-  Instance* Find(int32_t segment) const;
+  Instance* Find(int32_t slice) const;
   void Admit();
   void Drain();
   void Start(Instance& instance, int32_t op);
@@ -93,29 +93,29 @@ class SegmentRun final : public Run {
   void Take(Instance& instance, int32_t op, const std::byte* message);
   void Complete(Instance& instance, int32_t op) { events_.push_back({&instance, op, true}); }
   void Arm(Instance& instance, const std::vector<int32_t>& ops);
-  size_t BytesOf(int32_t segment, const SegmentOp& op) const;
-  bool Eager(int32_t segment, const SegmentOp& op) const {
-    return table_ != nullptr ? table_->IsHeader(segment) : BytesOf(segment, op) <= kEagerBytes;
+  size_t BytesOf(int32_t slice, const SliceOp& op) const;
+  bool Eager(int32_t slice, const SliceOp& op) const {
+    return table_ != nullptr ? table_->IsHeader(slice) : BytesOf(slice, op) <= kEagerBytes;
   }
   // The rest is ragged.
-  int32_t PeerOf(const SegmentOp& op) const;  // as the table numbers them
+  int32_t PeerOf(const SliceOp& op) const;  // as the table numbers them
   static constexpr int32_t kRefusal = -1;
   // Whether there is no message, and its receiver does not announce that it is ready, either.
-  bool Absent(int32_t segment, const SegmentOp& op) const;
+  bool Absent(int32_t slice, const SliceOp& op) const;
   void CompleteTable();
   void Refuse(const RaggedFault& fault);
-  Taken TakeRefusal(const SegmentOp& op, const std::byte* message, size_t bytes);
+  Taken TakeRefusal(const SliceOp& op, const std::byte* message, size_t bytes);
 
-  const std::shared_ptr<const SegmentPlan> plan_;
+  const std::shared_ptr<const SlicePlan> plan_;
   const MemberBuffers buffers_;
   Wire& wire_;
-  const int32_t in_flight_;  // segments, at most
+  const int32_t in_flight_;  // slices, at most
   Status status_;
   std::vector<std::unique_ptr<Instance>> active_;
   std::vector<std::unique_ptr<Instance>> unused_;
   int32_t admitted_ = 0;
   int32_t finished_ = 0;
-  int32_t segment_count_;  // as far as known
+  int32_t slice_count_;  // as far as known
   std::deque<Event> events_;
   bool draining_ = false;
   std::set<MessageId> early_ready_;

@@ -1,22 +1,22 @@
 // A schedule as the interpreter kernel reads it: a table of plain numbers, equal wherever it lies.
 //
-// Pack() turns the Programs of all ranks into one table per rank. The order of the ops, the slots
-// and the flags of a message depend on both of its sides, so every rank packs the same Programs and
+// Pack() turns the op lists of all ranks into one table per rank. The order of the ops, the slots
+// and the flags of a message depend on both of its sides, so every rank packs the same op lists and
 // keeps its own table. A table is free of sizes and addresses: PlanCall() binds sizes to it, the
 // launch brings addresses.
 //
 // Workers. The ops of a channel are one worker's; where there are more channels than workers may
 // be, several share one. A worker runs its ops one after the other, in an order (level by level of
 // the graph of all ranks' ops) in which no op ever waits for a later one on any rank. One thread
-// block runs one worker on one lane.
+// block runs one worker on one strand.
 //
-// Segments and lanes. As in engine/segments/segment_program.h, a call is cut into segments, each a
-// slice of every chunk of one vector, and a segment runs the whole schedule. Segment g belongs to
-// lane g mod lanes: lanes are what uses more of a GPU without changing a bit of the result.
+// Slices and strands. As in engine/slices/slice_ops.h, a call is cut into slices, each a
+// strip of every chunk of one vector, and a slice runs the whole schedule. Slice g belongs to
+// strand g mod strands: strands are what uses more of a GPU without changing a bit of the result.
 //
-// Messages. The sender puts a slice into a slot of the receiver's region and raises the message's
+// Messages. The sender puts a strip into a slot of the receiver's region and raises the message's
 // `arrived` flag there; the reader of the slot raises its `freed` flag at the sender. A slot is
-// there `depth` times, used in turn by the segments of a lane. A message that a schedule receives
+// there `depth` times, used in turn by the slices of a strand. A message that a schedule receives
 // in scratch stays in its slot, where the ops that need it read it.
 //
 // Operands. Where ranks reach each other's operands (Reach::kOperands) many messages need no slot.
@@ -36,7 +36,7 @@
 // every rank:
 //
 //     RegionHeader | Flag done[ranks] | Flag begun[ranks] | Flag[flag capacity]
-//                  | ProgramOperands[ranks][vectors], if they meet | slots | scratch
+//                  | OperandAddresses[ranks][vectors], if they meet | slots | scratch
 //
 // Calls that follow one another on every rank in the same order may share a region, whatever their
 // schedules and sizes; calls that may run at the same time may not. All of it is zero before the
@@ -45,7 +45,7 @@
 // graph goes on where the last replay ended. When the last block of a launch ends, the rank tells
 // the others through `done`; before a rank writes to another's slots it waits for the previous
 // launch's `done` (that is READY: the destination may be overwritten), and from the depth-th
-// segment on for the slot's own `freed`.
+// slice on for the slot's own `freed`.
 #pragma once
 
 #include <cstddef>
@@ -64,8 +64,8 @@ class World;  // schedule/world.h, of which kernels know nothing
 
 namespace jaxcoll::cuda {
 
-inline constexpr int kMaxProgramRanks = 256;   // of a communicator
-inline constexpr int kMaxProgramVectors = 32;  // per launch; calls of more are several launches
+inline constexpr int kMaxTableRanks = 256;   // of a communicator
+inline constexpr int kMaxTableVectors = 32;  // per launch; calls of more are several launches
 inline constexpr int kSlotAlignment = 256;
 inline constexpr int kMaxSources = 256;  // of one op
 inline constexpr int kMaxMeeting = 16;   // ranks that reach each other's operands
@@ -76,7 +76,7 @@ enum class Reach { kRegions, kOperands };
 // ---- The table ---------------------------------------------------------------------------------
 
 // Offsets count bytes from the header's start, counts count elements of the array there.
-struct ProgramHeader {
+struct TableHeader {
   uint32_t magic;
   int32_t total_bytes;
   int32_t rank;
@@ -89,25 +89,25 @@ struct ProgramHeader {
   int32_t departures;      // flags of messages from one worker, at most
   int32_t flags_per_worker;
   int32_t reduces;        // whether some rank has an op of several sources
-  int32_t worker_offset;  // ProgramWorker[workers]
-  int32_t op_offset;      // ProgramOp[]
-  int32_t wait_offset;    // ProgramWait[]
-  int32_t signal_offset;  // ProgramSignal[]
-  int32_t piece_offset;   // ProgramPiece[]
-  int32_t ref_offset;     // ProgramRef[]
+  int32_t worker_offset;  // TableWorker[workers]
+  int32_t op_offset;      // TableOp[]
+  int32_t wait_offset;    // TableWait[]
+  int32_t signal_offset;  // TableSignal[]
+  int32_t piece_offset;   // TablePiece[]
+  int32_t ref_offset;     // TableRef[]
   int32_t meets;          // whether ranks reach for each other's operands
   int32_t padding;
 };
-static_assert(sizeof(ProgramHeader) == 80);
+static_assert(sizeof(TableHeader) == 80);
 
-struct ProgramWorker {
+struct TableWorker {
   int32_t first_op;
   int32_t op_count;
 };
-static_assert(sizeof(ProgramWorker) == 8);
+static_assert(sizeof(TableWorker) == 8);
 
 // Waits for its flags, moves its pieces, raises its flags.
-struct ProgramOp {
+struct TableOp {
   int32_t first_wait;
   int32_t wait_count;
   int32_t first_piece;
@@ -118,14 +118,14 @@ struct ProgramOp {
   int32_t first_signal;
   int32_t signal_count;
 };
-static_assert(sizeof(ProgramOp) == 36);
+static_assert(sizeof(TableOp) == 36);
 
-struct ProgramWait {
+struct TableWait {
   enum Kind : int32_t {
-    kArrived = 1,    // the message is in its slot
-    kFree,           // the slot at the receiver may be overwritten
-    kWorker,         // worker `peer` of this rank has ended its first `amount` ops of this segment
-    kWorkerSegment,  // ... all `amount` ops of the segment before
+    kArrived = 1,  // the message is in its slot
+    kFree,         // the slot at the receiver may be overwritten
+    kWorker,       // worker `peer` of this rank has ended its first `amount` ops of this slice
+    kWorkerSlice,  // ... all `amount` ops of the slice before
     // Used at launch start and end; never stored in a table.
     kBegun,  // rank `peer` has begun this launch
     kDone,   // rank `peer` has ended it, or, before operands are published, the one before
@@ -134,45 +134,45 @@ struct ProgramWait {
   int32_t peer;
   int32_t flag;  // of the worker's flags
   int32_t amount;
-  // For the cause record only: the message, and the op of the rank's Program.
+  // For the cause record only: the message, and the op of the rank's op list.
   int32_t channel;
   int32_t sequence;
   int32_t op;
   int32_t padding;
 };
-static_assert(sizeof(ProgramWait) == 32);
+static_assert(sizeof(TableWait) == 32);
 
-struct ProgramSignal {
+struct TableSignal {
   enum Kind : int32_t {
     kArrived,  // at the receiver
     kFreed,    // at the sender
-    kWorker,   // here: the first `amount` ops of the segment have ended
+    kWorker,   // here: the first `amount` ops of the slice have ended
   };
   int32_t kind;
   int32_t peer;
   int32_t flag;
   int32_t amount;
 };
-static_assert(sizeof(ProgramSignal) == 16);
+static_assert(sizeof(TableSignal) == 16);
 
 // `count` chunks at consecutive positions of their blocks, or, where a block is one chunk, of
 // consecutive blocks. Its refs: sources, then destinations.
-struct ProgramPiece {
+struct TablePiece {
   int32_t count;
   int32_t position;  // of the first chunk in its block
   int32_t first_ref;
 };
-static_assert(sizeof(ProgramPiece) == 12);
+static_assert(sizeof(TablePiece) == 12);
 
-struct ProgramRef {
-  enum Place : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot, kPeerInput, kPeerOutput };
-  int16_t place;
+struct TableRef {
+  enum Memory : int16_t { kInput, kOutput, kScratch, kSlot, kPeerSlot, kPeerInput, kPeerOutput };
+  int16_t memory;
   int16_t peer;   // kPeer*: whose; kSlot: who writes it
   int32_t index;  // block of the first chunk; in scratch and slots, the chunk there
 };
-static_assert(sizeof(ProgramRef) == 8);
+static_assert(sizeof(TableRef) == 8);
 
-inline constexpr uint32_t kProgramMagic = 0x4a435031;  // "JCP1"
+inline constexpr uint32_t kTableMagic = 0x4a435031;  // "JCP1"
 
 // ---- The region --------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ struct alignas(32) RegionHeader {
 static_assert(sizeof(RegionHeader) == sizeof(Flag));
 
 // The addresses of a rank's operands, of one vector.
-struct ProgramOperands {
+struct OperandAddresses {
   uint64_t input;
   uint64_t output;
 };
@@ -223,23 +223,23 @@ JAXCOLL_HD constexpr int64_t OperandOffset(int32_t world_size, int64_t flag_capa
   return (end + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
 }
 
-// The offset of the flag of a worker's block on a lane in a region.
-JAXCOLL_HD constexpr int64_t FlagOffset(const ProgramHeader& program, int32_t lanes, int32_t lane,
+// The offset of the flag of a worker's block on a strand in a region.
+JAXCOLL_HD constexpr int64_t FlagOffset(const TableHeader& header, int32_t strands, int32_t strand,
                                         int32_t worker, int32_t flag) {
-  const int64_t block = int64_t{worker} * lanes + lane;
-  const int64_t index = block * program.flags_per_worker + flag;
-  return BegunOffset(program.world_size, program.world_size) +
+  const int64_t block = int64_t{worker} * strands + strand;
+  const int64_t index = block * header.flags_per_worker + flag;
+  return BegunOffset(header.world_size, header.world_size) +
          index * static_cast<int64_t>(sizeof(Flag));
 }
 
 // ---- A launch ----------------------------------------------------------------------------------
 
-struct ProgramVector {
+struct TableVector {
   const void* input;
   void* output;
   int64_t elements;        // of one block
-  int32_t slice_elements;  // of each chunk; the last slices may be shorter or empty
-  int32_t first_segment;
+  int32_t strip_elements;  // of each chunk; the last strips may be shorter or empty
+  int32_t first_slice;
 };
 
 // Elements of a block.
@@ -248,21 +248,21 @@ struct Strip {
   int64_t count;
 };
 
-// A segment's slice of the chunk at `position` of its block.
-JAXCOLL_HD constexpr Strip StripAt(const ProgramVector& vector, int32_t chunks_per_block,
-                                   int32_t segment, int32_t position) {
-  const int64_t slice = vector.slice_elements;
-  const int64_t begin = position * vector.elements / chunks_per_block +
-                        int64_t{segment - vector.first_segment} * slice;
+// A slice's strip of the chunk at `position` of its block.
+JAXCOLL_HD constexpr Strip StripAt(const TableVector& vector, int32_t chunks_per_block,
+                                   int32_t slice, int32_t position) {
+  const int64_t strip = vector.strip_elements;
+  const int64_t begin =
+      position * vector.elements / chunks_per_block + int64_t{slice - vector.first_slice} * strip;
   const int64_t end = (position + 1) * vector.elements / chunks_per_block;
-  const int64_t count = end - begin < slice ? end - begin : slice;
+  const int64_t count = end - begin < strip ? end - begin : strip;
   return {begin, count < 0 ? 0 : count};
 }
 
 // Parameters of one launch for one rank. All but the pointers and what hangs on the rank is equal
 // on all ranks.
-struct ProgramCall {
-  const ProgramHeader* program;
+struct TableCall {
+  const TableHeader* table;
   // By rank, as this rank maps them: its own region, a peer's, the outbox for a peer elsewhere.
   unsigned char* const* regions;
   // By rank, where what it writes for this one is found; null if that is this rank's region always.
@@ -276,61 +276,58 @@ struct ProgramCall {
   uint32_t* failing;           // see GiveUp()
   const uint32_t* logical_id;  // where the program says which logical id it runs as; may be null
   uint32_t expected_logical_id;
-  uint32_t lane;         // for the cause record only: whose call it is
+  uint32_t seat;         // for the cause record only: whose call it is
   uint64_t deadline_ns;  // of one wait
   uint64_t fingerprint;
   int64_t stride_bytes;    // of a chunk in slots and scratch; kSlotAlignment divides it
   int64_t operand_offset;  // in a region
   int64_t slot_offset;
   int64_t scratch_offset;
-  int32_t segment_count;
-  int32_t lanes;
+  int32_t slice_count;
+  int32_t strands;
   int32_t depth;
   int32_t dtype;      // a DType
   int32_t reduce_op;  // a ReduceOp
   int32_t item_bytes;
   int32_t vector_count;
   int32_t unused;
-  ProgramVector vectors[kMaxProgramVectors];
+  TableVector vectors[kMaxTableVectors];
 };
-static_assert(sizeof(ProgramCall) <= 2048, "kernel parameters");
+static_assert(sizeof(TableCall) <= 2048, "kernel parameters");
 
 // ---- On the host -------------------------------------------------------------------------------
 
-// A rank's table; starts with its ProgramHeader.
-struct DeviceProgram {
+// A rank's table; starts with its TableHeader.
+struct DeviceTable {
   std::vector<uint64_t> words;
-  const ProgramHeader& header() const {
-    return *reinterpret_cast<const ProgramHeader*>(words.data());
-  }
+  const TableHeader& header() const { return *reinterpret_cast<const TableHeader*>(words.data()); }
   size_t bytes() const { return words.size() * sizeof(uint64_t); }
 };
 
 // `world`: all ranks. `ranks`: those to return tables for. `reach`: kOperands only where there are
 // kMaxMeeting ranks at most. Fails, naming rank and op, on what the tables cannot hold and on a
 // deadlock.
-StatusOr<std::vector<DeviceProgram>> Pack(const World& world, const std::vector<int32_t>& ranks,
-                                          int32_t max_workers, Reach reach = Reach::kRegions);
+StatusOr<std::vector<DeviceTable>> Pack(const World& world, const std::vector<int32_t>& ranks,
+                                        int32_t max_workers, Reach reach = Reach::kRegions);
 
 // How a region is divided, and how much of a launch may be in flight.
 struct RegionSize {
   int64_t bytes = 0;          // of the region
   int32_t flag_capacity = 0;  // fixed for the region's life
-  int32_t max_lanes = 1;
+  int32_t max_strands = 1;
   int32_t depth = 2;
-  int64_t max_slice_bytes = 64 << 10;
-  int64_t min_slice_bytes = 4 << 10;  // below it no further lane is used
+  int64_t max_strip_bytes = 64 << 10;
+  int64_t min_strip_bytes = 4 << 10;  // below it no further strand is used
 };
 
 // Binds sizes: everything in the call but pointers, deadline and fingerprint. Fails, saying what
 // would do, if the region is too small.
-StatusOr<ProgramCall> PlanCall(const ProgramHeader& program,
-                               const std::vector<int64_t>& block_elements, DType dtype,
-                               ReduceOp reduce_op, const RegionSize& region);
+StatusOr<TableCall> PlanCall(const TableHeader& header, const std::vector<int64_t>& block_elements,
+                             DType dtype, ReduceOp reduce_op, const RegionSize& region);
 
 // Thread blocks of a launch for one rank.
-inline int32_t BlockCount(const ProgramHeader& program, const ProgramCall& call) {
-  return program.workers * call.lanes;
+inline int32_t BlockCount(const TableHeader& header, const TableCall& call) {
+  return header.workers * call.strands;
 }
 
 }  // namespace jaxcoll::cuda

@@ -25,7 +25,7 @@ using OperandTuple = std::tuple<int, std::vector<std::pair<int32_t, int32_t>>>;
 using OpTuple = std::tuple<int, int32_t, int32_t, int32_t, int32_t, std::vector<OperandTuple>,
                            OperandTuple, std::vector<int32_t>>;
 // (rank, chunks_per_block, input_blocks, output_blocks, scratch_blocks, ops)
-using ProgramTuple = std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
+using OpListTuple = std::tuple<int32_t, int32_t, int32_t, int32_t, int32_t, std::vector<OpTuple>>;
 
 // (collective, algorithm, world_size, channels, root, permutation, dims): spec_to_tuple of spec.py
 using SpecTuple = std::tuple<std::string, std::string, int32_t, int32_t, int32_t,
@@ -41,6 +41,6 @@ T ValueOrThrow(StatusOr<T> result) {
 Collective CollectiveOrThrow(std::string_view name);
 
 ScheduleSpec SpecFromTuple(const SpecTuple& tuple);
-Program ProgramFromTuple(const ProgramTuple& tuple);
+OpList OpListFromTuple(const OpListTuple& tuple);
 
 }  // namespace jaxcoll

@@ -1,4 +1,4 @@
-#include "engine/segments/segment_program.h"
+#include "engine/slices/slice_ops.h"
 
 #include <algorithm>
 #include <map>
@@ -7,15 +7,15 @@
 namespace jaxcoll {
 namespace {
 
-class SegmentCompiler {
+class SliceCompiler {
  public:
-  SegmentCompiler(const World& world, int32_t largest_message) : world_(world) {
+  SliceCompiler(const World& world, int32_t largest_message) : world_(world) {
     result_.largest_message = largest_message;
   }
 
-  StatusOr<SegmentProgram> Run() {
+  StatusOr<SliceOps> Run() {
     if (world_.member_count() == 0) return InvalidArgument("a process without ranks takes no part");
-    const Program& layout = world_.layout();
+    const OpList& layout = world_.layout();
     result_.world_size = world_.world_size();
     result_.chunks_per_block = layout.chunks_per_block;
     result_.input_blocks = layout.input_blocks;
@@ -25,7 +25,7 @@ class SegmentCompiler {
     for (int32_t member = 0; member < world_.member_count(); ++member) AddOps(member);
     JoinMessages();
     Forward();
-    PlaceScratch();
+    AssignCells();
     FindZeros();
     FindReadAgain();
     ListMessages();
@@ -45,19 +45,19 @@ class SegmentCompiler {
   }
 
   void AddOps(int32_t member) {
-    const Program& program = world_.programs()[member];
+    const OpList& op_list = world_.op_lists()[member];
     std::map<int32_t, int32_t> last_of_channel;
-    for (size_t i = 0; i < program.ops.size(); ++i) {
-      const Op& op = program.ops[i];
+    for (size_t i = 0; i < op_list.ops.size(); ++i) {
+      const Op& op = op_list.ops[i];
       const int32_t id = world_.Id(member, i);
-      SegmentOp& out = result_.ops[id];
+      SliceOp& out = result_.ops[id];
       out.member = member;
       out.peer = op.peer;
-      if (IsTransfer(op)) out.key = KeyOf(program.rank, op);
+      if (IsTransfer(op)) out.key = KeyOf(op_list.rank, op);
       out.chunk_count = CountChunks(op.destination);
-      out.kind = IsSend(op)      ? SegmentOp::Kind::kSend
-                 : IsReceive(op) ? SegmentOp::Kind::kReceive
-                                 : SegmentOp::Kind::kMove;
+      out.kind = IsSend(op)      ? SliceOp::Kind::kSend
+                 : IsReceive(op) ? SliceOp::Kind::kReceive
+                                 : SliceOp::Kind::kMove;
       for (size_t s = IsReceive(op) ? 1 : 0; s < op.sources.size(); ++s) {
         out.sources.push_back(Chunks(member, op.sources[s]));
       }
@@ -77,13 +77,13 @@ class SegmentCompiler {
   // A send and its receive, both in this process, are one move.
   void JoinMessages() {
     for (int32_t id = 0; id < world_.op_count(); ++id) {
-      SegmentOp& op = result_.ops[id];
-      if (op.kind != SegmentOp::Kind::kReceive || world_.mate(id) == World::kNone) continue;
-      SegmentOp& send = result_.ops[world_.mate(id)];
+      SliceOp& op = result_.ops[id];
+      if (op.kind != SliceOp::Kind::kReceive || world_.mate(id) == World::kNone) continue;
+      SliceOp& send = result_.ops[world_.mate(id)];
       op.sources.insert(op.sources.begin(), std::move(send.sources[0]));
-      op.kind = SegmentOp::Kind::kMove;
+      op.kind = SliceOp::Kind::kMove;
       op.partner = world_.mate(id);
-      send.kind = SegmentOp::Kind::kNothing;
+      send.kind = SliceOp::Kind::kNothing;
       send.partner = id;
       send.sources.clear();
     }
@@ -93,13 +93,13 @@ class SegmentCompiler {
   void Forward() {
     const ScratchUse use(world_);
     for (int32_t id = 0; id < world_.op_count(); ++id) {
-      SegmentOp& op = result_.ops[id];
-      if (op.kind == SegmentOp::Kind::kMove && use.Forwarded(id)) {
-        op.kind = SegmentOp::Kind::kNothing;
+      SliceOp& op = result_.ops[id];
+      if (op.kind == SliceOp::Kind::kMove && use.Forwarded(id)) {
+        op.kind = SliceOp::Kind::kNothing;
         op.sources.clear();
         op.destination.clear();
-      } else if (op.kind == SegmentOp::Kind::kReceive && use.StaysInPlace(id)) {
-        op.kind = SegmentOp::Kind::kInPlace;
+      } else if (op.kind == SliceOp::Kind::kReceive && use.StaysInPlace(id)) {
+        op.kind = SliceOp::Kind::kInPlace;
       }
       for (std::vector<LocalChunk>& source : op.sources) {
         for (LocalChunk& chunk : source) {
@@ -112,9 +112,9 @@ class SegmentCompiler {
     }
   }
 
-  void PlaceScratch() {
+  void AssignCells() {
     std::vector<LocalChunk*> touched;
-    for (SegmentOp& op : result_.ops) {
+    for (SliceOp& op : result_.ops) {
       const auto touch = [&](std::vector<LocalChunk>& chunks) {
         for (LocalChunk& chunk : chunks) {
           if (chunk.buffer == BufferKind::kScratch) touched.push_back(&chunk);
@@ -127,8 +127,8 @@ class SegmentCompiler {
     std::sort(touched.begin(), touched.end(),
               [&](const LocalChunk* a, const LocalChunk* b) { return key(a) < key(b); });
     for (size_t i = 0; i < touched.size(); ++i) {
-      if (i == 0 || key(touched[i]) != key(touched[i - 1])) ++result_.scratch_places;
-      touched[i]->place = result_.scratch_places - 1;
+      if (i == 0 || key(touched[i]) != key(touched[i - 1])) ++result_.scratch_cells;
+      touched[i]->cell = result_.scratch_cells - 1;
     }
   }
 
@@ -142,12 +142,12 @@ class SegmentCompiler {
         if (c.buffer == BufferKind::kOutput) marked[c.member][c.chunk] = true;
       }
     };
-    for (const SegmentOp& op : result_.ops) visit(op, mark);
+    for (const SliceOp& op : result_.ops) visit(op, mark);
     return marked;
   }
 
   void FindZeros() {
-    const auto written = OutputChunks([](const SegmentOp& op, auto mark) { mark(op.destination); });
+    const auto written = OutputChunks([](const SliceOp& op, auto mark) { mark(op.destination); });
     for (size_t member = 0; member < written.size(); ++member) {
       for (size_t chunk = 0; chunk < written[member].size(); ++chunk) {
         if (written[member][chunk]) continue;
@@ -158,10 +158,10 @@ class SegmentCompiler {
   }
 
   void FindReadAgain() {
-    const auto read = OutputChunks([](const SegmentOp& op, auto mark) {
+    const auto read = OutputChunks([](const SliceOp& op, auto mark) {
       for (const std::vector<LocalChunk>& source : op.sources) mark(source);
     });
-    for (SegmentOp& op : result_.ops) {
+    for (SliceOp& op : result_.ops) {
       op.read_again =
           std::any_of(op.destination.begin(), op.destination.end(), [&](const LocalChunk& c) {
             return c.buffer != BufferKind::kOutput || read[c.member][c.chunk];
@@ -171,20 +171,20 @@ class SegmentCompiler {
 
   void ListMessages() {
     for (size_t id = 0; id < result_.ops.size(); ++id) {
-      const SegmentOp& op = result_.ops[id];
-      if (op.kind == SegmentOp::Kind::kNothing || op.kind == SegmentOp::Kind::kMove) continue;
+      const SliceOp& op = result_.ops[id];
+      if (op.kind == SliceOp::Kind::kNothing || op.kind == SliceOp::Kind::kMove) continue;
       result_.messages[op.key] = static_cast<int32_t>(id);
     }
   }
 
   const World& world_;
-  SegmentProgram result_;
+  SliceOps result_;
 };
 
 }  // namespace
 
-StatusOr<SegmentProgram> CompileSegments(const World& world, int32_t largest_message) {
-  return SegmentCompiler(world, largest_message).Run();
+StatusOr<SliceOps> CompileSliceOps(const World& world, int32_t largest_message) {
+  return SliceCompiler(world, largest_message).Run();
 }
 
 }  // namespace jaxcoll

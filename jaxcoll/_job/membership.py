@@ -86,22 +86,22 @@ def ranks_per_node(
     return per_host if per_host > 1 else ranks_per(groups, process_of_logical)
 
 
-def places_per_group(groups: np.ndarray, place_of_logical: Sequence[int]) -> int:
-    """How many places (processes, hosts) a group reaches into, at most; 1 if they are not known."""
-    if len(place_of_logical) == 0:
+def owners_per_group(groups: np.ndarray, owner_of_logical: Sequence[int]) -> int:
+    """How many owners (processes, hosts) a group reaches into, at most; 1 if they are not known."""
+    if len(owner_of_logical) == 0:
         return 1
-    return max(len(np.unique(row)) for row in np.asarray(place_of_logical)[groups])
+    return max(len(np.unique(row)) for row in np.asarray(owner_of_logical)[groups])
 
 
-def ranks_per(groups: np.ndarray, place_of_logical: Sequence[int]) -> int:
-    """How many ranks of a group each of its places (processes, hosts) has.
+def ranks_per(groups: np.ndarray, owner_of_logical: Sequence[int]) -> int:
+    """How many ranks of a group each of its owners (processes, hosts) has.
 
-    1 for groups within one place. 0 unless it is the same number for every place and group and each
-    place's ranks follow each other.
+    1 for groups within one owner. 0 unless it is the same number for every owner and group and each
+    owner's ranks follow each other.
     """
-    if len(place_of_logical) == 0:
+    if len(owner_of_logical) == 0:
         return 1
-    by_rank = np.asarray(place_of_logical)[groups]
+    by_rank = np.asarray(owner_of_logical)[groups]
     if all((row == row[0]).all() for row in by_rank):
         return 1
     runs = set()
