@@ -243,6 +243,14 @@ VARIABLES = (
         parse=_one_of("0", "1"),
     ),
     Variable(
+        "JAXCOLL_CUDA_STREAM",
+        default="0",
+        takes="0, 1",
+        meaning="1: on GPUs, under `jaxcoll.install()`, collectives go on a stream of their own, "
+        "beside work that does not need them; no GPU has run that yet",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",

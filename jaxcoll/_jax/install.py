@@ -144,6 +144,8 @@ def _of_xla() -> list[Treatment]:
     for report in hook.reports():
         for left in report.left:
             reasons.setdefault(left.origin.removesuffix("-start"), {})[left.reason] = None
+    for opcode in hook.OPCODES:
+        reasons[opcode].update(dict.fromkeys(hook.left_on_gpus()))
     return [
         Treatment(opcode, "served" if opcode in hook.OPCODES else "left to XLA", "", tuple(found))
         for opcode, found in reasons.items()

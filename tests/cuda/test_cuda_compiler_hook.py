@@ -1,0 +1,179 @@
+"""What XLA inserts into programs for GPUs becomes calls of ours, as its compiler for GPUs tells."""
+
+import json
+
+import pytest
+from compile_only import needs_compiler, run, thunks
+
+from jaxcoll._jax import compat
+
+pytestmark = [
+    needs_compiler,
+    pytest.mark.skipif(bool(compat.hook_trouble()), reason=compat.hook_trouble()),
+]
+
+HOOKED = """
+import json
+import jax.numpy as jnp
+from jaxcoll._hlo import proto
+from jaxcoll._jax import compat, hook
+jaxcoll.install()
+if jax.__version_info__ < (0, 11):  # finds the plugin by a client, which takes a GPU
+    import plugin_transform
+    plugin_transform.register(hook._transform)
+    compat._gpu_hook = ""
+mesh = Mesh(np.array(devices).reshape(2, 2), ("dp", "tp"))
+
+def array(shape, *spec, dtype=np.float32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+def jitted(f, *spec):
+    return jax.jit(f, out_shardings=NamedSharding(mesh, P(*spec)))
+
+def module(program):
+    made = program.runtime_executable().hlo_modules()[0]
+    return proto.Module.FromString(made.as_serialized_hlo_module_proto())
+
+def instructions(program):
+    return [i for c in module(program).computations for i in c.instructions]
+
+def calls(program):
+    return [i for i in instructions(program) if i.custom_call_target == "jaxcoll_collective"]
+"""
+
+ALIKE = """
+inserted = compiled(jitted(lambda a, b: a @ b), array((64, 32), None, "dp"),
+                    array((32, 16), "dp", None))
+called = compiled(jax.jit(jax.shard_map(lambda x: jaxcoll.psum(x, "dp"), mesh=mesh, in_specs=P(),
+                                        out_specs=P(), check_vma=False)), array((64, 16)))
+for program in (inserted, called):
+    (call,) = calls(program)
+    config = call.backend_config.decode()
+    label = config[config.index('label = "'):].split('"')[1]
+    print("CALL", json.dumps({
+        "config": config.replace(label, ""),
+        "label": label,
+        "version": call.custom_call_api_version,
+        "effects": call.custom_call_has_side_effect,
+        "constrained": call.constrain_layout,
+        "shape": str(call.shape),
+        "operands": [str(shape) for shape in call.operand_shapes_with_layout],
+    }))
+print(jaxcoll.install_report(inserted))
+"""
+
+
+def test_what_xla_inserts_becomes_the_call_that_jaxcoll_lowers_to():
+    output = run(HOOKED + ALIKE, topology="1x1x4")
+    inserted, called = (
+        json.loads(line.removeprefix("CALL "))
+        for line in output.splitlines()
+        if line.startswith("CALL ")
+    )
+    assert "all-reduce that XLA inserted" in inserted.pop("label")
+    assert called.pop("label") == "axes ('dp',) of mesh (dp=2, tp=2), 2 ranks" or called
+    assert inserted == called
+    assert "1 served, 0 left to XLA" in output
+
+
+EVERY = """
+def step(w1, w2, x):
+    return ((jnp.tanh(x @ w1) @ w2) ** 2).mean()
+
+weights = array((256, 256), "dp", "tp"), array((256, 256), "tp", "dp")
+programs = {
+    "training step": compiled(
+        jax.jit(jax.grad(step, argnums=(0, 1)), out_shardings=tuple(w.sharding for w in weights)),
+        *weights, array((64, 256), "dp", None)),
+    "gather of rows": compiled(jitted(lambda a: a + 1), array((32, 8), "dp", None)),
+    "gather of columns": compiled(jitted(lambda a: a + 1), array((32, 8), None, "dp")),
+    "exchange": compiled(jitted(lambda a: a + 1, None, "dp"), array((32, 8), "dp", None)),
+    "exchange of columns": compiled(
+        jitted(lambda a: a + 1, None, None, "tp"), array((4, 8, 16), None, "tp", None)),
+    "shift": compiled(jitted(lambda a: jnp.roll(a, 4, 0), "dp"), array((32, 8), "dp", None)),
+    "maximum": compiled(jitted(lambda a: a.max(0)), array((32, 8), ("dp", "tp"), None)),
+    "integers": compiled(jitted(lambda a: a.sum(0)), array((32, 8), "tp", None, dtype=np.int32)),
+    "bfloat16": compiled(
+        jitted(lambda a: a.sum(0)), array((32, 8), "tp", None, dtype=jnp.bfloat16)),
+    "loop": compiled(
+        jitted(lambda a, b: lax.fori_loop(0, 4, lambda i, v: jnp.tanh(v @ b), a), None, "tp"),
+        array((16, 64), None, "tp"), array((64, 64), "tp", None)),
+}
+for name, program in programs.items():
+    report = jaxcoll.install_report(program)
+    print("PROGRAM", json.dumps([
+        name, sorted(call.collective for call in report.served),
+        [[left.origin, left.reason] for left in report.left],
+        sorted({call.changes for call in report.served} - {""})]))
+    for call in calls(program):
+        config = call.backend_config.decode()
+        assert "separate_blocks = 0 : i64" in config, config  # GPUs take one array
+        assert 'tuning = ""' in config, config  # tables are of CPUs
+    assert not any(i.custom_call_target == "jaxcoll_nothing" for i in instructions(program))
+"""
+
+
+def test_every_collective_that_xla_inserts_is_served():
+    output = run(HOOKED + EVERY, topology="1x1x4")
+    programs = {}
+    for line in output.splitlines():
+        if line.startswith("PROGRAM "):
+            name, *fate = json.loads(line.removeprefix("PROGRAM "))
+            programs[name] = fate
+    for name, (served, left, _) in programs.items():
+        assert served, name
+        assert not left, name
+    kinds = {kind for served, _, _ in programs.values() for kind in served}
+    assert kinds >= {"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "permute"}
+    # XLA makes no reduce-scatter of a call, so jaxcoll does before.
+    assert programs["training step"][2] == ["an all-reduce of which each device keeps a slice"]
+
+
+STREAM = """
+def body(v, w):
+    total = lax.psum(v, "dp")
+    product = jnp.tanh(w @ w)
+    more = jnp.tanh(product @ w)
+    return total @ jnp.tanh(more @ w)
+
+f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(P("dp"), P("dp")), out_specs=P("dp"),
+                          check_vma=False))
+compiled(f, array((512, 256), "dp"), array((512, 256), "dp"))
+"""
+
+
+@pytest.mark.parametrize("on", ["0", "1"])
+def test_a_call_goes_on_a_stream_of_its_own_where_that_is_asked_for(tmp_path, on):
+    program = HOOKED + STREAM
+    run(program, "1x1x4", f"--xla_dump_to={tmp_path}", JAXCOLL_CUDA_STREAM=on)
+    lines = thunks(tmp_path, "jit_body")
+    (call,) = (i for i, line in enumerate(lines) if "kCustomCall " in line)
+    if on == "0":
+        assert not any("kAsync" in line for line in lines)
+        return
+    (start,) = (i for i, line in enumerate(lines) if "kAsyncStart " in line)
+    (done,) = (i for i, line in enumerate(lines) if "kAsyncDone " in line)
+    assert start < call < done < len(lines) - 1
+    assert "computation_stream[1]" in lines[start]
+    if compat.jax.__version_info__ >= (0, 11):  # which schedules what is independent in between
+        between = [line for line in lines[call + 1 : done] if "kCustomKernel" in line]
+        assert len(between) >= 3, lines
+
+
+LEFT = """
+import logging
+logging.basicConfig()
+compat._gpu_hook = "there is no hook"
+for rows in (32, 64):
+    program = compiled(jitted(lambda a: a + 1), array((rows, 8), "dp", None))
+    assert not calls(program)
+for treatment in jaxcoll.install_report():
+    print("REPORT", treatment.primitive, treatment.fell_back)
+"""
+
+
+def test_without_a_hook_programs_are_left_to_xla_and_that_is_said_once():
+    output = run(HOOKED + LEFT, topology="1x1x4")
+    said = "what XLA inserts is left to XLA on GPUs: there is no hook"
+    assert output.count(said) == 1, output
+    assert "REPORT all-gather ('on GPUs: there is no hook',)" in output
