@@ -4,8 +4,9 @@ XLA:GPU runs a custom call on the stream of its computation, behind whatever is 
 call of a computation that names a stream becomes a start and a done: XLA has the stream wait for
 the operands, schedules the done at the result's first use, and keeps the arrays until then.
 
-All calls name the same stream, so they run on it one after the other, in the order of the schedule,
-which is the same on all devices. On several streams two devices could run two calls in opposite
+The calls of a computation run one after the other, by control dependencies between them: each
+starts behind the done of the one before. The stream alone would not do, for XLA captures calls into
+CUDA graphs, where what is independent has no order. There two devices could run calls in opposite
 orders, each waiting for the other device with its multiprocessors taken.
 """
 
@@ -36,12 +37,16 @@ def put_on_stream(module: Any) -> int:
         if computation.is_fusion_computation or computation.id in asynchronous:
             continue
         by_id = {i.id: i for i in computation.instructions}
-        for call in _beside_kernels(computation):
+        before = None
+        for call in _beside_kernels(computation):  # an instruction stands behind what it needs
             base = next_instruction if through else next_computation << 32
             made.append(_computation(call, by_id, next_computation, base, len(made)))
             next_computation += 1
             next_instruction += len(made[-1].instructions)
             _become_call(call, made[-1])
+            if before is not None:
+                call.control_predecessor_ids.append(before)
+            before = call.id
     if made:
         # XLA wants a computation behind those that it calls.
         others = [proto.Computation.FromString(c.SerializeToString()) for c in module.computations]

@@ -14,8 +14,9 @@ pytestmark = [
 
 HOOKED = """
 import json
+import re
 import jax.numpy as jnp
-from jaxcoll._hlo import proto
+from jaxcoll._hlo import dictionary, proto
 from jaxcoll._jax import compat, hook
 jaxcoll.install()
 if jax.__version_info__ < (0, 11):  # finds the plugin by a client, which takes a GPU
@@ -46,13 +47,22 @@ inserted = compiled(jitted(lambda a, b: a @ b), array((64, 32), None, "dp"),
                     array((32, 16), "dp", None))
 called = compiled(jax.jit(jax.shard_map(lambda x: jaxcoll.psum(x, "dp"), mesh=mesh, in_specs=P(),
                                         out_specs=P(), check_vma=False)), array((64, 16)))
+def integers(config, name):  # JAX's own are an array or a tensor, as JAX's version will have it
+    found = re.search(name + r" = (?:array<i64:? ?|dense<\\[?)([-0-9, ]*)", config)
+    return [int(number) for number in found[1].split(",") if number.strip()]
+
+TEXTS = ("collective", "algorithm", "reduce_op", "schedule", "tuning", "program", "signature")
 for program in (inserted, called):
     (call,) = calls(program)
     config = call.backend_config.decode()
-    label = config[config.index('label = "'):].split('"')[1]
-    print("CALL", json.dumps({
-        "config": config.replace(label, ""),
-        "label": label,
+    print("CALL", dictionary.text(config, "label"))
+    print("AS", json.dumps({
+        "names": sorted(set(re.findall(r"(\\w+) = ", config))),
+        "texts": [dictionary.text(config, name) for name in TEXTS],
+        "integers": [dictionary.integer(config, name)
+                     for name in ("group_size", "root", "channels", "separate_blocks")],
+        "arrays": [integers(config, name)
+                   for name in ("groups", "device_ids", "permutation", "dims")],
         "version": call.custom_call_api_version,
         "effects": call.custom_call_has_side_effect,
         "constrained": call.constrain_layout,
@@ -65,13 +75,11 @@ print(jaxcoll.install_report(inserted))
 
 def test_what_xla_inserts_becomes_the_call_that_jaxcoll_lowers_to():
     output = run(HOOKED + ALIKE, topology="1x1x4")
-    inserted, called = (
-        json.loads(line.removeprefix("CALL "))
-        for line in output.splitlines()
-        if line.startswith("CALL ")
-    )
-    assert "all-reduce that XLA inserted" in inserted.pop("label")
-    assert called.pop("label") == "axes ('dp',) of mesh (dp=2, tp=2), 2 ranks" or called
+    lines = output.splitlines()
+    inserted, called = (line for line in lines if line.startswith("CALL "))
+    assert "(2 ranks), all-reduce that XLA inserted for " in inserted
+    assert inserted.startswith(called)
+    inserted, called = (json.loads(line[3:]) for line in lines if line.startswith("AS "))
     assert inserted == called
     assert "1 served, 0 left to XLA" in output
 
@@ -133,8 +141,9 @@ STREAM = """
 def body(v, w):
     total = lax.psum(v, "dp")
     product = jnp.tanh(w @ w)
+    largest = lax.pmax(v, "dp")
     more = jnp.tanh(product @ w)
-    return total @ jnp.tanh(more @ w)
+    return (total + largest) @ jnp.tanh(more @ w)
 
 f = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(P("dp"), P("dp")), out_specs=P("dp"),
                           check_vma=False))
@@ -143,20 +152,24 @@ compiled(f, array((512, 256), "dp"), array((512, 256), "dp"))
 
 
 @pytest.mark.parametrize("on", ["0", "1"])
-def test_a_call_goes_on_a_stream_of_its_own_where_that_is_asked_for(tmp_path, on):
+def test_calls_go_on_a_stream_of_their_own_where_that_is_asked_for(tmp_path, on):
     program = HOOKED + STREAM
     run(program, "1x1x4", f"--xla_dump_to={tmp_path}", JAXCOLL_CUDA_STREAM=on)
     lines = thunks(tmp_path, "jit_body")
-    (call,) = (i for i, line in enumerate(lines) if "kCustomCall " in line)
+    calls = [i for i, line in enumerate(lines) if "kCustomCall " in line]
+    assert len(calls) == 2, lines
+    starts = [i for i, line in enumerate(lines) if "kAsyncStart " in line]
+    dones = [i for i, line in enumerate(lines) if "kAsyncDone " in line]
     if on == "0":
-        assert not any("kAsync" in line for line in lines)
+        assert not starts, lines
         return
-    (start,) = (i for i, line in enumerate(lines) if "kAsyncStart " in line)
-    (done,) = (i for i, line in enumerate(lines) if "kAsyncDone " in line)
-    assert start < call < done < len(lines) - 1
-    assert "computation_stream[1]" in lines[start]
+    assert len(starts) == len(dones) == 2, lines
+    # One after the other, in a graph too, and the last before what uses it.
+    assert starts[0] < calls[0] < dones[0] < starts[1] < calls[1] < dones[1] < len(lines) - 1, lines
+    assert all("computation_stream[1]" in lines[i] for i in starts), lines
     if compat.jax.__version_info__ >= (0, 11):  # which schedules what is independent in between
-        between = [line for line in lines[call + 1 : done] if "kCustomKernel" in line]
+        inner = range(calls[0] + 1, dones[0]), range(calls[1] + 1, dones[1])
+        between = [lines[i] for part in inner for i in part if "kCustomKernel" in lines[i]]
         assert len(between) >= 3, lines
 
 

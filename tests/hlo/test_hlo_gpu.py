@@ -107,3 +107,19 @@ def test_calls_that_have_work_beside_them_name_a_stream(entry: str, count: int) 
     numbers = [i.id for c in made.computations for i in c.instructions]
     assert len(set(numbers)) == len(numbers)
     assert streams.put_on_stream(made) == 0  # what is on the stream stays there
+
+
+def test_calls_on_the_stream_run_one_after_the_other() -> None:
+    made = module(f"""
+  p = f32[64]{{0}} parameter(0)
+  q = f32[8,8]{{1,0}} parameter(1)
+  r = f32[64]{{0}} all-reduce(p), {PAIR}, to_apply=sum
+  d = f32[8,8]{{1,0}} dot(q, q), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  s = f32[64]{{0}} add(p, p)
+  u = f32[64]{{0}} all-reduce(s), {PAIR}, to_apply=sum
+  ROOT t = (f32[64]{{0}}, f32[8,8]{{1,0}}, f32[64]{{0}}) tuple(r, d, u)""")
+    serve.serve(made, lambda request: {}, serve.GPU)
+    assert streams.put_on_stream(made) == 2
+    first, second = (i for i in made.computations[-1].instructions if i.opcode == "call")
+    assert list(second.control_predecessor_ids) == [first.id]
+    hlo.to_text(made)
