@@ -246,8 +246,9 @@ VARIABLES = (
         "JAXCOLL_CUDA_STREAM",
         default="0",
         takes="0, 1",
-        meaning="1: on GPUs, under `jaxcoll.install()`, collectives go on a stream of their own, "
-        "beside work that does not need them; no GPU has run that yet",
+        meaning="1: on GPUs collectives go on a stream of their own, beside work that does not need "
+        "them, under `jaxcoll.install()` and in programs that start some (`all_reduce_start`); no GPU "
+        "has run that yet",
         parse=_one_of("0", "1"),
     ),
     Variable(

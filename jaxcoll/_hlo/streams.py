@@ -5,9 +5,9 @@ call of a computation that names a stream becomes a start and a done: XLA has th
 the operands, schedules the done at the result's first use, and keeps the arrays until then.
 
 The calls of a computation run one after the other, by control dependencies between them: each
-starts behind the done of the one before. The stream alone would not do, for XLA captures calls into
-CUDA graphs, where what is independent has no order. There two devices could run calls in opposite
-orders, each waiting for the other device with its multiprocessors taken.
+starts behind the done of the one before. The stream alone would not do: XLA captures calls into
+CUDA graphs, where two that do not wait for each other have no order. There two devices could begin
+with different ones, each waiting for the other device with its multiprocessors taken.
 """
 
 from __future__ import annotations

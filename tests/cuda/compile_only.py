@@ -1,5 +1,8 @@
-"""Programs that XLA's compiler for GPUs compiles, in a process of their own. That needs no GPU, only
-the plugin: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, of the version of JAX."""
+"""Programs that XLA's compiler for GPUs compiles, in a process of their own.
+
+That needs no GPU, only the plugin: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, of the
+version of JAX.
+"""
 
 import importlib.util
 import os
@@ -88,8 +91,7 @@ def run(program: str, topology: str = "1x1x2", flags: str = "", **variables: str
     return done.stdout + done.stderr
 
 
-def thunks(folder: Path, program: str = "") -> list[str]:
+def thunks(folder: Path, program: str) -> list[str]:
     """What XLA will do when a program runs, one line each, from what it was told to dump."""
-    pattern = f"*{program}*thunk_sequence_after_thunk_passes.txt"
-    (dump,) = folder.glob(pattern)
+    (dump,) = folder.glob(f"*{program}*thunk_sequence_after_thunk_passes.txt")
     return dump.read_text().splitlines()

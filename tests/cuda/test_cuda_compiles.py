@@ -35,7 +35,7 @@ def test_xla_compiles_calls_and_captures_them(tmp_path):
     output = run(COMPILE, flags=flags)
     assert "CALLS 7" in output, output
     # Every call is in a graph: its line is indented below that of a command buffer.
-    lines = thunks(tmp_path)
+    lines = thunks(tmp_path, "jit_body")
     calls = [i for i, line in enumerate(lines) if "kCustomCall " in line]
     assert len(calls) == 7, lines
     for i in calls:
