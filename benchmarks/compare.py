@@ -11,7 +11,8 @@ between lax and jaxcoll is WRONG and makes the exit code 1; one below its floor 
     python -m benchmarks.compare --style gspmd
 
 measures programs whose collectives XLA inserts, with and without `jaxcoll.install()`, in one
-process and in jobs of several; benchmarks/gspmd.py says how. About 5 minutes.
+process and in jobs of several, and the share of compile time that this takes;
+benchmarks/gspmd.py and benchmarks/compile_time.py say how. About 6 minutes.
 
     python -m benchmarks.compare --processes 2,4 --peers gloo,mpich
 
@@ -37,7 +38,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 import jaxcoll
-from benchmarks import gspmd, measure, processes
+from benchmarks import compile_time, gspmd, measure, processes
 from benchmarks.collectives import COLLECTIVES, compile_call, place
 from jaxcoll import _files
 
@@ -282,7 +283,8 @@ def main(argv: list[str] | None = None) -> int:
         about = measure.provenance({})
         path = options.json or default_json(about, "gspmd")
         _files.check_can_write(path, make_folders=True)
-        about |= {"rows": gspmd.compare(budget_s / 2)}
+        rows = gspmd.compare(budget_s / 2) + compile_time.compare(2 if options.quick else 5)
+        about |= {"rows": rows}
         _files.write(path, json.dumps(about, indent=1) + "\n", make_folders=True)
         print(f"# {path}")
         return 0 if all(row["right"] for row in about["rows"]) else 1

@@ -61,9 +61,9 @@ def _random(*shape: int) -> np.ndarray:
     return np.random.RandomState(sum(shape)).randn(*shape).astype(np.float32) / np.float32(16)
 
 
-def _mlp(mesh: Mesh) -> tuple[Step, dict[str, Any], tuple[Any, ...]]:
-    """8 layers, 256 wide: batch over dp, every other matrix over tp by columns, else by rows."""
-    specs = [(None, "tp") if i % 2 == 0 else ("tp", None) for i in range(8)]
+def mlp(mesh: Mesh, layers: int = 8) -> tuple[Step, dict[str, Any], tuple[Any, ...]]:
+    """256 wide: batch over dp, every other matrix over tp by columns, else by rows."""
+    specs = [(None, "tp") if i % 2 == 0 else ("tp", None) for i in range(layers)]
     weights = [placed(mesh, _random(256, 256) + i, *spec) for i, spec in enumerate(specs)]
     batch = placed(mesh, _random(64, 256), "dp", None)
 
@@ -119,7 +119,7 @@ def _reshard(mesh: Mesh) -> tuple[Step, dict[str, Any], tuple[Any, ...]]:
 
 
 WORKS = (
-    Work("MLP step, 8 x 256, dp and tp", ("dp", "tp"), _mlp, {(2, 2): 3, (1, 8): 1}),
+    Work("MLP step, 8 x 256, dp and tp", ("dp", "tp"), mlp, {(2, 2): 3, (1, 8): 1}),
     Work(
         "data-parallel, 100 leaves, 10 MiB",
         ("dp",),

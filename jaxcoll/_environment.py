@@ -204,6 +204,14 @@ VARIABLES = (
         engine="threads",
     ),
     Variable(
+        "JAXCOLL_KEEP_MEMORY",
+        default="0",
+        takes="0, 1, all",
+        meaning="1: freed memory stays in the process, so that large arrays of the next step need "
+        "no fresh pages; free memory above 2 GiB at the heap's end is returned; all: nothing is",
+        parse=_one_of("0", "1", "all"),
+    ),
+    Variable(
         "JAXCOLL_ISA",
         default="the best this CPU has",
         takes="portable, avx2, avx512",
@@ -246,9 +254,9 @@ VARIABLES = (
         "JAXCOLL_CUDA_STREAM",
         default="0",
         takes="0, 1",
-        meaning="1: on GPUs collectives go on a stream of their own, beside work that does not need "
-        "them, under `jaxcoll.install()` and in programs that start some (`all_reduce_start`); no GPU "
-        "has run that yet",
+        meaning="1: on GPUs collectives go on a stream of their own, beside work that does not "
+        "need them, under `jaxcoll.install()` and in programs that start some "
+        "(`all_reduce_start`); no GPU has run that yet",
         parse=_one_of("0", "1"),
     ),
     Variable(

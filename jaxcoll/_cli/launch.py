@@ -74,6 +74,7 @@ class Job:
     devices: int | None  # per process; None leaves it to XLA_FLAGS
     secret: int | None = None  # a descriptor to inherit
     install: bool = False
+    keep_memory: bool = False
 
 
 def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -106,6 +107,8 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
         result.setdefault("JAX_COORDINATOR_BIND_ADDRESS", job.coordinator)
     if job.install:
         result["JAXCOLL_INSTALL"] = "1"
+    if job.keep_memory:
+        result.setdefault("JAXCOLL_KEEP_MEMORY", "1")
     result.setdefault("JAX_PLATFORMS", "cpu")
     result.setdefault("PYTHONUNBUFFERED", "1")
     if job.devices is not None:
@@ -407,6 +410,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="serve all collectives of the program, as if it called jaxcoll.install()",
     )
+    add(
+        "--keep-memory",
+        action="store_true",
+        help="keep freed memory in the processes: JAXCOLL_KEEP_MEMORY=1",
+    )
     add("-m", nargs=argparse.REMAINDER, metavar="MODULE", help="run a Python module")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return command
@@ -443,6 +451,8 @@ def main(argv: list[str] | None = None) -> int:
         secret = stack.enter_context(_inherited_secret(total, options.n))
         devices = options.devices_per_process
         job = Job(
-            *(command, options.n, total, options.first, address, devices, secret, options.install)
+            *(command, options.n, total, options.first, address, devices, secret),
+            install=options.install,
+            keep_memory=options.keep_memory,
         )
         return _Launcher(job).run()

@@ -53,7 +53,7 @@ class Evaluator:
 
     def __init__(self, module: Any, devices: Devices) -> None:
         self._computations = {c.id: c for c in module.computations}
-        self._by_id = {c.id: {i.id: i for i in c.instructions} for c in module.computations}
+        self._by_id: dict[int, dict[int, Any]] = {}  # of the computations that have been asked for
         logical = np.arange(len(devices))
         self._numbers = {
             "partition-id": logical % devices.partitions,
@@ -102,19 +102,26 @@ class Evaluator:
             return parameters[instruction.parameter_number] if parameters else None
         if opcode == "constant":
             return self._constant(instruction, shape, dtype)
-        sources = [self._by_id[computation][operand] for operand in instruction.operand_ids]
+        sources = [self._instructions(computation)[operand] for operand in instruction.operand_ids]
         if opcode == "bitcast" and not all(map(_is_row_major, [instruction, *sources])):
             return None  # its values are those of the memory, in another order
         operands = [self._value(computation, source, parameters, known) for source in sources]
         if opcode == "fusion":
             (called,) = instruction.called_computation_ids
-            root = self._by_id[called][self._computations[called].root_id]
+            root = self._instructions(called)[self._computations[called].root_id]
             return self._value(called, root, operands, {})
         values = [operand for operand in operands if operand is not None]
         if len(values) < len(operands):
             return None
         with np.errstate(over="ignore"):
             return self._result(instruction, values, shape, dtype)
+
+    def _instructions(self, computation: int) -> dict[int, Any]:
+        """Those of a computation, by their ids."""
+        if computation not in self._by_id:
+            instructions = self._computations[computation].instructions
+            self._by_id[computation] = {i.id: i for i in instructions}
+        return self._by_id[computation]
 
     def _constant(self, instruction: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
         name = _LITERALS.get(instruction.shape.element_type)

@@ -19,33 +19,34 @@ _LEFT_OUT = (
 
 
 def lines(module: Any) -> list[str]:
-    """Each "what it computes @ where it stands in the source"."""
+    """Each "what it computes @ where it stands in the source". Clears the module's instructions."""
     found = []
+    source_of = _module.Sources(module).of
+    shapes: dict[bytes, str] = {}
     computations = {c.id: number for number, c in enumerate(module.computations)}
     for number, computation in enumerate(module.computations):
         found.append(f"computation {number} @ ")
-        places = {i.id: place for place, i in enumerate(computation.instructions)}
-        for place, instruction in enumerate(computation.instructions):
-            stripped = type(instruction)()
-            stripped.CopyFrom(instruction)
+        root_id = computation.root_id
+        names = {i.id: f"v{place}" for place, i in enumerate(computation.instructions)}
+        for instruction in computation.instructions:
+            opcode, own = instruction.opcode, instruction.id
+            serialized = instruction.shape.SerializeToString()
+            if serialized not in shapes:
+                shapes[serialized] = _module.text(instruction.shape)
+            operands = " ".join([names[i] for i in instruction.operand_ids])
+            text = f"  {names[own]} = {opcode} {operands} -> {shapes[serialized]}"
+            if called := instruction.called_computation_ids:
+                text += "".join(f" computation {computations[i]}" for i in called)
+            if before := instruction.control_predecessor_ids:
+                text += f" after {' '.join([names[i] for i in before])}"
+            source = source_of(instruction)
             for field in _LEFT_OUT:
-                stripped.ClearField(field)
-            if instruction.opcode != "custom-call":
-                stripped.ClearField("backend_config")  # XLA's, by the number of cores
-            rest = stripped.SerializeToString(deterministic=True)
-            operands = " ".join(f"v{places[i]}" for i in instruction.operand_ids)
-            called = " ".join(
-                f"computation {computations[i]}" for i in instruction.called_computation_ids
-            )
-            after = " ".join(f"v{places[i]}" for i in instruction.control_predecessor_ids)
-            text = (
-                f"  v{place} = {instruction.opcode} {operands} -> {_module.text(instruction.shape)}"
-            )
-            text += f" {called}" if called else ""
-            text += f" after {after}" if after else ""
-            text += f" #{hashlib.blake2b(rest, digest_size=6).hexdigest()}" if rest else ""
-            root = " root" if instruction.id == computation.root_id else ""
-            found.append(f"{text}{root} @ {_module.source(module, instruction)}")
+                instruction.ClearField(field)
+            if opcode != "custom-call":
+                instruction.ClearField("backend_config")  # XLA's, by the number of cores
+            if rest := instruction.SerializeToString(deterministic=True):
+                text += f" #{hashlib.blake2b(rest, digest_size=6).hexdigest()}"
+            found.append(f"{text}{' root' if own == root_id else ''} @ {source}")
     return found
 
 

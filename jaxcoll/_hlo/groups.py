@@ -38,13 +38,43 @@ class Devices:
             raise NotServed("the module does not say on which devices it runs")
         #: The global device id of each logical id.
         self.ids: list[int] = np.array(columns, np.int64).T.reshape(-1).tolist()
+        #: Groups that have been read, by all that they follow from.
+        self.known: dict[tuple[Any, ...], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def groups_of(instruction: Any, devices: Devices) -> np.ndarray:
-    """The groups of a collective with replica groups: int64, (groups, ranks per group)."""
+    """The groups of a collective with replica groups: int64, (groups, ranks per group).
+
+    Raises: NotServed.
+    """
+    # Most of a program's collectives have one of a few groups.
+    key = (
+        instruction.opcode in _OF_ALL_PARTITIONS,
+        instruction.channel_id > 0,
+        instruction.use_global_device_ids,
+        *(
+            instruction.HasField(name) and getattr(instruction, name).SerializeToString()
+            for name in _NOTATIONS
+        ),
+        *(group.SerializeToString() for group in instruction.replica_groups),
+    )
+    if key not in devices.known:
+        devices.known[key] = _new_groups(instruction, devices)
+    return devices.known[key]
+
+
+_NOTATIONS = (
+    "collective_device_list",
+    "iota_collective_device_list",
+    "mesh_axes_replica_group_list",
+)
+
+
+def _new_groups(instruction: Any, devices: Devices) -> np.ndarray:
+    """As `groups_of`."""
     listed = _listed(instruction)
     table = np.arange(len(devices)).reshape(devices.replicas, devices.partitions)
     has_channel = instruction.channel_id > 0
@@ -69,10 +99,11 @@ def groups_of(instruction: Any, devices: Devices) -> np.ndarray:
         groups = np.concatenate(
             [_looked_up(row, listed if listed is not None else _all(row)) for row in table]
         )
-    if len(np.unique(groups)) != groups.size:
+    if len(set(groups.reshape(-1).tolist())) != groups.size:
         raise NotServed("a device is in two groups")
     if groups.size != len(devices):
         raise NotServed("some devices are in no group")
+    groups.flags.writeable = False
     return groups
 
 

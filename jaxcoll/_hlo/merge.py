@@ -16,13 +16,14 @@ The times that this goes by are estimates from the sizes of arrays.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcoll._hlo import dictionary, proto, serve
 from jaxcoll._hlo import module as _module
-from jaxcoll._hlo.costs import Costs, Times
+from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.simplify import CHANGES
 
 _UNMERGED = {"ragged_all_to_all"}
@@ -44,16 +45,33 @@ class _Part:
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
+@dataclasses.dataclass
+class _Group:
+    """Parts that become one call."""
+
+    parts: list[_Part] = dataclasses.field(default_factory=list)
+    calls: int = 0  # a bit for each call that they are of
+    behind: int = 0  # a bit for each call that one of them depends on
+    bytes: int = 0
+    needed: float = math.inf  # when the first result must be there
+
+    def add(self, part: _Part, call: int, behind: int) -> None:
+        self.parts.append(part)
+        self.calls |= call
+        self.behind |= behind
+        self.bytes += part.bytes
+        self.needed = min(self.needed, part.needed)
+
+
 def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    for computation, body in _module.bodies(module, _is_ours):
-        calls = [i for i in computation.instructions if _is_ours(i)]
-        if len(calls) > 1 or (calls and len(calls[0].operand_ids) > 1):
-            _Merger(body, computation, calls, costs, most_bytes, rechoose).merge()
+    for _, body, calls in _module.bodies(module, _is_ours):
+        if len(calls) > 1 or len(calls[0].operand_ids) > 1:
+            _Merger(body, calls, costs, most_bytes, rechoose).merge()
 
 
 def _is_ours(instruction: Any) -> bool:
-    if instruction.custom_call_target != serve.TARGET:
+    if instruction.opcode != "custom-call" or instruction.custom_call_target != serve.TARGET:
         return False
     config = instruction.backend_config.decode()
     # Some take operands that are no vectors, or one more, which says on which device they are made.
@@ -76,27 +94,35 @@ def _key(call: Any, element_type: int) -> str:
     return f"{config} {element_type} {several} {attributes}"
 
 
+class _Source(NamedTuple):
+    """A call that is taken apart, read once."""
+
+    results: list[Any]  # their shapes
+    blank: Any  # the call without operands and results
+    config: str
+    texts: dict[str, str]  # those that tell it from others
+
+
 class _Merger:
     """Merges the calls of one computation."""
 
     def __init__(
         self,
         body: Any,
-        computation: Any,
         calls: Sequence[Any],
         costs: Costs,
         most_bytes: int,
         rechoose: Rechoose,
     ) -> None:
         self._body = body
-        self._computation = computation
-        self._instructions = {i.id: i for i in computation.instructions}
         self._calls = calls
         self._most_bytes = most_bytes
         self._rechoose = rechoose
+        self._sources: dict[int, _Source] = {}
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
-        self._times = Times(computation, costs)
+        self._costs = costs
+        self._times = costs.times(body)
         self._made = 0
 
     def merge(self) -> None:
@@ -112,27 +138,29 @@ class _Merger:
 
     def _calls_before(self) -> dict[int, int]:
         before: dict[int, int] = {}
-        for i in self._computation.instructions:
+        for number, sources in self._body.sources.items():
             bits = 0
-            for source in (*i.operand_ids, *i.control_predecessor_ids):
-                bits |= before[source]
-                if source in self._number:
-                    bits |= 1 << self._number[source]
-            before[i.id] = bits
+            for source in sources:
+                bits |= before[source] | self._bits(source)
+            before[number] = bits
         return before
 
     def _parts(self, call: Any) -> list[_Part]:
         parts = []
+        keys: dict[int, str] = {}  # by element type
         needed = {
             i.tuple_index: self._times.must_end[i.id]
             for i in self._body.users[call.id]
             if i.opcode == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
-            shape = self._instructions[operand].shape
+            shape = self._body.by_id[operand].shape
+            element = shape.element_type
+            if element not in keys:
+                keys[element] = _key(call, element)
             parts.append(
                 _Part(
-                    *(call, place, operand, _key(call, shape.element_type)),
+                    *(call, place, operand, keys[element]),
                     _module.byte_count(shape),
                     max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
                     needed.get(place, self._times.must_end[call.id]),
@@ -143,43 +171,37 @@ class _Merger:
     # --- which parts become a call ---------------------------------------------------------------
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
-        groups: list[list[_Part]] = []
-        self._group_of: dict[int, set[int]] = {}  # call -> the groups that its parts are in
-        open_groups: dict[str, int] = {}
+        groups: list[_Group] = []
+        open_groups: dict[str, _Group] = {}
+        self._merged: list[_Group] = []  # those with parts of several calls
         for part in parts:
-            number = open_groups.get(part.key)
-            if number is None or not self._may_join(groups, number, part):
-                number = len(groups)
-                groups.append([])
-                open_groups[part.key] = number
-            groups[number].append(part)
-            self._group_of.setdefault(self._number[part.call.id], set()).add(number)
-        return groups
+            group = open_groups.get(part.key)
+            if group is None or not self._may_join(group, part):
+                group = open_groups[part.key] = _Group()
+                groups.append(group)
+            call = 1 << self._number[part.call.id]
+            if group.calls.bit_count() == 1 and group.calls != call:
+                self._merged.append(group)
+            group.add(part, call, self._behind(part))
+        return [group.parts for group in groups]
 
-    def _may_join(self, groups: list[list[_Part]], number: int, part: _Part) -> bool:
-        group = groups[number]
-        if sum(p.bytes for p in group) + part.bytes > self._most_bytes:
-            return False
-        if any(part.ready > p.needed for p in group):
+    def _may_join(self, group: _Group, part: _Part) -> bool:
+        if group.bytes + part.bytes > self._most_bytes or part.ready > group.needed:
             return False
         # Nothing in a group needs what comes later, unless by way of a group that it has joined.
-        return number not in self._needed_groups(groups, part)
+        return not self._needed_calls(part) & group.calls
 
-    def _needed_groups(self, groups: list[list[_Part]], part: _Part) -> set[int]:
-        """The groups that a part depends on, by way of whole groups."""
-        found: set[int] = set()
-        todo = [self._behind(part)]
-        seen = 0
-        while todo:
-            bits = todo.pop() & ~seen
-            seen |= bits
-            while bits:
-                low = bits & -bits
-                bits ^= low
-                for number in self._group_of.get(low.bit_length() - 1, set()) - found:
-                    found.add(number)
-                    todo += [self._behind(p) for p in groups[number]]
-        return found
+    def _needed_calls(self, part: _Part) -> int:
+        """A bit for each call that a part depends on, by way of whole groups."""
+        # A call that is among the bits has all that it depends on there, too. So only groups of
+        # several calls lead on to others.
+        bits = self._behind(part)
+        todo = self._merged
+        while met := [group for group in todo if group.calls & bits]:
+            todo = [group for group in todo if not group.calls & bits]
+            for group in met:
+                bits |= group.behind
+        return bits
 
     def _behind(self, part: _Part) -> int:
         """A bit for each call that must come before a part."""
@@ -202,7 +224,7 @@ class _Merger:
             made.append(call)
             for index, part in enumerate(group):
                 if len(group) > 1:
-                    shape = _module.arrays(part.call.shape)[part.place]
+                    shape = self._source(part.call).results[part.place]
                     made.append(
                         self._body.make(call, "get-tuple-element", shape, [call], tuple_index=index)
                     )
@@ -216,21 +238,31 @@ class _Merger:
                 ids = [whole.id]
             self._body.rename(call.id, ids[0])
         self._body.write(made)
+        self._costs.forget_times(self._body)
+
+    def _source(self, call: Any) -> _Source:
+        if call.id not in self._sources:
+            blank = proto.Instruction()
+            blank.CopyFrom(call)
+            for field in ("shape", "operand_ids", "operand_shapes_with_layout"):
+                blank.ClearField(field)
+            config = call.backend_config.decode()
+            texts = dict(_TOLD_APART.findall(config))
+            self._sources[call.id] = _Source(_module.arrays(call.shape), blank, config, texts)
+        return self._sources[call.id]
 
     def _call(self, group: list[_Part]) -> Any:
         first = group[0]
-        shapes = [_module.arrays(part.call.shape)[part.place] for part in group]
+        shapes = [self._source(part.call).results[part.place] for part in group]
         whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
-        made = self._body.make(first.call, "custom-call", whole, [])
-        call = proto.Instruction()
-        call.CopyFrom(first.call)
-        call.id, call.name = made.id, made.name
-        call.shape.CopyFrom(whole)
+        call = self._body.make(first.call, "custom-call", whole, [])
+        number, name = call.id, call.name
+        call.MergeFrom(self._source(first.call).blank)
+        call.id, call.name = number, name
         call.operand_ids[:] = [part.operand for part in group]
-        layouts = [p.call.operand_shapes_with_layout[p.place] for p in group]
-        copies = [proto.Shape.FromString(layout.SerializeToString()) for layout in layouts]
-        del call.operand_shapes_with_layout[:]
-        call.operand_shapes_with_layout.extend(copies)
+        call.operand_shapes_with_layout.extend(
+            part.call.operand_shapes_with_layout[part.place] for part in group
+        )
         before = dict.fromkeys(p for part in group for p in part.call.control_predecessor_ids)
         call.control_predecessor_ids[:] = list(before)
         sources = list({part.call.id: part.call for part in group}.values())
@@ -239,8 +271,8 @@ class _Merger:
         return call
 
     def _config(self, sources: Sequence[Any], group: list[_Part]) -> str:
-        config = sources[0].backend_config.decode()
-        texts = [dict(_TOLD_APART.findall(s.backend_config.decode())) for s in sources]
+        config = self._source(sources[0]).config
+        texts = [self._source(source).texts for source in sources]
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         self._made += 1
         shown = {

@@ -117,21 +117,37 @@ def text(shape: Any) -> str:
 class Body:
     """A computation whose instructions are replaced."""
 
-    def __init__(self, computation: Any, ids: Iterator[int]) -> None:
+    def __init__(self, module: Any, computation: Any) -> None:
+        self._module = module
         self._computation = computation
-        self._ids = ids
         self._replaced: dict[int, list[Any]] = {}  # by id of what they replace
         self._renamed: dict[int, int] = {}  # id -> the id that stands for it now
+
+    @functools.cached_property
+    def _ids(self) -> Iterator[int]:
+        """The numbers that no instruction has."""
+        # XLA numbers instructions within the upper half of their computation's number, or through.
+        last = max(self.by_id)
+        if last >> 32 != self._computation.id:
+            last = max(i.id for c in self._module.computations for i in c.instructions)
+        return itertools.count(last + 1)
 
     @functools.cached_property
     def by_id(self) -> dict[int, Any]:
         return {i.id: i for i in self._computation.instructions}
 
     @functools.cached_property
+    def sources(self) -> dict[int, list[int]]:
+        """The operands and then the control predecessors of each instruction, in order."""
+        return {
+            number: [*i.operand_ids, *i.control_predecessor_ids] for number, i in self.by_id.items()
+        }
+
+    @functools.cached_property
     def users(self) -> dict[int, list[Any]]:
         """The instructions that use an instruction, by its id."""
-        users: dict[int, list[Any]] = {i.id: [] for i in self._computation.instructions}
-        for instruction in self._computation.instructions:
+        users: dict[int, list[Any]] = {number: [] for number in self.by_id}
+        for instruction in self.by_id.values():
             for operand in dict.fromkeys(instruction.operand_ids):
                 users[operand].append(instruction)
         return users
@@ -140,6 +156,11 @@ class Body:
     def instructions(self) -> Sequence[Any]:
         """Those of the computation, as it was."""
         return self._computation.instructions
+
+    @property
+    def id(self) -> int:
+        """That of the computation."""
+        return int(self._computation.id)
 
     @property
     def root_id(self) -> int:
@@ -188,56 +209,75 @@ class Body:
 
 
 def _change(
-    computation: Any, removed: Collection[int], added: Sequence[Any], renamed: dict[int, int]
+    computation: Any,
+    removed: Collection[int],
+    added: Sequence[Any],
+    renamed: dict[int, int],
+    in_order: bool = False,
 ) -> None:
-    """Takes instructions out of a computation, puts others in, and renames ids of operands."""
+    """Takes instructions out of a computation, puts others in, and renames ids of operands.
 
-    def now(number: int) -> int:
-        while number in renamed:
-            number = renamed[number]
-        return number
+    Args:
+      in_order: whether all stand behind what they need afterwards, too.
+    """
 
     instructions = computation.instructions
     # New ones stand where they are needed first, old ones as they stood.
-    for index in range(len(instructions) - 1, -1, -1):
-        if instructions[index].id in removed:
+    if removed:
+        for index in reversed([n for n, i in enumerate(instructions) if i.id in removed]):
             del instructions[index]
     instructions.extend(added)
-    if renamed:
-        for instruction in instructions:
-            for ids in (instruction.operand_ids, instruction.control_predecessor_ids):
-                if any(i in renamed for i in ids):
-                    ids[:] = [now(i) for i in ids]
-    place = {i.id: number for number, i in enumerate(_in_order(instructions))}
-    instructions.sort(key=lambda i: place[i.id])
-    computation.root_id = now(computation.root_id)
+    sources = {}
+    for instruction in instructions:
+        operands, before = list(instruction.operand_ids), instruction.control_predecessor_ids
+        if not renamed.keys().isdisjoint(operands):
+            operands = [_now(i, renamed) for i in operands]
+            instruction.operand_ids[:] = operands
+        if before:
+            if not renamed.keys().isdisjoint(before):
+                before[:] = [_now(i, renamed) for i in before]
+            operands += before
+        sources[instruction.id] = operands
+    if not in_order and (order := _in_order(sources, instructions)) != list(sources):
+        place = {number: at for at, number in enumerate(order)}
+        instructions.sort(key=lambda i: place[i.id])
+    computation.root_id = _now(computation.root_id, renamed)
 
 
-def _in_order(instructions: Sequence[Any]) -> list[Any]:
-    """Instructions behind what they need, and otherwise as they were.
+def _now(number: int, renamed: dict[int, int]) -> int:
+    """The id of the instruction that stands for one now."""
+    while number in renamed:
+        number = renamed[number]
+    return number
+
+
+def _in_order(sources: dict[int, list[int]], instructions: Sequence[Any]) -> list[int]:
+    """Instructions behind what they need, and otherwise as they were, by id.
 
     Raises: ValueError for a cycle.
     """
-    by_id = {i.id: i for i in instructions}
     done: set[int] = set()
     begun: set[int] = set()
     ordered = []
-    for first in instructions:
+    for first, needed in sources.items():
+        if first not in done and done.issuperset(needed):  # as most do
+            done.add(first)
+            ordered.append(first)
+            continue
         stack = [first]
         while stack:
-            i = stack[-1]
-            sources = (*i.operand_ids, *i.control_predecessor_ids)
-            missing = [] if i.id in done else [by_id[s] for s in sources if s not in done]
-            if missing:
-                if i.id in begun:
-                    raise ValueError(f"{i.name} depends on itself")
-                begun.add(i.id)
-                stack += missing
+            number = stack[-1]
+            if number not in done and not done.issuperset(sources[number]):
+                if number in begun:
+                    (name,) = (i.name for i in instructions if i.id == number)
+                    raise ValueError(f"{name} depends on itself")
+                begun.add(number)
+                stack += [source for source in sources[number] if source not in done]
                 continue
             stack.pop()
-            if i.id not in done:
-                done.add(i.id)
-                ordered.append(i)
+            if number not in done:
+                done.add(number)
+                ordered.append(number)
     return ordered
 
 
@@ -249,33 +289,36 @@ def forward_tuples(module: Any) -> None:
     for computation in module.computations:
         if computation.is_fusion_computation:
             continue
-        tuples = {i.id: i for i in computation.instructions if i.opcode == "tuple"}
+        tuples, elements = {}, []
+        for i in computation.instructions:
+            opcode = i.opcode
+            if opcode == "tuple":
+                tuples[i.id] = i
+            elif opcode == "get-tuple-element":
+                elements.append(i)
         renamed = {
             i.id: tuples[i.operand_ids[0]].operand_ids[i.tuple_index]
-            for i in computation.instructions
-            if i.opcode == "get-tuple-element" and i.operand_ids[0] in tuples
+            for i in elements
+            if i.operand_ids[0] in tuples
         }
         if not renamed:
             continue
-        _change(computation, renamed.keys(), [], renamed)
-        used = {s for i in computation.instructions for s in i.operand_ids}
-        used |= {s for i in computation.instructions for s in i.control_predecessor_ids}
-        used.add(computation.root_id)
-        unused = tuples.keys() - used
-        if unused:
-            _change(computation, unused, [], {})
+        used = {computation.root_id}
+        for i in computation.instructions:
+            if i.id not in renamed:
+                used.update(i.operand_ids)
+                used.update(i.control_predecessor_ids)
+        unused = tuples.keys() - {_now(number, renamed) for number in used}
+        _change(computation, renamed.keys() | unused, [], renamed, in_order=True)
 
 
-def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body]]:
-    """The computations of a module that hold some of the instructions that `holds` tells."""
+def bodies(module: Any, holds: Callable[[Any], bool]) -> Iterator[tuple[Any, Body, list[Any]]]:
+    """The computations of a module with instructions that `holds` tells, and these."""
     for computation in module.computations:
-        if not computation.is_fusion_computation and any(map(holds, computation.instructions)):
-            # XLA numbers instructions within the upper half of their computation's number, or
-            # through.
-            last = max(i.id for i in computation.instructions)
-            if last >> 32 != computation.id:
-                last = max(i.id for c in module.computations for i in c.instructions)
-            yield computation, Body(computation, itertools.count(last + 1))
+        if computation.is_fusion_computation:
+            continue
+        if found := list(filter(holds, computation.instructions)):
+            yield computation, Body(module, computation), found
 
 
 def attributes(message: Any) -> dict[str, str]:
@@ -283,16 +326,29 @@ def attributes(message: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in message.frontend_attributes.map}
 
 
-def source(module: Any, instruction: Any) -> str:
-    """Where an instruction comes from: "train.py:57 (dot_general)"; "" if XLA does not know."""
-    metadata = instruction.metadata
-    file, line = metadata.source_file, metadata.source_line
-    index = module.stack_frame_index
-    if metadata.stack_frame_id and metadata.stack_frame_id <= len(index.stack_frames):
-        frame = index.stack_frames[metadata.stack_frame_id - 1]
+class Sources:
+    """Where instructions of a module come from."""
+
+    def __init__(self, module: Any) -> None:
+        self._index = module.stack_frame_index
+        self._places: dict[int, tuple[str, int] | None] = {}  # file and line, by stack frame
+
+    def of(self, instruction: Any) -> str:
+        """ "train.py:57 (dot_general)"; "" if XLA does not know."""
+        metadata = instruction.metadata
+        frame = metadata.stack_frame_id
+        if frame not in self._places:
+            self._places[frame] = self._place(frame)
+        file, line = self._places[frame] or (metadata.source_file, metadata.source_line)
+        # A combined instruction has the names of all that it is made of, in parentheses.
+        operation = metadata.op_name.rpartition("/")[2].strip("()")
+        place = f"{file.rpartition('/')[2]}:{line}" if file else ""
+        return f"{place} ({operation})" if place and operation else place or operation
+
+    def _place(self, frame_id: int) -> tuple[str, int] | None:
+        index = self._index
+        if not 0 < frame_id <= len(index.stack_frames):
+            return None
+        frame = index.stack_frames[frame_id - 1]
         location = index.file_locations[frame.file_location_id - 1]
-        file, line = index.file_names[location.file_name_id - 1], location.line
-    # A combined instruction has the names of all that it is made of, in parentheses.
-    operation = metadata.op_name.rpartition("/")[2].strip("()")
-    place = f"{file.rpartition('/')[2]}:{line}" if file else ""
-    return f"{place} ({operation})" if place and operation else place or operation
+        return index.file_names[location.file_name_id - 1], location.line

@@ -17,11 +17,14 @@ has been started and is still writing to them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import numpy as np
 
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo import serve
-from jaxcoll._hlo.costs import FREE, Costs, Times
+from jaxcoll._hlo.costs import FREE, Costs
 
 TARGET = "jaxcoll_nothing"
 _SHORT = 8  # ThunkExecutor::Options::execute_sequential_num_thunks_threshold of XLA:CPU
@@ -35,10 +38,9 @@ def overlap(module: Any, costs: Costs) -> bool:
     """Lets the collectives of a module go on beside its other instructions; whether that took a
     change."""
     changed = False
-    for computation, body in _module.bodies(module, _is_call):
-        calls = [i for i in computation.instructions if _is_call(i)]
-        beside = _Beside(computation, calls, costs)
-        if max(sum(map(beside.cost, beside.of(call))) for call in calls) < _WORTH_BYTES:
+    for computation, body, calls in _module.bodies(module, _is_call):
+        beside = _Beside(body, calls, costs)
+        if not beside.is_worth_it():
             continue
         for call in calls:
             beside.put_first(call)
@@ -62,40 +64,52 @@ def _nothing(body: _module.Body, like: Any) -> Any:
 
 
 class _Beside:
-    """The instructions that can go on beside the calls of a computation."""
+    """The instructions that take time and can go on beside the calls of a computation."""
 
-    def __init__(self, computation: Any, calls: list[Any], costs: Costs) -> None:
-        self._costs = costs
-        self._by_id = {i.id: i for i in computation.instructions}
-        self._bit = {call.id: 1 << number for number, call in enumerate(calls)}
+    def __init__(self, body: _module.Body, calls: list[Any], costs: Costs) -> None:
+        self._body = body
+        self._number = {call.id: number for number, call in enumerate(calls)}
+        self._times = costs.times(body)
+        took = self._times.took
+        heavy = [n for n in took if n not in self._number and took[n] >= _WORTH_BYTES / 16]
+        self._heavy = sorted(heavy, key=lambda n: self._times.begin[n])
+        self._took = np.array([took[n] for n in self._heavy])
+        self._begin = np.array([self._times.begin[n] for n in self._heavy])
+
+    def is_worth_it(self) -> bool:
+        """Whether enough can go on beside one of the calls."""
+        if self._took.sum() < _WORTH_BYTES:
+            return False
+        return bool((self._took @ self._is_beside).max() >= _WORTH_BYTES)
+
+    @functools.cached_property
+    def _is_beside(self) -> np.ndarray:
+        """(heavy instructions, calls): whether neither depends on the other."""
+        sources = self._body.sources
+        bit = {number: 1 << place for number, place in self._number.items()}
         before: dict[int, int] = {}  # the calls that an instruction depends on
-        for i in computation.instructions:
-            before[i.id] = 0
-            for source in (*i.operand_ids, *i.control_predecessor_ids):
-                before[i.id] |= before[source] | self._bit.get(source, 0)
+        for number, needed in sources.items():
+            bits = 0
+            for source in needed:
+                bits |= before[source] | bit.get(source, 0)
+            before[number] = bits
         tied = dict(before)  # and those that depend on it
-        for i in reversed(list(computation.instructions)):
-            for source in (*i.operand_ids, *i.control_predecessor_ids):
-                tied[source] |= (tied[i.id] & ~before[i.id]) | self._bit.get(i.id, 0)
-        self._begin = Times(computation, costs).begin
-        self._heavy = [
-            (i, tied[i.id])
-            for i in computation.instructions
-            if i.id not in self._bit and self.cost(i) >= _WORTH_BYTES / 16
-        ]
-
-    def cost(self, instruction: Any) -> float:
-        return self._costs.of(instruction, self._by_id)
-
-    def of(self, call: Any) -> list[Any]:
-        """The instructions that take time and can go on while `call` does."""
-        return [i for i, tied in self._heavy if not tied & self._bit[call.id]]
+        for number in reversed(sources):
+            bits = (tied[number] & ~before[number]) | bit.get(number, 0)
+            for source in sources[number]:
+                tied[source] |= bits
+        row_bytes = (len(bit) + 7) // 8
+        rows = b"".join(tied[number].to_bytes(row_bytes, "little") for number in self._heavy)
+        bits_of = np.frombuffer(rows, np.uint8).reshape(len(self._heavy), row_bytes)
+        return np.unpackbits(bits_of, axis=1, count=len(bit), bitorder="little") == 0
 
     def put_first(self, call: Any) -> None:
         """Has what becomes ready with a call, or later, start behind it.
 
         There is no circle: what takes time leads on to what begins later, and never back.
         """
-        later = [i for i in self.of(call) if self._begin[i.id] >= self._begin[call.id]]
-        for instruction in sorted(later, key=lambda i: self._begin[i.id])[:_BEHIND_A_CALL]:
+        first = int(np.searchsorted(self._begin, self._times.begin[call.id]))
+        later = np.flatnonzero(self._is_beside[first:, self._number[call.id]])
+        for place in later[:_BEHIND_A_CALL].tolist():
+            instruction = self._body.by_id[self._heavy[first + place]]
             instruction.control_predecessor_ids.append(call.id)

@@ -40,6 +40,7 @@ class ProgramReport(NamedTuple):
 def of_module(serialized: bytes) -> ProgramReport:
     """The report of a compiled module, an HloModuleProto."""
     module = proto.Module.FromString(serialized)
+    sources = _module.Sources(module)
     calls, left = [], []
     for computation in module.computations:
         for instruction in computation.instructions:
@@ -59,7 +60,7 @@ def of_module(serialized: bytes) -> ProgramReport:
                     serve.Left(
                         instruction.opcode,
                         _module.text(instruction.shape),
-                        _module.source(module, instruction),
+                        sources.of(instruction),
                         _module.attributes(instruction).get(serve.LEFT, _UNSEEN),
                     )
                 )

@@ -6,6 +6,7 @@ Every form is checked, down to the layouts; what is not known here is left to XL
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,15 +77,17 @@ def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Reque
     asynchronous = asynchronous_computations(module)
     computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
-    for computation, body in _module.bodies(module, is_collective):
-        for instruction in body.instructions:
-            if not is_collective(instruction) or instruction.opcode in DONE:
+    sources = _module.Sources(module)
+    for computation, body, found in _module.bodies(module, is_collective):
+        server: Server | None = None
+        for instruction in found:
+            if instruction.opcode in DONE:
                 continue  # a done goes with its start
             try:
                 if computation.id in asynchronous:
                     raise NotServed("an asynchronous form that is not known here")
                 devices = devices or _groups.Devices(module)
-                server = Server(module, computations, body, devices, decide, target)
+                server = server or Server(module, computations, body, devices, decide, target)
                 served += server.serve(instruction)
             except NotServed as why:
                 instruction.frontend_attributes.map.add(key=LEFT, value=str(why))
@@ -92,7 +95,7 @@ def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Reque
                     Left(
                         instruction.opcode,
                         _module.text(instruction.shape),
-                        _module.source(module, instruction),
+                        sources.of(instruction),
                         str(why),
                     )
                 )
@@ -105,6 +108,7 @@ def asynchronous_computations(module: Any) -> set[int]:
     return {
         called
         for computation in module.computations
+        if not computation.is_fusion_computation
         for instruction in computation.instructions
         if instruction.opcode.startswith("async-")
         for called in instruction.called_computation_ids
@@ -127,10 +131,10 @@ DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
 def is_collective(instruction: Any) -> bool:
     """Whether devices take part in an instruction together, known or not."""
     opcode = instruction.opcode
+    if opcode in _ALONE:
+        return False
     if opcode in OPCODES or opcode in _ASYNCHRONOUS or opcode in DONE:
         return True
-    if opcode in _POINT_TO_POINT:
-        return False
     return bool(
         instruction.replica_groups
         or instruction.source_target_pairs
@@ -141,6 +145,11 @@ def is_collective(instruction: Any) -> bool:
 
 
 _POINT_TO_POINT = {"send", "send-done", "recv", "recv-done"}
+# Most of a program is of these, and they have no groups: not to look for any saves time.
+_ALONE = _POINT_TO_POINT | {
+    *("parameter", "constant", "fusion", "call", "while", "tuple", "get-tuple-element", "bitcast"),
+    *("add", "subtract", "multiply", "divide", "dot", "copy", "transpose", "reshape", "broadcast"),
+}
 
 # The fields that a collective may have. Those that nothing here reads say neither who takes part
 # nor what becomes of the values.
@@ -183,7 +192,7 @@ class Server:
         target: Target,
     ) -> None:
         self._target = target
-        self._module = module
+        self._sources = _module.Sources(module)
         self._computations = computations
         self._body = body
         self._devices = devices
@@ -217,7 +226,8 @@ class Server:
             raise NotServed("a collective that is not known here")
         operands = self._body.operands(instruction)
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
-            _check(shape)
+            if why := _trouble(shape.SerializeToString()):
+                raise NotServed(why)
             if not self._target.has_layouts and not _is_row_major(shape):
                 raise NotServed("a layout that is asked for before XLA has assigned any")
         match opcode:
@@ -252,7 +262,7 @@ class Server:
             "collective": OPCODES[instruction.opcode],
             "byte_count": sum(_module.byte_count(o) for o in operands),
             "signature": ", ".join(map(_module.text, operands)),
-            "source": _module.source(self._module, instruction),
+            "source": self._sources.of(instruction),
             "origin": instruction.opcode,
             **changes,
         }
@@ -552,16 +562,18 @@ def _one_type(operands: Sequence[Any]) -> int:
     return int(types.pop())
 
 
-def _check(shape: Any) -> None:
-    """Raises: NotServed unless a shape is an array of a type and a layout that the engine takes."""
+@functools.lru_cache(maxsize=1024)
+def _trouble(serialized: bytes) -> str:
+    """Why the engine does not take a shape's type or layout; "" if it does."""
+    shape = proto.Shape.FromString(serialized)
     if _module.element_bytes(shape.element_type) is None:
-        raise NotServed(f"the engine has no {_module.type_name(shape.element_type)}")
+        return f"the engine has no {_module.type_name(shape.element_type)}"
     if any(shape.is_dynamic_dimension):
-        raise NotServed("a dimension whose size is known only when the program runs")
+        return "a dimension whose size is known only when the program runs"
     if _module.element_count(shape) == 0:
-        raise NotServed("an array without elements")
+        return "an array without elements"
     for number in proto.unknown_fields(shape):
-        raise NotServed(f"a shape with a field that is not known here: number {number}")
+        return f"a shape with a field that is not known here: number {number}"
     layout = shape.layout
     known = {"minor_to_major", "tail_padding_alignment_in_elements"}
     if (
@@ -569,7 +581,8 @@ def _check(shape: Any) -> None:
         or {descriptor.name for descriptor, _ in layout.ListFields()} - known
         or layout.tail_padding_alignment_in_elements > 1
     ):
-        raise NotServed("a layout that is not known here")
+        return "a layout that is not known here"
+    return ""
 
 
 def _major_to_minor(shape: Any) -> list[int]:

@@ -10,7 +10,9 @@ Both stay XLA's instructions here; `serve` makes calls of them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,32 +43,21 @@ def simplify(
         devices = _groups.Devices(module)
     except NotServed:
         return
-    evaluator = Evaluator(module, devices)
-    callers = collections.Counter(
-        called
-        for computation in module.computations
-        for instruction in computation.instructions
-        for called in instruction.called_computation_ids
-    )
-    computations = {c.id: c for c in module.computations}
-    asynchronous = serve.asynchronous_computations(module)
+    known = _Known(module, devices)
     uses: list[_Use] = []
-    for computation, body in _module.bodies(module, lambda i: i.opcode in _CHANGED):
-        if computation.id in asynchronous:
+    for computation, body, found in _module.bodies(module, lambda i: i.opcode in _CHANGED):
+        if computation.id in known.asynchronous:
             continue
-        server = serve.Server(module, computations, body, devices, decide, target)
-        for instruction in body.instructions:
-            if instruction.opcode not in _CHANGED:
-                continue
+        server = serve.Server(module, known.computations, body, devices, decide, target)
+        scatter = _Scatter(known, computation, body, server)
+        for instruction in found:
             try:
-                server.check(instruction)
+                if instruction.opcode == "all-reduce":
+                    uses += scatter.turn(instruction, may_scatter)
+                else:
+                    _drop_identity(body, instruction, devices, server)
             except NotServed:
                 continue  # serve says why
-            if instruction.opcode == "all-reduce":
-                scatter = _Scatter(module, computation, body, devices, evaluator, callers)
-                uses += scatter.turn(instruction, may_scatter)
-            else:
-                _drop_identity(body, instruction, devices)
         body.write()
     # Until here fusions are as they were: a fusion may use several values that have been turned.
     for use in uses:
@@ -75,11 +66,15 @@ def simplify(
         _drop_unused(use.fusion, use.computation)
 
 
-def _drop_identity(body: Body, permute: Any, devices: _groups.Devices) -> None:
+def _drop_identity(
+    body: Body, permute: Any, devices: _groups.Devices, server: serve.Server
+) -> None:
+    """Raises: NotServed."""
     pairs = _groups.pairs_of(permute, devices)
     operands = body.operands(permute)
     to_itself = sorted(pairs) == [(i, i) for i in range(len(devices))]
     if to_itself and len(operands) == 1 and operands[0].shape == permute.shape:
+        server.check(permute)
         body.replace(permute, [body.make(permute, "copy", permute.shape, operands)])
 
 
@@ -99,64 +94,104 @@ class _Use(NamedTuple):
     parameter: Any = None
 
 
-class _Scatter:
-    """Turns one all-reduce, or some of its results."""
+class _Known:
+    """Facts about a whole module; each is found once, when it is first asked for."""
 
-    def __init__(
-        self,
-        module: Any,
-        computation: Any,
-        body: Body,
-        devices: _groups.Devices,
-        evaluator: Evaluator,
-        callers: collections.Counter[int],
-    ) -> None:
-        self._module = module
-        self._computations = {c.id: c for c in module.computations}
+    def __init__(self, module: Any, devices: _groups.Devices) -> None:
+        self.module = module
+        self.devices = devices
+
+    @functools.cached_property
+    def computations(self) -> dict[int, Any]:
+        return {c.id: c for c in self.module.computations}
+
+    @functools.cached_property
+    def asynchronous(self) -> set[int]:
+        return serve.asynchronous_computations(self.module)
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.module, self.devices)
+
+    @functools.cached_property
+    def free_channels(self) -> Iterator[int]:
+        """The channels that no instruction has."""
+        channels = (i.channel_id for c in self.module.computations for i in c.instructions)
+        return itertools.count(max(0, *channels) + 1)
+
+    @functools.cached_property
+    def callers(self) -> collections.Counter[int]:
+        """How many instructions call a computation, by its id."""
+        return collections.Counter(
+            called
+            for computation in self.module.computations
+            for instruction in computation.instructions
+            for called in instruction.called_computation_ids
+        )
+
+
+class _Scatter:
+    """Turns all-reduces of one computation, or some of their results."""
+
+    def __init__(self, known: _Known, computation: Any, body: Body, server: serve.Server) -> None:
+        self._known = known
         self._computation = computation
         self._body = body
-        self._devices = devices
-        self._evaluator = evaluator
-        self._callers = callers
-        self._last_channel = 0
+        self._server = server
+        self._devices = known.devices
 
     def turn(self, reduce: Any, may_scatter: MayScatter) -> list[_Use]:
-        """Turns what can be turned of an all-reduce; returns the slices that have become idle."""
+        """Turns what can be turned of an all-reduce; returns the slices that have become idle.
+
+        Raises: NotServed.
+        """
         groups = _groups.groups_of(reduce, self._devices)
         operands = self._body.operands(reduce)
         turned: dict[int, list[_Use]] = {}
-        for place in range(len(operands)):
-            value = self._result(reduce, place)
-            if value is not None and (uses := self._uses(value, groups)):
+        results = self._results(reduce)
+        for place, value in results.items():
+            if uses := self._uses(value, groups):
                 turned[place] = uses
+        if not turned:
+            return []
+        self._server.check(reduce)
         bytes_of = [_module.byte_count(operand.shape) for operand in operands]
         parts: dict[tuple[int, int], int] = collections.Counter()
         for place, uses in turned.items():
             parts[self._part(operands[place], uses)] += bytes_of[place]
         rest = sum(bytes_of) - sum(parts.values())
-        if not turned or not may_scatter(groups, sum(bytes_of), rest, list(parts.values())):
+        if not may_scatter(groups, sum(bytes_of), rest, list(parts.values())):
             return []
-        self._write(reduce, operands, turned)
+        self._write(reduce, operands, results, turned)
         return [use for uses in turned.values() for use in uses]
 
     def _part(self, operand: Any, uses: list[_Use]) -> tuple[int, int]:
         """Operands that become one reduce-scatter share these: its dimension and its type."""
         return uses[0].dimension, operand.shape.element_type
 
-    def _result(self, reduce: Any, place: int) -> Any:
-        """The instruction that stands for a result; None if the result is used otherwise, too."""
+    def _results(self, reduce: Any) -> dict[int, Any]:
+        """The instructions that stand for results, by place, but for results with other uses."""
+        root_id = self._body.root_id
+        if reduce.id == root_id:
+            return {}
         if reduce.shape.element_type != _module.TUPLE:
-            return None if reduce.id == self._body.root_id else reduce
+            return {0: reduce}
         users = self._body.users[reduce.id]
-        if reduce.id == self._body.root_id or any(u.opcode != "get-tuple-element" for u in users):
-            return None
-        found = [user for user in users if user.tuple_index == place]
-        return found[0] if len(found) == 1 and found[0].id != self._body.root_id else None
+        if any(user.opcode != "get-tuple-element" for user in users):
+            return {}
+        places = [user.tuple_index for user in users]
+        alone = {place for place, count in collections.Counter(places).items() if count == 1}
+        elements = zip(places, users, strict=True)
+        found = {place: u for place, u in elements if place in alone and u.id != root_id}
+        return dict(sorted(found.items()))
 
     def _uses(self, value: Any, groups: np.ndarray) -> list[_Use]:
         """All uses of a value, if each is the slice of the device's rank along one dimension."""
         uses: list[_Use] = []
-        for user in self._body.users[value.id]:
+        users = self._body.users[value.id]
+        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+            return []  # as most do
+        for user in users:
             places = [i for i, operand in enumerate(user.operand_ids) if operand == value.id]
             found = None
             if user.opcode == "dynamic-slice" and places == [0]:
@@ -169,27 +204,24 @@ class _Scatter:
         return uses
 
     def _use_within(self, fusion: Any, place: int, groups: np.ndarray) -> _Use | None:
-        called = self._computations[fusion.called_computation_ids[0]]
-        parameters = [
-            i
-            for i in called.instructions
-            if i.opcode == "parameter" and i.parameter_number == place
-        ]
-        if (
-            self._callers[called.id] != 1
-            or len(parameters) != 1
-            or parameters[0].id == called.root_id
-        ):
+        called = self._known.computations[fusion.called_computation_ids[0]]
+        inner = list(called.instructions)
+        if not any(i.opcode == "dynamic-slice" for i in inner):
             return None
-        users = [i for i in called.instructions if parameters[0].id in i.operand_ids]
+        parameters = [i for i in inner if i.opcode == "parameter" and i.parameter_number == place]
+        if len(parameters) != 1 or parameters[0].id == called.root_id:
+            return None
+        users = [i for i in inner if parameters[0].id in i.operand_ids]
         if len(users) != 1 or users[0].opcode != "dynamic-slice":
+            return None
+        if self._known.callers[called.id] != 1:
             return None
         if list(users[0].operand_ids).count(parameters[0].id) != 1:
             return None
         if _ALIASING in proto.unknown_fields(fusion):  # goes by the numbers of operands
             return None
         outer = [
-            self._evaluator.value(self._computation.id, operand)
+            self._known.evaluator.value(self._computation.id, operand)
             for operand in self._body.operands(fusion)
         ]
         found = self._use(called, users[0], parameters[0], outer, groups)
@@ -214,7 +246,7 @@ class _Scatter:
         for dimension, start in enumerate(cut.operand_ids[1:]):
             if dimension not in cuts:
                 continue  # where all of a dimension is taken, XLA clamps every start to 0
-            at = self._evaluator.value(computation.id, by_id[start], outer)
+            at = self._known.evaluator.value(computation.id, by_id[start], outer)
             expected = np.zeros(len(self._devices), np.int64)
             for row in groups:
                 expected[row] = np.arange(ranks) * sizes[dimension]
@@ -222,7 +254,13 @@ class _Scatter:
                 return None
         return _Use(computation, cut, cuts[0])
 
-    def _write(self, reduce: Any, operands: list[Any], turned: dict[int, list[_Use]]) -> None:
+    def _write(
+        self,
+        reduce: Any,
+        operands: list[Any],
+        elements: dict[int, Any],
+        turned: dict[int, list[_Use]],
+    ) -> None:
         as_tuple = reduce.shape.element_type == _module.TUPLE
         shapes = list(_module.arrays(reduce.shape))
         made: list[Any] = []
@@ -259,8 +297,7 @@ class _Scatter:
         if as_tuple:
             made.append(self._body.make(reduce, "tuple", _module.tuple_of(shapes), results))
             for place in turned:
-                element = self._result(reduce, place)
-                element.shape.CopyFrom(shapes[place])
+                elements[place].shape.CopyFrom(shapes[place])
         self._body.replace(reduce, made)
 
     def _copy_participants(self, reduce: Any, collective: Any) -> None:
@@ -270,9 +307,7 @@ class _Scatter:
                 getattr(collective, descriptor.name).MergeFrom(value)
         collective.use_global_device_ids = reduce.use_global_device_ids
         if reduce.channel_id > 0:  # XLA's own collectives meet by it
-            channels = [i.channel_id for c in self._module.computations for i in c.instructions]
-            self._last_channel = max(*channels, self._last_channel) + 1
-            collective.channel_id = self._last_channel
+            collective.channel_id = next(self._known.free_channels)
 
 
 _PARTICIPANTS = {

@@ -308,12 +308,13 @@ class _Decider:
         with _lock:
             places = [_places.get(device) for device in self._ids]
         self._places = [place for place in places if place is not None]
+        self._several = len({place.process for place in self._places}) > 1
         self._program: str | None = None
         self._choices: dict[Any, select.Choice] = {}
+        self._known_axes: dict[Any, tuple[tuple[int, ...], str]] = {}
 
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
-        several = len({place.process for place in self._places}) > 1
         axes, label = self._axes(request.groups)
         job_log.communicator(label, request.groups, self._ids, self._on_gpu)
         place = f" for {request.source}" if request.source else ""
@@ -332,9 +333,9 @@ class _Decider:
             "separate_blocks": 0,
             "schedule": "",
             "tuning": "" if self._on_gpu else table.digest(),
-            "program": self._fingerprint() if several else "",
+            "program": self._fingerprint() if self._several else "",
             # Instructions are in the same order on all processes.
-            "signature": f"{request.signature} #{next(self._ordinals)}" if several else "",
+            "signature": f"{request.signature} #{next(self._ordinals)}" if self._several else "",
             "label": f"{label}, {request.origin} that XLA inserted{place}",
         }
 
@@ -416,6 +417,12 @@ class _Decider:
 
     def _axes(self, groups: np.ndarray) -> tuple[tuple[int, ...], str]:
         """The sizes of the mesh axes that are a group, () if it is none; words for it."""
+        key = (groups.shape, groups.tobytes())
+        if key not in self._known_axes:
+            self._known_axes[key] = self._new_axes(groups)
+        return self._known_axes[key]
+
+    def _new_axes(self, groups: np.ndarray) -> tuple[tuple[int, ...], str]:
         ranks = groups.shape[1]
         for mesh in self._meshes:
             if (axes := mesh.axes_of(groups)) is not None:

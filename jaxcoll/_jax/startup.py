@@ -14,7 +14,7 @@ import warnings
 
 from jaxcoll import _environment
 from jaxcoll._errors import SettingError
-from jaxcoll._jax import compat, job_log
+from jaxcoll._jax import compat, job_log, memory
 from jaxcoll._job import presence, secret
 from jaxcoll._native import native
 
@@ -53,6 +53,7 @@ if _trouble := _environment.trouble_with_isa(
     _environment.values()["JAXCOLL_ISA"], native.kernel_isas()
 ):
     warnings.warn(_trouble, stacklevel=2)
+memory.keep(_environment.values()["JAXCOLL_KEEP_MEMORY"] or "0")
 native.watch_interrupts()
 secret.take()
 _widen_dispatch_pool()

@@ -4,10 +4,11 @@ import pytest
 from jax_processes import run
 from ranks_on_one_gpu import needs_gpu
 
+from jaxcoll._jax import compat
+
 pytestmark = needs_gpu
 
 OPERANDS = """
-from jaxcoll._jax import compat
 from jaxcoll._native import native
 print(*native.cuda_info()["communicators"], sep="\\n")
 """

@@ -1,6 +1,7 @@
 """`jaxcoll launch`, as a user runs it."""
 
 import contextlib
+import dataclasses
 import os
 import pty
 import select
@@ -142,6 +143,18 @@ def test_environment_of_one_part_of_a_larger_job() -> None:
     assert "JAX_COORDINATOR_BIND_ADDRESS" not in found  # other hosts must reach it
     local = launch.environment(make_job(), 0, {})
     assert local["JAX_COORDINATOR_BIND_ADDRESS"] == "127.0.0.1:1"
+
+
+def test_options_become_settings_of_the_processes() -> None:
+    job = dataclasses.replace(make_job(), install=True, keep_memory=True)
+    found = launch.environment(job, 0, {})
+    assert (found["JAXCOLL_INSTALL"], found["JAXCOLL_KEEP_MEMORY"]) == ("1", "1")
+    assert (
+        launch.environment(job, 0, {"JAXCOLL_KEEP_MEMORY": "all"})["JAXCOLL_KEEP_MEMORY"] == "all"
+    )
+    assert not {"JAXCOLL_INSTALL", "JAXCOLL_KEEP_MEMORY"} & set(
+        launch.environment(make_job(), 0, {})
+    )
 
 
 def test_two_launchers_make_one_job(tmp_path: Path) -> None:
