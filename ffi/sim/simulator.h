@@ -12,7 +12,8 @@
 //
 // Messages that reach a port or the reducing unit at the same time are processed in order of
 // channel, then of program: in a two-way ring two messages meet at every step, and their order
-// affects the time.
+// affects the time. Equal times may differ by a picosecond or two after rounding, so times within
+// kTie count as equal.
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have separate
 // queues and share the port's rate; each may have `in_flight` messages in flight.
@@ -31,6 +32,9 @@
 
 namespace jaxcoll::sim {
 
+// Two times that are equal differ by at most this after a few roundings by half a picosecond.
+inline constexpr Time kTie = 2;
+
 // A link's capacity from `time` on; 0 fails it, and its flows are rerouted.
 struct LinkChange {
   Time time = 0;
@@ -39,12 +43,14 @@ struct LinkChange {
 };
 
 // Other traffic than the collective's: `bytes` from node to node from `time` on, at most at
-// `bytes_per_ps`. It ends with the collective.
+// `bytes_per_ps`; or, with a `share` above 0, `bytes` by each link of the source that begins a
+// shortest path, at most at that share of the link's capacity. It ends with the collective.
 struct Background {
   int32_t source = 0, destination = 0;
   Time time = 0;
   int64_t bytes = 0;
   double bytes_per_ps = 0;
+  double share = 0;
 };
 
 struct Parameters {

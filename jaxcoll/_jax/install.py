@@ -40,8 +40,8 @@ _hook_trouble = ""  # why the compiler's hook could not be registered; guarded b
 def install(compiler: bool = True) -> None:
     """Routes collectives through jaxcoll in every thread, from now on until `uninstall()`.
 
-    This covers calls of `jax.lax` and, on CPUs from JAX 0.10.2 on, the collectives that XLA inserts
-    where arrays are sharded (`jax.jit` with a NamedSharding). With an older JAX, jaxcoll logs one
+    This covers calls of `jax.lax` and, from JAX 0.10.2 on, the collectives that XLA inserts where
+    arrays are sharded (`jax.jit` with a NamedSharding). With an older JAX, jaxcoll logs one
     warning.
 
     Programs that are already compiled do not change; calling their functions again compiles them
@@ -144,6 +144,8 @@ def _of_xla() -> list[Treatment]:
     for report in hook.reports():
         for left in report.left:
             reasons.setdefault(left.origin.removesuffix("-start"), {})[left.reason] = None
+    for opcode in hook.OPCODES:
+        reasons[opcode].update(dict.fromkeys(hook.left_on_gpus()))
     return [
         Treatment(opcode, "served" if opcode in hook.OPCODES else "left to XLA", "", tuple(found))
         for opcode, found in reasons.items()

@@ -66,6 +66,8 @@ def take(job: str, process: int, processes: int, left: str = "") -> Snapshot:
 
 def exception() -> str:
     """The error that has ended the main program, and where it was raised; "" if there is none."""
+    if hasattr(sys, "ps1"):  # an interactive session goes on after an error
+        return ""
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     return "" if error is None else stacks.raised(error)
 

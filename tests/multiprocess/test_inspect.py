@@ -234,6 +234,20 @@ def test_an_exception_is_told_to_those_that_wait(tmp_path: Path) -> None:
     assert (dead["kind"], dead["culprits"]) == ("exception", [1]), dead["sentence"]
 
 
+def test_watch_looks_again_until_ctrl_c() -> None:
+    command = [sys.executable, "-m", "jaxcoll", "inspect", "--watch", "0.1", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
+        assert watching.stdout is not None
+        looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
+    assert all(isinstance(look, list) for look in looks)
+    refused = inspect("--watch", "0")
+    assert refused.returncode == 2
+    assert "'0' is not a number of seconds from 0.1 to 86400" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [
