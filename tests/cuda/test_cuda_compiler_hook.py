@@ -1,4 +1,4 @@
-"""XLA's compiler for GPUs turns the collectives that it inserts into calls of ours.
+"""XLA's compiler for GPUs turns the collectives that it inserts into calls of ours."""
 
 import json
 
