@@ -206,7 +206,7 @@ def test_text() -> None:
         ("fat_tree:64,ports=8", "fat_tree has no option 'ports'; it has radix, oversubscription"),
         ("switch:8,bandwidth=fast", "'fast' is not a rate; write 400Gb/s"),
         ("switch:8,latency=1furlong", "'1furlong' is not a time"),
-        ("switch:many", "size='many' is not a number"),
+        ("switch:many", "size='many' is not a whole number"),
         ("switch:0", "hosts is 0, but must be at least 1"),
         ("leaf_spine:64,oversubscription=3", "cannot be oversubscribed 3:1"),
         ("dragonfly:99", "4 routers with 2 global links each join 9 groups, not 99"),
