@@ -92,6 +92,6 @@ def run(program: str, topology: str = "1x1x2", flags: str = "", **variables: str
 
 
 def thunks(folder: Path, program: str) -> list[str]:
-    """What XLA will do when a program runs, one line each, from what it was told to dump."""
+    """The steps of a compiled program, one line each, from what XLA was told to dump."""
     (dump,) = folder.glob(f"*{program}*thunk_sequence_after_thunk_passes.txt")
     return dump.read_text().splitlines()

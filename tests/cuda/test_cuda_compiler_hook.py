@@ -1,4 +1,4 @@
-"""What XLA inserts into programs for GPUs becomes calls of ours, as its compiler for GPUs tells."""
+"""Collectives that XLA inserts into programs for GPUs become calls of ours, as its compiler tells."""
 
 import json
 
@@ -73,7 +73,7 @@ print(jaxcoll.install_report(inserted))
 """
 
 
-def test_what_xla_inserts_becomes_the_call_that_jaxcoll_lowers_to():
+def test_an_inserted_collective_becomes_the_call_that_jaxcoll_lowers_to():
     output = run(HOOKED + ALIKE, topology="1x1x4")
     lines = output.splitlines()
     inserted, called = (line for line in lines if line.startswith("CALL "))
@@ -188,7 +188,7 @@ print("STARTS", text.count(" call-start("), "DONES", text.count(" call-done("))
 
 
 @pytest.mark.parametrize("on", ["0", "1"])
-def test_what_a_program_starts_goes_on_the_stream_without_install(on):
+def test_a_collective_that_a_program_starts_goes_on_the_stream_without_install(on):
     output = run(HOOKED + STARTED, "1x1x4", JAXCOLL_CUDA_STREAM=on)
     assert f"STARTS {on} DONES {on}" in output, output
 
