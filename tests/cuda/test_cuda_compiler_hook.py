@@ -1,4 +1,4 @@
-"""Collectives that XLA inserts into programs for GPUs become calls of ours, as its compiler tells."""
+"""Collectives that XLA inserts into programs for GPUs become our calls, as its compiler tells."""
 
 import json
 
