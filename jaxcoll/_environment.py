@@ -145,6 +145,15 @@ def _log_file(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    _text_of_at_most(4096)(text)
+    if not os.path.isdir(text):
+        raise SettingError("it is no folder")
+    if not os.access(text, os.W_OK | os.X_OK):
+        raise SettingError(os.strerror(errno.EACCES))
+    return text
+
+
 def _socket_name() -> str:
     try:
         return socket.gethostname()
@@ -176,6 +185,14 @@ VARIABLES = (
         meaning="where the log is appended to, instead of stderr",
         parse=_log_file,
         engine="log_file",
+    ),
+    Variable(
+        "JAXCOLL_DUMP_DIR",
+        default="none",
+        takes="a folder that is there and can be written to",
+        meaning="where a process of a job writes what it was doing when a collective failed or an "
+        "exception ended it, and what the cause was: `jaxcoll inspect DIR` reads it",
+        parse=_folder,
     ),
     Variable(
         "JAXCOLL_INSTALL",

@@ -61,6 +61,11 @@ class FileError(JaxcollError, OSError):
     """A file that cannot be read or written; names it and says why."""
 
 
+class SnapshotError(JaxcollError, ValueError):
+    """A snapshot of a process that cannot be had or read; says of which process, or file, and
+    why."""
+
+
 class LinkError(SetupError):
     """Why two processes cannot be linked, in words for the user."""
 

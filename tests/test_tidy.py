@@ -425,6 +425,7 @@ def test_import_sets_the_process_up_and_leaves_what_it_can_for_later() -> None:
 COMMANDS_WITHOUT_JAX = [
     ["--help"],
     ["--version"],
+    ["inspect", "--help"],
     ["launch", "-n", "1", "--", "true"],
     ["schedule", "show", "--collective", "broadcast", "--world-size", "2"],
     ["simulate", "--topology", "switch:4", "--bytes", "1K", "--quiet"],

@@ -167,11 +167,13 @@ void BindComm(nb::module_& m) {
       "This process's calls with others, for people; empty before comm_start.");
   m.def(
       "comm_stop",
-      [] {
-        if (Reactor* const reactor = Reactor::Get()) reactor->Stop();
+      [](const std::string& words) {
+        if (Reactor* const reactor = Reactor::Get()) reactor->Stop(words);
       },
-      nb::call_guard<nb::gil_scoped_release>(),
-      "Fails what is pending, sends what is queued (3 s at most) and ends the thread.");
+      nb::call_guard<nb::gil_scoped_release>(), nb::arg("words") = "",
+      "Fails what is pending, sends what is queued (3 s at most) and ends the thread. `words` "
+      "tell\n"
+      "the peers how it came to that, e.g. \"has raised ValueError\".");
   m.attr("comm_window_bytes") = kWindowBytes;
 }
 

@@ -11,6 +11,7 @@ NB_MODULE(_jaxcoll, m) {
   jaxcoll::BindEngine(m);
   jaxcoll::BindLog(m);
   jaxcoll::BindComm(m);
+  jaxcoll::BindSnapshot(m);
   jaxcoll::BindSim(m);
   jaxcoll::BindCuda(m);
   jaxcoll::BindRdma(m);

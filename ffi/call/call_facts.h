@@ -2,6 +2,7 @@
 // how these differ.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ struct CallFacts {
   std::vector<Part> parts;
   std::string operands;     // "float32[1000]": what follows "the same of" in a message
   std::string program;      // its fingerprint
+  int64_t bytes = 0;        // of one rank's operands
   std::string instruction;  // equal on every process, whatever shapes the instruction runs with
   // Whether the program has several devices of this process. JAX runs such programs one after the
   // other, so while a call of one waits no call of another can begin.

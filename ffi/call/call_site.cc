@@ -403,6 +403,24 @@ std::vector<std::string> CallSite::DescribePending() {
   return lines;
 }
 
+void CallSite::AddHalfMade(std::vector<HalfMadeCall>& calls) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [key, line] : lines_) {
+    for (const std::unique_ptr<Meeting>& meeting : line.meetings) {
+      if (meeting->failure != nullptr) continue;
+      HalfMadeCall& call = calls.emplace_back();
+      call.description = core_.Describe();
+      call.program = spec_.program;
+      call.since_s = SecondsBetween(meeting->first_arrival, Clock::now());
+      for (const int32_t rank : members_[key.second].ranks) {
+        (meeting->arrived[rank] ? call.arrived : call.missing)
+            .push_back("rank " + std::to_string(rank) + " (" +
+                       groups_.Describe(groups_.LogicalId({key.second, rank})) + ")");
+      }
+    }
+  }
+}
+
 void CallSite::PutOffDeadlines(Clock::time_point now, Clock::duration stopped) {
   std::lock_guard lock(mutex_);
   for (auto& [key, line] : lines_) {
@@ -517,6 +535,11 @@ std::string DumpEngine() {
       " calls have ended, " + std::to_string(pending.size()) + " wait for devices\n";
   for (const std::string& line : pending) text += "  pending: " + line + '\n';
   return text + FlightRecorder::Get().Lines(FlightRecorder::Clock::now());
+}
+
+EngineSnapshot TakeEngineSnapshot() {
+  return {FlightRecorder::Get().count(), Watchdog::Get().HalfMadeCalls(),
+          FlightRecorder::Get().Newest(kEndedCallsShown)};
 }
 
 EngineInfo GetEngineInfo() {

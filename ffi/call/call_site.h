@@ -31,6 +31,7 @@
 
 #include "call/call_core.h"
 #include "call/interprocess.h"
+#include "call/snapshot.h"
 #include "engine/completion.h"
 #include "engine/memory/local_plan.h"
 #include "engine/worker_pool.h"
@@ -81,6 +82,8 @@ class CallSite {
   void DescribeWaiting(WaitingTable& table);
   // A line for each call that some of this process's ranks have not made, for the flight recorder.
   std::vector<std::string> DescribePending();
+  // The same as facts.
+  void AddHalfMade(std::vector<HalfMadeCall>& calls);
   // The process did not run for so long: nobody waited for it.
   void PutOffDeadlines(Clock::time_point now, Clock::duration stopped);
   void FailOverdue(Clock::time_point now, const WaitingTable& waiting);

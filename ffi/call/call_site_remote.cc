@@ -109,16 +109,17 @@ CallFacts CallSite::FactsOf(int32_t group) const {
     for (const int64_t number : numbers) text += (text.empty() ? "" : ",") + std::to_string(number);
     return text;
   };
+  CallFacts facts;
   std::string dtypes, shapes;
   std::vector<int64_t> devices;
   for (const CallShape::Array& array : core_.shape().inputs) {
     if (dtypes.empty()) dtypes = Name(array.dtype);
+    facts.bytes += array.elements() * ItemBytes(array.dtype);
     shapes += (shapes.empty() ? "[" : " [") + list(array.dimensions) + ']';
   }
   for (int32_t rank = 0; rank < spec_.group_size; ++rank) {
     devices.push_back(groups_.DeviceId({group, rank}));
   }
-  CallFacts facts;
   facts.parts = {{"collectives", spec_.collective},
                  {"reduce ops", spec_.reduce_op},
                  {"dtypes", dtypes},

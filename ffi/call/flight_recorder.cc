@@ -35,6 +35,16 @@ std::string FlightRecorder::Lines(Clock::time_point now) {
   return text;
 }
 
+std::vector<FlightRecorder::Record> FlightRecorder::Newest(size_t most) {
+  std::lock_guard lock(mutex_);
+  std::vector<Record> records;
+  most = std::min<size_t>({most, static_cast<size_t>(count_), records_.size()});
+  for (size_t i = 0; i < most; ++i) {
+    records.push_back(records_[(count_ - 1 - i) % records_.size()]);
+  }
+  return records;
+}
+
 uint64_t FlightRecorder::count() {
   std::lock_guard lock(mutex_);
   return count_;

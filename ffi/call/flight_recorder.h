@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 
@@ -32,6 +33,7 @@ class FlightRecorder {
   void Add(Record record);
   // The newest first, one line each.
   std::string Lines(Clock::time_point now);
+  std::vector<Record> Newest(size_t most);  // the newest first
   uint64_t count();  // of all calls that have ended
   std::optional<Record> last();
 

@@ -64,6 +64,13 @@ std::vector<std::string> Watchdog::DescribePending() {
   return lines;
 }
 
+std::vector<HalfMadeCall> Watchdog::HalfMadeCalls() {
+  std::lock_guard lock(mutex_);
+  std::vector<HalfMadeCall> calls;
+  for (CallSite* site : sites_) site->AddHalfMade(calls);
+  return calls;
+}
+
 void Watchdog::Tick() {
   const CallSite::Clock::time_point now = CallSite::Clock::now();
   std::lock_guard lock(mutex_);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/stopped_time.h"
+#include "call/snapshot.h"
 
 namespace jaxcoll {
 
@@ -23,6 +24,7 @@ class Watchdog {
   void Remove(CallSite* site);  // waits for a tick that looks at it
   int call_site_count();
   std::vector<std::string> DescribePending();
+  std::vector<HalfMadeCall> HalfMadeCalls();
 
   // Fails all pending calls; from then on closing() is true and calls fail on arrival.
   void Close();

@@ -88,6 +88,7 @@ class Peer {
   // The last comparison of a program of its with one of ours.
   std::optional<Comparison> comparison;
   std::chrono::steady_clock::time_point compared_at;
+  bool wants_place = false;  // it has asked; see Reactor::SetPlace
   // When it was asked first since it last said anything.
   std::chrono::steady_clock::time_point silent_since;
   std::chrono::steady_clock::time_point answered_at;

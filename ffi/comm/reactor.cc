@@ -329,7 +329,7 @@ void Reactor::CancelCalls() {
   }
 }
 
-void Reactor::Stop() {
+void Reactor::Stop(const std::string& words) {
   // Messages that kernels have handed over are sent; a kernel that still waits for others is not
   // waited for.
   const auto drained = Clock::now() + duration<double>(std::min(seams_.timeout_s, kDrainS));
@@ -347,12 +347,16 @@ void Reactor::Stop() {
     for (const uint64_t id : pending) {
       Poison(id, RanksOf(communicators_.at(id), process_) + " (process " +
                      std::to_string(process_) + ")" +
-                     (Interruption::Get().count() > 0 ? " was interrupted (Ctrl-C) and" : "") +
+                     (Interruption::Get().count() > 0 ? " was interrupted (Ctrl-C) and"
+                      : words.empty()                 ? ""
+                                                      : " " + words + " and") +
                      " is shutting down");
     }
     CancelCalls();
     for (const auto& [process, peer] : peers_) {
-      if (peer->link() != nullptr) peer->Tell("bye");
+      if (peer->link() == nullptr) continue;
+      if (!words.empty()) peer->Tell("end " + words + " and has ended");
+      peer->Tell("bye");
     }
   }
   Ring();

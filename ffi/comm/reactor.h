@@ -42,6 +42,7 @@
 #include "call/flight_recorder.h"
 #include "call/guest.h"
 #include "call/interprocess.h"
+#include "call/snapshot.h"
 #include "comm/difference.h"
 #include "comm/listing.h"
 #include "comm/notice.h"
@@ -117,8 +118,17 @@ class Reactor final {
 
   // This process's recent calls and its peers' states, for people.
   std::string Dump();
+  ReactorSnapshot TakeSnapshot();
+  // The lines of a program that AddListing has brought; empty where it is unknown.
+  std::vector<std::string> LinesOf(const std::string& program);
+  // From now on `fd`, an eventfd, is written to when calls have failed, and when a peer that waits
+  // asks what this process is doing. The answer may have what SetPlace says, e.g. "it is in Python
+  // at train.py:31": Python alone can tell, and the reactor must not wait for it.
+  void SetWatcher(int fd) { watcher_.store(fd, std::memory_order_release); }
+  void SetPlace(std::string place);
   // Fails what is pending, sends what is queued (a little while) and ends the thread.
-  void Stop();
+  // `words`: how it came to that, e.g. "has raised ValueError"; may be empty.
+  void Stop(const std::string& words = "");
 
   class Group;
 
@@ -256,7 +266,10 @@ class Reactor final {
   void Submit(Submission submission);
   void Fail(const Group& group, const Status& status);
 
+  void RingWatcher();
+
   // All below: mutex_ held.
+  PendingCall Describe(const Call& call);
   bool DrainInbox();
   CallId Begin(Submission submission);
   bool MayLend(Group& group, size_t completions);
@@ -345,7 +358,11 @@ class Reactor final {
   bool armed_ = false;  // links may wake the thread
   Clock::time_point checked_at_;
   StoppedTime stopped_time_;
-  bool some_left_ = false;  // some peer has left in good order
+  bool some_left_ = false;          // some peer has left in good order
+  std::deque<FailedCalls> failed_;  // the last ones
+  std::string place_;               // see SetPlace
+  Clock::time_point placed_at_;
+  std::atomic<int> watcher_{-1};
   Guest* guest_ = nullptr;
   GuestCarrier guest_carrier_{*this};
   ForCallSites for_call_sites_{*this};

@@ -121,6 +121,8 @@ void Reactor::Incoming::OnTold(int process, std::string_view message) {
     if (now - peer_.answered_at < kAnswerEvery) return;
     peer_.answered_at = now;
     peer_.Tell("state " + reactor_.State() + reactor_.CallsWaitingFor(process));
+    peer_.wants_place = true;
+    reactor_.RingWatcher();
   } else if (message.starts_with("state ")) {
     const size_t end = message.find('\n');
     peer_.last_state = Printable(message.substr(6, end == message.npos ? end : end - 6));

@@ -17,6 +17,7 @@ constexpr double kProbeEveryS = 5;
 // A call that waits this long looks whether the peers that it waits for wait in another one.
 constexpr double kCompareAfterS = 0.3;
 constexpr char kSameOrder[] = ". All processes must launch the same programs in the same order";
+constexpr size_t kFailuresKept = 16;
 constexpr double kAnswerWithinS = 1;  // who takes longer is said not to answer
 
 // Tells calls with equal descriptions apart, on every process alike.
@@ -60,9 +61,15 @@ void Reactor::Poison(uint64_t id, const std::string& cause, int told_by) {
     peer.Tell((text + cause).substr(0, kMaxTextBytes));
   }
   std::vector<CallId> failed;
+  FailedCalls record{id, cause, seams_.now(), {}};
   for (const auto& [call_id, call] : calls_) {
-    if (call->group->communicator == id) failed.push_back(call_id);
+    if (call->group->communicator != id) continue;
+    failed.push_back(call_id);
+    record.calls.push_back(Describe(*call));
   }
+  failed_.push_back(std::move(record));
+  if (failed_.size() > kFailuresKept) failed_.pop_front();
+  RingWatcher();
   for (const CallId& call_id : failed) {
     const auto call = calls_.find(call_id);
     const std::string& description = *call->second->group->description;
@@ -95,7 +102,7 @@ void Reactor::PeerDown(Peer& peer, const std::string& reason) {
 // finish: its messages have come. Only a call that waits for it fails, see CheckDeadlines.
 void Reactor::PeerLeft(Peer& peer) {
   std::string reason = "process " + std::to_string(peer.process()) + " (" + peer.description() +
-                       ") has ended, or has shut down jaxcoll";
+                       ") " + (peer.end.empty() ? "has ended, or has shut down jaxcoll" : peer.end);
   if (const uint64_t missing = peer.link()->missing_puts(); missing > 0) {
     reason += "; " + std::to_string(missing) + " of the messages that it had sent did not come";
   }
@@ -125,10 +132,13 @@ std::string Reactor::State() {
   if (count > 8) text += "; and in " + std::to_string(count - 8) + " more";
   if (text.empty()) {
     text = "is in no collective";
-    if (const std::optional<FlightRecorder::Record> last = recorder_.last()) {
+    const std::optional<FlightRecorder::Record> last = recorder_.last();
+    if (last) {
       text += "; its last one, " + *last->description + ", ended " +
               Seconds(SecondsSince(last->ended)) + " ago";
     }
+    // It is there still, for all that is known, unless it has made a call since.
+    if (!place_.empty() && (!last || last->ended < placed_at_)) text += "; " + place_;
   }
   return text;
 }

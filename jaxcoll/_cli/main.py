@@ -13,6 +13,7 @@ from jaxcoll._errors import JaxcollError, SettingError
 # The commands, and what each does. Each is a module beside this one, imported when it is called.
 _COMMANDS = {
     "launch": "start the processes of a job on this machine",
+    "inspect": "say what a job waits for, and which rank is at fault",
     "info": "print versions, devices, and what this build can do",
     "verify": "prove that schedules are right",
     "schedule": "print, export and import schedules",

@@ -128,6 +128,7 @@ def start(mesh: Mesh | AbstractMesh) -> None:
     """
     _environment.values()  # a program may have changed them since the import
     native.log_process(jax.process_index(), jax.process_count())
+    presence.watch()
     if jax.process_count() == 1:
         return
     if isinstance(mesh, AbstractMesh):

@@ -20,8 +20,9 @@ import jax
 from jaxcoll import _environment
 from jaxcoll._errors import LinkError
 from jaxcoll._jax import compat
-from jaxcoll._job import host
+from jaxcoll._job import host, own_snapshot
 from jaxcoll._job.bootstrap import Bootstrap
+from jaxcoll._job.inspection import Inspection
 from jaxcoll._native import native
 
 _PUBLISH_S = 2.0  # for the store to answer; it takes milliseconds
@@ -30,6 +31,7 @@ _log = logging.getLogger("jaxcoll.bootstrap")
 
 _starting = threading.Lock()
 _bootstrap: Bootstrap | None = None  # guarded by _starting
+_inspection: Inspection | None = None  # guarded by _starting
 _failure = ""  # why the engine cannot be started; guarded by _starting
 
 
@@ -51,6 +53,7 @@ def announce() -> None:
     try:
         with _starting:
             bootstrap = _announced()
+            _watched()
         bootstrap.wait_until_published(_PUBLISH_S)
     except LinkError as error:
         _log.info("%s", error)
@@ -68,6 +71,29 @@ def _announced() -> Bootstrap:
             for way in ways():
                 _log.info("%s", way)
     return _bootstrap
+
+
+def watch() -> None:
+    """From now on `jaxcoll inspect` can ask this process what it is doing."""
+    with _starting:
+        _watched()
+
+
+def _watched() -> Inspection:
+    global _inspection
+    if _inspection is None:
+        job = compat.distributed_store()
+        store, index, count = (None, 0, 1) if job is None or job[2] == 1 else job
+        _inspection = Inspection(index, count, store)
+        os.register_at_fork(after_in_child=_inspection.forget)
+        _inspection.start()
+        _at_exit(_end_inspection)
+    return _inspection
+
+
+def _end_inspection() -> None:
+    assert _inspection is not None
+    _inspection.close(_end_words() or "has ended")
 
 
 def ways() -> Iterator[str]:
@@ -134,13 +160,26 @@ def _start_engine_once() -> None:
     # Last registered, first called: jax.distributed.initialize has registered a shutdown that waits
     # for the back end, which waits for our calls.
     _at_exit(native.shutdown)
-    _at_exit(native.comm_stop)
+    _at_exit(lambda: native.comm_stop(_end_words()))
     _at_exit(_close)
+    inspection = _watched()
+    inspection.watch_engine()
+    _at_exit(_end_inspection)  # before the links end
 
 
 def _close() -> None:
     assert _bootstrap is not None
-    _bootstrap.close("was interrupted (Ctrl-C) and has ended" if native.interrupts() else "")
+    words = _end_words()
+    _bootstrap.close(f"{words} and has ended" if words else "")
+
+
+def _end_words() -> str:
+    """How it came to the end of this process, if not in good order."""
+    if native.interrupts():
+        return "was interrupted (Ctrl-C)"
+    error = own_snapshot.exception()
+    # After a failure the exception is the failure's, which the others know.
+    return f"has raised {error}" if error and not own_snapshot.has_failed() else ""
 
 
 def refuse(reason: str) -> None:

@@ -1,0 +1,97 @@
+"""The snapshot of this process: what its engines hold already, and where its Python is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from typing import Any
+
+import jaxcoll
+from jaxcoll._job import host, stacks
+from jaxcoll._job.snapshot import Call, Ended, Failed, HalfMade, Peer, Snapshot, read
+from jaxcoll._native import native
+
+_LAST_SHOWN = 16
+_LINES_SHOWN = 3
+# The names that lax's primitives have in a program that `install()` serves.
+_OF_LAX = {
+    "all_reduce": ("psum", "pmax", "pmin"),
+    "reduce_scatter": ("reduce_scatter",),
+    "all_gather": ("all_gather",),
+    "all_to_all": ("all_to_all",),
+    "ragged_all_to_all": ("ragged_all_to_all",),
+    "permute": ("jaxcoll_ppermute", "ppermute"),
+}
+
+
+def take(job: str, process: int, processes: int, left: str = "") -> Snapshot:
+    """Reads what is there; nothing waits for anything but the engine's lock.
+
+    Args:
+      job: its name, equal on all processes.
+      left: how this process ends, if it does.
+    """
+    between: dict[str, Any] = native.comm_snapshot() or {}
+    within: dict[str, Any] = native.engine_snapshot()
+    last = [read(Ended, e) for e in [*between.get("last", ()), *within["last"]]]
+    modules = sys.modules
+    return Snapshot(
+        job=job,
+        process=process,
+        processes=processes,
+        pid=os.getpid(),
+        host=host.hostname(),
+        version=jaxcoll.__version__,
+        jax=getattr(modules.get("jax"), "__version__", ""),
+        python=platform.python_version(),
+        command=" ".join(sys.argv)[:500],
+        taken_at=time.time(),
+        exception=exception(),
+        left=left,
+        ended=between.get("ended", 0) + within["ended"],
+        pending=tuple(_call(c) for c in between.get("pending", ())),
+        half_made=tuple(read(HalfMade, c) for c in within["pending"]),
+        last=tuple(sorted(last, key=lambda e: e.ended_s)[:_LAST_SHOWN]),
+        next_numbers=between.get("next_numbers", {}),
+        failed=tuple(
+            Failed(f["communicator"], f["cause"], f["failed_s"], tuple(map(_call, f["pending"])))
+            for f in between.get("failed", ())
+        ),
+        peers=tuple(read(Peer, p) for p in between.get("peers", ())),
+        threads=stacks.threads(),
+    )
+
+
+def exception() -> str:
+    """The error that has ended the main program, and where it was raised; "" if there is none."""
+    if hasattr(sys, "ps1"):  # an interactive session goes on after an error
+        return ""
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return "" if error is None else stacks.raised(error)
+
+
+def has_failed() -> bool:
+    """Whether a communicator has failed."""
+    return bool((native.comm_snapshot() or {}).get("failed"))
+
+
+def _call(facts: dict[str, Any]) -> Call:
+    return read(Call, facts | {"line": _line(facts)})
+
+
+def _line(facts: dict[str, Any]) -> str:
+    """Where the program makes the call, "train.py:12 (step)"; several places if it may be any."""
+    parts = facts["parts"]
+    collective = parts.get("collectives", "")
+    names = (f"jaxcoll_{collective}", *_OF_LAX.get(collective, ()))
+    lines = [
+        line
+        for line in native.comm_lines(facts["program"])
+        if line.strip().startswith(names) and not line.endswith(" @ ")
+    ]
+    for part in (parts.get("shapes", ""), f"op='{parts.get('reduce ops', '')}'"):
+        lines = [line for line in lines if part in line] or lines
+    places = list(dict.fromkeys(line.rpartition(" @ ")[2] for line in lines))
+    return " or ".join(places[:_LINES_SHOWN])

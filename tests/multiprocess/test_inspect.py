@@ -1,0 +1,279 @@
+"""`jaxcoll inspect` on jobs that hang, and on what they leave behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import ROOT, Job
+
+COMMON = """
+from spmd import *
+import jaxcoll
+
+mesh = make_mesh((jax.device_count(),))
+x = place(mesh, small_integers((mesh.size, 8)))
+
+def step(x):
+    return jaxcoll.psum(x, "x")
+
+f = per_device(mesh, step)
+
+def told(f, *operands):
+    try:
+        jax.block_until_ready(f(*operands))
+        print("value")
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        sys.stdout.write(f"error {error}\\n")
+
+told(f, x)
+finished("the first call")
+"""
+LATE = (
+    COMMON
+    + """
+def load():
+    time.sleep(1000)
+
+if rank == 1:
+    print("loading")
+    load()
+told(f, x)
+print("has waited")
+sys.stdin.read()
+"""
+)
+# While a call in C keeps the interpreter's lock, no Python thread of the process runs.
+HOLDS_THE_LOCK = (
+    COMMON
+    + """
+import ctypes
+if rank == 1:
+    print("loading")
+    ctypes.PyDLL(None).sleep(1000)
+told(f, x)
+"""
+)
+# Processes 0 and 1 make the calls of two communicators in opposite order.
+OPPOSITE = (
+    COMMON
+    + """
+grid = make_mesh((2, 2))
+devices = grid.devices
+pairs = [Mesh(devices[0], "p"), Mesh(devices[0][::-1], "q")]
+operands = [place(pair, small_integers((2, 8))) for pair in pairs] if rank < 2 else []
+calls = [
+    per_device(pair, lambda x, axis=axis: jaxcoll.psum(x, axis))
+    for pair, axis in zip(pairs, "pq")
+]
+compiled = [f.lower(x).compile() for f, x in zip(calls, operands)]
+finished("compiled")
+if rank < 2:
+    for i in [(0, 1), (1, 0)][rank]:
+        told(compiled[i], operands[i])
+else:
+    time.sleep(1000)
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for the sockets; pytest's own is too long for a socket's path."""
+    with tempfile.TemporaryDirectory(prefix="inspect-", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+def inspect(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jaxcoll", "inspect", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def look_until(job: Job, rank: int, good: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The verdict on a job as soon as it is `good`."""
+    while True:
+        finished = inspect(job.ranks[rank].pid, "--json")
+        if finished.returncode == 2:
+            job.fail(finished.stderr)
+        (verdict,) = json.loads(finished.stdout)
+        if good(verdict):
+            return dict(verdict)
+        if time.monotonic() > job.end or job.ranks[rank].code is not None:
+            job.fail(finished.stdout)
+
+
+def found(job: Job, kind: str) -> dict[str, Any]:
+    return look_until(job, 0, lambda verdict: verdict["kind"] == kind)
+
+
+def line_of(script: str, text: str) -> int:
+    """The line of a script in which a text stands first."""
+    return script[: script.index(text)].count("\n") + 1
+
+
+def test_a_late_rank_is_named_with_its_line() -> None:
+    with Job(LATE, processes=3) as job:
+        job.wait_for(1, "loading")
+        verdict = found(job, "late")
+        pid = job.ranks[1].pid
+        assert verdict["culprits"] == [1]
+        words = (
+            rf"rank 1 \(process 1 on \S+, pid {pid}\) has not called all_reduce\(sum\) of "
+            r"float32\[8\] over axis 'x' \(3 ranks\) at <string>:\d+ \(step\), for which two "
+            r"processes have waited \S+ s; it is in Python at <string>:\d+ \(load\)"
+        )
+        assert re.fullmatch(words, verdict["sentence"]), verdict["sentence"]
+        (late,) = [s for s in verdict["snapshots"] if s["process"] == 1]
+        place = int(re.search(r":(\d+) \(load\)", verdict["sentence"])[1])  # type: ignore[index]
+        assert any(re.search(rf":{place} \(load\)", f) for f in late["threads"][0]["frames"])
+        text = inspect(job.ranks[2].pid)
+        assert text.returncode == 1, text.stderr
+        assert verdict["sentence"].partition(", for which")[0] in text.stdout
+        # Without a process id it finds the same job, and no other.
+        everything = inspect()
+        assert everything.stdout.count("process 1, Python thread MainThread") == 1
+
+
+def test_a_stopped_process_is_named() -> None:
+    with Job(LATE, processes=2) as job:
+        job.wait_for(1, "loading")
+        job.send(1, signal.SIGSTOP)
+        verdict = found(job, "stopped")
+        assert verdict["culprits"] == [1]
+        assert f"pid {job.ranks[1].pid}) is stopped (state T" in verdict["sentence"]
+
+
+def test_a_killed_process_is_named() -> None:
+    with Job(LATE, processes=3, survives=True) as job:
+        job.wait_for(1, "loading")
+        found(job, "late")
+        job.send(1, signal.SIGKILL)
+        verdict = found(job, "dead")
+        assert verdict["culprits"] == [1]
+        assert f"pid {job.ranks[1].pid}" in verdict["sentence"]
+
+
+def test_a_process_that_holds_the_interpreters_lock_is_named() -> None:
+    with Job(HOLDS_THE_LOCK, processes=2) as job:
+        job.wait_for(1, "loading")
+        verdict = found(job, "silent")
+        assert verdict["culprits"] == [1]
+        assert "no answer within 2 s; state S" in verdict["sentence"]
+
+
+def test_two_communicators_in_opposite_order_are_a_deadlock() -> None:
+    with Job(OPPOSITE, processes=4) as job:
+        job.wait_for(0, "finished compiled")
+        verdict = found(job, "deadlock")
+        assert verdict["culprits"] == [0, 1]
+        assert "axis 'p'" in verdict["sentence"]
+        assert "axis 'q'" in verdict["sentence"]
+
+
+def test_a_finished_job_leaves_nothing_to_inspect(runtime_dir: Path) -> None:
+    with Job(COMMON + "print(jaxcoll)\n", processes=2) as job:
+        job.finish()
+        pid = job.ranks[0].pid
+    gone = inspect(pid)
+    assert (gone.returncode, gone.stderr.splitlines()[-1]) == (
+        2,
+        f"jaxcoll inspect: error: there is no process {pid}",
+    )
+    assert list((runtime_dir / "jaxcoll").iterdir()) == []
+    assert f" {pid} " not in inspect().stdout
+
+
+def test_dumps_of_a_timeout_have_the_verdict_of_the_living_job(tmp_path: Path) -> None:
+    environment = {"JAXCOLL_TIMEOUT_S": "4", "JAXCOLL_DUMP_DIR": str(tmp_path)}
+    with Job(LATE, processes=3, environment=environment, survives=True) as job:
+        for rank in (0, 2):
+            job.wait_for(rank, "has waited")
+            # The error of every rank says where the late one is.
+            error = job.text(rank).partition("error ")[2]
+            assert re.search(r"rank 1 .*it is in Python at <string>:\d+ \(load\)", error), error
+        for rank in range(3):
+            job.wait_for(rank, "`jaxcoll inspect ")
+        (verdict,) = tmp_path.glob("jaxcoll-*.verdict")
+        told = verdict.read_text().splitlines()[0]
+    words = r"rank 1 .* has not called all_reduce.*; it is in Python at <string>:\d+ \(load\)"
+    assert re.fullmatch(words, told), told
+    dead = inspect(tmp_path)
+    assert dead.returncode == 1, dead.stderr
+    assert told in dead.stdout
+    assert "note:" not in dead.stdout
+    one, two, _ = sorted(tmp_path.glob("jaxcoll-*.json"))
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:1000])
+    rest = inspect(tmp_path)
+    assert f"note: {two.name} cannot be used: it is cut off" in rest.stdout
+    assert "there is no snapshot of process 0" in rest.stdout
+
+
+def test_an_exception_is_told_to_those_that_wait(tmp_path: Path) -> None:
+    script = COMMON + (
+        "def load():\n    raise KeyError('batch')\nif rank == 1:\n    load()\ntold(f, x)\n"
+        "print('has waited')\n"
+    )
+    environment = {"JAXCOLL_DUMP_DIR": str(tmp_path)}
+    with Job(script, processes=2, environment=environment, survives=True) as job:
+        job.wait_for(0, "has waited")
+        words = r"error .*has raised KeyError: 'batch' at <string>:\d+ \(load\)"
+        assert re.search(words, job.text(0)), job.text(0)
+        job.finish(exit_codes={1: 1})
+    dead = json.loads(inspect(tmp_path, "--json").stdout)[0]
+    assert (dead["kind"], dead["culprits"]) == ("exception", [1]), dead["sentence"]
+
+
+def test_watch_looks_again_until_ctrl_c() -> None:
+    command = [sys.executable, "-m", "jaxcoll", "inspect", "--watch", "0.1", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
+        assert watching.stdout is not None
+        looks = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
+    assert all(isinstance(look, list) for look in looks)
+    refused = inspect("--watch", "0")
+    assert refused.returncode == 2
+    assert "'0' is no number of seconds from 0.1 to 86400" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (lambda _: os.getpid(), r"process \d+ is no process of a jaxcoll job: "),
+        (lambda _: 4194305, "there is no process 4194305"),
+        (lambda folder: folder, r" holds no dumps \(jaxcoll-\*\.json\)"),
+        (lambda folder: folder / "none", "is neither a process id nor a folder"),
+    ],
+    ids=["another process", "no process", "no dumps", "no folder"],
+)
+def test_a_target_that_cannot_be_inspected_is_refused_in_one_line(
+    tmp_path: Path, target: Callable[[Path], object], words: str
+) -> None:
+    finished = inspect(target(tmp_path))
+    assert finished.returncode == 2
+    assert re.search(words, finished.stderr.splitlines()[-1]), finished.stderr
+    assert finished.stdout == ""
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_a_process_of_another_user_is_refused() -> None:
+    with subprocess.Popen(["sleep", "100"], user=65534) as other:
+        try:
+            finished = inspect(other.pid)
+        finally:
+            other.kill()
+    assert finished.returncode == 2
+    assert "and only its own user can inspect it" in finished.stderr
