@@ -484,7 +484,7 @@ def register_module_transformation(name: str, transform: Callable[[bytes], bytes
     _xla.register_xla_transform(name, 0, transform)  # 0: before the scheduler
 
 
-_gpu_hook = "JAX has made no GPU's client in this process"  # why there is none
+_gpu_hook = "JAX has made no client for GPUs in this process"  # why there is none
 
 
 def gpu_hook_trouble() -> str:

@@ -244,5 +244,5 @@ print("EQUAL")
 
 @pytest.mark.skipif(bool(compat.hook_trouble()), reason=compat.hook_trouble())
 @pytest.mark.parametrize("stream", ["0", "1"])
-def test_collectives_that_xla_inserts_between_processes(stream):
+def test_inserted_collectives_between_processes(stream):
     assert all("EQUAL" in out for out in run(INSERTED, 2, JAXCOLL_CUDA_STREAM=stream))
