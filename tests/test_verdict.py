@@ -413,6 +413,7 @@ CASES = [
     *(
         late,
         late_for_one_that_has_just_come,
+        busy_elsewhere,
         late_in_a_ring,
         waits_for_another_result,
         dead,
