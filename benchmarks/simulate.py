@@ -1,6 +1,6 @@
 """How fast the simulator is: rows with the floors set for them, and how its cost grows.
 
-    python -m benchmarks.simulate            # about 3 minutes on two idle cores
+    python -m benchmarks.simulate            # about 20 minutes on two idle cores
     python -m benchmarks.simulate --quick    # about 10 seconds: smaller worlds, no growth
 
 Every row has a process of its own, so that its peak memory is its own, and includes all that a user
@@ -36,7 +36,7 @@ from benchmarks.compare import default_json
 from jaxcoll import _files
 from jaxcoll.schedule import ScheduleSpec
 from jaxcoll.simulate import Model, Stragglers, pack, run
-from jaxcoll.topology import Topology, fat_tree, rail_optimised
+from jaxcoll.topology import Topology, fat_tree, multi_plane, rail_optimised, switch
 
 GIB = 1 << 30
 # A message: 1 us of its sender's port, 1 us on its way; a rank reduces 200 GB/s.
@@ -78,6 +78,12 @@ ROWS: Final = (
     Row("ring all_reduce, 1024 ranks", 5, Work("ring", 1024)),
     Row("hierarchical all_reduce, 2048 nodes of 8 ranks", 30, Work("hierarchical", 16384), 4 * GIB),
     Row("the same ring, 1 % compute jitter", 60, Work("ring", 1024, jitter=0.01)),
+    Row("hierarchical all_reduce, 8192 nodes of 8 ranks", 40, Work("hierarchical", 65536), 2 * GIB),
+    Row("the same, 131072 ranks, 8 planes", 90, Work("planes", 131072), 4 * GIB),
+    Row("the same, 131072 ranks on one switch", 90, Work("one switch", 131072), 4 * GIB),
+    Row("all_to_all, direct, 512 ranks on rails", 3, Work("all_to_all", 512)),
+    Row("all_to_all, by nodes, 4096 ranks on rails", 20, Work("all_to_all by nodes", 4096)),
+    Row("8 planes of 65536 hosts, built; one message", 3, Work("one message", 65536)),
 )
 
 
@@ -108,7 +114,7 @@ SERIES: Final = (
 
 def three_tiers(hosts: int) -> Topology:
     """The smallest full fat-tree of 16-port switches, or of 32 ports above 1024 hosts."""
-    return fat_tree(hosts, radix=16 if hosts <= 1024 else 32)
+    return fat_tree(hosts, radix=16 if hosts <= 1024 else 32, bandwidth_Bps=12.5e9)
 
 
 def rails(ranks: int) -> Topology:
@@ -134,11 +140,30 @@ def hierarchical(ranks: int, channels: int) -> ScheduleSpec:
     return ScheduleSpec("all_reduce", ranks, "hierarchical_halving", channels=channels, dims=dims)
 
 
+def planes(ranks: int) -> Topology:
+    """Eight planes of two tiers, of the smallest radix that is a power of two and reaches all."""
+    radix = 16
+    while radix * radix // 2 < ranks:
+        radix *= 2
+    return multi_plane(ranks, planes=8, radix=radix)
+
+
+def all_to_all(ranks: int, algorithm: str) -> ScheduleSpec:
+    """Everybody to everybody, straight or by way of the nodes' other GPUs."""
+    dims = (ranks // PER_NODE, PER_NODE) if algorithm == "hierarchical" else ()
+    return ScheduleSpec("all_to_all", ranks, algorithm, dims=dims)
+
+
 # kind -> network, spec and bytes
 KINDS: Final[dict[str, tuple[Callable[[int], Topology], Callable[[Work], ScheduleSpec], int]]] = {
     "permutation": (three_tiers, lambda w: permutation(w.ranks, 0), PERMUTED_BYTES),
     "ring": (three_tiers, lambda w: ring(w.ranks, w.channels), GIB),
     "hierarchical": (rails, lambda w: hierarchical(w.ranks, w.channels), GIB),
+    "planes": (planes, lambda w: hierarchical(w.ranks, w.channels), GIB),
+    "one switch": (switch, lambda w: hierarchical(w.ranks, w.channels), GIB),
+    "all_to_all": (rails, lambda w: all_to_all(w.ranks, "direct"), GIB),
+    "all_to_all by nodes": (rails, lambda w: all_to_all(w.ranks, "hierarchical"), GIB),
+    "one message": (planes, lambda w: ScheduleSpec("permute", 2, permutation=((0, 1),)), GIB),
 }
 
 

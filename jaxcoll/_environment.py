@@ -268,6 +268,15 @@ VARIABLES = (
         parse=_one_of("0", "1"),
     ),
     Variable(
+        "JAXCOLL_CUDA_STREAM",
+        default="0",
+        takes="0, 1",
+        meaning="1: on GPUs collectives go on a stream of their own, beside work that does not "
+        "need them, under `jaxcoll.install()` and in programs that start some "
+        "(`all_reduce_start`); no GPU has run that yet",
+        parse=_one_of("0", "1"),
+    ),
+    Variable(
         "JAXCOLL_TRANSPORT",
         default="all",
         takes="shm, rdma, tcp, comma separated",

@@ -21,6 +21,7 @@ from jaxcoll.sim.network import (
     Placement,
     Topology,
 )
+from jaxcoll.sim.network_file import from_yaml
 from jaxcoll.sim.network_kinds import (
     dragonfly,
     fat_tree,
@@ -35,7 +36,6 @@ from jaxcoll.sim.network_kinds import (
 from jaxcoll.sim.topology import (
     KINDS,
     from_networkx,
-    from_yaml,
     parse,
     parse_bytes,
     parse_rate,

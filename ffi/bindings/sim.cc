@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/op_list_tuple.h"
+#include "sim/limits.h"
 #include "sim/simulator.h"
 
 namespace nb = nanobind;
@@ -19,10 +20,10 @@ using sim::Graph;
 using sim::Network;
 using sim::Time;
 
-Graph GraphOfSpec(const SpecTuple& tuple) {
+Graph GraphOfSpec(const SpecTuple& tuple, uint64_t most_bytes) {
   const ScheduleSpec spec = SpecFromTuple(tuple);
   nb::gil_scoped_release release;
-  return ValueOrThrow(Graph::Build(spec));
+  return ValueOrThrow(Graph::Build(spec, most_bytes));
 }
 
 Graph GraphOfOpLists(const std::vector<OpListTuple>& tuples) {
@@ -32,15 +33,28 @@ Graph GraphOfOpLists(const std::vector<OpListTuple>& tuples) {
                                    [&](int32_t rank) { return StatusOr<OpList>(op_lists[rank]); }));
 }
 
-Network MakeNetwork(std::vector<std::string> names, const std::vector<bool>& forwards,
-                    const std::vector<int32_t>& from, const std::vector<int32_t>& to,
-                    const std::vector<double>& bandwidth_Bps, const std::vector<Time>& latency_ps) {
+template <typename T>
+using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+Network MakeNetwork(std::vector<std::string> names, Column<uint8_t> forwards, Column<int32_t> from,
+                    Column<int32_t> to, Column<double> bandwidth_Bps, Column<double> latency_ps) {
+  const size_t links = from.size();
+  if (forwards.size() != names.size() || to.size() != links || bandwidth_Bps.size() != links ||
+      latency_ps.size() != links) {
+    throw std::invalid_argument("the columns of a network differ in length");
+  }
   Network network;
   network.node_names = std::move(names);
-  network.forwards.assign(forwards.begin(), forwards.end());
-  for (size_t i = 0; i < from.size(); ++i) {
-    network.links.push_back(
-        {from.at(i), to.at(i), bandwidth_Bps.at(i) / sim::kPicosecondsPerSecond, latency_ps.at(i)});
+  network.forwards.assign(forwards.data(), forwards.data() + forwards.size());
+  network.links.reserve(links);
+  for (size_t i = 0; i < links; ++i) {
+    if (!(latency_ps.data()[i] <= static_cast<double>(sim::kMostTime))) {
+      throw std::invalid_argument(
+          sim::TimeOutOfRange("a link's latency is", latency_ps.data()[i]).message());
+    }
+    network.links.push_back({from.data()[i], to.data()[i],
+                             bandwidth_Bps.data()[i] / sim::kPicosecondsPerSecond,
+                             static_cast<Time>(latency_ps.data()[i])});
   }
   return network;
 }
@@ -69,7 +83,7 @@ nb::dict RunSimulation(
     uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps, double jitter,
     double unfairness, std::vector<double> slowdown, std::vector<Time> start_ps,
     const std::vector<std::tuple<Time, int32_t, double>>& changes,
-    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double>>& background,
+    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double, double>>& background,
     bool record) {
   sim::Parameters p;
   p.overhead = overhead_ps;
@@ -89,9 +103,9 @@ nb::dict RunSimulation(
   for (const auto& [time, link, bandwidth_Bps] : changes) {
     p.changes.push_back({time, link, bandwidth_Bps / sim::kPicosecondsPerSecond});
   }
-  for (const auto& [source, destination, time, bytes, bandwidth_Bps] : background) {
+  for (const auto& [source, destination, time, bytes, bandwidth_Bps, share] : background) {
     p.background.push_back(
-        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond});
+        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond, share});
   }
   p.record = record;
   p.interrupted = [] {  // Control-C
@@ -133,6 +147,10 @@ nb::dict RunSimulation(
   return all;
 }
 
+nb::object ReachableFrom(const Network& network, int32_t start, bool backwards) {
+  return Array(sim::Reachable(network, start, backwards), 1);
+}
+
 // The route that the router would take, as (link, share of the flow): for tests and for showing
 // paths.
 std::vector<std::pair<int32_t, double>> RouteOf(const Network& network, std::string_view routing,
@@ -153,11 +171,17 @@ void BindSim(nb::module_& m) {
       .def_prop_ro("ops", &Graph::op_count)
       .def_prop_ro("nbytes", &Graph::bytes);
   nb::class_<Network>(m, "SimNetwork", "Nodes and directed links.");
-  m.def("sim_graph", &GraphOfSpec, "spec"_a, "A built-in schedule, packed.");
+  m.def("sim_graph", &GraphOfSpec, "spec"_a, "most_bytes"_a,
+        "A built-in schedule, packed, if that takes no more memory.");
   m.def("sim_graph_of_op_lists", &GraphOfOpLists, "op_lists"_a,
         "All ranks' op lists, as tuples, packed.");
+  m.attr("SIM_MOST_TIME_PS") = sim::kMostTime;
+  m.attr("SIM_MOST_BYTES") = sim::kMostBytes;
+  m.attr("SIM_MOST_UNFAIRNESS") = sim::kMostUnfairness;
   m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,
-        "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links.");
+        "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links, in columns.");
+  m.def("sim_reachable", &ReachableFrom, "network"_a, "start"_a, "backwards"_a,
+        "By node: whether a path leads to it from `start`, or back.");
   m.def("simulate", &RunSimulation, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,
         "element_bytes"_a, "overhead_ps"_a, "latency_ps"_a, "reduce_ps_per_byte"_a,
         "copy_ps_per_byte"_a, "routing"_a, "split"_a, "seed"_a, "in_flight"_a, "efficiency"_a,

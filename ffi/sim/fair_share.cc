@@ -11,6 +11,9 @@ namespace {
 // Sums of shares such as 1/7 are inexact; what is over by less is no contention.
 constexpr double kSlack = 1 + 1e-9;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Pulls differ by many orders of magnitude: where a sum has shrunk to this part, what is left of it
+// is mostly the rounding of what was taken away, and it is summed up anew.
+constexpr double kShrunk = 1e-6;
 constexpr int kPasses = 4;  // each raises FullFrom's bound; any number of them is right
 
 // Equal shares must be equal whatever the order of the arithmetic, or flows that end together would
@@ -47,6 +50,7 @@ int32_t FairShare::Add(const Hop* hops, int32_t hop_count, double limit, double 
   flow.hop_count = hop_count;
   flow.limit = limit;
   flow.pull = pull;
+  flow.last_level = limit / pull;
   flow.rate = flow.exact = -1;
   flow.alive = flow.filled = true;
   flow.places.resize(hop_count);
@@ -128,6 +132,7 @@ double FairShare::FullFrom(const LinkState& link) const {
   double level = 0;
   for (int pass = 0; pass < kPasses; ++pass) {
     double left = link.capacity, weight = 0;
+    bool any = false;
     for (const OnLink& entry : link.flows) {
       const Flow& flow = flows_[entry.flow];
       const double share = flow.hops[entry.hop].weight;
@@ -135,9 +140,10 @@ double FairShare::FullFrom(const LinkState& link) const {
         left -= share * flow.exact;
       } else {
         weight += share * flow.pull;
+        any = true;
       }
     }
-    if (weight <= 1e-12 || left <= level * weight) break;
+    if (!any || left <= level * weight) break;
     level = left / weight;
   }
   return level;
@@ -164,53 +170,65 @@ void FairShare::Visit(int32_t link) {
 void FairShare::Freeze(int32_t id, double rate) {
   Flow& flow = flows_[id];
   flow.filled = true;
+  flow.exact = rate;
   for (int32_t h = 0; h < flow.hop_count; ++h) {
     LinkState& link = links_[flow.hops[h].link];
     if (!link.contended) continue;
     link.left -= flow.hops[h].weight * rate;
     link.weight -= flow.hops[h].weight * flow.pull;
+    --link.unfilled;
+    if (link.unfilled > 0 && link.weight < kShrunk * link.counted_weight) Count(link);
   }
-  flow.exact = rate;
   rate = Rounded(rate);
   if (rate == flow.rate) return;
   flow.rate = rate;
   changed_.push_back(id);
 }
 
+void FairShare::Count(LinkState& link) const {
+  link.left = link.capacity;
+  link.weight = 0;
+  link.unfilled = 0;
+  for (const OnLink& entry : link.flows) {
+    const Flow& flow = flows_[entry.flow];
+    if (flow.seen == update_ && !flow.filled) {
+      link.weight += flow.hops[entry.hop].weight * flow.pull;
+      ++link.unfilled;
+    } else {
+      link.left -= flow.hops[entry.hop].weight * flow.exact;
+    }
+  }
+  link.counted_weight = link.weight;
+}
+
+// The level at which the link is full. Filling never goes back: a flow that takes nearly all leaves
+// a remainder of which each digit is rounding.
+double FairShare::Level(const LinkState& link) const {
+  return link.unfilled > 0 ? std::max(link.left / link.weight, level_) : level_;
+}
+
 void FairShare::Fill() {
   if (component_flows_.empty()) return;
   heap_.clear();
-  auto level = [](const LinkState& link) {
-    return link.weight > 1e-12 ? std::max(link.left, 0.0) / link.weight : 0.0;
-  };
+  level_ = 0;
   for (int32_t id : component_links_) {
     LinkState& link = links_[id];
     if (!link.contended) continue;
-    link.left = link.capacity;
-    link.weight = 0;
-    for (const OnLink& entry : link.flows) {
-      const Flow& flow = flows_[entry.flow];
-      if (flow.seen == update_) {
-        link.weight += flow.hops[entry.hop].weight * flow.pull;
-      } else {
-        link.left -= flow.hops[entry.hop].weight * flow.exact;
-      }
-    }
-    heap_.emplace_back(level(link), id);
+    Count(link);
+    heap_.emplace_back(Level(link), id);
   }
   const auto later = std::greater<>();  // a heap with the lowest level on top
   std::make_heap(heap_.begin(), heap_.end(), later);
-  // At this level a flow has all that it can take.
-  auto last_level = [this](int32_t id) { return flows_[id].limit / flows_[id].pull; };
-  std::sort(component_flows_.begin(), component_flows_.end(), [&](int32_t a, int32_t b) {
-    return std::pair(last_level(a), a) < std::pair(last_level(b), b);
-  });
+  last_levels_.clear();
+  for (int32_t id : component_flows_) last_levels_.emplace_back(flows_[id].last_level, id);
+  std::sort(last_levels_.begin(), last_levels_.end());
   size_t next = 0;  // among the flows, by that level
   while (true) {
-    while (next < component_flows_.size() && flows_[component_flows_[next]].filled) ++next;
-    if (next == component_flows_.size()) return;
-    const int32_t first = component_flows_[next];
-    if (heap_.empty() || last_level(first) <= heap_.front().first) {
+    while (next < last_levels_.size() && flows_[last_levels_[next].second].filled) ++next;
+    if (next == last_levels_.size()) return;
+    const auto [last_level, first] = last_levels_[next];
+    if (heap_.empty() || last_level <= heap_.front().first) {
+      level_ = std::max(level_, last_level);
       Freeze(first, flows_[first].limit);
       ++next;
       continue;
@@ -219,12 +237,13 @@ void FairShare::Fill() {
     auto [was, id] = heap_.back();
     heap_.pop_back();
     LinkState& link = links_[id];
-    if (link.weight <= 1e-12) continue;                             // all its flows are filled
-    if (const double now = level(link); now > was * (1 + 1e-12)) {  // others took less since
+    if (link.unfilled == 0) continue;
+    if (const double now = Level(link); now > was * (1 + 1e-12)) {  // others took less since
       heap_.emplace_back(now, id);
       std::push_heap(heap_.begin(), heap_.end(), later);
       continue;
     }
+    level_ = std::max(level_, was);
     for (const OnLink& entry : link.flows) {
       const Flow& flow = flows_[entry.flow];
       if (!flow.filled) Freeze(entry.flow, was * flow.pull);

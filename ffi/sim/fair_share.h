@@ -49,6 +49,7 @@ class FairShare {
     uint32_t seen = 0;    // the update that last looked at it
     double limit = 0;
     double pull = 1;
+    double last_level = 0;        // at which it has all that it can take
     double rate = -1;             // -1: not known yet
     double exact = -1;            // before rounding
     std::vector<int32_t> places;  // by hop: where the link's list has it
@@ -63,15 +64,19 @@ class FairShare {
     bool contended = false;  // as of the last update
     bool touched = false;
     uint32_t seen = 0;
-    // While rates are filled in:
+    // While rates are filled in: of the flows that are not filled yet.
     double left = 0, weight = 0;
+    double counted_weight = 0;  // when `weight` was last summed up
+    int32_t unfilled = 0;
     std::vector<OnLink> flows;
   };
 
   void Touch(int32_t link);
   double FullFrom(const LinkState& link) const;
-  bool Stays(const Flow& flow) const { return flow.exact >= 0 && flow.exact < floor_ * flow.pull; }
+  bool Stays(const Flow& flow) const { return flow.exact > 0 && flow.exact < floor_ * flow.pull; }
   void Visit(int32_t link);
+  void Count(LinkState& link) const;
+  double Level(const LinkState& link) const;
   void Fill();
   void Freeze(int32_t flow, double rate);
 
@@ -82,8 +87,10 @@ class FairShare {
   uint32_t update_ = 0;
   // The lowest level of the changes since the last update: flows that stopped below it stay.
   double floor_ = std::numeric_limits<double>::infinity();
+  double level_ = 0;  // that filling has reached
   std::vector<int32_t> component_links_, component_flows_, changed_;
-  std::vector<std::pair<double, int32_t>> heap_;
+  std::vector<std::pair<double, int32_t>> heap_;         // contended links, by the level of each
+  std::vector<std::pair<double, int32_t>> last_levels_;  // flows, by theirs
 };
 
 }  // namespace jaxcoll::sim

@@ -37,10 +37,12 @@ class Graph {
   static constexpr uint32_t kNone = 0xffffffff;
 
   // `program_of` gives rank r's program; it is called from several threads.
-  // Fails where a message has one end only, or its ends differ in length.
+  // Fails where a message has one end only, or its ends differ in length; and before all ranks are
+  // packed, where they would take more than `most_bytes`, to judge by the first.
   static StatusOr<Graph> Build(int32_t world_size,
-                               const std::function<StatusOr<OpList>(int32_t)>& program_of);
-  static StatusOr<Graph> Build(const ScheduleSpec& spec);
+                               const std::function<StatusOr<OpList>(int32_t)>& program_of,
+                               uint64_t most_bytes = UINT64_MAX);
+  static StatusOr<Graph> Build(const ScheduleSpec& spec, uint64_t most_bytes = UINT64_MAX);
 
   int32_t world_size() const { return world_size_; }
   uint32_t op_count() const { return static_cast<uint32_t>(nodes_.size()); }

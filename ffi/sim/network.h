@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -44,8 +45,14 @@ struct Adjacency {
   const int32_t* Last(int32_t owner) const { return items.data() + begin[owner + 1]; }
 };
 
-Adjacency LinksOut(const Network& network);
-Adjacency LinksIn(const Network& network);
+// The links that leave, or reach, every node, in ascending order; those alone that `wanted` takes.
+using LinkTest = std::function<bool(const NetworkLink&)>;
+Adjacency LinksOut(const Network& network, const LinkTest& wanted = {});
+Adjacency LinksIn(const Network& network, const LinkTest& wanted = {});
+
+// By node: whether a path leads to it from `start`, or to `start` from it, through nodes that
+// forward.
+std::vector<uint8_t> Reachable(const Network& network, int32_t start, bool backwards);
 
 // Mixes `value` into `seed`; all draws of the simulator come from here, so that they depend on what
 // is drawn for and not on the order of events (Steele et al., "Fast splittable pseudorandom number

@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "sim/network.h"
+#include "sim/distances.h"
 
 namespace jaxcoll::sim {
 
@@ -40,18 +40,27 @@ class Router {
   StatusOr<std::shared_ptr<const Route>> Find(int32_t source, int32_t destination, int32_t channel,
                                               int32_t part);
 
+  // One route for each link by which a shortest path may begin, or where messages are sprayed the
+  // one route that takes all of them: for traffic that is to load all of a port.
+  StatusOr<std::vector<std::shared_ptr<const Route>>> FindEach(int32_t source, int32_t destination);
+
   // The network's links have changed: forget all that was found.
   void Reset();
+  // Counts resets: a route that was found in another version may lead over failed links.
+  uint32_t version() const { return version_; }
 
  private:
-  using Field = std::vector<uint16_t>;  // by node: links from there to a fixed node
-
-  std::shared_ptr<const Field> FieldOf(int32_t forwarder);
-  void Aim(int32_t destination);
-  int32_t Distance(int32_t node) const;  // links from `node` to where Aim aimed; or kUnreachable
-  // Working links from `node` that are one closer.
-  void Closer(int32_t node, std::vector<int32_t>& links) const;
-  std::shared_ptr<Route> Path(int32_t source, uint64_t flow) const;
+  Status Aim(int32_t source, int32_t destination);
+  // Links from `node` to where Aim aimed, or Field::kUnknown; searches as far as that needs.
+  int32_t Search(int32_t node);
+  int32_t SearchFrom(int32_t forwarder, int32_t most);
+  // The same of a node that is closer than one searched.
+  int32_t Known(int32_t node) const;
+  // Working links from `node`, which is `distance` away, that are one closer; in ascending order.
+  void Closer(int32_t node, int32_t distance, std::vector<int32_t>& links) const;
+  void LinksBetween(int32_t node, int32_t next, std::vector<int32_t>& links) const;
+  void Walk(Route& route, int32_t node, int32_t distance, uint64_t flow);
+  std::shared_ptr<Route> Path(int32_t source, uint64_t flow);
   std::shared_ptr<Route> Fan(int32_t source);
   void Finish(Route& route) const;
 
@@ -59,13 +68,16 @@ class Router {
   const Routing routing_;
   const uint64_t seed_;
   const Adjacency out_, in_;
+  const Fabric fabric_;
+  FieldCache fields_;
+  uint32_t version_ = 0;
 
-  // Distances to nodes that forward are kept, up to a budget; those to an endpoint follow from its
-  // neighbours', so that a thousand hosts behind one switch share one field.
-  std::unordered_map<int32_t, std::shared_ptr<const Field>> fields_;
+  // Distances to an endpoint follow from those to its neighbours, so that a thousand hosts behind
+  // one switch share one field.
   int32_t destination_ = -1;
   int32_t aim_offset_ = 0;
-  std::vector<std::shared_ptr<const Field>> aim_;
+  int32_t distance_ = 0;  // from Aim's source
+  std::vector<std::shared_ptr<Field>> aim_;
   std::vector<int32_t> adjacent_;  // endpoints with a link straight to the destination
 
   std::unordered_map<uint64_t, std::shared_ptr<const Route>> routes_;
@@ -74,6 +86,7 @@ class Router {
   // Scratch of Fan, by node.
   std::vector<double> share_;
   std::vector<Time> latency_;
+  std::vector<int32_t> links_;  // scratch of Path
 };
 
 }  // namespace jaxcoll::sim

@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "sim/limits.h"
+
 namespace jaxcoll::sim {
 namespace {
 
@@ -56,8 +58,7 @@ StatusOr<Result> Simulation::Run() {
   uint64_t asked = 0;
   while (ops_left_ > 0) {
     if (timers_.empty() && ends_.empty()) return Stuck();
-    now_ = std::min(timers_.empty() ? kNever : timers_.top().time,
-                    ends_.empty() ? kNever : ends_.top().end);
+    now_ = NextTime();
     ProcessNow();
     if (Failed()) return status_;
     UpdateRates();
@@ -70,7 +71,7 @@ StatusOr<Result> Simulation::Run() {
     Flow& flow = flows_[id];
     if (!flow.route) continue;
     Settle(flow);
-    EnterBytes(flow, flow.bytes - static_cast<int64_t>(std::ceil(flow.left)));
+    EnterBytes(flow, Moved(flow));
   }
   if (Status s = ledger_.Check(now_); !s.ok()) return s;
   if (Status s = CheckTotals(); !s.ok()) return s;
@@ -79,24 +80,48 @@ StatusOr<Result> Simulation::Run() {
   return std::move(result_);
 }
 
-// Everything that happens at now_; afterwards rates are out of date.
+void Simulation::At(Time time, Event event, uint32_t what) {
+  if (time > kMostTime) {
+    Fail(TimeOutOfRange("an event happens after", static_cast<double>(time)));
+    return;
+  }
+  timers_.push({time, order_++, event, what});
+}
+
+Time Simulation::NextTime() const {
+  return std::min(timers_.empty() ? kNever : timers_.top().time,
+                  ends_.empty() ? kNever : ends_.top().end);
+}
+
+void Simulation::HandleNow() {
+  while (!ends_.empty() && ends_.top().end == now_) {
+    const int32_t id = ends_.top().flow;
+    ++result_.event_count;
+    FlowEnded(id);
+  }
+  while (!timers_.empty() && timers_.top().time == now_) {
+    const Timer timer = timers_.top();
+    timers_.pop();
+    ++result_.event_count;
+    Handle(timer);
+  }
+}
+
+// Everything that happens at now_, or so soon after that it counts as together; afterwards rates
+// are out of date.
 void Simulation::ProcessNow() {
+  const Time until = now_ + kTie;
   do {
-    while (!ends_.empty() && ends_.top().end == now_) {
-      const int32_t id = ends_.top().flow;
-      ++result_.event_count;
-      FlowEnded(id);
-    }
-    while (!timers_.empty() && timers_.top().time == now_) {
-      const Timer timer = timers_.top();
-      timers_.pop();
-      ++result_.event_count;
-      Handle(timer);
+    HandleNow();
+    for (Time next = NextTime(); next <= until; next = NextTime()) {
+      now_ = next;
+      HandleNow();
+      if (Failed()) return;
     }
     RerouteAll();
     Dispatch();
     if (Failed()) return;
-  } while (!timers_.empty() && timers_.top().time == now_);
+  } while (NextTime() == now_);
   GiveWork();
 }
 
@@ -115,17 +140,9 @@ void Simulation::Handle(const Timer& timer) {
     case Event::kChange:
       ChangeLink(p_.changes[timer.what]);
       break;
-    case Event::kBackground: {
-      const Background& traffic = p_.background[timer.what];
-      Flow flow;
-      flow.route = FindRoute(traffic.source, traffic.destination, 0, 0);
-      if (Failed() || traffic.bytes == 0) return;
-      flow.background = static_cast<int32_t>(timer.what);
-      flow.bytes = traffic.bytes;
-      flow.left = static_cast<double>(flow.bytes);
-      AddFlow(std::move(flow));
+    case Event::kBackground:
+      BeginBackground(static_cast<int32_t>(timer.what));
       break;
-    }
   }
 }
 
@@ -186,6 +203,10 @@ Time Simulation::Worked(uint32_t op, double ps) {
   if (ps <= 0) return 0;
   if (!p_.slowdown.empty()) ps *= p_.slowdown[Rank(op)];
   if (p_.jitter > 0) ps *= std::max(0.0, 1 + p_.jitter * Deviate(Mix(p_.seed, op)));
+  if (ps > static_cast<double>(kMostTime)) {
+    Fail(TimeOutOfRange("an op of rank " + std::to_string(Rank(op)) + " takes", ps));
+    return 0;
+  }
   return std::llround(ps);
 }
 
@@ -217,6 +238,13 @@ void Simulation::GiveWork() {
 // --- the end -------------------------------------------------------------------------------------
 
 Status Simulation::Stuck() const {
+  for (const Flow& flow : flows_) {
+    if (!flow.route || flow.background != kNone || flow.rate <= 0) continue;
+    const auto [source, destination] = Ends(flow);
+    return TimeOutOfRange("a message from " + network_.node_names[source] + " to " +
+                              network_.node_names[destination] + " ends after",
+                          static_cast<double>(now_) + flow.left / flow.rate);
+  }
   for (size_t chain = 0; chain < head_.size(); ++chain) {
     const uint32_t op = head_[chain];
     if (op == graph_.chains()[chain].end) continue;

@@ -60,6 +60,8 @@ class Simulation {
     int32_t parts = 0;  // still flowing
     Time arrival = 0;   // of what has left so far
     MessageRecord record;
+    std::shared_ptr<const Route> route;  // of its first part, as it was found in `version`
+    uint32_t version = 0;
   };
 
   // A message, or part of one, or its overhead, on its way; by the id that FairShare gave it.
@@ -71,6 +73,8 @@ class Simulation {
     bool overhead = false;
     int64_t bytes = 0;  // on this route
     double left = 0;    // bytes at `since`
+    double limit = 0;   // background: its greatest rate
+    double done = 0;    // background: bytes; what is left of endless traffic has no room for digits
     double rate = 0;
     Time since = 0;
     uint64_t order = 0;
@@ -90,7 +94,8 @@ class Simulation {
     std::vector<std::pair<uint32_t, int32_t>> waiting;  // heap by op, which is program order
   };
 
-  void At(Time time, Event event, uint32_t what) { timers_.push({time, order_++, event, what}); }
+  void At(Time time, Event event, uint32_t what);
+  Time NextTime() const;
   bool Failed() const { return !status_.ok(); }
   void Fail(Status status) {
     if (status_.ok()) status_ = std::move(status);
@@ -99,6 +104,7 @@ class Simulation {
   int64_t Bytes(uint32_t op) const { return extent_bytes_[graph_.node(op).extent]; }
 
   void ProcessNow();
+  void HandleNow();
   void Handle(const Timer& timer);
   void BeginRank(int32_t rank);
   void Advance(uint32_t chain);
@@ -117,6 +123,8 @@ class Simulation {
   void PartLeft(int32_t message, Time latency);
   void Arrived(int32_t message);
 
+  void BeginBackground(int32_t number);
+  std::shared_ptr<const Route> RouteOf(int32_t message);
   std::shared_ptr<const Route> FindRoute(int32_t source, int32_t destination, int32_t channel,
                                          int32_t part);
   int32_t PortOf(uint32_t chain, const std::shared_ptr<const Route>& route);
@@ -124,6 +132,7 @@ class Simulation {
   int32_t AddFlow(Flow flow);
   void RemoveFlow(int32_t id);
   void Settle(Flow& flow) const;
+  static int64_t Moved(const Flow& flow);
   void FlowEnded(int32_t id);
   void ChangeLink(const LinkChange& change);
   void RerouteAll();

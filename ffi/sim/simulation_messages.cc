@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "sim/limits.h"
 #include "sim/simulation.h"
 
 namespace jaxcoll::sim {
@@ -29,8 +30,8 @@ void Simulation::Ready(uint32_t send) {
   message.record.destination = Rank(graph_.node(send).mate);
   message.record.bytes = Bytes(send);
   message.record.ready = now_;
-  const auto route = FindRoute(node_of_[message.record.source],
-                               node_of_[message.record.destination], chain.channel, 0);
+  message.version = router_.version() - 1;
+  const auto route = RouteOf(id);
   if (Failed()) return;
   message.port = PortOf(graph_.node(send).chain, route);
   Port& port = ports_[message.port];
@@ -92,8 +93,7 @@ void Simulation::Begin(int32_t id) {
     return;
   }
   Flow flow;
-  flow.route = FindRoute(node_of_[message.record.source], node_of_[message.record.destination],
-                         message.record.channel, 0);
+  flow.route = RouteOf(id);
   if (Failed()) return;
   flow.message = id;
   flow.overhead = true;
@@ -109,8 +109,9 @@ void Simulation::BeginData(int32_t id) {
   messages_[id].parts = static_cast<int32_t>(parts);
   for (int64_t part = 0; part < parts; ++part) {
     Flow flow;
-    flow.route = FindRoute(node_of_[record.source], node_of_[record.destination], record.channel,
-                           static_cast<int32_t>(part));
+    flow.route = part == 0 ? RouteOf(id)
+                           : FindRoute(node_of_[record.source], node_of_[record.destination],
+                                       record.channel, static_cast<int32_t>(part));
     if (Failed()) return;
     if (record.bytes == 0) {
       PartLeft(id, flow.route->latency);
@@ -155,12 +156,24 @@ void Simulation::Arrived(int32_t id) {
 // The end of a message: `done` tells when it will have been reduced, too.
 void Simulation::Received(int32_t id, Time done) {
   messages_[id].record.done = done;
+  messages_[id].route.reset();
   ++result_.message_count;
   if (p_.record) result_.messages.push_back(messages_[id].record);
   free_messages_.push_back(id);
 }
 
 // --- flows ---------------------------------------------------------------------------------------
+
+// Found once for a message's overhead and its data, unless links change in between.
+std::shared_ptr<const Route> Simulation::RouteOf(int32_t id) {
+  Message& message = messages_[id];
+  if (message.version != router_.version() || !message.route) {
+    message.route = FindRoute(node_of_[message.record.source], node_of_[message.record.destination],
+                              message.record.channel, 0);
+    message.version = router_.version();
+  }
+  return message.route;
+}
 
 std::shared_ptr<const Route> Simulation::FindRoute(int32_t source, int32_t destination,
                                                    int32_t channel, int32_t part) {
@@ -180,11 +193,33 @@ double Simulation::PullOf(const Flow& flow) const {
   return std::exp(p_.unfairness * Deviate(seed));
 }
 
+void Simulation::BeginBackground(int32_t number) {
+  const Background& traffic = p_.background[number];
+  std::vector<std::shared_ptr<const Route>> routes;
+  if (traffic.share > 0) {
+    auto found = router_.FindEach(traffic.source, traffic.destination);
+    if (!found.ok()) return Fail(found.status());
+    routes = std::move(*found);
+  } else {
+    routes.push_back(FindRoute(traffic.source, traffic.destination, 0, 0));
+    if (Failed()) return;
+  }
+  for (auto& route : routes) {
+    if (traffic.bytes == 0) return;
+    Flow flow;
+    flow.background = number;
+    flow.bytes = traffic.bytes;
+    flow.left = static_cast<double>(flow.bytes);
+    flow.limit = traffic.share > 0 ? traffic.share * route->port_rate : traffic.bytes_per_ps;
+    flow.route = std::move(route);
+    AddFlow(std::move(flow));
+  }
+}
+
 int32_t Simulation::AddFlow(Flow flow) {
   const Route& route = *flow.route;
   double limit = flow.overhead ? route.port_rate : route.capacity;
-  if (flow.background != kNone)
-    limit = std::min(limit, p_.background[flow.background].bytes_per_ps);
+  if (flow.background != kNone) limit = std::min(limit, flow.limit);
   const int32_t hops = flow.overhead ? route.first_hops : static_cast<int32_t>(route.hops.size());
   const int32_t id = share_.Add(route.hops.data(), hops, limit, PullOf(flow));
   if (static_cast<size_t>(id) >= flows_.size()) flows_.resize(id + 1);
@@ -203,8 +238,20 @@ void Simulation::RemoveFlow(int32_t id) {
 
 // Brings what is left up to now_.
 void Simulation::Settle(Flow& flow) const {
-  flow.left = std::max(0.0, flow.left - flow.rate * static_cast<double>(now_ - flow.since));
+  const double moved = flow.rate * static_cast<double>(now_ - flow.since);
+  flow.done += moved;
+  flow.left =
+      flow.background == kNone ? flow.left - moved : static_cast<double>(flow.bytes) - flow.done;
+  flow.left = std::max(0.0, flow.left);
   flow.since = now_;
+}
+
+// Whole bytes of a settled flow that have left.
+int64_t Simulation::Moved(const Flow& flow) {
+  if (flow.background != kNone) {
+    return std::min(flow.bytes, static_cast<int64_t>(std::floor(flow.done)));
+  }
+  return flow.bytes - static_cast<int64_t>(std::ceil(flow.left));
 }
 
 void Simulation::UpdateRates() {
@@ -214,12 +261,16 @@ void Simulation::UpdateRates() {
     Settle(flow);
     flow.rate = share_.rate(id);
     const double wait = flow.rate > 0 ? flow.left / flow.rate : 0;
-    if (flow.rate <= 0 || wait > 4e18) {
-      ends_.Erase(id);  // stands still until something changes
+    if (flow.rate <= 0 || wait > static_cast<double>(kMostTime - now_)) {
+      ends_.Erase(id);  // stands still until something changes, see Stuck
       continue;
     }
     Time end = now_ + std::llround(wait);
     if (p_.quantum > 0) end = (end + p_.quantum - 1) / p_.quantum * p_.quantum;
+    if (end > kMostTime) {
+      ends_.Erase(id);
+      continue;
+    }
     ends_.Set(id, end, flow.order);
   }
 }
@@ -289,11 +340,12 @@ void Simulation::Reroute(int32_t id) {
     if (Failed()) return;
     flow.left = rest * flow.route->port_rate;
   } else {
-    const int64_t rest = static_cast<int64_t>(std::ceil(flow.left));
-    EnterBytes(flow, flow.bytes - rest);
+    const int64_t moved = Moved(flow), rest = flow.bytes - moved;
+    EnterBytes(flow, moved);
     flow.route = FindRoute(source, destination, channel, flow.part);
     if (Failed()) return;
     flow.bytes = rest;
+    flow.done = 0;
     flow.left = static_cast<double>(rest);
   }
   AddFlow(std::move(flow));

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "sim/limits.h"
 #include "sim/simulation.h"
 #include "sim/trunks.h"
 
@@ -35,7 +36,8 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   const bool good = p.overhead >= 0 && p.latency >= 0 && p.reduce_ps_per_byte >= 0 &&
                     p.copy_ps_per_byte >= 0 && p.split >= 1 && p.split <= 256 && p.in_flight >= 0 &&
                     p.efficiency > 0 && p.efficiency <= 1 && p.quantum >= 0 && p.jitter >= 0 &&
-                    p.unfairness >= 0 && (p.slowdown.empty() || p.slowdown.size() == ranks) &&
+                    p.unfairness >= 0 && p.unfairness <= kMostUnfairness &&
+                    (p.slowdown.empty() || p.slowdown.size() == ranks) &&
                     (p.start.empty() || p.start.size() == ranks);
   if (!good) return InvalidArgument("a parameter of the simulation is out of range");
   for (const LinkChange& change : p.changes) {
@@ -47,8 +49,9 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   for (const Background& traffic : p.background) {
     if (traffic.source < 0 || traffic.source >= network.node_count() || traffic.destination < 0 ||
         traffic.destination >= network.node_count() || traffic.source == traffic.destination ||
-        traffic.time < 0 || traffic.bytes < 0 || !(traffic.bytes_per_ps > 0)) {
-      return InvalidArgument("background traffic needs two nodes, and a positive rate");
+        traffic.time < 0 || traffic.bytes < 0 || !(traffic.share >= 0) ||
+        (traffic.share == 0 && !(traffic.bytes_per_ps > 0))) {
+      return InvalidArgument("background traffic needs two nodes, and a positive rate or share");
     }
   }
   return {};
@@ -60,6 +63,10 @@ StatusOr<Result> Simulate(const Graph& graph, const Network& network,
                           const std::vector<int32_t>& node_of, int64_t block_elements,
                           int64_t element_bytes, const Parameters& parameters) {
   if (Status s = Validate(graph, network, node_of, parameters); !s.ok()) return s;
+  if (Status s = CheckRanges(graph, network, node_of, block_elements, element_bytes, parameters);
+      !s.ok()) {
+    return s;
+  }
   Network scaled = network;
   for (NetworkLink& link : scaled.links) link.bytes_per_ps *= parameters.efficiency;
   Parameters adjusted = parameters;

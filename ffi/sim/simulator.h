@@ -12,7 +12,8 @@
 //
 // Messages that come together, to a port or to the unit that reduces, are taken in order of
 // channel, then of the program: two ways round a ring meet at every step, and their order decides
-// when each goes on.
+// when each goes on. Times that are equal may be a picosecond or two apart once each has been
+// rounded, so that what comes within kTie counts as together.
 //
 // A port is the first link of a route, or all first links of a sprayed one. Channels have queues of
 // their own and share the port's rate; of each, `in_flight` messages may be under way at once.
@@ -31,6 +32,9 @@
 
 namespace jaxcoll::sim {
 
+// Two times that are equal differ by at most this after a few roundings by half a picosecond.
+inline constexpr Time kTie = 2;
+
 // A link's capacity from `time` on; 0 fails it, and what flows over it is routed anew.
 struct LinkChange {
   Time time = 0;
@@ -39,12 +43,14 @@ struct LinkChange {
 };
 
 // Traffic that is not of the collective: `bytes` from node to node from `time` on, at most at
-// `bytes_per_ps`. It ends with the collective.
+// `bytes_per_ps`; or, with a `share` above 0, `bytes` by each link of the source that begins a
+// shortest path, at most at that share of the link's capacity. It ends with the collective.
 struct Background {
   int32_t source = 0, destination = 0;
   Time time = 0;
   int64_t bytes = 0;
   double bytes_per_ps = 0;
+  double share = 0;
 };
 
 struct Parameters {

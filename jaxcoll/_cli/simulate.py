@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import jaxcoll
 from jaxcoll import _files
 from jaxcoll._errors import FileError
 from jaxcoll.schedule import (
@@ -25,11 +26,11 @@ from jaxcoll.schedule.interop import msccl
 from jaxcoll.schedule.verifier import verify
 from jaxcoll.sim import topology as topologies
 from jaxcoll.sim.crossovers import label, rankings
+from jaxcoll.sim.help_text import algorithms_text, kinds_text
 from jaxcoll.sim.perfetto import trace
-from jaxcoll.sim.sweep import Outcome, Setting, Sweep
+from jaxcoll.sim.sweep import Outcome, Setting, Sweep, tail_text
 from jaxcoll.sim.timeline import ROUTINGS, Change, Distribution, Model, SimulationError
 from jaxcoll.sim.topology import (
-    KINDS,
     Topology,
     TopologyError,
     parse_bytes,
@@ -43,7 +44,11 @@ topologies:
     fat_tree:1024,radix=16,oversubscription=2     leaf_spine:512,hosts_per_leaf=32
     torus:16x16,bandwidth=400Gb/s                 rail_optimised:32,gpus_per_node=8
     dragonfly:9,routers_per_group=4               multi_plane:2048,planes=8,radix=64
-  kinds: {kinds}
+  kinds, with their options and defaults:
+{kinds}
+
+algorithms:
+{algorithms}
 
 examples:
   jaxcoll simulate --topology fat_tree:64,radix=8 --bytes 64K:64M --overhead 1us
@@ -85,7 +90,7 @@ def _choice(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:
         raise ValueError(f"{text!r} is no number")
     return int(text)
 
@@ -161,9 +166,7 @@ def parser() -> argparse.ArgumentParser:
         prog="jaxcoll simulate",
         description="Simulates collectives on modelled networks: the same schedules that run.\n"
         "Every time it prints is simulated, and stands beside a bound that no schedule can beat.",
-        epilog=_EXAMPLES.format(
-            kinds=textwrap.fill(", ".join(KINDS), 90, subsequent_indent="    ")
-        ),
+        epilog=_EXAMPLES.format(kinds=kinds_text(), algorithms=algorithms_text()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = command.add_argument_group("what")
@@ -273,7 +276,12 @@ def parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--efficiency", type=float, default=1.0, help="share of the links that is payload"
     )
-    cost.add_argument("--in-flight", type=int, default=1, help="messages per port and channel")
+    cost.add_argument(
+        "--in-flight",
+        type=int,
+        help="messages of a channel that a port sends at once; 0: all that are ready (default: 0 "
+        "for all_to_all, whose messages wait for nothing, else 1)",
+    )
     cost.add_argument("--jitter", type=float, default=0.0, help="relative, of every computation")
     cost.add_argument(
         "--unfairness",
@@ -345,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     options = command.parse_args(argv)
     for name in ("ranks", "seeds", "split", "channels", "jobs", "in_flight"):
         low = 0 if name in ("ranks", "jobs", "in_flight") else 1
-        if getattr(options, name) < low:
+        if (value := getattr(options, name)) is not None and value < low:
             command.error(f"--{name.replace('_', '-')} must be at least {low}")
     if not 0 <= options.background <= 1:
         command.error("--background is a share, from 0 to 1")
@@ -411,7 +419,7 @@ def _sweep(
             overhead_s=options.overhead,
             latency_s=options.latency,
             reduce_s_per_byte=1 / options.reduce_rate if options.reduce_rate else 0.0,
-            in_flight=options.in_flight,
+            in_flight=1 if options.in_flight is None else options.in_flight,
             efficiency=options.efficiency,
             split=options.split,
             quantum_s=options.quantum,
@@ -426,6 +434,7 @@ def _sweep(
         jitter=options.jitter,
         slowdown=tuple((int(rank), factor) for rank, factor in options.slow.items()),
         spread=options.spread,
+        all_at_once=("all_to_all",) if options.in_flight is None else (),
         late_s=options.late,
         distribution=options.distribution,
         background=options.background,
@@ -471,7 +480,10 @@ def _report(
     return {
         "simulated": True,
         "command": ["jaxcoll", "simulate", *arguments],
+        "version": jaxcoll.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": vars(sweep.setting.model),
+        "all_at_once": list(sweep.setting.all_at_once),
         "seeds": options.seeds,
         "topologies": [
             {
@@ -517,6 +529,8 @@ def _remarks(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
                 f"# left out: {about}: {len(outcome.cut)} of {seeds} seeds, whose failures cut "
                 f"ranks off; first: {outcome.cut[0]}"
             )
+    tails = sorted({len(o.timelines) for o in outcomes} - {1})
+    lines += [f"# {tail_text(seeds)}" for seeds in tails]
     refused = [f"# not simulated: {refusal}" for refusal in dict.fromkeys(map(str, sweep.refused))]
     return [*lines, *sorted(missing), *cut.values(), *refused]
 

@@ -38,7 +38,7 @@ _BINARY: dict[str, Callable[..., np.ndarray]] = {
 
 _KNOWN = {
     *(*_SAME, *_BINARY, "partition-id", "replica-id", "parameter", "constant", "fusion", "convert"),
-    "dynamic-slice",
+    *("clamp", "dynamic-slice"),
 }
 _MOST_ELEMENTS = 1 << 22  # of all devices
 
@@ -142,6 +142,9 @@ class Evaluator:
             return operands[0].reshape(shape)
         if opcode in _BINARY and all(o.shape == shape for o in operands) and len(operands) == 2:
             return _BINARY[opcode](*operands).astype(dtype)
+        if opcode == "clamp" and all(o.shape == shape for o in operands) and len(operands) == 3:
+            least, value, most = operands
+            return np.minimum(np.maximum(value, least), most).astype(dtype)
         if opcode == "dynamic-slice":
             return self._dynamic_slice(instruction, operands)
         return None

@@ -51,7 +51,26 @@ class Left:
 Decide = Callable[[Request], dict[str, Any]]
 
 
-def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A platform's compiler at the place of the hook, and the handler of its calls."""
+
+    # Whether the layouts of arrays are final. XLA:GPU assigns them only later: what says now how
+    # bytes lie in memory, as a bitcast does, may then say something else.
+    has_layouts: bool
+    takes_separate_blocks: bool  # an all-to-all's operand for each rank, where it lies
+
+    @property
+    def reshape(self) -> str:
+        """The opcode that gives a row-major array another shape."""
+        return "bitcast" if self.has_layouts else "reshape"
+
+
+CPU = Target(has_layouts=True, takes_separate_blocks=True)
+GPU = Target(has_layouts=False, takes_separate_blocks=False)
+
+
+def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Request], list[Left]]:
     """Replaces the collectives of a module, and notes on those that are left why they are."""
     served: list[Request] = []
     left: list[Left] = []
@@ -68,7 +87,7 @@ def serve(module: Any, decide: Decide) -> tuple[list[Request], list[Left]]:
                 if computation.id in asynchronous:
                     raise NotServed("an asynchronous form that is not known here")
                 devices = devices or _groups.Devices(module)
-                server = server or Server(module, computations, body, devices, decide)
+                server = server or Server(module, computations, body, devices, decide, target)
                 served += server.serve(instruction)
             except NotServed as why:
                 instruction.frontend_attributes.map.add(key=LEFT, value=str(why))
@@ -170,7 +189,9 @@ class Server:
         body: Body,
         devices: _groups.Devices,
         decide: Decide,
+        target: Target,
     ) -> None:
+        self._target = target
         self._sources = _module.Sources(module)
         self._computations = computations
         self._body = body
@@ -207,6 +228,8 @@ class Server:
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
             if why := _trouble(shape.SerializeToString()):
                 raise NotServed(why)
+            if not self._target.has_layouts and not _is_row_major(shape):
+                raise NotServed("a layout that is asked for before XLA has assigned any")
         match opcode:
             case "all-reduce" | "collective-permute" | "collective-broadcast":
                 made = self._elementwise(instruction, operands)
@@ -362,7 +385,7 @@ class Server:
                 )
                 made.append(value)
             if scatters:
-                made.append(self._body.make(instruction, "bitcast", result, [value]))
+                made.append(self._body.make(instruction, self._target.reshape, result, [value]))
             else:
                 made += self._unchunked(instruction, value, result, dimension, ranks)
             ends.append(made[-1])
@@ -374,7 +397,7 @@ class Server:
         shape = _module.array(value.shape.element_type, dimensions)
         if value.shape == shape:
             return value, []
-        made = self._body.make(like, "bitcast", shape, [value])
+        made = self._body.make(like, self._target.reshape, shape, [value])
         return made, [made]
 
     def _chunked(self, like: Any, value: Any, dimension: int, ranks: int) -> tuple[Any, list[Any]]:
@@ -404,14 +427,14 @@ class Server:
         place = order.index(dimension)
         sizes = [result.dimensions[d] for d in order]
         if all(size == 1 for size in sizes[:place]):
-            return [self._body.make(like, "bitcast", result, [value])]
+            return [self._body.make(like, self._target.reshape, result, [value])]
         rest = [*sizes[:place], sizes[place] // ranks, *sizes[place + 1 :]]
         cut, more = self._flat(like, value, [ranks, *rest])
         # Dimension 0, the ranks, goes to `place`.
         back = [*range(1, place + 1), 0, *range(place + 1, len(rest) + 1)]
         shape = _module.array(result.element_type, [([ranks, *rest])[d] for d in back])
         moved = self._body.make(like, "transpose", shape, [cut], dimensions=back)
-        return [*more, moved, self._body.make(like, "bitcast", result, [moved])]
+        return [*more, moved, self._body.make(like, self._target.reshape, result, [moved])]
 
     def _all_to_all_of_tuples(self, instruction: Any, operands: Sequence[Any]) -> _Made:
         """One operand for each rank, one result from each."""
@@ -426,7 +449,8 @@ class Server:
         element, count = first.element_type, _module.element_count(first)
         request = self._request(instruction, [o.shape for o in operands], groups=groups)
         attributes = self._decide(request)
-        if attributes.get("algorithm") in _OF_SEPARATE_BLOCKS:
+        takes_blocks = self._target.takes_separate_blocks
+        if takes_blocks and attributes.get("algorithm") in _OF_SEPARATE_BLOCKS:
             attributes["separate_blocks"] = 1
             return [request], [self._emit(instruction, attributes, instruction.shape, operands)]
         made = []
@@ -448,7 +472,7 @@ class Server:
                     {"start": 0, "limit": count, "stride": 1},
                 ],
             )
-            end = self._body.make(instruction, "bitcast", result, [cut])
+            end = self._body.make(instruction, self._target.reshape, result, [cut])
             made += [cut, end]
             ends.append(end)
         made.append(self._body.make(instruction, "tuple", instruction.shape, ends))
@@ -462,7 +486,7 @@ class Server:
         ):
             raise NotServed("offsets that are neither int32 nor int64")
         for operand in operands:
-            if _major_to_minor(operand.shape) != list(range(len(operand.shape.dimensions))):
+            if not _is_row_major(operand.shape):
                 raise NotServed("an operand that is not row-major")
         request = self._request(instruction, [operands[0].shape])
         return [request], [self._call(instruction, request, instruction.shape, operands)]
@@ -563,3 +587,7 @@ def _trouble(serialized: bytes) -> str:
 
 def _major_to_minor(shape: Any) -> list[int]:
     return list(shape.layout.minor_to_major)[::-1]
+
+
+def _is_row_major(shape: Any) -> bool:
+    return _major_to_minor(shape) == list(range(len(shape.dimensions)))

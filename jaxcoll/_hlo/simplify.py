@@ -32,7 +32,12 @@ CHANGES = "jaxcoll_changes"  # frontend attribute: what was made of the program'
 MayScatter = Callable[[np.ndarray, int, int, list[int]], bool]
 
 
-def simplify(module: Any, decide: serve.Decide, may_scatter: MayScatter) -> None:
+def simplify(
+    module: Any,
+    decide: serve.Decide,
+    may_scatter: MayScatter,
+    target: serve.Target = serve.CPU,
+) -> None:
     """Changes those collectives of a module that `serve` would serve."""
     try:
         devices = _groups.Devices(module)
@@ -43,7 +48,7 @@ def simplify(module: Any, decide: serve.Decide, may_scatter: MayScatter) -> None
     for computation, body, found in _module.bodies(module, lambda i: i.opcode in _CHANGED):
         if computation.id in known.asynchronous:
             continue
-        server = serve.Server(module, known.computations, body, devices, decide)
+        server = serve.Server(module, known.computations, body, devices, decide, target)
         scatter = _Scatter(known, computation, body, server)
         for instruction in found:
             try:
@@ -56,7 +61,7 @@ def simplify(module: Any, decide: serve.Decide, may_scatter: MayScatter) -> None
         body.write()
     # Until here fusions are as they were: a fusion may use several values that have been turned.
     for use in uses:
-        _keep_slice(use)
+        _keep_slice(use, target)
     for use in {use.computation.id: use for use in uses if use.fusion is not None}.values():
         _drop_unused(use.fusion, use.computation)
 
@@ -317,13 +322,13 @@ def _slice_shape(use: _Use) -> Any:
     return shape
 
 
-def _keep_slice(use: _Use) -> None:
+def _keep_slice(use: _Use, target: serve.Target) -> None:
     """Makes a slice pass on its operand, which is that slice now."""
     if use.parameter is not None:
         use.parameter.shape.CopyFrom(use.slice.shape)
     del use.slice.operand_ids[1:]
     del use.slice.dynamic_slice_sizes[:]
-    use.slice.opcode = "bitcast"
+    use.slice.opcode = target.reshape
 
 
 def _drop_unused(fusion: Any, computation: Any) -> None:

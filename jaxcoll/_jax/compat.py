@@ -34,6 +34,7 @@ from jax._src.export import _export
 from jax._src.interpreters import mlir
 from jax._src.interpreters import partial_eval as _pe
 from jax._src.lax import parallel as _parallel
+from jax._src.lib import _jax
 from jax._src.lib import xla_client as _xla_client
 from jax._src.lib.mlir import ir
 from jax._src.lib.mlir.dialects import func, hlo, sdy
@@ -101,6 +102,7 @@ __all__ = [
     "register_ffi",
     "register_partitioner",
     "rewrite_exported_calls",
+    "sdy",
     "sharding_rule",
     "source_line",
     "typed_mesh_axes",
@@ -482,6 +484,51 @@ def register_module_transformation(name: str, transform: Callable[[bytes], bytes
     _xla.register_xla_transform(name, 0, transform)  # 0: before the scheduler
 
 
+_gpu_hook = "JAX has made no GPU's client in this process"  # why there is none
+
+
+def gpu_hook_trouble() -> str:
+    """Why modules for CUDA devices are not handed out; "" if they are."""
+    return _gpu_hook
+
+
+def register_gpu_module_transformation(
+    name: str, transform: Callable[[bytes], bytes | None]
+) -> None:
+    """The same for CUDA devices, once JAX has loaded its plugin for them.
+
+    The plugin has a compiler of its own, which takes transformations by an extension of its C
+    interface. JAX 0.10.2 finds that by a client, so there must be a GPU; later versions by the
+    plugin's name.
+    """
+
+    def register(plugin: Any) -> None:
+        global _gpu_hook
+        try:
+            _xla.register_xla_transform_c_api(plugin, name, 0, transform)
+            _gpu_hook = ""
+        except RuntimeError as error:
+            _gpu_hook = f"JAX's plugin for CUDA takes no transformation of modules: {error}"
+
+    def on_client(client: Any) -> None:
+        if platform_of(client) == "cuda" and _gpu_hook:
+            register(client)
+
+    def on_plugin(c_api: Any) -> None:  # called for the plugins of all platforms
+        if _xla_client.pjrt_plugin_loaded("cuda") and _gpu_hook:
+            register(_jax.get_pjrt_plugin("cuda"))
+
+    if hasattr(_jax, "get_pjrt_plugin"):
+        _xla_bridge.register_plugin_callbacks(on_plugin)
+    else:
+        _xla_bridge.register_backend_initialization_hook(on_client)
+
+
+def platform_of(client: Any) -> str:
+    """The platform of a client by the name that programs are lowered for: cuda, not gpu."""
+    return str(getattr(client, "_raw_platform", client.platform))
+
+
 def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None:
     """Has `look` called with each module that JAX is about to compile, or to look for in its
     persistent cache, and its devices, in the thread that asks for it."""
@@ -494,49 +541,6 @@ def before_compilation(look: Callable[[ir.Module, Sequence[Any]], None]) -> None
         return compile_or_get_cached(backend, computation, devices, *rest, **named)
 
     _compiler.compile_or_get_cached = wrapper
-
-
-def has_custom_call(module: ir.Module, target: str) -> bool:
-    """Whether a module calls a target whose name begins so."""
-    found = False
-
-    def look(op: Any) -> Any:
-        nonlocal found
-        if op.name == "stablehlo.custom_call":
-            name = ir.StringAttr(op.attributes["call_target_name"]).value
-            found = name.startswith(target)
-        return ir.WalkResult.INTERRUPT if found else ir.WalkResult.ADVANCE
-
-    module.operation.walk(look)
-    return found
-
-
-_FRONTEND_ATTRIBUTES = "mhlo.frontend_attributes"
-
-
-def set_frontend_attribute(module: ir.Module, name: str, value: str | None) -> None:
-    """Sets an attribute of a module that XLA carries along; None removes it."""
-    with module.context:
-        attributes = module.operation.attributes
-        entries = {}
-        if _FRONTEND_ATTRIBUTES in attributes:
-            entries = dictionary_entries(attributes[_FRONTEND_ATTRIBUTES])
-        if value is not None:
-            entries[name] = ir.StringAttr.get(value)
-        elif entries.pop(name, None) is None:
-            return
-        attributes[_FRONTEND_ATTRIBUTES] = ir.DictAttr.get(entries)
-
-
-def meshes_of(module: ir.Module) -> list[tuple[dict[str, int], list[int]]]:
-    """The meshes that a module names: sizes of their axes, and their logical ids, [] in order."""
-    meshes = []
-    for op in module.body.operations:
-        if op.operation.name == "sdy.mesh":
-            mesh = sdy.MeshAttr(op.attributes["mesh"])
-            axes = [sdy.MeshAxisAttr(axis) for axis in mesh.axes]
-            meshes.append(({axis.name: axis.size for axis in axes}, list(mesh.device_ids)))
-    return meshes
 
 
 # --- exported programs --------------------------------------------------------------------------

@@ -21,12 +21,22 @@ import numpy as np
 
 import jaxcoll
 from jaxcoll import _environment
-from jaxcoll._errors import ABOUT_THE_JOB, JaxcollError, SetupError
-from jaxcoll._hlo import dictionary, fingerprint, merge, overlap, proto, report, serve, simplify
+from jaxcoll._errors import ABOUT_THE_JOB, JaxcollError, SetupError, UnsupportedError
+from jaxcoll._hlo import (
+    dictionary,
+    fingerprint,
+    merge,
+    overlap,
+    proto,
+    report,
+    serve,
+    simplify,
+    streams,
+)
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.groups import Devices, NotServed
-from jaxcoll._jax import compat, job_log
+from jaxcoll._jax import compat, job_log, mlir_module
 from jaxcoll._job import membership, presence
 from jaxcoll._native import native
 from jaxcoll.tune import select, table
@@ -88,6 +98,8 @@ def _register() -> str:
                 return trouble
             compat.before_compilation(_mark)
             compat.register_module_transformation("jaxcoll", _transform)
+            if native.cuda_built:
+                compat.register_gpu_module_transformation("jaxcoll", _transform)
             _registered = True
     return ""
 
@@ -123,14 +135,20 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
     started here.
     """
     serves = _is_on()
-    if len(devices) < 2 or any(d.platform != "cpu" for d in devices):
+    platforms = {compat.platform_of(device.client) for device in devices}
+    if len(devices) < 2 or len(platforms) > 1 or not platforms <= {"cpu", _GPU}:
         return
-    if not serves:
-        overlaps = _overlap_wanted and compat.has_custom_call(module, serve.TARGET)
-        # A lowered program may have been compiled before, under another setting.
-        compat.set_frontend_attribute(module, ATTRIBUTE, "{}" if overlaps else None)
-        return
+    on_gpu = platforms == {_GPU}
     processes = {device.process_index for device in devices}
+    if serves and on_gpu:
+        serves = _serves_gpus(len(processes) > 1)
+    if not serves:
+        wanted = _overlap_wanted and (not on_gpu or _uses_stream())
+        overlaps = wanted and mlir_module.has_custom_call(module, serve.TARGET)
+        # A lowered program may have been compiled before, under another setting.
+        only = _ONLY_STREAM if on_gpu else "{}"
+        mlir_module.set_frontend_attribute(module, ATTRIBUTE, only if overlaps else None)
+        return
     with _lock:
         for device in devices:
             _places[device.id] = _Place(device.process_index, getattr(device, "slice_index", 0))
@@ -141,22 +159,59 @@ def _mark(module: Any, devices: Sequence[Any]) -> None:
         presence.start_engine()
         membership.agree_on_tuning()
         native.comm_end_build()
-    compat.set_frontend_attribute(module, ATTRIBUTE, _marking(module))
+    mlir_module.set_frontend_attribute(module, ATTRIBUTE, _marking(module, on_gpu))
 
 
-def _marking(module: Any) -> str:
+_GPU = "cuda"
+_ONLY_STREAM = '{"stream":true}'  # for a module whose collectives stay XLA's
+_left_on_gpus: list[str] = []  # why programs on GPUs were left to XLA; guarded by _lock
+
+
+def left_on_gpus() -> tuple[str, ...]:
+    """Why what XLA inserts into programs on GPUs was left to it in this process."""
+    with _lock:
+        return tuple(_left_on_gpus)
+
+
+def _serves_gpus(several_processes: bool) -> bool:
+    """Whether programs on GPUs can be served here; says once why not."""
+    try:
+        if not native.cuda_built:
+            raise UnsupportedError("this build of jaxcoll has no GPU kernels")
+        if trouble := compat.gpu_hook_trouble():
+            raise UnsupportedError(trouble)
+        if several_processes:
+            presence.start_engine()
+        membership.start_gpus()
+    except UnsupportedError as error:
+        reason = f"on GPUs: {error}"
+        with _lock:
+            known = reason in _left_on_gpus
+            if not known:
+                _left_on_gpus.append(reason)
+        if not known:
+            _log.warning("jaxcoll.install(): what XLA inserts is left to XLA %s", reason)
+        return False
+    return True
+
+
+def _marking(module: Any, on_gpu: bool) -> str:
     """All that what becomes of a module depends on, beside the module."""
-    meshes = compat.meshes_of(module)
-    return json.dumps(
-        {
-            "version": jaxcoll.__version__,
-            "tuning": table.digest(),
-            "match": _environment.values()["JAXCOLL_MATCH"],
-            "merge_bytes": _merge_bytes(),
-            "meshes": [[list(mesh.items()), ids] for mesh, ids in meshes],
-        },
-        separators=(",", ":"),
-    )
+    meshes = mlir_module.meshes_of(module)
+    marking: dict[str, Any] = {
+        "version": jaxcoll.__version__,
+        "tuning": "" if on_gpu else table.digest(),
+        "match": _environment.values()["JAXCOLL_MATCH"],
+        "merge_bytes": 0 if on_gpu else _merge_bytes(),
+        "meshes": [[list(mesh.items()), ids] for mesh, ids in meshes],
+    }
+    if on_gpu:
+        marking |= {"gpu": True, "stream": _uses_stream()}
+    return json.dumps(marking, separators=(",", ":"))
+
+
+def _uses_stream() -> bool:
+    return bool(_environment.values()["JAXCOLL_CUDA_STREAM"] == "1")
 
 
 _MERGE_BYTES = 4 << 20
@@ -201,21 +256,30 @@ def _transformed(serialized: bytes) -> bytes | None:
     if marking is None:
         return None
     marking = json.loads(marking)
-    if not marking:
-        return module.SerializeToString() if overlap.overlap(module, Costs(module)) else None
+    if "version" not in marking:  # its collectives stay XLA's, its calls are to go on beside work
+        on_stream = marking.get("stream", False)
+        changes = (
+            streams.put_on_stream(module) if on_stream else overlap.overlap(module, Costs(module))
+        )
+        return module.SerializeToString() if changes else None
+    on_gpu = marking.get("gpu", False)
+    target = serve.GPU if on_gpu else serve.CPU
     decider = _Decider(serialized, module, marking)
-    simplify.simplify(module, decider.decide, decider.may_scatter)
-    served, left = serve.serve(module, decider.decide)
+    simplify.simplify(module, decider.decide, decider.may_scatter, target)
+    served, left = serve.serve(module, decider.decide, target)
     if served or left:
         with _lock:
             _reports.append(Served(module.name, len(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
     _module.forward_tuples(module)
-    costs = Costs(module)
-    if most_bytes := marking["merge_bytes"]:
-        merge.merge(module, costs, most_bytes, decider.rechoose)
-        _module.forward_tuples(module)
-    overlap.overlap(module, costs)
+    if not on_gpu:  # the rest goes by what work costs on CPUs, and how XLA:CPU runs it
+        costs = Costs(module)
+        if most_bytes := marking["merge_bytes"]:
+            merge.merge(module, costs, most_bytes, decider.rechoose)
+            _module.forward_tuples(module)
+        overlap.overlap(module, costs)
+    elif marking["stream"]:
+        streams.put_on_stream(module)
     changed: bytes = module.SerializeToString()
     if _log.isEnabledFor(logging.INFO):
         for line in str(report.of_module(changed)).splitlines():
@@ -236,6 +300,7 @@ class _Decider:
         self._ordinals = itertools.count()
         self._merge_bytes = marking["merge_bytes"]
         self._match = marking["match"]
+        self._on_gpu = marking.get("gpu", False)
         try:
             self._ids = Devices(module).ids
         except NotServed:
@@ -251,7 +316,7 @@ class _Decider:
     def decide(self, request: serve.Request) -> dict[str, Any]:
         """Raises: NotServed."""
         axes, label = self._axes(request.groups)
-        job_log.communicator(label, request.groups, self._ids, on_gpu=False)
+        job_log.communicator(label, request.groups, self._ids, self._on_gpu)
         place = f" for {request.source}" if request.source else ""
         choice = self._choice(request.collective, request.groups, request.byte_count, axes)
         return {
@@ -267,7 +332,7 @@ class _Decider:
             "channels": 1,
             "separate_blocks": 0,
             "schedule": "",
-            "tuning": table.digest(),
+            "tuning": "" if self._on_gpu else table.digest(),
             "program": self._fingerprint() if self._several else "",
             # Instructions are in the same order on all processes.
             "signature": f"{request.signature} #{next(self._ordinals)}" if self._several else "",
@@ -327,8 +392,8 @@ class _Decider:
                 processes=membership.owners_per_group(groups, processes),
                 hosts=membership.owners_per_group(groups, hosts),
                 axes=axes,
-                on_gpu=False,
-                table=table.active(),
+                on_gpu=self._on_gpu,
+                table=None if self._on_gpu else table.active(),
             )
         except SetupError:
             raise  # differs between processes

@@ -41,8 +41,7 @@ def install(compiler: bool = True) -> None:
     """Routes collectives through jaxcoll in every thread, from now on until `uninstall()`.
 
     These are the ones that a program calls by `jax.lax`, and the ones that XLA inserts where arrays
-    are sharded (`jax.jit` with a NamedSharding), on CPUs and from JAX 0.10.2 on; an older JAX logs
-    one warning.
+    are sharded (`jax.jit` with a NamedSharding), from JAX 0.10.2 on; an older JAX logs one warning.
 
     Programs that are already compiled keep running as they are; calling the functions they came
     from compiles them anew. `install_report()` lists which collectives are served, and why some of
@@ -144,6 +143,8 @@ def _of_xla() -> list[Treatment]:
     for report in hook.reports():
         for left in report.left:
             reasons.setdefault(left.origin.removesuffix("-start"), {})[left.reason] = None
+    for opcode in hook.OPCODES:
+        reasons[opcode].update(dict.fromkeys(hook.left_on_gpus()))
     return [
         Treatment(opcode, "served" if opcode in hook.OPCODES else "left to XLA", "", tuple(found))
         for opcode, found in reasons.items()

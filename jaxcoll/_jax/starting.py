@@ -57,9 +57,9 @@ def _starting(function: Callable[_P, _T]) -> Callable[_P, Started[_T]]:
     start.__doc__ = f"""Starts `{name}`; `.done()` returns its result.
 
     On CPUs, from JAX 0.10.2 on, computation between the two runs beside it, if there is enough:
-    the work of moving about 1 MiB. Elsewhere XLA decides. Takes what `jaxcoll.{name}` takes, and
-    raises what it raises; errors of other devices come with the result. `jax.grad`, `jax.vmap` and
-    `jax.lax.scan` work as for `{name}`.
+    the work of moving about 1 MiB. On GPUs XLA decides, with JAXCOLL_CUDA_STREAM=1. Takes what
+    `jaxcoll.{name}` takes, and raises what it raises; errors of other devices come with the result.
+    `jax.grad`, `jax.vmap` and `jax.lax.scan` work as for `{name}`.
 
     Example:
       started = jaxcoll.{name}_start(...)

@@ -67,12 +67,11 @@ class Bounds:
         self._topology, self._flow = topology, flow
         self._ranks = [topology.index[host] for host in hosts]
         self._nodes = len(topology.nodes)
-        index = topology.index
         links = topology.links
         up = capacities_Bps > 0
-        self._source = np.array([index[x.source] for x in links], np.int64)[up]
-        self._destination = np.array([index[x.destination] for x in links], np.int64)[up]
-        self._latency_s = np.array([x.latency_s for x in links])[up]
+        self._source = links.source[up].astype(np.int64)
+        self._destination = links.destination[up].astype(np.int64)
+        self._latency_s = links.latency_s[up]
         self._capacity = capacities_Bps[up]
         self._out = np.bincount(self._source, self._capacity, self._nodes)[self._ranks]
         self._in = np.bincount(self._destination, self._capacity, self._nodes)[self._ranks]
@@ -143,17 +142,14 @@ class Bounds:
 
             ranks = np.array(self._ranks)
             # Parallel links: the fastest. An explicit 0 would be no edge.
-            best: dict[tuple[int, int], float] = {}
-            for s, d, t in zip(
-                self._source.tolist(),
-                self._destination.tolist(),
-                self._latency_s.tolist(),
-                strict=True,
-            ):
-                best[s, d] = min(best.get((s, d), math.inf), t)
-            keys = np.array(list(best)).reshape(-1, 2)
-            weights = np.array(list(best.values())) + 1e-18
-            graph = csr_array((weights, (keys[:, 0], keys[:, 1])), (self._nodes, self._nodes))
+            pair = self._source * self._nodes + self._destination
+            order = np.lexsort((self._latency_s, pair))
+            _, first = np.unique(pair[order], return_index=True)
+            best = order[first]
+            graph = csr_array(
+                (self._latency_s[best] + 1e-18, (self._source[best], self._destination[best])),
+                (self._nodes, self._nodes),
+            )
             count = len(ranks)
             some = count > _MOST_DIJKSTRA_SOURCES
             sources = np.linspace(0, count - 1, min(count, _MOST_DIJKSTRA_SOURCES)).astype(int)

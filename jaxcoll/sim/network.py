@@ -5,20 +5,53 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from jaxcoll._errors import CutError as CutError
 from jaxcoll._errors import TopologyError as TopologyError
 from jaxcoll._native import native
+from jaxcoll.sim.links import MOST_LINKS, Ints
+from jaxcoll.sim.links import Link as Link
+from jaxcoll.sim.links import Links as Links
 
 # Rank -> endpoint: by position, by rank, or by endpoint.
 Placement: TypeAlias = "Sequence[str] | Mapping[int, str] | Mapping[str, int | Sequence[int]]"
+
+
+# The simulator keeps a node in 22 bits.
+MOST_NODES: Final = (1 << 22) - 1
+MOST_SECONDS: Final = float(native.SIM_MOST_TIME_PS) / 1e12
+_MOST_NAME: Final = 256
+
+
+def check_nodes(network: str, count: int) -> None:
+    """Raises TopologyError where a network would have too many nodes; before they are made."""
+    if count > MOST_NODES:
+        raise TopologyError(f"{network} would have {count} nodes; at most {MOST_NODES}")
+
+
+def check_links(network: str, count: int) -> None:
+    """Raises TopologyError where a network would have too many directed links."""
+    if count > MOST_LINKS:
+        raise TopologyError(f"{network} would have {count} directed links; at most {MOST_LINKS}")
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises TopologyError unless a name can be printed anywhere: names stand in tables, in pages
+    and on terminals, which would obey an escape sequence."""
+    if not name or len(name) > _MOST_NAME or not name.isprintable():
+        short = name if len(name) <= 40 else f"{name[:40]}..."
+        raise TopologyError(
+            f"the name {short!a} of {what} cannot be used: up to {_MOST_NAME} characters that "
+            "can be printed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,52 +73,33 @@ class Node:
         return self.tier == "host"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One direction of a cable.
-
-    Attributes:
-      source: name of a node.
-      destination: name of a node.
-      bandwidth_Bps: bytes per second.
-      latency_s: seconds from end to end, with the switch behind it.
-      number: tells parallel links apart, from 0.
-      cable: index of the cable; both its directions have the same.
-    """
-
-    source: str
-    destination: str
-    bandwidth_Bps: float
-    latency_s: float
-    number: int = 0
-    cable: int = 0
-
-    @property
-    def name(self) -> str:
-        parallel = f"#{self.number}" if self.number else ""
-        return f"{self.source}->{self.destination}{parallel}"
-
-
 @dataclass(eq=False)
 class Topology:
     """A network under construction, or complete: `add_host`, `add_switch`, `connect`.
 
     Attributes:
       name: to print.
+      nodes: by name.
+      links: see `Link`; a cable that carries traffic both ways is two.
+      index: node name -> number.
       groups: named sets of endpoints whose cuts are worth a bound: racks, pods, nodes, halves.
       node_size: endpoints per server, where they come in servers; else 0.
       extents: of a torus, the last one varying fastest; else ().
     """
 
     name: str
-    nodes: dict[str, Node] = field(default_factory=dict)
-    links: list[Link] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict, init=False)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     node_size: int = 0
     extents: tuple[int, ...] = ()
-    _media: list[str] = field(default_factory=list)  # by cable
-    _parallel: Counter[tuple[str, str]] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)  # what others computed about it
+
+    def __post_init__(self) -> None:
+        check_name("a network", self.name)
+        self._names: list[str] = []  # by number
+        self.index: dict[str, int] = {}
+        self.links = Links(self._names)
+        self._packed: tuple[tuple[int, int], Any] | None = None
 
     def add_host(self, name: str, *, forwards: bool = False) -> str:
         """Adds an endpoint and returns its name."""
@@ -94,6 +108,17 @@ class Topology:
     def add_switch(self, name: str, tier: str = "switch") -> str:
         """Adds a switch and returns its name."""
         return self._add(Node(name, tier, True))
+
+    def add_hosts(self, names: Iterable[str], *, forwards: bool = False) -> Ints:
+        """Adds endpoints and returns their numbers, for `connect_all`."""
+        return self._numbers([self.add_host(name, forwards=forwards) for name in names])
+
+    def add_switches(self, names: Iterable[str], tier: str = "switch") -> Ints:
+        """Adds switches and returns their numbers, for `connect_all`."""
+        return self._numbers([self.add_switch(name, tier) for name in names])
+
+    def _numbers(self, added: list[str]) -> Ints:
+        return np.arange(len(self._names) - len(added), len(self._names), dtype=np.int32)
 
     def connect(
         self,
@@ -128,20 +153,60 @@ class Topology:
                 f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; "
                 "it must be above 0 (a broken link is a failure, not a link)"
             )
-        if not (latency_s >= 0 and math.isfinite(latency_s)):
+        if not 0 <= latency_s <= MOST_SECONDS:
             raise TopologyError(f"{self.name}: link {a} - {b} has a latency of {latency_s} s")
-        cable = len(self._media)
-        self._media.append(medium)
-        for source, destination in ((a, b), (b, a)) if both_ways else ((a, b),):
-            number = self._parallel[source, destination]
-            self._parallel[source, destination] += 1
-            self.links.append(
-                Link(source, destination, float(bandwidth_Bps), float(latency_s), number, cable)
+        self.connect_all(
+            [self.index[a]],
+            [self.index[b]],
+            bandwidth_Bps,
+            latency_s,
+            medium=medium,
+            both_ways=both_ways,
+        )
+
+    def connect_all(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        bandwidth_Bps: ArrayLike,
+        latency_s: ArrayLike = 0.0,
+        *,
+        medium: str | Sequence[str] = "optical",
+        both_ways: bool = True,
+    ) -> None:
+        """Adds many cables at once, as `connect` adds one.
+
+        Args:
+          a: numbers of nodes, see `index`.
+          b: of others, as many, or one for all.
+          bandwidth_Bps: of all, or by cable.
+          latency_s: of all, or by cable.
+          medium: of all, or of the first cables and in turn of those after them.
+          both_ways: see `connect`.
+
+        Raises:
+          TopologyError: a loop, no capacity, too many links.
+        """
+        capacity, latency = np.asarray(bandwidth_Bps), np.asarray(latency_s)
+        if not ((capacity > 0) & np.isfinite(capacity)).all():
+            raise TopologyError(f"{self.name}: a link's capacity must be above 0")
+        if not ((latency >= 0) & (latency <= MOST_SECONDS)).all():
+            raise TopologyError(
+                f"{self.name}: a link's latency must be from 0 to {MOST_SECONDS:g} s"
             )
+        if (np.asarray(a) == np.asarray(b)).any():
+            raise TopologyError(f"{self.name}: a node is linked to itself")
+        check_links(self.name, len(self.links) + np.broadcast(a, b).size * (1 + both_ways))
+        self.links.add(a, b, bandwidth_Bps, latency_s, medium, both_ways)
 
     def _add(self, node: Node) -> str:
+        check_name("a node", node.name)
+        check_name("a tier", node.tier)
         if node.name in self.nodes:
             raise TopologyError(f"{self.name}: node {node.name!r} exists twice")
+        check_nodes(self.name, len(self.nodes) + 1)
+        self.index[node.name] = len(self._names)
+        self._names.append(node.name)
         self.nodes[node.name] = node
         return node.name
 
@@ -164,7 +229,8 @@ class Topology:
         (medium "nvlink") is counted, but has no optics.
         """
         tiers = Counter(node.tier for node in self.nodes.values() if not node.is_host)
-        media = Counter(self._media)
+        counted = np.bincount(self.links.medium, minlength=len(self.links.media)).tolist()
+        media = Counter(dict(zip(self.links.media, counted, strict=True)))
         counts = {
             "hosts": len(self.hosts),
             "switches": sum(tiers.values()),
@@ -264,10 +330,8 @@ class Topology:
         Raises:
           TopologyError: there is no such component.
         """
-        if component in self.nodes:
-            found = [i for i, x in enumerate(self.links) if component in (x.source, x.destination)]
-        else:
-            found = self._links_by_name.get(component, [])
+        number = self.index.get(component)
+        found = self._links_named(component) if number is None else self.links.at(number)
         if not found:
             raise TopologyError(
                 f"{self.name} has no node or link {component!r}; links are written a->b or a--b"
@@ -286,93 +350,85 @@ class Topology:
           TopologyError: there are not so many.
         """
 
-        def eligible(link: Link) -> bool:
-            ends = (self.nodes[link.source], self.nodes[link.destination])
-            return not any(e.is_host for e in ends) and (
-                tier is None or any(e.tier == tier for e in ends)
-            )
-
-        one_way = {link.cable: link for link in reversed(self.links)}
-        cables = sorted(c for c, link in one_way.items() if eligible(link))
+        links = self.links
+        _, first = np.unique(links.cable, return_index=True)  # one direction of each
+        is_host = np.array([node.is_host for node in self.nodes.values()])
+        wanted = np.array([tier in (None, node.tier) for node in self.nodes.values()])
+        source, destination = links.source[first], links.destination[first]
+        between = ~(is_host[source] | is_host[destination])
+        cables = first[between & (wanted[source] | wanted[destination])].tolist()
         if not cables and tier is None:  # no switches, or none behind another
-            cables = sorted(one_way)
+            cables = first.tolist()
         if count > len(cables):
             raise TopologyError(
                 f"{self.name} has {len(cables)} cables that may fail, {count} were asked for"
             )
-        chosen = random.Random(seed).sample(cables, count)
-        names = []
-        for cable in chosen:
-            link = one_way[cable]
-            names.append(f"{link.source}--{link.destination}#{link.number}")
-        return names
+        chosen = [links[i] for i in random.Random(seed).sample(cables, count)]
+        return [f"{link.source}--{link.destination}#{link.number}" for link in chosen]
 
-    @cached_property
-    def _links_by_name(self) -> dict[str, list[int]]:
-        links: dict[str, list[int]] = {}
-        for i, x in enumerate(self.links):
-            for ends in (
-                f"{x.source}->{x.destination}",
-                f"{x.source}--{x.destination}",
-                f"{x.destination}--{x.source}",
-            ):
-                for name in (ends, f"{ends}#{x.number}"):
-                    links.setdefault(name, []).append(i)
-        return links
+    def _links_named(self, component: str) -> list[int]:
+        text, mark, number = component.rpartition("#")
+        ways: list[tuple[str, int | None]] = [(component, None)]
+        if mark and number.isdecimal():
+            ways.append((text, int(number)))
+        for ends, parallel in ways:
+            for match in re.finditer("(?=--|->)", ends):  # names may hold either, too
+                a, b = ends[: match.start()], ends[match.start() + 2 :]
+                if a in self.index and b in self.index:
+                    both_ways = ends[match.start() + 1] == "-"
+                    found = self.links.between(self.index[a], self.index[b], parallel, both_ways)
+                    if found:
+                        return found
+        return []
 
     # --- for the engine ---
 
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Node name -> number."""
-        return {name: i for i, name in enumerate(self.nodes)}
-
-    @cached_property
+    @property
     def native(self) -> Any:
-        """The network as the engine takes it; nothing may be added afterwards."""
-        self.check()
-        index = self.index
-        return native.sim_network(
-            list(self.nodes),
-            [node.forwards for node in self.nodes.values()],
-            [index[link.source] for link in self.links],
-            [index[link.destination] for link in self.links],
-            [link.bandwidth_Bps for link in self.links],
-            [round(link.latency_s * 1e12) for link in self.links],
-        )
+        """The network as the engine takes it.
 
-    @cached_property
-    def capacities_Bps(self) -> np.ndarray:
+        Raises:
+          TopologyError: see `check`.
+        """
+        size = len(self.nodes), len(self.links)
+        if self._packed is None or self._packed[0] != size:
+            links = self.links
+            packed = native.sim_network(
+                self._names,
+                np.array([node.forwards for node in self.nodes.values()], np.uint8),
+                links.source,
+                links.destination,
+                links.bandwidth_Bps,
+                np.rint(links.latency_s * 1e12),
+            )
+            self._check(packed)
+            self._packed = size, packed
+        return self._packed[1]
+
+    @property
+    def capacities_Bps(self) -> NDArray[np.float64]:
         """By link."""
-        return np.array([link.bandwidth_Bps for link in self.links])
+        return self.links.bandwidth_Bps
 
     def check(self) -> None:
         """Raises TopologyError unless every endpoint can reach every other."""
-        if not self.hosts:
+        self.native  # noqa: B018 - made once, and checked then
+
+    def _check(self, packed: Any) -> None:
+        hosts = self.hosts
+        if not hosts:
             raise TopologyError(f"{self.name} has no endpoints")
-        out: dict[str, list[str]] = {name: [] for name in self.nodes}
-        back: dict[str, list[str]] = {name: [] for name in self.nodes}
-        for link in self.links:
-            out[link.source].append(link.destination)
-            back[link.destination].append(link.source)
-        first = self.hosts[0]
-        for neighbours, how in ((out, "cannot be reached from"), (back, "cannot reach")):
-            seen, frontier = {first}, [first]
-            while frontier:
-                node = frontier.pop()
-                if node != first and not self.nodes[node].forwards:
-                    continue
-                fresh = [other for other in neighbours[node] if other not in seen]
-                seen.update(fresh)
-                frontier += fresh
-            for host in self.hosts:
-                if host not in seen:
-                    raise TopologyError(f"{self.name} is disconnected: {host!r} {how} {first!r}")
+        numbers = np.array([self.index[host] for host in hosts])
+        for backwards, how in ((False, "cannot be reached from"), (True, "cannot reach")):
+            seen = native.sim_reachable(packed, int(numbers[0]), backwards)[numbers]
+            if not seen.all():
+                host = hosts[int(np.argmin(seen))]
+                raise TopologyError(f"{self.name} is disconnected: {host!r} {how} {hosts[0]!r}")
 
     def __repr__(self) -> str:
         return (
             f"<{self.name}: {len(self.hosts)} endpoints, {len(self.switches)} switches, "
-            f"{len(self._media)} links>"
+            f"{self.links.cables} links>"
         )
 
 

@@ -5,18 +5,45 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Final
 
-from jaxcoll.sim.network import Topology, TopologyError
+import numpy as np
 
-# A link's default bandwidth and latency: 100 Gb/s, and 1 us with the switch behind it, as in the
-# packet-level runs that the simulator is compared with.
-_BANDWIDTH_BPS = 12.5e9
-_LATENCY_S = 1e-6
+from jaxcoll.sim.network import Topology, TopologyError, check_links, check_nodes
+
+# The defaults of all kinds, so that one is compared with another at equal NICs: 400 Gb/s, and 1 us
+# with the switch behind it; NVLink of 450 GB/s as H100 and H200 have it.
+_BANDWIDTH_BPS: Final = 50e9
+_LATENCY_S: Final = 1e-6
+_NVLINK_BPS: Final = 450e9
+_NVLINK_LATENCY_S: Final = 0.5e-6
 
 
 def _at_least(name: str, value: int, low: int) -> None:
     if value < low:
         raise TopologyError(f"{name} is {value}, but must be at least {low}")
+
+
+def _bounded(topology: Topology, nodes: int, cables: int) -> None:
+    """Refuses what is too large before any of it is made."""
+    check_nodes(topology.name, nodes)
+    check_links(topology.name, 2 * cables)
+
+
+def _ports(topology: Topology, radix: int | None, needed: int, what: str) -> None:
+    """Refuses a switch with more links than ports, where the ports were said."""
+    if radix is not None and needed > radix:
+        raise TopologyError(f"{topology.name}: {what} has {needed} links, but {radix} ports")
+
+
+def _split(radix: int, oversubscription: float) -> int:
+    """Ports that lead up."""
+    up = radix / (oversubscription + 1) if 0 < oversubscription < math.inf else 0.0
+    if up < 1 or not math.isclose(up, round(up)):
+        raise TopologyError(
+            f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
+        )
+    return round(up)
 
 
 def _halves(topology: Topology) -> None:
@@ -27,8 +54,8 @@ def _halves(topology: Topology) -> None:
 
 
 def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
-    uplinks = hosts / oversubscription
-    if oversubscription <= 0 or uplinks < 1 or not math.isclose(uplinks, round(uplinks)):
+    uplinks = hosts / oversubscription if 0 < oversubscription < math.inf else 0.0
+    if uplinks < 1 or not math.isclose(uplinks, round(uplinks)):
         raise TopologyError(
             f"{what} with {hosts} links down cannot be oversubscribed {oversubscription:g}:1; "
             "the number of links up must be whole"
@@ -76,32 +103,51 @@ def torus(
     topology = Topology(
         name or f"torus({'x'.join(map(str, dimensions))})", extents=tuple(dimensions)
     )
+    count = math.prod(dimensions)
+    _bounded(topology, count, count * len(dimensions))
     cells = list(itertools.product(*map(range, dimensions)))
-    label = {cell: "h" + ".".join(map(str, cell)) for cell in cells}
-    for cell in cells:
-        topology.add_host(label[cell], forwards=True)
-    for cell in cells:
-        for axis, length in enumerate(dimensions):
-            if length == 1 or (length == 2 and cell[axis] == 1):
-                continue
-            next_cell = (*cell[:axis], (cell[axis] + 1) % length, *cell[axis + 1 :])
-            topology.connect(label[cell], label[next_cell], bandwidth_Bps, latency_s)
+    labels = ["h" + ".".join(map(str, cell)) for cell in cells]
+    at = topology.add_hosts(labels, forwards=True).reshape(tuple(dimensions))
+    # By cell, then by axis. A cable of a dimension of length 2 is its first cell's.
+    following = [np.roll(at, -1, axis) for axis in range(len(dimensions))]
+    owned = [
+        np.broadcast_to(
+            np.arange(length).reshape([-1 if a == axis else 1 for a in range(at.ndim)])
+            < (0 if length == 1 else 1 if length == 2 else length),
+            at.shape,
+        )
+        for axis, length in enumerate(dimensions)
+    ]
+    keep = np.stack(owned, axis=-1)
+    here = np.broadcast_to(at[..., None], keep.shape)
+    topology.connect_all(here[keep], np.stack(following, -1)[keep], bandwidth_Bps, latency_s)
     for axis, length in enumerate(dimensions):
         if length > 1:
-            half = tuple(label[cell] for cell in cells if cell[axis] < length // 2)
+            half = tuple(
+                label for label, cell in zip(labels, cells, strict=True) if cell[axis] < length // 2
+            )
             topology.groups[f"half of dimension {axis}"] = half
     return topology
 
 
 def switch(
-    hosts: int, *, bandwidth_Bps: float = _BANDWIDTH_BPS, latency_s: float = _LATENCY_S / 2
+    hosts: int,
+    *,
+    radix: int | None = None,
+    bandwidth_Bps: float = _BANDWIDTH_BPS,
+    latency_s: float = _LATENCY_S / 2,
 ) -> Topology:
-    """Hosts on one switch; every link has `latency_s`, so two hosts are twice that apart."""
+    """Hosts on one switch; every link has `latency_s`, so two hosts are twice that apart.
+
+    It has `radix` ports, by default as many as it needs.
+    """
     _at_least("hosts", hosts, 1)
     topology = Topology(f"switch({hosts})")
-    topology.add_switch("s0")
-    for h in range(hosts):
-        topology.connect(topology.add_host(f"h{h}"), "s0", bandwidth_Bps, latency_s)
+    _bounded(topology, hosts + 1, hosts)
+    _ports(topology, radix, hosts, "the switch")
+    hub = topology.add_switches(["s0"])
+    ends = topology.add_hosts(f"h{h}" for h in range(hosts))
+    topology.connect_all(ends, hub, bandwidth_Bps, latency_s)
     _halves(topology)
     return topology
 
@@ -112,12 +158,14 @@ def leaf_spine(
     hosts_per_leaf: int = 16,
     oversubscription: float = 1.0,
     spines: int | None = None,
+    radix: int | None = None,
     bandwidth_Bps: float = _BANDWIDTH_BPS,
     latency_s: float = _LATENCY_S,
 ) -> Topology:
     """Two tiers. A leaf has `hosts_per_leaf` / `oversubscription` links up, of the hosts' speed.
 
-    They go to `spines` spines in turn; by default each to one of its own.
+    They go to `spines` spines in turn; by default each to one of its own. Switches have `radix`
+    ports, by default as many as they need.
     """
     _at_least("hosts", hosts, 1)
     _at_least("hosts_per_leaf", hosts_per_leaf, 1)
@@ -126,15 +174,19 @@ def leaf_spine(
     if spines < 1 or uplinks % spines:
         raise TopologyError(f"{uplinks} links up cannot be spread evenly over {spines} spines")
     topology = Topology(f"leaf_spine({hosts}, {oversubscription:g}:1)")
-    for s in range(spines):
-        topology.add_switch(f"spine{s}", "spine")
-    for leaf in range(-(-hosts // hosts_per_leaf)):
-        name = topology.add_switch(f"leaf{leaf}", "leaf")
+    leaves = -(-hosts // hosts_per_leaf)
+    _bounded(topology, hosts + leaves + spines, hosts + leaves * uplinks)
+    _ports(topology, radix, hosts_per_leaf + uplinks, "a leaf")
+    _ports(topology, radix, leaves * (uplinks // spines), "a spine")
+    above = topology.add_switches((f"spine{s}" for s in range(spines)), "spine")
+    up = above[np.arange(uplinks) % spines]
+    for leaf in range(leaves):
+        name = f"leaf{leaf}"
+        here = topology.add_switches([name], "leaf")
         members = range(leaf * hosts_per_leaf, min(hosts, (leaf + 1) * hosts_per_leaf))
-        for h in members:
-            topology.connect(topology.add_host(f"h{h}"), name, bandwidth_Bps, latency_s)
-        for u in range(uplinks):
-            topology.connect(name, f"spine{u % spines}", bandwidth_Bps, latency_s)
+        ends = topology.add_hosts(f"h{h}" for h in members)
+        topology.connect_all(ends, here, bandwidth_Bps, latency_s)
+        topology.connect_all(np.repeat(here, uplinks), up, bandwidth_Bps, latency_s)
         topology.groups[name] = tuple(f"h{h}" for h in members)
     _halves(topology)
     return topology
@@ -159,12 +211,7 @@ def fat_tree(
     _at_least("hosts", hosts, 1)
     if radix < 2 or radix % 2:
         raise TopologyError(f"radix is {radix}, but must be even and positive")
-    up = radix / (oversubscription + 1)
-    if oversubscription <= 0 or up < 1 or not math.isclose(up, round(up)):
-        raise TopologyError(
-            f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
-        )
-    up = round(up)
+    up = _split(radix, oversubscription)
     down, half = radix - up, radix // 2
     pods = -(-hosts // (down * half))
     if pods > radix:
@@ -174,24 +221,30 @@ def fat_tree(
         )
     shared = half if cores is None else _shared(half, radix, pods, cores, up, "cores")
     topology = Topology(f"fat_tree({hosts}, radix {radix}, {oversubscription:g}:1)")
-    for a in range(up):
-        for c in range(shared):
-            topology.add_switch(f"core{a}.{c}", "core")
+    tors = -(-hosts // down)
+    nodes = hosts + tors + up * (pods + shared)
+    _bounded(topology, nodes, hosts + tors * up + pods * up * half)
+    top = topology.add_switches(
+        (f"core{a}.{c}" for a in range(up) for c in range(shared)), "core"
+    ).reshape(up, shared)
     for pod in range(pods):
-        for a in range(up):
-            agg = topology.add_switch(f"agg{pod}.{a}", "agg")
-            for c in range(half):
-                topology.connect(agg, f"core{a}.{c % shared}", bandwidth_Bps, latency_s)
+        aggs = topology.add_switches((f"agg{pod}.{a}" for a in range(up)), "agg")
+        topology.connect_all(
+            np.repeat(aggs, half),
+            top[:, np.arange(half) % shared].ravel(),
+            bandwidth_Bps,
+            latency_s,
+        )
         first_host = pod * half * down
         last_host = min(hosts, first_host + half * down)
         for t in range(-(-(last_host - first_host) // down)):
-            tor = topology.add_switch(f"tor{pod}.{t}", "tor")
-            for a in range(up):
-                topology.connect(tor, f"agg{pod}.{a}", bandwidth_Bps, latency_s)
+            name = f"tor{pod}.{t}"
+            tor = topology.add_switches([name], "tor")
+            topology.connect_all(np.repeat(tor, up), aggs, bandwidth_Bps, latency_s)
             members = range(first_host + t * down, min(last_host, first_host + (t + 1) * down))
-            for h in members:
-                topology.connect(topology.add_host(f"h{h}"), tor, bandwidth_Bps, latency_s)
-            topology.groups[tor] = tuple(f"h{h}" for h in members)
+            ends = topology.add_hosts(f"h{h}" for h in members)
+            topology.connect_all(ends, tor, bandwidth_Bps, latency_s)
+            topology.groups[name] = tuple(f"h{h}" for h in members)
         topology.groups[f"pod{pod}"] = tuple(f"h{h}" for h in range(first_host, last_host))
     _halves(topology)
     return topology
@@ -201,19 +254,22 @@ def rail_optimised(
     nodes: int,
     *,
     gpus_per_node: int = 8,
-    nvlink_Bps: float = 450e9,
-    nvlink_latency_s: float = 0.5e-6,
-    bandwidth_Bps: float = 50e9,
+    nvlink_Bps: float = _NVLINK_BPS,
+    nvlink_latency_s: float = _NVLINK_LATENCY_S,
+    bandwidth_Bps: float = _BANDWIDTH_BPS,
     latency_s: float = _LATENCY_S,
     nodes_per_leaf: int | None = None,
     oversubscription: float = 1.0,
+    radix: int | None = None,
 ) -> Topology:
     """GPU servers: GPUs on one NVLink switch, one NIC per GPU, the g-th of all nodes on one rail.
 
     A rail has a leaf per `nodes_per_leaf` nodes (by default one leaf); spines join all leaves, so
     GPUs of different rails reach each other through the network as well. Defaults: 450 GB/s of
-    NVLink and a 400 Gb/s NIC per GPU. Endpoints are the GPUs, ``n3g5``, node after node.
+    NVLink and a 400 Gb/s NIC per GPU. Endpoints are the GPUs, ``n3g5``, node after node. Leaves and
+    spines have `radix` ports, by default as many as they need.
     """
+    _at_least("nodes", nodes, 1)
     return _rails(
         "rail_optimised",
         nodes,
@@ -222,6 +278,7 @@ def rail_optimised(
         (bandwidth_Bps, latency_s),
         nodes_per_leaf or nodes,
         _uplinks(nodes_per_leaf or nodes, oversubscription, "a leaf"),
+        radix,
     )
 
 
@@ -229,10 +286,11 @@ def rail_only(
     nodes: int,
     *,
     gpus_per_node: int = 8,
-    nvlink_Bps: float = 450e9,
-    nvlink_latency_s: float = 0.5e-6,
-    bandwidth_Bps: float = 50e9,
+    nvlink_Bps: float = _NVLINK_BPS,
+    nvlink_latency_s: float = _NVLINK_LATENCY_S,
+    bandwidth_Bps: float = _BANDWIDTH_BPS,
     latency_s: float = _LATENCY_S,
+    radix: int | None = None,
 ) -> Topology:
     """As `rail_optimised`, with one switch per rail and none between rails (Wang et al., 2024).
 
@@ -246,6 +304,7 @@ def rail_only(
         (bandwidth_Bps, latency_s),
         nodes,
         0,
+        radix,
     )
 
 
@@ -257,25 +316,42 @@ def _rails(
     nic: tuple[float, float],
     nodes_per_leaf: int,
     uplinks: int,
+    radix: int | None,
 ) -> Topology:
     _at_least("nodes", nodes, 1)
     _at_least("gpus_per_node", gpus, 1)
     _at_least("nodes_per_leaf", nodes_per_leaf, 1)
     topology = Topology(f"{kind}({nodes} x {gpus})", node_size=gpus)
-    for s in range(uplinks):
-        topology.add_switch(f"spine{s}", "spine")
-    for rail in range(gpus):
-        for leaf in range(-(-nodes // nodes_per_leaf)):
-            name = topology.add_switch(f"rail{rail}.{leaf}", "leaf")
-            for s in range(uplinks):
-                topology.connect(name, f"spine{s}", *nic)
+    leaves = -(-nodes // nodes_per_leaf)
+    switches = uplinks + gpus * leaves
+    cables = 2 * nodes * gpus + gpus * leaves * uplinks
+    _bounded(topology, nodes * (gpus + 1) + switches, cables)
+    _ports(topology, radix, min(nodes, nodes_per_leaf) + uplinks, "a leaf")
+    if uplinks:
+        _ports(topology, radix, gpus * leaves, "a spine")
+    spines = topology.add_switches((f"spine{s}" for s in range(uplinks)), "spine")
+    rails = topology.add_switches(
+        (f"rail{rail}.{leaf}" for rail in range(gpus) for leaf in range(leaves)), "leaf"
+    )
+    if uplinks:
+        topology.connect_all(np.repeat(rails, uplinks), np.tile(spines, len(rails)), *nic)
+    first = len(topology.nodes)
     for n in range(nodes):
-        inside = topology.add_switch(f"nvs{n}", "nvswitch")
-        for g in range(gpus):
-            gpu = topology.add_host(f"n{n}g{g}", forwards=uplinks == 0)
-            topology.connect(gpu, inside, *nvlink, medium="nvlink")
-            topology.connect(gpu, f"rail{g}.{n // nodes_per_leaf}", *nic)
-        topology.groups[f"node{n}"] = tuple(f"n{n}g{g}" for g in range(gpus))
+        members = tuple(f"n{n}g{g}" for g in range(gpus))
+        topology.add_switch(f"nvs{n}", "nvswitch")
+        topology.add_hosts(members, forwards=uplinks == 0)
+        topology.groups[f"node{n}"] = members
+    # By node, GPU and cable: to the node's switch, to the rail's leaf.
+    inside = (first + np.arange(nodes) * (gpus + 1))[:, None]
+    ends = inside + 1 + np.arange(gpus)
+    leaf = rails.reshape(gpus, leaves)[:, np.arange(nodes) // nodes_per_leaf].T
+    topology.connect_all(
+        np.repeat(ends.ravel(), 2),
+        np.stack([np.broadcast_to(inside, ends.shape), leaf], axis=-1).ravel(),
+        np.tile([nvlink[0], nic[0]], ends.size),
+        np.tile([nvlink[1], nic[1]], ends.size),
+        medium=["nvlink", "optical"],
+    )
     _halves(topology)
     return topology
 
@@ -303,6 +379,9 @@ def dragonfly(
             f"{a} routers with {h} global links each join {a * h + 1} groups, not {groups}"
         )
     topology = Topology(f"dragonfly({groups} x {a} x {hosts_per_router})")
+    pairs = (a * h) // max(1, groups - 1) * (groups * (groups - 1) // 2)
+    cables = groups * (a * hosts_per_router + a * (a - 1) // 2) + pairs
+    _bounded(topology, groups * a * (1 + hosts_per_router), cables)
     far = latency_s if global_latency_s is None else global_latency_s
     number = itertools.count()
     for g in range(groups):
@@ -336,10 +415,12 @@ def multi_plane(
     radix: int = 64,
     oversubscription: float = 1.0,
     spines: int | None = None,
-    bandwidth_Bps: float = _BANDWIDTH_BPS,
+    bandwidth_Bps: float | None = None,
     latency_s: float = _LATENCY_S,
 ) -> Topology:
     """`planes` separate two-tier networks; every host has one link of `bandwidth_Bps` into each.
+
+    By default the planes share a NIC of 400 Gb/s, which other kinds have on one link.
 
     Leaves of `radix` ports split them oversubscription : 1 into hosts and links up, one to each
     spine, so the reach is radix * radix * x / (x + 1) hosts; or, where there are not `radix` leaves
@@ -347,12 +428,7 @@ def multi_plane(
     """
     _at_least("hosts", hosts, 1)
     _at_least("planes", planes, 1)
-    up = radix / (oversubscription + 1)
-    if oversubscription <= 0 or up < 1 or not math.isclose(up, round(up)):
-        raise TopologyError(
-            f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
-        )
-    uplinks = round(up)
+    uplinks = _split(radix, oversubscription)
     down = radix - uplinks
     leaves = -(-hosts // down)
     if leaves > radix:
@@ -361,18 +437,21 @@ def multi_plane(
             f"{oversubscription:g}:1, {hosts} were asked for"
         )
     spines = uplinks if spines is None else _shared(uplinks, radix, leaves, spines, 1, "spines")
+    rate = _BANDWIDTH_BPS / planes if bandwidth_Bps is None else bandwidth_Bps
     topology = Topology(f"multi_plane({hosts}, {planes} planes, radix {radix})")
-    for h in range(hosts):
-        topology.add_host(f"h{h}")
+    nodes = hosts + planes * (spines + leaves)
+    _bounded(topology, nodes, planes * (hosts + leaves * uplinks))
+    ends = topology.add_hosts(f"h{h}" for h in range(hosts))
     for p in range(planes):
-        for s in range(spines):
-            topology.add_switch(f"p{p}.spine{s}", "spine")
+        above = topology.add_switches((f"p{p}.spine{s}" for s in range(spines)), "spine")
+        below = topology.add_switches((f"p{p}.leaf{leaf}" for leaf in range(leaves)), "leaf")
+        up = above[np.arange(uplinks) % spines]
         for leaf in range(leaves):
-            name = topology.add_switch(f"p{p}.leaf{leaf}", "leaf")
-            for u in range(uplinks):
-                topology.connect(name, f"p{p}.spine{u % spines}", bandwidth_Bps, latency_s)
-            for h in range(leaf * down, min(hosts, (leaf + 1) * down)):
-                topology.connect(f"h{h}", name, bandwidth_Bps, latency_s)
+            mine = ends[leaf * down : (leaf + 1) * down]
+            here = below[leaf]
+            a = np.concatenate([np.full(uplinks, here), mine])
+            b = np.concatenate([up, np.full(len(mine), here)])
+            topology.connect_all(a, b, rate, latency_s)
     for leaf in range(leaves):
         members = tuple(f"h{h}" for h in range(leaf * down, min(hosts, (leaf + 1) * down)))
         topology.groups[f"leaf{leaf}"] = members

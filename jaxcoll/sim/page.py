@@ -4,6 +4,7 @@ script for the legends."""
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Final
@@ -11,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from jaxcoll.sim.crossovers import Ranking, label, rankings, size_text
-from jaxcoll.sim.sweep import Outcome, Sweep
+from jaxcoll.sim.sweep import Outcome, Sweep, tail_text
 from jaxcoll.sim.timeline import Timeline
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and some more; seen on white and on
@@ -89,6 +90,7 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
         f"flow-level model: the schedules that run, on networks that are described, links shared "
         f"{'unequally' if sweep.setting.model.unfairness else 'max-min fairly'}. No packet was "
         "sent. Dashed: the lower bound, which no schedule can beat.</p>",
+        _origin(report),
         _facts(sweep, outcomes, report),
         "<h2>Time against size</h2>",
         _legend(colour),
@@ -121,6 +123,15 @@ def time_text(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.4g} {unit}"
     return f"{seconds * 1e12:.4g} ps"
+
+
+def _origin(report: dict[str, Any]) -> str:
+    """The command, version and date, so that a page that was passed on can be made again."""
+    command = escape(shlex.join(report["command"]))
+    return (
+        f"<p class='dim'>jaxcoll {escape(report['version'])}, {escape(report['date'])}.</p>"
+        f"<p class='dim'><code>{command}</code></p>"
+    )
 
 
 def _facts(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> str:
@@ -159,7 +170,7 @@ def _facts(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) ->
         f"jitter {setting.jitter:g}" if setting.jitter else "",
         f"unfairness {model.unfairness:g}" if model.unfairness else "",
         f"background traffic {setting.background:g} of every port" if setting.background else "",
-        f"{setting.seeds} seeds" if setting.seeds > 1 else "",
+        f"{setting.seeds} seeds; {tail_text(setting.seeds)}" if setting.seeds > 1 else "",
         f"failures after {time_text(setting.fail_at_s)}" if setting.fail_at_s is not None else "",
     ]
     listed = "; ".join(word for word in words if word) or "links cost time, nothing else does"
@@ -190,11 +201,12 @@ class _LogScale:
     """Values to pixels, powers of ten or two apart."""
 
     def __init__(self, low: float, high: float, begin: float, end: float) -> None:
+        low = max(low, 1e-12)  # a picosecond: one rank takes no time at all
         self._low, self._high = math.log(low), math.log(max(high, low * 1.0001))
         self._begin, self._end = begin, end
 
     def __call__(self, value: float) -> float:
-        part = (math.log(value) - self._low) / (self._high - self._low)
+        part = (math.log(max(value, 1e-12)) - self._low) / (self._high - self._low)
         return self._begin + part * (self._end - self._begin)
 
 
@@ -203,6 +215,7 @@ def _chart(name: str, outcomes: list[Outcome], colour: dict[str, str]) -> str:
     sizes = sorted({o.median.nbytes for o in outcomes})
     times = [t for o in outcomes for t in (o.p50_s, o.p99_s)]
     times += [t.bound_s for o in outcomes for t in o.timelines if t.bound_s]
+    times = [max(time, 1e-12) for time in times]
     low, high = 10 ** math.floor(math.log10(min(times))), 10 ** math.ceil(math.log10(max(times)))
     x = _LogScale(sizes[0], sizes[-1], left, width - right)
     y = _LogScale(low, high, height - bottom, top)
@@ -337,9 +350,10 @@ def _heat(load: float) -> str:
 def _heat_map(timeline: Timeline) -> str:
     topology = timeline.topology
     tiers: dict[str, list[int]] = {}
-    for i, link in enumerate(topology.links):
-        a, b = topology.nodes[link.source].tier, topology.nodes[link.destination].tier
-        tiers.setdefault(f"{a} to {b}", []).append(i)
+    tier_of = [node.tier for node in topology.nodes.values()]
+    source, destination = topology.links.source.tolist(), topology.links.destination.tolist()
+    for i, (a, b) in enumerate(zip(source, destination, strict=True)):
+        tiers.setdefault(f"{tier_of[a]} to {tier_of[b]}", []).append(i)
     cell, columns = 11, 64
     rows = []
     for tier, links in tiers.items():
@@ -439,7 +453,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
     rows = []
     for o in outcomes:
         t = o.median
-        link, load = t.bottlenecks(1)[0]
+        busiest = "".join(f"{escape(link)} {load:.0%}" for link, load in t.bottlenecks(1))
         bound = (
             f"<td>{time_text(t.bound_s)}</td><td>{o.p50_s / t.bound_s:.2f}</td>"
             if (t.bound_s)
@@ -450,6 +464,6 @@ def _table(outcomes: Sequence[Outcome]) -> str:
             f"<td class='text'>{t.collective}</td><td class='text'>{escape(t.algorithm)}</td>"
             f"<td>{size_text(t.nbytes)}</td><td>{time_text(o.p50_s)}</td>"
             f"<td>{time_text(o.p99_s)}</td><td>{t.algbw_GBps:.3f}</td><td>{t.busbw_GBps:.3f}</td>"
-            f"{bound}<td class='text'>{escape(link)} {load:.0%}</td></tr>"
+            f"{bound}<td class='text'>{busiest}</td></tr>"
         )
     return f"<div class='card'><table>{head}{''.join(rows)}</table></div>"

@@ -16,7 +16,8 @@ from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
 from jaxcoll.schedule.ir import to_tuple
 from jaxcoll.schedule.spec import spec_to_tuple
 from jaxcoll.sim.bounds import Bounds
-from jaxcoll.sim.network import CutError, Placement, Topology, TopologyError
+from jaxcoll.sim.memory import available_bytes
+from jaxcoll.sim.network import MOST_SECONDS, CutError, Placement, Topology, TopologyError
 from jaxcoll.sim.timeline import (
     ROUTINGS,
     Change,
@@ -29,8 +30,19 @@ from jaxcoll.sim.timeline import (
     changes_of,
 )
 
+# The engine's ranges; ffi/sim/limits.h tells why. Sums are checked there.
+_MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
+
 # The ranges of a model's parameters that are not simply from 0 on.
-_RANGES: Final = {"efficiency": (1e-6, 1.0), "split": (1, 256)}
+_RANGES: Final = {
+    "efficiency": (1e-6, 1.0),
+    "split": (1, 256),
+    "in_flight": (0, (1 << 31) - 1),
+    "unfairness": (0, native.SIM_MOST_UNFAIRNESS),
+    "overhead_s": (0, MOST_SECONDS),
+    "latency_s": (0, MOST_SECONDS),
+    "quantum_s": (0, MOST_SECONDS),
+}
 
 # Packed schedules that are remembered.
 KEPT_SCHEDULES: Final = 8
@@ -90,8 +102,9 @@ def run(
         raise ValueError(f"bounds is {bounds!r}; there are all, quick and none")
     if routing not in ROUTINGS:
         raise ValueError(f"unknown routing {routing!r}; there are {', '.join(ROUTINGS)}")
-    if nbytes < 1:
-        raise ValueError(f"nbytes is {nbytes}, but must be positive")
+    _in_range("nbytes", nbytes, 1, _MOST_BYTES)
+    _in_range("itemsize", itemsize, 1, _MOST_BYTES)
+    _in_range("seed", seed, 0, (1 << 64) - 1)
     world_size = schedule.world_size
     hosts = topology.place(world_size, placement)
     packed = pack(schedule)
@@ -105,7 +118,8 @@ def run(
         if values and len(values) != world_size:
             raise ValueError(f"stragglers.{name} has {len(values)} entries for {world_size} ranks")
         for rank, value in enumerate(values):
-            _in_range(f"stragglers.{name} of rank {rank}", value, 0, math.inf)
+            most = MOST_SECONDS if name == "start_s" else math.inf
+            _in_range(f"stragglers.{name} of rank {rank}", value, 0, most)
     _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
     for parameter, value in vars(model).items():
         _in_range(f"model.{parameter}", value, *_RANGES.get(parameter, (0, math.inf)))
@@ -113,6 +127,10 @@ def run(
         for end in (traffic.source, traffic.destination):
             if end not in index:
                 raise TopologyError(f"background traffic names unknown node {end!r}")
+        _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, _MOST_BYTES)
+        _in_range("background traffic's start_s", traffic.start_s, 0, MOST_SECONDS)
+    for change in changes:
+        _in_range("a change's time_s", change.time_s, 0, MOST_SECONDS)
     link_changes = changes_of(topology, failures, changes)
     try:
         out = native.simulate(
@@ -143,6 +161,7 @@ def run(
                     _ps(x.start_s),
                     _ENDLESS_BYTES if x.nbytes is None else x.nbytes,
                     x.bandwidth_Bps,
+                    x.share,
                 )
                 for x in background
             ],
@@ -216,19 +235,21 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
     """The schedule as the engine runs it: about 30 bytes per op. The last few are kept.
 
     Raises:
-      ValueError: the spec cannot be built, or a message has one end only.
+      ValueError: the spec cannot be built, a message has one end only, or there is not enough
+        memory for it.
     """
     if isinstance(schedule, Schedule):
         return native.sim_graph_of_op_lists([to_tuple(program) for program in schedule.programs])
-    return native.sim_graph(spec_to_tuple(schedule))
+    return native.sim_graph(spec_to_tuple(schedule), available_bytes())
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
-        most = f" and at most {high:g}" if high < math.inf else ""
-        raise ValueError(f"{name} is {value}, but must be at least {low:g}{most}")
+        most = f" and at most {high:.15g}" if high < math.inf else ""
+        by = f", {value / high:.3g} times that" if high < value < math.inf else ""
+        shown = value if abs(value) < 1e15 else f"{float(value):.3g}"
+        raise ValueError(f"{name} is {shown}, but must be at least {low:g}{most}{by}")
 
 
 def _ps(seconds: float) -> int:
-    _in_range("a time in seconds", seconds, 0, math.inf)
     return round(seconds * 1e12)

@@ -132,13 +132,16 @@ class Traffic:
       bandwidth_Bps: what it would take alone.
       nbytes: how much; None: without end.
       start_s: when it begins.
+      share: instead of `bandwidth_Bps`, if above 0: it leaves by every link of the source that
+        begins a shortest path, with `nbytes` and at most this share of the link on each.
     """
 
     source: str
     destination: str
-    bandwidth_Bps: float
+    bandwidth_Bps: float = 0.0
     nbytes: int | None = None
     start_s: float = 0.0
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ def changes_of(
             (
                 round(change.time_s * 1e12),
                 link,
-                change.factor * topology.links[link].bandwidth_Bps,
+                change.factor * float(topology.capacities_Bps[link]),
             )
             for link in topology.find_links(change.component)
         ]

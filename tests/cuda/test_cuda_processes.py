@@ -4,6 +4,8 @@ import pytest
 from jax_processes import run
 from ranks_on_one_gpu import needs_gpu
 
+from jaxcoll._jax import compat
+
 pytestmark = needs_gpu
 
 OPERANDS = """
@@ -211,3 +213,36 @@ print("EQUAL")
 @pytest.mark.parametrize("processes", [2, 4])
 def test_a_ragged_exchange_between_processes(processes):
     assert all("EQUAL" in out for out in run(RAGGED, processes))
+
+
+INSERTED = """
+from spmd import *
+import jax.numpy as jnp
+import jaxcoll
+jaxcoll.install()
+mesh = make_mesh((jax.device_count(),))
+n = mesh.size
+by_rows, whole = jax.NamedSharding(mesh, P("x")), jax.NamedSharding(mesh, P())
+x = small_integers((8 * n, 4 * n))
+placed = jax.make_array_from_callback(x.shape, by_rows, lambda index: x[index])
+programs = {
+    "sum": (lambda v: v.sum(0), whole, x.sum(0)),
+    "gather": (lambda v: v * 2, whole, x * 2),
+    "exchange": (lambda v: v + 1, jax.NamedSharding(mesh, P(None, "x")), x + 1),
+    "shift": (lambda v: jnp.roll(v, 8, 0), by_rows, np.roll(x, 8, 0)),
+}
+for name, (f, sharding, expected) in programs.items():
+    program = jax.jit(f, out_shardings=sharding).lower(placed).compile()
+    report = jaxcoll.install_report(program)
+    assert report.served and not report.left, f"{name}: {report}"
+    for _ in range(3):
+        for shard in program(placed).addressable_shards:
+            np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index])
+print("EQUAL")
+"""
+
+
+@pytest.mark.skipif(bool(compat.hook_trouble()), reason=compat.hook_trouble())
+@pytest.mark.parametrize("stream", ["0", "1"])
+def test_what_xla_inserts_between_processes(stream):
+    assert all("EQUAL" in out for out in run(INSERTED, 2, JAXCOLL_CUDA_STREAM=stream))

@@ -20,6 +20,11 @@ def test_the_simulator_is_measured_on_what_the_rows_say() -> None:
         (Work("ring", p, channels=3), 3 * 2 * p * (p - 1)),
         (Work("ring", p, jitter=0.01), 2 * p * (p - 1)),
         (Work("hierarchical", p), p * (2 * 7 + 2 * 3)),  # rings of 8; halving over 8 nodes
+        (Work("planes", p), p * (2 * 7 + 2 * 3)),
+        (Work("one switch", p), p * (2 * 7 + 2 * 3)),
+        (Work("all_to_all", p), p * (p - 1)),
+        (Work("all_to_all by nodes", p), p * (2 * 7 + 2 * 7)),  # both ways round at once
+        (Work("one message", p), 1),
     ):
         result = simulate.simulate(work)
         assert result["messages"] == messages, work

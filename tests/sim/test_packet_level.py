@@ -50,14 +50,14 @@ HEADERS, UNFAIRNESS = 4096 / 4160, 0.3
 
 @cache
 def tree() -> Topology:
-    network = fat_tree(HOSTS, radix=16)
+    network = fat_tree(HOSTS, radix=16, bandwidth_Bps=12.5e9)
     assert network.components()["switches.core"] == 64
     return network
 
 
 @cache
 def oversubscribed() -> Topology:
-    return leaf_spine(HOSTS, hosts_per_leaf=32, oversubscription=4)
+    return leaf_spine(HOSTS, hosts_per_leaf=32, oversubscription=4, bandwidth_Bps=12.5e9)
 
 
 def permutation(seed: int) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from reference import Network, evaluate
 
 from jaxcoll._native import native
 from jaxcoll.schedule import COLLECTIVES, Schedule, ScheduleSpec, algorithms, build
-from jaxcoll.simulate import Model, run
+from jaxcoll.simulate import Model, Stragglers, run
 from jaxcoll.topology import Topology, leaf_spine, rail_optimised, ring, switch
 
 ALL = [(c, a) for c in COLLECTIVES for a in algorithms(c) if c != "permute"]
@@ -103,6 +103,24 @@ def test_messages_that_arrive_together_are_reduced_in_order_of_channels() -> Non
         for channel in range(2):
             mine = done_ps[(done_ps[:, 0] == step) & (done_ps[:, 1] == channel)]
             assert mine[:, 2].tolist() == [3_000_000 * (step + 1) + 30_000 * (channel + 1)] * 5
+
+
+@pytest.mark.parametrize(("apart_ps", "first"), [(0, 1), (1, 1), (2, 1), (3, 2), (1000, 2)])
+def test_messages_ready_within_a_rounding_of_each_other_go_in_program_order(
+    apart_ps: int, first: int
+) -> None:
+    """Rank 0 sends to 1 and then to 2, by its program; rank 1 is ready that much later than 2."""
+    timeline = run(
+        ScheduleSpec("all_gather", 3, "direct"),
+        switch(3, bandwidth_Bps=1e9),
+        30_000,
+        model=Model(),
+        stragglers=Stragglers(start_s=(0.0, 1e-6 + apart_ps * 1e-12, 1e-6)),
+        record=True,
+        bounds="none",
+    )
+    mine = timeline.messages[timeline.messages[:, 2] == 0]
+    assert mine[mine[:, 6].argmin(), 3] == first
 
 
 @pytest.mark.parametrize("channels", [2, 3])
