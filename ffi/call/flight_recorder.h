@@ -34,7 +34,7 @@ class FlightRecorder {
   // The newest first, one line each.
   std::string Lines(Clock::time_point now);
   std::vector<Record> Newest(size_t most);  // the newest first
-  uint64_t count();  // of all calls that have ended
+  uint64_t count();                         // of all calls that have ended
   std::optional<Record> last();
 
  private:
