@@ -139,6 +139,24 @@ def late() -> Case:
     )
 
 
+def late_for_one_that_has_just_come() -> Case:
+    young = [process(i, waits(waits_for=[2], since_s=0.3)) for i in (0, 1)]
+    other = process(3, waits(waits_for=[2], since_s=1.5))
+    return Case([*young, other, process(2)], "late", (2,), ("three processes have waited 1.5 s",))
+
+
+def busy_elsewhere() -> Case:
+    """It makes one call after the other with nobody else who waits."""
+    young = waits([2, 3], [1], key="k9", communicator="c9", since_s=0.01, line="eval.py:5 (run)")
+    there = waits([2, 3], [0], key="k9", communicator="c9", since_s=0.01, line="eval.py:5 (run)")
+    return Case(
+        [process(0, waits([0, 1, 2], [2])), process(1), process(2, young), process(3, there)],
+        "late",
+        (2,),
+        ("rank 2 .*has not called .*; it makes other calls, now .* at eval.py:5",),
+    )
+
+
 def late_in_a_ring() -> Case:
     """Only the next rank waits for the late one; the others wait for that."""
     ring = [process(i, waits(waits_for=[(i - 1) % COUNT])) for i in (0, 1, 3)]
@@ -392,7 +410,17 @@ def finished_and_stuck() -> Case:
 
 
 CASES = [
-    *(late, late_in_a_ring, waits_for_another_result, dead, dead_as_peers_say, stopped, silent),
+    *(
+        late,
+        late_for_one_that_has_just_come,
+        busy_elsewhere,
+        late_in_a_ring,
+        waits_for_another_result,
+        dead,
+        dead_as_peers_say,
+        stopped,
+        silent,
+    ),
     *(no_interpreter, dead_host, opposite_order, a_circle_of_three, order, order_of_programs),
     *(mismatch(shapes="[9]"), mismatch(op="max"), other_dtype, other_program, slow_link, cut_link),
     *(compiling, exception, left, never_started, two_stalls, idle, moving, poisoned),

@@ -142,6 +142,10 @@ class _Job:
                 pending += failed.pending
         return tuple(pending)
 
+    def pending(self, process: int) -> dict[tuple[str, int], Call]:
+        """The calls of a process, also those that have begun just now."""
+        return {c.id: c for c in [*self.calls[process], *self.snapshots[process].pending]}
+
     # --- names ----------------------------------------------------------------------------------
 
     def name(self, process: int, call: Call | None = None) -> str:
@@ -245,13 +249,13 @@ class _Job:
 
     def waiting(self, call: Call) -> str:
         """ "seven processes have waited 14 s"."""
-        same = [c for calls in self.calls.values() for c in calls if c.id == call.id]
+        same = [c for p in self.snapshots if (c := self.pending(p).get(call.id)) is not None]
         longest = max((c.since_s for c in same), default=call.since_s)
         have = "has" if len(same) == 1 else "have"
         return f"{_count(max(1, len(same)), 'process')} {have} waited {seconds(longest)}"
 
-    def late(self, process: int, call: Call) -> Finding:
-        kind, clause = self.place(process)
+    def late(self, process: int, call: Call, instead: str = "") -> Finding:
+        kind, clause = ("late", instead) if instead else self.place(process)
         text = (
             f"{self.name(process, call)} has not called {call.name}, for which "
             f"{self.waiting(call)}; {clause}"
@@ -295,8 +299,7 @@ class _Job:
 
     def fault(self, process: int, call: Call, other: int) -> Finding | None:
         """The fault of a process that has answered; None: it waits for others."""
-        snapshot = self.snapshots[other]
-        theirs = {c.id: c for c in [*self.calls[other], *snapshot.pending]}.values()
+        theirs = self.pending(other).values()
         half = self.half_made(other)
         if half is not None:
             return half
@@ -305,6 +308,8 @@ class _Job:
         for their in theirs:
             if process in {their.processes[r] for r in their.waits_for}:
                 return self.difference(process, call, other, their)
+        if not self.calls[other]:  # it goes on elsewhere
+            return self.late(other, call, f"it makes other calls, now {next(iter(theirs)).name}")
         return None
 
     def difference(self, process: int, call: Call, other: int, their: Call) -> Finding:
@@ -378,9 +383,8 @@ class _Job:
         if process not in self.snapshots:
             return False
         snapshot = self.snapshots[process]
-        pending = [*self.calls[process], *snapshot.pending]
         made = snapshot.next_numbers.get(call.key, 0) > call.number
-        return made or any(c.id == call.id for c in pending)
+        return made or call.id in self.pending(process)
 
     def slow(self) -> Finding | None:
         """A link, where all processes are in the call that is not done."""
