@@ -114,7 +114,7 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an opcode of the future": (
         lambda: changed(lambda i: setattr(i, "opcode", "collective-reduce")),
-        "not known",
+        "an unknown collective",
     ),
     "groups of several sizes": (
         lambda: changed(lambda i: groups(i, [0], [1, 2, 3])),
@@ -168,7 +168,7 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
   d = f32[8,6]{{1,0}} all-gather-done(s)
   ROOT t = (f32[4,6]{{1,0}}, f32[8,6]{{1,0}}) tuple(g, d)"""
         ),
-        "others than its done",
+        "other instructions than its done",
     ),
 }
 

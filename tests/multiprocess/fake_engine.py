@@ -310,11 +310,17 @@ def descriptors() -> dict[int, str]:
 
 def threads_left() -> list[str]:
     """Those that do not end once what they are at is over: a request to the store is not ended."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("jaxcoll"):
-            thread.join(WAIT_S)
+    for thread in _threads():
+        thread.join(WAIT_S)
     return bootstrap_threads()
 
 
 def bootstrap_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("jaxcoll")]
+    return [thread.name for thread in _threads()]
+
+
+def _threads() -> list[threading.Thread]:
+    # The thread that answers `jaxcoll inspect` lives as long as the process, from the first
+    # collective on, whichever test makes it.
+    names = [(t, t.name) for t in threading.enumerate()]
+    return [t for t, n in names if n.startswith("jaxcoll") and n != "jaxcoll-inspect"]
