@@ -33,7 +33,7 @@ def take(job: str, process: int, processes: int, left: str = "") -> Snapshot:
       job: its name, equal on all processes.
       left: how this process ends, if it does.
     """
-    between: dict[str, Any] = native.comm_snapshot() or {}
+    between: Any = native.comm_snapshot() or {}
     within: dict[str, Any] = native.engine_snapshot()
     last = [read(Ended, e) for e in [*between.get("last", ()), *within["last"]]]
     modules = sys.modules
@@ -74,7 +74,8 @@ def exception() -> str:
 
 def has_failed() -> bool:
     """Whether a communicator has failed."""
-    return bool((native.comm_snapshot() or {}).get("failed"))
+    snapshot: Any = native.comm_snapshot() or {}
+    return bool(snapshot.get("failed"))
 
 
 def _call(facts: dict[str, Any]) -> Call:

@@ -420,7 +420,8 @@ class Topology:
             raise TopologyError(f"{self.name} has no endpoints")
         numbers = np.array([self.index[host] for host in hosts])
         for backwards, how in ((False, "cannot be reached from"), (True, "cannot reach")):
-            seen = native.sim_reachable(packed, int(numbers[0]), backwards)[numbers]
+            reachable: Any = native.sim_reachable(packed, int(numbers[0]), backwards)
+            seen = reachable[numbers]
             if not seen.all():
                 host = hosts[int(np.argmin(seen))]
                 raise TopologyError(f"{self.name} is disconnected: {host!r} {how} {hosts[0]!r}")
