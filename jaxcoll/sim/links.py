@@ -113,6 +113,11 @@ class Links(Sequence[Link]):
         return self._array("destination")
 
     @property
+    def latency_ps(self) -> NDArray[np.float64]:
+        """By link: in whole picoseconds, as the engine has it."""
+        return np.rint(self.latency_s * 1e12)
+
+    @property
     def bandwidth_Bps(self) -> NDArray[np.float64]:
         """By link."""
         return self._array("bandwidth_Bps")

@@ -185,8 +185,17 @@ class Topology:
           both_ways: see `connect`.
 
         Raises:
-          TopologyError: a loop, no capacity, too many links.
+          TopologyError: a number that no node has, a loop, no capacity, too many links.
         """
+        for end in (np.asarray(a), np.asarray(b)):
+            if end.dtype.kind not in "iu" and end.size:
+                raise TopologyError(f"{self.name}: a link's ends are {end.dtype}, not node numbers")
+            known = (end >= 0) & (end < len(self._names))
+            if not known.all():
+                raise TopologyError(
+                    f"{self.name}: a link ends at node {end[~known].flat[0]}, but nodes are from 0 "
+                    f"to {len(self._names) - 1}"
+                )
         capacity, latency = np.asarray(bandwidth_Bps), np.asarray(latency_s)
         if not ((capacity > 0) & np.isfinite(capacity)).all():
             raise TopologyError(f"{self.name}: a link's capacity must be above 0")
@@ -399,7 +408,7 @@ class Topology:
                 links.source,
                 links.destination,
                 links.bandwidth_Bps,
-                np.rint(links.latency_s * 1e12),
+                links.latency_ps,
             )
             self._check(packed)
             self._packed = size, packed

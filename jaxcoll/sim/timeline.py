@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcoll._errors import SimulationError as SimulationError
-from jaxcoll.sim.network import Topology, TopologyError
+from jaxcoll.sim.network import Topology
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
 ROUTINGS: Final[tuple[Routing, ...]] = ("ecmp", "split", "spray")
@@ -175,7 +175,7 @@ class Timeline:
       event_count: events; the cost of the simulation is proportional to them.
       bounds: lower bounds of the time, the highest first.
       missing_bound: why the bound "flow" is missing from them if it was requested; else "".
-      capacities_Bps: by link, at the start.
+      capacities_Bps: by link, averaged over the run.
     """
 
     collective: str
@@ -244,6 +244,11 @@ class Timeline:
         )
 
 
+def picoseconds(seconds: float) -> int:
+    """Whole picoseconds, the engine's unit of time."""
+    return round(seconds * 1e12)
+
+
 def changes_of(
     topology: Topology, failures: Sequence[str], changes: Sequence[Change]
 ) -> list[tuple[int, int, float]]:
@@ -252,14 +257,36 @@ def changes_of(
     for component in failures:
         result += [(0, link, 0.0) for link in topology.find_links(component)]
     for change in changes:
-        if change.time_s < 0 or change.factor < 0:
-            raise TopologyError(f"{change} has a negative time or factor")
         result += [
             (
-                round(change.time_s * 1e12),
+                picoseconds(change.time_s),
                 link,
                 change.factor * float(topology.capacities_Bps[link]),
             )
             for link in topology.find_links(change.component)
         ]
     return result
+
+
+def capacities_over(
+    capacities_Bps: NDArray[np.float64], changes: Sequence[tuple[int, int, float]], time_ps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean and the greatest capacity of every link from 0 to `time_ps`.
+
+    Args:
+      capacities_Bps: by link, before all changes.
+      changes: see `changes_of`.
+      time_ps: changes from then on do not count, unless it is 0.
+    """
+    end = max(1, time_ps)
+    now = capacities_Bps.copy()
+    since = np.zeros(len(now))
+    room, greatest = np.zeros(len(now)), np.zeros(len(now))
+    for when, link, bandwidth_Bps in sorted(changes, key=lambda change: change[0]):
+        if when >= end:
+            break
+        if when > since[link]:
+            room[link] += now[link] * (when - since[link])
+            greatest[link] = max(greatest[link], now[link])
+        now[link], since[link] = bandwidth_Bps, when
+    return (room + now * (end - since)) / end, np.maximum(greatest, now)
