@@ -35,19 +35,17 @@ class GraphBuilder {
  public:
   explicit GraphBuilder(int32_t world_size) : ranks_(world_size), ends_(world_size) {}
 
-  // May be called for different ranks at once. Fails, too, if what has been packed exceeds
-  // `most_bytes`.
-  Status Pack(int32_t rank, const OpList& program, uint64_t most_bytes);
+  // May be called for different ranks at once.
+  Status Pack(int32_t rank, const OpList& program);
   StatusOr<Graph> Join();
+  // Whether those that have been packed fit, with the constant part of all.
+  Status CheckPacked(uint64_t most_bytes) const;
   // Whether all ranks fit, to judge by those of `sample`, which have been packed.
   Status EstimateMemory(std::span<const int32_t> sample, uint64_t most_bytes) const;
 
  private:
   struct Size {
-    double ops = 0, edges = 0, ranks = 0;
-    double bytes() const {
-      return ops * kBytesPerOp + edges * kBytesPerEdge + ranks * kBytesPerRank;
-    }
+    double ops = 0, edges = 0;
   };
   struct Rank {
     std::vector<Graph::Node> nodes;  // chains, dependents and extents numbered within the rank
@@ -56,13 +54,14 @@ class GraphBuilder {
     ExtentTable extents;
     int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0, scratch_blocks = 0;
     Size size() const {
-      return {static_cast<double>(nodes.size()), static_cast<double>(edges.size()), 1};
+      return {static_cast<double>(nodes.size()), static_cast<double>(edges.size())};
     }
   };
 
   static Status CheckLayout(int32_t rank, const OpList& program);
   static Status CheckChunks(int32_t rank, const OpList& program, const Operand& operand);
-  static Status CheckMemory(const char* about, const Size& size, uint64_t most_bytes);
+  // Of all ranks, which have so many ops together.
+  Status CheckMemory(const char* about, const Size& size, uint64_t most_bytes) const;
 
   // Positions within a block, whole blocks first and together, since only lengths matter here.
   static void Canonical(std::span<const Interval> chunks, int32_t per_block,
@@ -132,7 +131,7 @@ Status GraphBuilder::CheckChunks(int32_t rank, const OpList& program, const Oper
   return {};
 }
 
-Status GraphBuilder::Pack(int32_t rank, const OpList& program, uint64_t most_bytes) {
+Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
   if (Status s = CheckLayout(rank, program); !s.ok()) return s;
   Rank& out = ranks_[rank];
   out.scratch_blocks = program.scratch_blocks;
@@ -207,13 +206,15 @@ Status GraphBuilder::Pack(int32_t rank, const OpList& program, uint64_t most_byt
       out.edges[degree[place[dependency]]++] = i;
     }
   }
-  const uint64_t ops = packed_ops_ += count, edges = packed_edges_ += out.edges.size();
-  return CheckMemory("at least", {static_cast<double>(ops), static_cast<double>(edges), 0},
-                     most_bytes);
+  packed_ops_ += count;
+  packed_edges_ += out.edges.size();
+  return {};
 }
 
-Status GraphBuilder::CheckMemory(const char* about, const Size& size, uint64_t most_bytes) {
-  if (size.bytes() <= static_cast<double>(most_bytes)) return {};
+Status GraphBuilder::CheckMemory(const char* about, const Size& size, uint64_t most_bytes) const {
+  const double bytes = size.ops * kBytesPerOp + size.edges * kBytesPerEdge +
+                       static_cast<double>(ranks_.size()) * kBytesPerRank;
+  if (bytes <= static_cast<double>(most_bytes)) return {};
   const auto gigabytes = [](double value) {
     char text[32];
     std::snprintf(text, sizeof text, "%.3g GB", value / 1e9);
@@ -221,8 +222,13 @@ Status GraphBuilder::CheckMemory(const char* about, const Size& size, uint64_t m
   };
   return InvalidArgument("the schedule has " + std::string(about) + " " +
                          std::to_string(std::llround(size.ops)) + " ops, which take " +
-                         gigabytes(size.bytes()) + " of memory; " +
+                         gigabytes(bytes) + " of memory; " +
                          gigabytes(static_cast<double>(most_bytes)) + " are available");
+}
+
+Status GraphBuilder::CheckPacked(uint64_t most_bytes) const {
+  const Size size{static_cast<double>(packed_ops_), static_cast<double>(packed_edges_)};
+  return CheckMemory("at least", size, most_bytes);
 }
 
 // The largest rank of the sample stands for itself only: a root has as many ops as all others.
@@ -232,15 +238,13 @@ Status GraphBuilder::EstimateMemory(std::span<const int32_t> sample, uint64_t mo
     const Size size = ranks_[rank].size();
     all.ops += size.ops;
     all.edges += size.edges;
-    all.ranks += 1;
-    if (size.bytes() > largest.bytes()) largest = size;
+    if (size.ops > largest.ops) largest = size;
   }
   if (sample.size() > 1) {
     const auto packed = static_cast<double>(sample.size());
     const double more = (static_cast<double>(ranks_.size()) - packed) / (packed - 1);
     all.ops += (all.ops - largest.ops) * more;
     all.edges += (all.edges - largest.edges) * more;
-    all.ranks += (all.ranks - largest.ranks) * more;
   }
   return CheckMemory("about", all, most_bytes);
 }
@@ -348,7 +352,7 @@ StatusOr<Graph> Graph::Build(int32_t world_size,
   GraphBuilder builder(world_size);
   const auto pack = [&](int32_t rank) {
     const StatusOr<OpList> program = program_of(rank);
-    return program.ok() ? builder.Pack(rank, *program, most_bytes) : program.status();
+    return program.ok() ? builder.Pack(rank, *program) : program.status();
   };
   // Rank 0, which often is the root, and others at random.
   std::vector<int32_t> order(world_size);
@@ -370,6 +374,7 @@ StatusOr<Graph> Graph::Build(int32_t world_size,
   auto work = [&] {
     for (int32_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < world_size;) {
       Status status = pack(order[i]);
+      if (status.ok()) status = builder.CheckPacked(most_bytes);
       if (status.ok()) continue;
       std::lock_guard lock(mutex);
       if (first_error.ok()) first_error = std::move(status);

@@ -305,7 +305,8 @@ std::pair<int32_t, int32_t> Simulation::Ends(const Flow& flow) const {
 void Simulation::EnterBytes(const Flow& flow, int64_t bytes) {
   if (flow.overhead || bytes <= 0) return;
   if (flow.background != kNone) {
-    background_bytes_ += static_cast<double>(bytes);
+    // `done` is in no type's range; for endless traffic, `bytes` was cut to it.
+    background_bytes_ += flow.endless ? flow.done : static_cast<double>(bytes);
     if (Status s = CheckBytes("the bytes that background traffic moved", background_bytes_);
         !s.ok()) {
       return Fail(std::move(s));

@@ -111,6 +111,9 @@ class Stragglers:
 class Change:
     """A link or switch that changes while the collective runs.
 
+    Messages on a link that works keep their path and run at what it allows from then on. Those on a
+    link that fails take another path, and stay on that one when the link is mended.
+
     Attributes:
       time_s: when.
       component: see `Topology.find_links`.
