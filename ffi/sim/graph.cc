@@ -25,7 +25,7 @@ constexpr int32_t kMaxStep = (1 << 29) - 1;
 // Packing and running take this at their peak, measured for six algorithms of 1024 to 32768 ranks:
 // an op with its message's ends, a dependency, a rank.
 constexpr double kBytesPerOp = 90, kBytesPerEdge = 8, kBytesPerRank = 1500;
-// By so many ranks, drawn at random, the memory of all is estimated.
+// The memory of all ranks is estimated by this many, which are drawn at random.
 constexpr int32_t kSample = 16;
 
 }  // namespace
@@ -60,7 +60,7 @@ class GraphBuilder {
 
   static Status CheckLayout(int32_t rank, const OpList& program);
   static Status CheckChunks(int32_t rank, const OpList& program, const Operand& operand);
-  // Of all ranks, which have so many ops together.
+  // Fails if all ranks, which have `size` together, take more than `most_bytes`.
   Status CheckMemory(const char* about, const Size& size, uint64_t most_bytes) const;
 
   // Positions within a block, whole blocks first and together, since only lengths matter here.

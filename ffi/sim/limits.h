@@ -35,8 +35,8 @@ Status CheckNumber(const std::string& what, double value,
                    double most = std::numeric_limits<double>::max());
 // A node's number.
 Status CheckNode(const Network& network, const std::string& what, int64_t node);
-// Ends that exist, capacities and latencies; the latencies of all links together, too, so that those
-// of a path are in range.
+// Ends that exist, capacities and latencies. The latencies of all links together are in range, so
+// those of a path are.
 Status CheckNetwork(const Network& network);
 Status CheckRanges(const Graph& graph, const Network& network, const std::vector<int32_t>& node_of,
                    int64_t block_elements, int64_t element_bytes, const Parameters& parameters);

@@ -36,17 +36,17 @@ namespace jaxcoll::sim {
 // Two times that are equal differ by at most this after a few roundings by half a picosecond.
 inline constexpr Time kTie = 2;
 
-// A link's capacity from `time` on; 0 fails it, and its flows are rerouted. Flows on a link that works
-// keep their links, also where a failed one that would be shorter works again.
+// A link's capacity from `time` on; 0 fails it, and its flows are rerouted. Other flows keep their
+// links, also where a failed one that would be shorter works again.
 struct LinkChange {
   Time time = 0;
   int32_t link = 0;
   double bytes_per_ps = 0;
 };
 
-// Other traffic than the collective's: `bytes`, or without an end, from node to node from `time` on, at most at
-// `bytes_per_ps`; or, with a `share` above 0, as many by each link of the source that begins a
-// shortest path, at most at that share of the link's capacity. It ends with the collective.
+// Other traffic than the collective's: `bytes`, or endless, from node to node from `time` on, at
+// most at `bytes_per_ps`; or, with a `share` above 0, as many by each link of the source that begins
+// a shortest path, at most at that share of the link's capacity. It ends with the collective.
 struct Background {
   int32_t source = 0, destination = 0;
   Time time = 0;

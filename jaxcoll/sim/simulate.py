@@ -240,8 +240,7 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
-        most = f" and at most {high:.15g}" if high < math.inf else ""
+        most = f" and at most {high:.15g}" if high < math.inf else " and finite"
         by = f", {value / high:.3g} times that" if high < value < math.inf else ""
-        least = f"at least {low:g}" if math.isfinite(value) else f"finite, at least {low:g}"
         shown = value if abs(value) < 1e15 else f"{float(value):.3g}"
-        raise ValueError(f"{name} is {shown}, but must be {least}{most}{by}")
+        raise ValueError(f"{name} is {shown}, but must be at least {low:g}{most}{by}")

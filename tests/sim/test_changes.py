@@ -193,8 +193,8 @@ def test_the_mean_and_the_greatest_capacity_count_the_time_of_the_run() -> None:
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (math.nan, "a change's factor is nan, but must be finite, at least 0"),
-        (math.inf, "a change's factor is inf, but must be finite, at least 0"),
+        (math.nan, "a change's factor is nan, but must be at least 0 and finite"),
+        (math.inf, "a change's factor is inf, but must be at least 0 and finite"),
         (-0.5, "a change's factor is -0.5, but must be at least 0"),
         (1e300, "a changed capacity in bytes per picosecond is inf, but must be finite"),
     ],

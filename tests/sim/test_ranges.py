@@ -69,14 +69,15 @@ def test_numbers_of_64_bits_are_not_wrapped_into_nodes() -> None:
         )
     far = Topology("far")
     far.add_hosts(["a", "b"])
-    for a, b, message in [
+    cases: list[tuple[Any, Any, str]] = [
         ([0], [2], "far: a link ends at node 2, but nodes are from 0 to 1"),
         ([-1], [1], "far: a link ends at node -1, but nodes are from 0 to 1"),
         ([1 << 32], [1], "far: a link ends at node 4294967296, but nodes are from 0 to 1"),
         ([0, 0, 9], 1, "far: a link ends at node 9, but nodes are from 0 to 1"),
         ([0.5], [1], "far: a link's ends are float64, not node numbers"),
         ([True], [0], "far: a link's ends are bool, not node numbers"),
-    ]:
+    ]
+    for a, b, message in cases:
         with pytest.raises(TopologyError, match=re.escape(message)):
             far.connect_all(a, b, 1e9)
     assert len(far.links) == 0
@@ -231,7 +232,7 @@ def test_bytes_by_several_links_count_on_each() -> None:
     run(spec, topology, 1 << 20, background=[Traffic("h0", "h1", 1e9, nbytes=1 << 60)])
 
 
-def test_what_endless_traffic_moved_is_in_range_too() -> None:
+def test_endless_traffic_that_moves_more_than_the_range_is_refused() -> None:
     """At 10^15 bytes per second, 2^62 take 77 minutes; the run takes 167."""
     message = r"the bytes that background traffic moved are 1e\+19 bytes, 2.17 times the most"
     with pytest.raises(ValueError, match=message):
