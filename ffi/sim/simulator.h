@@ -45,8 +45,9 @@ struct LinkChange {
 };
 
 // Other traffic than the collective's: `bytes`, or endless, from node to node from `time` on, at
-// most at `bytes_per_ps`; or, with a `share` above 0, as many by each link of the source that begins
-// a shortest path, at most at that share of the link's capacity. It ends with the collective.
+// most at `bytes_per_ps`; or, with a `share` above 0, as many by each link of the source that
+// begins a shortest path, at most at that share of the link's capacity. It ends with the
+// collective.
 struct Background {
   int32_t source = 0, destination = 0;
   Time time = 0;
