@@ -20,8 +20,8 @@ from pathlib import Path
 from jaxcoll import _environment
 from jaxcoll._errors import FileError, SnapshotError
 from jaxcoll._job import dumps, own_snapshot, sockets, stacks
+from jaxcoll._job.facts import where
 from jaxcoll._job.store_thread import Store
-from jaxcoll._job.verdict import where
 from jaxcoll._native import native
 
 _CLIENT_S = 1.0  # for a client to say what it wants, and to take the answer

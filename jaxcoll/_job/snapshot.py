@@ -1,8 +1,8 @@
 """The state of one process of a job at one time, as `jaxcoll inspect` and dump files carry it.
 
 A snapshot is JSON. It has a format number, since the process that reads it may be of another
-version than the one that wrote it. Anybody may have written the text: `parse` checks every field, so
-that what it returns can be counted, compared and printed without further checks.
+version than the one that wrote it. Anybody may have written the text: `parse` checks every field,
+so that what it returns can be counted, compared and printed without further checks.
 """
 
 from __future__ import annotations
