@@ -1,4 +1,4 @@
-"""What the snapshots of a job say of its processes, gathered for the verdict, and its words."""
+"""The processes of a job and their calls, as their snapshots tell, and words for them."""
 
 from __future__ import annotations
 

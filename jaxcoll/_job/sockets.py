@@ -31,8 +31,8 @@ _ASK_AT_ONCE = 64
 _PATH_BYTES_MAX = 107  # of a Unix socket, sun_path of unix(7) less its zero
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9]{1,9})-([0-9]{1,9})\.sock")
 _CREDENTIALS = struct.Struct("3i")
-# What connecting to a process, or hearing from it, fails with: it has ended, or it keeps silent.
-# Any other OSError is of the path or of the asking process.
+# Errors of connecting to a process, and of hearing from it, that say something of the process. Any
+# other OSError is of the path or of the asking process.
 _ENDED = (ConnectionRefusedError, FileNotFoundError)
 _SILENT = (TimeoutError, BlockingIOError, ConnectionError)
 
