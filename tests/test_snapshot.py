@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from support.made_up_jobs import COUNT, process, waits
 
+from jaxcoll._cli import inspect
 from jaxcoll._errors import SnapshotError
 from jaxcoll._job.snapshot import Failed, HalfMade, parse
+from jaxcoll._job.verdict import judge
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,9 @@ def numbers_of(data: object, path: str = "") -> Iterator[str]:
         yield path
 
 
-@pytest.mark.parametrize("value", ["x", None, [], {}, 1e300, -1e300, 1 << 80, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "value", ["x", None, [], {}, 1e300, -1e300, 1 << 80, math.nan, math.inf, -(1 << 70)]
+)
 def test_no_number_of_a_snapshot_can_be_anything_else(value: object) -> None:
     optional = ("moved_s", "number")
     for path in numbers_of(json.loads(changed("pid", 1))):
@@ -115,3 +121,47 @@ def test_texts_of_a_snapshot_are_printable() -> None:
     assert (one.key, one.parts, one.description, one.line) == (shown, {shown: shown}, shown, shown)
     assert read.next_numbers[one.key] == call.number + 1
     assert parse(read.to_json()) == read
+
+
+SEEDS = 600
+VALUES = [
+    *(0, 1, -1, 3, 4, 1 << 20, 1 << 63, 1 << 80, 0.0, -1.5, 1e12, 1e300, math.nan),
+    *("", "x", "left", "down", "new", "\x1b[2J", "\udc80", f"(pid {'9' * 5000} on b)", "waits in "),
+    *(None, True, [], {}, [0], [3, 3, 3], ["x"], {"x": 1}, {"x": "y"}, [[]]),
+]
+
+
+def places_in(data: Any) -> Iterator[tuple[Any, Any]]:
+    """All places of a JSON value that can be changed: what they are in, and the key."""
+    if isinstance(data, dict | list):
+        for key in data if isinstance(data, dict) else range(len(data)):
+            yield data, key
+            yield from places_in(data[key])
+
+
+def test_what_is_parsed_can_be_judged_and_shown() -> None:
+    """Snapshots that a few random changes have gone through, beside a good one."""
+    parsed = 0
+    for seed in range(SEEDS):
+        draw = random.Random(seed)
+        snapshots = []
+        for i in range(2):
+            data = json.loads(changed("process", i))
+            for _ in range(draw.choice([1, 2, 4])):
+                at, key = draw.choice(list(places_in(data)))
+                at[key] = copy.deepcopy(draw.choice(VALUES))
+            try:
+                snapshots.append(parse(json.dumps(data)))
+            except SnapshotError:
+                continue
+        parsed += len(snapshots)
+        for those in (snapshots, [*snapshots, process(2, waits(waits_for=[0, 1]))]):
+            try:
+                verdict = judge(those)
+                look = inspect._Look("job", those, verdict)
+                text, read = inspect._text([look]), json.loads(inspect._json([look]))
+            except Exception as error:
+                raise AssertionError(f"seed {seed}") from error
+            assert text.replace("\n", "").isprintable(), f"seed {seed}"
+            assert read[0]["kind"] == verdict.kind
+    assert parsed > SEEDS / 8

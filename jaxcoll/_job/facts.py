@@ -12,7 +12,7 @@ from jaxcoll._job.snapshot import Absent, Call, Peer, Snapshot, Thread
 STALL_S = 1.0  # what waits for less is on its way
 _JUST_S = 5.0  # a failure of so long ago belongs to what is pending now
 SHOWN = 4  # of what there may be many of
-_HOME = re.compile(r"\(pid (\d+) on ([^\s()]+)\)")  # in the description of a link
+_HOME = re.compile(r"\(pid ([0-9]{1,10}) on ([^\s()]+)\)")  # in the description of a link
 _COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 

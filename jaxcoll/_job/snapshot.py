@@ -280,7 +280,7 @@ def _value(hint: Any, data: Any, name: str) -> Any:
         return read(typing.cast(Any, hint), data)
     if hint is str and type(data) is str:
         return printable(data)
-    if hint is int and type(data) is int and abs(data) <= _INTEGER_MAX:
+    if hint is int and type(data) is int and 0 <= data <= _INTEGER_MAX:
         return data
     if hint is float and type(data) in (int, float) and abs(data) <= _SECONDS_MAX:
         return float(data)  # no NaN passes the comparison
