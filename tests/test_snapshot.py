@@ -76,7 +76,7 @@ def test_no_number_of_a_snapshot_can_be_anything_else(value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("processes", value) for value in (0, -1, 1 << 40)),
+        *(("processes", value) for value in (0, -1, 1 << 40, 1 << 63)),
         *(("process", value) for value in (-1, COUNT)),
         *(("peers.0.process", value) for value in (-1, COUNT)),
         *(("pending.0.waits_for", [value]) for value in (-1, COUNT)),

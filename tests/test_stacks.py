@@ -11,7 +11,7 @@ import jax
 import pytest
 from support.made_up_jobs import process
 
-from jaxcoll._job import stacks
+from jaxcoll._job import presence, stacks
 
 
 def test_a_thread_that_compiles_is_told_from_one_that_runs_python() -> None:
@@ -77,6 +77,17 @@ def test_files_of_jax_and_jaxlib_are_no_users() -> None:
     for module in (jax, jax.numpy, sys.modules["jaxlib"]):
         assert stacks._is_of_jax(str(module.__file__))
         assert not stacks._is_users(str(module.__file__))
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, KeyboardInterrupt, SystemExit])
+def test_a_process_ends_even_if_it_cannot_say_why(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> str:
+        raise error
+
+    monkeypatch.setattr(presence.own_snapshot, "exception", fails)
+    assert presence._end_words() == ""
 
 
 class NoText(Exception):

@@ -214,7 +214,9 @@ def _lines(look: _Look) -> Iterator[str]:
     by_process = {s.process: s for s in look.snapshots}
     shown = [p for p in look.verdict.culprits if p in by_process][:_STACKS_SHOWN]
     for process in shown:
-        for thread in by_process[process].threads[:1]:
+        # The main one is missing where it has written the dump itself, at its end.
+        threads = [t for t in by_process[process].threads if t.main or t.place]
+        for thread in threads[:1]:
             yield ""
             yield f"process {process}, Python thread {thread.name}, the innermost frame first:"
             yield from (f"  {frame}" for frame in thread.frames[:_FRAMES_SHOWN])

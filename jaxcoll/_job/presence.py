@@ -181,7 +181,7 @@ def _end_words() -> str:
         error = own_snapshot.exception()
         # After a failure the exception is the failure's, which the others know.
         return f"has raised {error}" if error and not own_snapshot.has_failed() else ""
-    except Exception as trouble:
+    except BaseException as trouble:  # also Ctrl-C now
         _log.info("why this process ends is unknown: %s", type(trouble).__name__)
         return ""
 

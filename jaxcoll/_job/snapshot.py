@@ -232,9 +232,9 @@ def parse(text: str | bytes) -> Snapshot:
 
 def _check_processes(snapshot: Snapshot) -> None:
     """Whether every process and every rank that a snapshot names can exist."""
-    processes = range(snapshot.processes)
-    if not 0 < len(processes) <= PROCESSES_MAX:
+    if not 0 < snapshot.processes <= PROCESSES_MAX:
         raise SnapshotError("its field processes is wrong")
+    processes = range(snapshot.processes)
     named = [snapshot.process, *(peer.process for peer in snapshot.peers)]
     calls = [*snapshot.pending, *(call for failed in snapshot.failed for call in failed.pending)]
     for call in calls:
