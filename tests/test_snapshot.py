@@ -139,7 +139,7 @@ def places_in(data: Any) -> Iterator[tuple[Any, Any]]:
             yield from places_in(data[key])
 
 
-def test_what_is_parsed_can_be_judged_and_shown() -> None:
+def test_every_snapshot_that_parses_can_be_judged_and_shown() -> None:
     """Snapshots that a few random changes have gone through, beside a good one."""
     parsed = 0
     for seed in range(SEEDS):
