@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxcoll._errors import CutError as CutError
 from jaxcoll._errors import TopologyError as TopologyError
 from jaxcoll._native import native
-from jaxcoll.sim.links import MOST_LINKS, Ints
+from jaxcoll.sim.links import MOST_BPS, MOST_LINKS, Ints
 from jaxcoll.sim.links import Link as Link
 from jaxcoll.sim.links import Links as Links
 
@@ -153,24 +153,24 @@ class Topology:
         Args:
           a: a node's name.
           b: another's.
-          bandwidth_Bps: bytes per second, above 0.
+          bandwidth_Bps: bytes per second, above 0 and at most 1e18.
           latency_s: seconds from end to end.
           medium: "optical" cables count two optics, others ("copper", "nvlink") none.
           both_ways: False: from a to b only.
           count: parallel cables.
 
         Raises:
-          TopologyError: unknown node, a loop, no capacity, a latency out of range, too many links.
+          TopologyError: unknown node, a loop, a capacity or latency out of range, too many links.
         """
         for end in (a, b):
             if end not in self.nodes:
                 raise TopologyError(f"{self.name}: link {a} - {b} names unknown node {end!r}")
         if a == b:
             raise TopologyError(f"{self.name}: node {a!r} is linked to itself")
-        if not (bandwidth_Bps > 0 and math.isfinite(bandwidth_Bps)):
+        if not 0 < bandwidth_Bps <= MOST_BPS:
             raise TopologyError(
-                f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; "
-                "it must be above 0 (a broken link is a failure, not a link)"
+                f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; it must be "
+                f"above 0 and at most {MOST_BPS:g} (a broken link is a failure, not a link)"
             )
         if not 0 <= latency_s <= MOST_SECONDS:
             raise TopologyError(f"{self.name}: link {a} - {b} has a latency of {latency_s} s")
@@ -207,11 +207,13 @@ class Topology:
           both_ways: see `connect`.
 
         Raises:
-          TopologyError: a loop, no capacity, a latency out of range, too many links.
+          TopologyError: a loop, a capacity or latency out of range, too many links.
         """
         capacity, latency = np.asarray(bandwidth_Bps), np.asarray(latency_s)
-        if not ((capacity > 0) & np.isfinite(capacity)).all():
-            raise TopologyError(f"{self.name}: a link's capacity must be above 0")
+        if not ((capacity > 0) & (capacity <= MOST_BPS)).all():
+            raise TopologyError(
+                f"{self.name}: a link's capacity must be above 0 and at most {MOST_BPS:g} B/s"
+            )
         if not ((latency >= 0) & (latency <= MOST_SECONDS)).all():
             raise TopologyError(
                 f"{self.name}: a link's latency must be from 0 to {MOST_SECONDS:g} s"

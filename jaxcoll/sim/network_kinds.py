@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jaxcoll.sim.links import Ints
 from jaxcoll.sim.network import Topology, TopologyError, check_links, check_nodes
 
 # The defaults of all kinds, so that one is compared with another at equal NICs: 400 Gb/s, and 1 us
@@ -456,10 +456,10 @@ def dragonfly(
     turns = np.arange((a * h) // (groups - 1) if groups > 1 else 0)[:, None] * (groups - 1)
     one, other = np.triu_indices(groups, 1)
 
-    def router(own: Ints, to: Ints) -> Ints:
+    def router(own: NDArray[np.intp], to: NDArray[np.intp]) -> NDArray[np.intp]:
         """By turn and pair, the router of group `own` whose link leads to group `to`."""
         place = (to - own - 1) % groups  # of `to` among all groups but `own`
-        found: Ints = own * per_group + (turns + place) // h * per_router
+        found: NDArray[np.intp] = own * per_group + (turns + place) // h * per_router
         return found.ravel()
 
     if len(turns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcoll._errors import SimulationError as SimulationError
+from jaxcoll.sim.links import MOST_BPS
 from jaxcoll.sim.network import Topology, TopologyError
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
@@ -114,7 +116,8 @@ class Change:
     Attributes:
       time_s: when.
       component: see `Topology.find_links`.
-      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it.
+      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it. A link has at
+        most 1e18 bytes per second.
     """
 
     time_s: float
@@ -252,14 +255,14 @@ def changes_of(
     for component in failures:
         result += [(0, link, 0.0) for link in topology.find_links(component)]
     for change in changes:
-        if change.time_s < 0 or change.factor < 0:
-            raise TopologyError(f"{change} has a negative time or factor")
-        result += [
-            (
-                round(change.time_s * 1e12),
-                link,
-                change.factor * float(topology.capacities_Bps[link]),
-            )
-            for link in topology.find_links(change.component)
-        ]
+        if not (0 <= change.time_s < math.inf and 0 <= change.factor < math.inf):
+            raise TopologyError(f"{change} has a negative or infinite time or factor")
+        for link in topology.find_links(change.component):
+            bandwidth_Bps = change.factor * float(topology.capacities_Bps[link])
+            if bandwidth_Bps > MOST_BPS:
+                raise TopologyError(
+                    f"{change} gives {topology.links[link].name} {bandwidth_Bps:g} B/s; at most "
+                    f"{MOST_BPS:g}"
+                )
+            result.append((round(change.time_s * 1e12), link, bandwidth_Bps))
     return result
