@@ -24,6 +24,9 @@ from jaxcoll.sim.options import (
 
 _MOST_BYTES: Final = 16 << 20
 _MOST_DEPTH: Final = 16
+# Texts, lists and mappings. A file of the largest size has as many if it describes a network; one
+# of commas has more. Each takes about 300 bytes.
+_MOST_VALUES: Final = 3 << 20
 _MOST_PARALLEL_LINKS: Final = 1 << 16
 # Cuts are computed for every group: as many members in all as a network may have nodes.
 _MOST_MEMBERS: Final = MOST_NODES
@@ -86,17 +89,22 @@ class _Reader:
         reader = self
 
         class Shallow(Composer):
-            """Refuses what is nested too deeply while it is read."""
+            """Refuses what is nested too deeply, or has too many values, while it is read."""
 
             depth = 0
+            values = 0
 
             def compose_node(self, parent: Any, index: Any) -> Any:
                 self.depth += 1
-                if self.depth > _MOST_DEPTH:
-                    line = self.peek_event().start_mark.line + 1  # type: ignore[attr-defined]
-                    raise TopologyError(
-                        f"{reader._path}, line {line}: nested more than {_MOST_DEPTH} levels deep"
-                    )
+                self.values += 1
+                for count, most, what in (
+                    (self.depth, _MOST_DEPTH, "nested more than {} levels deep"),
+                    (self.values, _MOST_VALUES, "more than {} texts, lists and mappings"),
+                ):
+                    if count > most:
+                        line = self.peek_event().start_mark.line + 1  # type: ignore[attr-defined]
+                        told = what.format(most)
+                        raise TopologyError(f"{reader._path}, line {line}: {told}")
                 node = super().compose_node(parent, index)
                 self.depth -= 1
                 return node

@@ -28,8 +28,7 @@ from jaxcoll.sim.timeline import (
 
 # Simulations of one sweep: more than a day's, and few enough to list.
 MOST_RUNS: Final = 1 << 20
-# What the result of a simulation takes beside 8 bytes for each rank, and 16 for each link;
-# measured on a switch of 8 hosts.
+# A result takes this, 8 bytes for each rank and 16 for each link: measured on a switch of 8 hosts.
 _RESULT_BYTES: Final = 5000
 
 
@@ -300,14 +299,14 @@ class Sweep:
         )
 
     def _check_ranks(self, topology: Topology, ranks: int) -> None:
-        """Before schedules of so many ranks are built."""
+        """Refuses ranks that cannot be placed, before a schedule of them is built."""
         topology.place(ranks, self.setting.placement)
         for rank, _ in self.setting.slowdown:
             if not 0 <= rank < ranks:
                 raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
 
     def _add_runs(self, topology: Topology, ranks: int, runs: int) -> None:
-        """Before as many cases and results are made."""
+        """Refuses more simulations than are possible, before their cases are made."""
         self.runs += runs
         if self.runs > MOST_RUNS:
             raise TopologyError(f"that is {self.runs} simulations or more; at most {MOST_RUNS}")

@@ -93,7 +93,7 @@ LISTS = [name for name in TYPED if isinstance(OPTIONS[name].type, ListOf)]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
-    """What a command line is refused with, in one line of bounded length."""
+    """The one line, of bounded length, with which a command line is refused."""
     network = [] if given[0].startswith("--topology=") else ["--topology=switch:2"]
     with pytest.raises(SystemExit) as error:
         simulate.main([*network, *given])
@@ -170,7 +170,7 @@ def test_pairs_name_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert "write RANK=FACTOR: 'a' is not a whole number" in refused(capsys, "--slow=a=2")
 
 
-def test_what_may_be_repeated_differs_each_time(
+def test_options_that_may_be_repeated_differ_each_time(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     repeated = {name for name, action in OPTIONS.items() if isinstance(action, Collect)}

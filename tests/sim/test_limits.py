@@ -270,7 +270,7 @@ def test_links_are_added_in_as_many_calls_however_many_there_are(
 
 
 def test_a_dragonfly_has_the_cables_that_its_definition_says() -> None:
-    """Of each group and pair of groups, cable by cable."""
+    """The cables are those of each group and pair of groups, one by one."""
     for groups, a, p, h in ((1, 3, 2, 1), (2, 2, 1, 3), (5, 2, 3, 2), (9, 4, 2, 2)):
         network = parse(
             f"dragonfly:{groups},routers_per_group={a},hosts_per_router={p},"
@@ -449,6 +449,16 @@ def test_totals_of_a_file_are_bounded_before_anything_is_built(
     with pytest.raises(TopologyError, match=message):
         from_yaml(path)
     assert most <= 2
+
+
+def test_values_of_a_file_are_counted_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "commas.yaml"
+    path.write_text(f"nodes: [{'a, ' * 100}a]\nlinks: []\n")
+    monkeypatch.setattr("jaxcoll.sim.network_file._MOST_VALUES", 100)
+    with pytest.raises(TopologyError, match="line 1: more than 100 texts, lists and mappings"):
+        from_yaml(path)
 
 
 def test_parallel_links_and_shared_lists_of_a_file(tmp_path: Path) -> None:

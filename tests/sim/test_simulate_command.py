@@ -323,7 +323,7 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_jobs(
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4])
 def test_a_row_describes_one_run(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of an even number of seeds, too: the faster of the two in the middle."""
+    """With an even number of seeds it is the faster of the two in the middle."""
     chance = ["--unfairness", "0.5", "--fail", "2", "--seeds", str(seeds), "--bytes", "64K"]
     assert run("--algorithm", "halving_doubling", *chance, "--json", "-") == 0
     (row,) = json.loads(capsys.readouterr().out)["results"]
