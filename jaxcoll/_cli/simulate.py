@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         type=Text(),
         metavar="NETWORK",
-        help="see topologies below; repeatable",
+        help="see topologies below; repeatable. Networks of one name are shown by these texts",
     )
     what.add_argument(
         "--collective",
@@ -275,7 +275,8 @@ def parser() -> argparse.ArgumentParser:
         "--seeds",
         type=whole(1, MOST_RUNS),
         default=1,
-        help="number of runs of each case that has a random part",
+        help="number of runs of each case that has a random part; its row shows the (lower) median "
+        "run",
     )
     run.add_argument(
         "--bounds",
@@ -316,6 +317,8 @@ def main(argv: list[str] | None = None) -> int:
     """Simulates and prints; returns the exit code: 1 where something could not be simulated."""
     command = parser()
     options = command.parse_args(argv)
+    if options.fail_at is not None and not any(options.fail):
+        command.error("--fail-at needs --fail: it is when those cables fail")
     outputs = [file for file in (options.json, options.html, options.trace) if file]
     if len({file.resolve() for file in outputs}) < len(outputs):
         command.error("--json, --html and --trace name the same file")

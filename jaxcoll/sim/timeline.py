@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,16 @@ class Stragglers:
           start_s: scale of the late starts.
           distribution: of x: |standard normal|, exponential of mean 1, or uniform in [0, 1).
           jitter: see the class.
+
+        Raises:
+          ValueError: a scale that is negative or not finite, or an unknown distribution.
         """
+        for name, scale in (("slowdown", slowdown), ("start_s", start_s), ("jitter", jitter)):
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"{name} is {scale}, but must be at least 0")
+        if distribution not in get_args(Distribution):
+            known = ", ".join(get_args(Distribution))
+            raise ValueError(f"unknown distribution {distribution!r}; there are {known}")
         rng = random.Random(seed)
         draws = {
             "normal": lambda: abs(rng.gauss(0, 1)),

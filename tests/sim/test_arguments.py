@@ -178,6 +178,7 @@ def test_options_that_may_be_repeated_differ_each_time(
     assert repeated == {*values, "--schedule"}
     for name, value in values.items():
         assert "is given twice" in refused(capsys, f"{name}={value}", f"{name}={value}")
+    assert "--fail-at needs --fail" in refused(capsys, "--fail-at=1us")
     file = tmp_path / "out"
     assert "name the same file" in refused(capsys, f"--json={file}", f"--html={file}")
 

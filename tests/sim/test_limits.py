@@ -85,6 +85,14 @@ def test_times_and_bytes_of_other_things_are_in_range_too() -> None:
     for arguments, message in many:
         with pytest.raises(ValueError, match=message):
             run(RING, network, 1 << 20, bounds="none", **arguments)  # type: ignore[arg-type]
+    for drawn, message in (
+        ({"slowdown": -0.1}, "slowdown is -0.1"),
+        ({"start_s": math.nan}, "start_s is nan"),
+        ({"jitter": math.inf}, "jitter is inf"),
+        ({"distribution": "cauchy"}, "unknown distribution 'cauchy'; there are normal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Stragglers.draw(4, **drawn)  # type: ignore[arg-type]
     far = Topology("far")
     with pytest.raises(TopologyError, match=r"link a - b has a latency of 1e\+300 s"):
         far.connect(far.add_host("a"), far.add_host("b"), 1e9, 1e300)
