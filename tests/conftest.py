@@ -3,6 +3,7 @@
 
 import gc
 import os
+import tempfile
 
 import pytest
 from support import warm_python, xla_flags
@@ -10,6 +11,10 @@ from support import warm_python, xla_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAXCOLL_TUNING"] = "off"  # whoever runs them may have tuned this machine
 os.environ["XLA_FLAGS"] = xla_flags.of_tests()
+# `jaxcoll inspect` connects to all jobs of a user. In a folder of its own a test process meets
+# neither the user's jobs nor those of other test processes. Not pytest's: a socket's path is short.
+_runtime_dir = tempfile.TemporaryDirectory(prefix="jaxcoll-tests-", dir="/tmp")
+os.environ["XDG_RUNTIME_DIR"] = _runtime_dir.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,3 +72,4 @@ def pytest_unconfigure() -> None:
     """No process outlives the tests, and what was frozen is collected when the interpreter ends."""
     warm_python.close()
     gc.unfreeze()
+    _runtime_dir.cleanup()
