@@ -43,7 +43,7 @@ def _ports(topology: Topology, radix: int | None, needed: int, what: str) -> Non
 def _split(radix: int, oversubscription: float) -> int:
     """Ports that lead up."""
     up = radix / (oversubscription + 1) if 0 < oversubscription < math.inf else 0.0
-    if up < 1 or not math.isclose(up, round(up)):
+    if not 1 <= round(up) < radix or not math.isclose(up, round(up)):
         raise TopologyError(
             f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
         )
@@ -59,10 +59,11 @@ def _halves(topology: Topology) -> None:
 
 def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
     uplinks = hosts / oversubscription if 0 < oversubscription < math.inf else 0.0
-    if uplinks < 1 or not math.isclose(uplinks, round(uplinks)):
+    most = 1 << 53  # above, all floats are whole
+    if not 1 <= uplinks <= most or not math.isclose(uplinks, round(uplinks)):
         raise TopologyError(
             f"{what} with {hosts} links down cannot be oversubscribed {oversubscription:g}:1; "
-            "the number of links up must be whole"
+            f"the number of links up must be whole, and at most {most}"
         )
     return round(uplinks)
 

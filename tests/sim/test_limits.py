@@ -188,7 +188,7 @@ def test_switches_have_the_ports_that_were_said(text: str, message: str) -> None
     parse(text.replace("radix=", "radix=9"))
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e-300", "5e-324", "1e300"])
 @pytest.mark.parametrize("kind", ["leaf_spine", "fat_tree", "multi_plane", "rail_optimised"])
 def test_oversubscription_is_a_positive_number(kind: str, value: str) -> None:
     with pytest.raises(
