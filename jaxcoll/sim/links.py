@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # More than any network that has been built, and about a gigabyte.
 MOST_LINKS: Final = 1 << 25
+# Bytes per second of one link: far more than any, and sums over all links are exact enough.
+MOST_BPS: Final = 1e18
 
 Ints = NDArray[np.int32]
 

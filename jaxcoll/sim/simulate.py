@@ -16,6 +16,7 @@ from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
 from jaxcoll.schedule.ir import to_tuple
 from jaxcoll.schedule.spec import spec_to_tuple
 from jaxcoll.sim.bounds import Bounds
+from jaxcoll.sim.links import MOST_BPS
 from jaxcoll.sim.memory import available_bytes
 from jaxcoll.sim.network import MOST_SECONDS, CutError, Placement, Topology, TopologyError
 from jaxcoll.sim.timeline import (
@@ -33,10 +34,10 @@ from jaxcoll.sim.timeline import (
 )
 
 # The engine's ranges; ffi/sim/limits.h tells why. Sums are checked there.
-_MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
+MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
 
 # The ranges of a model's parameters that are not simply from 0 on.
-_RANGES: Final = {
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "efficiency": (1e-6, 1.0),
     "split": (1, 256),
     "in_flight": (0, (1 << 31) - 1),
@@ -101,8 +102,8 @@ def run(
         raise ValueError(f"bounds is {bounds!r}; there are all, quick and none")
     if routing not in ROUTINGS:
         raise ValueError(f"unknown routing {routing!r}; there are {', '.join(ROUTINGS)}")
-    _in_range("nbytes", nbytes, 1, _MOST_BYTES)
-    _in_range("itemsize", itemsize, 1, _MOST_BYTES)
+    _in_range("nbytes", nbytes, 1, MOST_BYTES)
+    _in_range("itemsize", itemsize, 1, MOST_BYTES)
     _in_range("seed", seed, 0, (1 << 64) - 1)
     world_size = schedule.world_size
     hosts = topology.place(world_size, placement)
@@ -121,12 +122,14 @@ def run(
             _in_range(f"stragglers.{name} of rank {rank}", value, 0, most)
     _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
     for parameter, value in vars(model).items():
-        _in_range(f"model.{parameter}", value, *_RANGES.get(parameter, (0, math.inf)))
+        _in_range(f"model.{parameter}", value, *RANGES.get(parameter, (0, math.inf)))
     for traffic in background:
         for end in (traffic.source, traffic.destination):
             if end not in index:
                 raise TopologyError(f"background traffic names unknown node {end!r}")
-        _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, _MOST_BYTES)
+        _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, MOST_BYTES)
+        _in_range("background traffic's bandwidth_Bps", traffic.bandwidth_Bps, 0, MOST_BPS)
+        _in_range("background traffic's share", traffic.share, 0, 1)
         _in_range("background traffic's start_s", traffic.start_s, 0, MOST_SECONDS)
     for change in changes:
         _in_range("a change's time_s", change.time_s, 0, MOST_SECONDS)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxcoll._errors import SimulationError as SimulationError
-from jaxcoll.sim.network import Topology
+from jaxcoll.sim.links import MOST_BPS
+from jaxcoll.sim.network import Topology, TopologyError
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
 ROUTINGS: Final[tuple[Routing, ...]] = ("ecmp", "split", "spray")
@@ -92,7 +94,16 @@ class Stragglers:
           start_s: scale of the late starts.
           distribution: of x: |standard normal|, exponential of mean 1, or uniform in [0, 1).
           jitter: see the class.
+
+        Raises:
+          ValueError: a scale that is negative or not finite, or an unknown distribution.
         """
+        for name, scale in (("slowdown", slowdown), ("start_s", start_s), ("jitter", jitter)):
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"{name} is {scale}, but must be at least 0")
+        if distribution not in get_args(Distribution):
+            known = ", ".join(get_args(Distribution))
+            raise ValueError(f"unknown distribution {distribution!r}; there are {known}")
         rng = random.Random(seed)
         draws = {
             "normal": lambda: abs(rng.gauss(0, 1)),
@@ -117,7 +128,8 @@ class Change:
     Attributes:
       time_s: when.
       component: see `Topology.find_links`.
-      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it.
+      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it. A link has at
+        most 1e18 bytes per second.
     """
 
     time_s: float
@@ -260,14 +272,19 @@ def changes_of(
     for component in failures:
         result += [(0, link, 0.0) for link in topology.find_links(component)]
     for change in changes:
-        result += [
-            (
-                picoseconds(change.time_s),
-                link,
-                change.factor * float(topology.capacities_Bps[link]),
-            )
-            for link in topology.find_links(change.component)
-        ]
+        for name in ("time_s", "factor"):
+            if not 0 <= (value := getattr(change, name)) < math.inf:
+                raise TopologyError(
+                    f"a change's {name} is {value:g}, but must be at least 0 and finite"
+                )
+        for link in topology.find_links(change.component):
+            bandwidth_Bps = change.factor * float(topology.capacities_Bps[link])
+            if bandwidth_Bps > MOST_BPS:
+                raise TopologyError(
+                    f"{change} gives {topology.links[link].name} {bandwidth_Bps:g} B/s; at most "
+                    f"{MOST_BPS:g}"
+                )
+            result.append((picoseconds(change.time_s), link, bandwidth_Bps))
     return result
 
 

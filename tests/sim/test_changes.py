@@ -195,8 +195,8 @@ def test_the_mean_and_the_greatest_capacity_count_the_time_of_the_run() -> None:
     [
         (math.nan, "a change's factor is nan, but must be at least 0 and finite"),
         (math.inf, "a change's factor is inf, but must be at least 0 and finite"),
-        (-0.5, "a change's factor is -0.5, but must be at least 0"),
-        (1e300, "a changed capacity in bytes per picosecond is inf, but must be finite"),
+        (-0.5, "a change's factor is -0.5, but must be at least 0 and finite"),
+        (1e300, r"gives s->t .* B/s; at most 1e\+18"),
     ],
 )
 def test_a_factor_is_a_number(factor: float, message: str) -> None:
@@ -212,5 +212,3 @@ def test_the_command_line_mends_a_link(capsys: pytest.CaptureFixture[str]) -> No
         assert command.main([*what, "--json", "-", *changes]) == 0
         times.append(json.loads(capsys.readouterr().out)["results"][0]["time_s"])
     assert times[1] == pytest.approx(times[0] + 0.99e-6, rel=1e-6)
-    assert command.main([*what, "--change", "1us:s0=nan"]) == 1
-    assert "a change's factor is nan" in capsys.readouterr().err
