@@ -272,11 +272,6 @@ def changes_of(
     for component in failures:
         result += [(0, link, 0.0) for link in topology.find_links(component)]
     for change in changes:
-        for name in ("time_s", "factor"):
-            if not 0 <= (value := getattr(change, name)) < math.inf:
-                raise TopologyError(
-                    f"a change's {name} is {value:g}, but must be at least 0 and finite"
-                )
         for link in topology.find_links(change.component):
             bandwidth_Bps = change.factor * float(topology.capacities_Bps[link])
             if bandwidth_Bps > MOST_BPS:

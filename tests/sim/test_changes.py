@@ -196,7 +196,7 @@ def test_the_mean_and_the_greatest_capacity_count_the_time_of_the_run() -> None:
         (math.nan, "a change's factor is nan, but must be at least 0 and finite"),
         (math.inf, "a change's factor is inf, but must be at least 0 and finite"),
         (-0.5, "a change's factor is -0.5, but must be at least 0 and finite"),
-        (1e300, r"gives s->t .* B/s; at most 1e\+18"),
+        (1e300, r"gives a->s .* B/s; at most 1e\+18"),
     ],
 )
 def test_a_factor_is_a_number(factor: float, message: str) -> None:
