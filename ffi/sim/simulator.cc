@@ -21,7 +21,8 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   for (const NetworkLink& link : network.links) {
     if (link.from < 0 || link.from >= network.node_count() || link.to < 0 ||
         link.to >= network.node_count() || !(link.bytes_per_ps >= 0) || link.latency < 0) {
-      return InvalidArgument("a link has no such end, or a negative capacity or latency");
+      return InvalidArgument(
+          "a link names a node that does not exist, or has a negative capacity or latency");
     }
   }
   if (network.node_count() >= 1 << 22) return InvalidArgument("at most 4194303 nodes");
@@ -29,7 +30,7 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   for (int32_t node : node_of) {
     if (node < 0 || node >= network.node_count()) return InvalidArgument("no such node");
     if (taken[node]) {
-      return InvalidArgument(network.node_names[node] + " holds two ranks; a node holds one");
+      return InvalidArgument(network.node_names[node] + " holds two ranks; a node can hold one");
     }
     taken[node] = true;
   }
@@ -43,7 +44,8 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   for (const LinkChange& change : p.changes) {
     if (change.link < 0 || change.link >= network.link_count() || change.time < 0 ||
         !(change.bytes_per_ps >= 0)) {
-      return InvalidArgument("a change names no link, or a negative time or capacity");
+      return InvalidArgument(
+          "a change names a link that does not exist, or has a negative time or capacity");
     }
   }
   for (const Background& traffic : p.background) {

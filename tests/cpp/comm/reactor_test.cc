@@ -59,7 +59,7 @@ TEST(Reactor, AProcessOutsideACommunicatorCannotPoisonIt) {
   stranger.Tell(poison);  // after
   process.Settle();
   EXPECT_TRUE(process.ended.empty());
-  EXPECT_TRUE(Contains(process.reactor->Dump(), "process 2 (fake 2) is lost: it spoke of"))
+  EXPECT_TRUE(Contains(process.reactor->Dump(), "process 2 (fake 2) is lost: it sent"))
       << process.reactor->Dump();
 }
 
