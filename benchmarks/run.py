@@ -40,7 +40,9 @@ from benchmarks.collectives import (
     place,
 )
 from jaxcoll import _files
+from jaxcoll._text import is_number
 
+_SIZE_MAX = 1 << 50
 ADAPTIVE_S = 1.0  # time spent on each size where -n is not given
 
 
@@ -48,7 +50,7 @@ def parse_size(text: str) -> int:
     """'64M' as bytes; K, M and G are powers of 1024, as in nccl-tests."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
-    if not number.isdigit() or int(number) == 0:
+    if not is_number(number, 1, _SIZE_MAX):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 4096, 4K, 64M or 1G")
     return int(number) * unit
 
@@ -58,7 +60,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     shape: dict[str, int] = {}
     for item in text.split(","):
         axis, _, size = item.partition("=")
-        if not axis.isidentifier() or axis in shape or not size.isdigit() or int(size) == 0:
+        if not axis.isidentifier() or axis in shape or not is_number(size, 1, _SIZE_MAX):
             raise argparse.ArgumentTypeError(
                 f"{item!r}: write the mesh as axis=size,axis=size with sizes from 1"
             )

@@ -120,6 +120,18 @@ def _text_of_at_most(characters: int) -> Callable[[str], str]:
     return parse
 
 
+def _absolute(path: str, shown: Callable[[str], str] = str) -> str:
+    """The same path however the process changes its folder later.
+
+    Args:
+      shown: how the current folder has to be written.
+    """
+    try:
+        return os.path.join(shown(os.getcwd()), path)
+    except FileNotFoundError:  # the folder has been removed, and so has everything in it
+        return path
+
+
 def _log_file(text: str) -> str:
     """The C++ side puts the marks' values in and opens it: ffi/base/log.h.
 
@@ -142,7 +154,7 @@ def _log_file(text: str) -> str:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     except OSError as error:
         raise SettingError(f"{error.filename}: {error.strerror}") from None
-    return text
+    return _absolute(text, lambda folder: folder.replace("%", "%%"))
 
 
 def _folder(text: str) -> str:
@@ -151,7 +163,7 @@ def _folder(text: str) -> str:
         raise SettingError("it is not a folder")
     if not os.access(text, os.W_OK | os.X_OK):
         raise SettingError(os.strerror(errno.EACCES))
-    return text
+    return _absolute(text)
 
 
 def _socket_name() -> str:
@@ -161,10 +173,10 @@ def _socket_name() -> str:
         return "unknown-host"
 
 
-def _file(text: str) -> str:
+def _table_file(text: str) -> str:
     if len(os.fsencode(text)) > 4096:
         raise ValueError
-    return text
+    return text if text == "off" else _absolute(text)
 
 
 VARIABLES = (
@@ -395,7 +407,7 @@ VARIABLES = (
         takes="a file, or off",
         meaning="the table of `jaxcoll tune` that `auto` picks by; off: the one that ships; the "
         "same in all processes",
-        parse=_file,
+        parse=_table_file,
     ),
 )
 
@@ -415,7 +427,9 @@ def values(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     with _lock:
         texts = {v.name: os.environ.get(v.name, "") for v in VARIABLES}
         if _parsed is None or _parsed[0] != texts:
-            _parsed = (texts, _parse(texts))
+            former, parsed = _parsed or ({}, {})
+            same = {name: parsed[name] for name in former if former[name] == texts[name]}
+            _parsed = (texts, _parse(texts, same))
             if _tell is not None:
                 _tell(_for_engine(_parsed[1]))
         return dict(_parsed[1])
@@ -456,9 +470,12 @@ def _for_engine(parsed: Mapping[str, Any]) -> dict[str, Any]:
     return {v.engine: parsed[v.name] for v in VARIABLES if v.engine}
 
 
-def _parse(environ: Mapping[str, str]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
+def _parse(environ: Mapping[str, str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`known`: values that have been parsed before. A relative path means what it meant then."""
+    parsed: dict[str, Any] = dict(known or {})
     for variable in VARIABLES:
+        if variable.name in parsed:
+            continue
         text = environ.get(variable.name, "")
         try:
             parsed[variable.name] = variable.parse(text) if text else None

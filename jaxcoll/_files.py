@@ -85,8 +85,8 @@ def write(path: Path, text: str, *, make_folders: bool = False) -> None:
 
     Raises: FileError naming the file and why.
     """
-    content = text.encode()
     try:
+        content = text.encode()
         if make_folders:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:

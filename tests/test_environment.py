@@ -284,3 +284,33 @@ def test_a_boot_id_that_cannot_be_read_is_said_once(
     assert str(path) in said
     assert "JAXCOLL_HOST_ID" in said
     assert "\n" not in said
+
+
+def test_a_relative_path_means_what_it_meant_when_it_was_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However a program changes its folder, or other variables, after that."""
+    start, later = tmp_path / "100%h", tmp_path / "later"
+    (start / "sub").mkdir(parents=True)
+    (later / "sub").mkdir(parents=True)
+    monkeypatch.chdir(start)
+    paths = {
+        "JAXCOLL_DUMP_DIR": ("sub", f"{start}/sub"),
+        "JAXCOLL_LOG_FILE": ("sub/%p.log", f"{tmp_path}/100%%h/sub/%p.log"),
+        "JAXCOLL_TUNING": ("sub/table.json", f"{start}/sub/table.json"),
+    }
+    for name, (text, _) in paths.items():
+        monkeypatch.setenv(name, text)
+    expected = {name: path for name, (_, path) in paths.items()}
+    assert {name: _environment.values()[name] for name in paths} == expected
+    monkeypatch.chdir(later)
+    monkeypatch.setenv("JAXCOLL_THREADS", "3")
+    values = _environment.values()
+    assert {name: values[name] for name in paths} == expected
+    assert values["JAXCOLL_THREADS"] == 3
+    monkeypatch.setenv("JAXCOLL_DUMP_DIR", "./sub")
+    assert _environment.values()["JAXCOLL_DUMP_DIR"] == f"{later}/./sub"
+    monkeypatch.setenv("JAXCOLL_TUNING", "off")
+    assert _environment.values()["JAXCOLL_TUNING"] == "off"
+    monkeypatch.undo()
+    _environment.values()  # tells the engine, too

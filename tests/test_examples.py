@@ -50,6 +50,9 @@ def test_digits_fails_below_the_wanted_accuracy() -> None:
     [
         ("dp=4,pp=2", "'pp=2': write the mesh as dp=N,tp=M"),
         ("dp=0", "'dp=0': write the mesh as dp=N,tp=M"),
+        ("dp=\u0664", "'dp=\u0664': write the mesh as dp=N,tp=M"),
+        ("dp=\xb2", "'dp=\xb2': write the mesh as dp=N,tp=M"),
+        ("dp=" + "9" * 5000, "write the mesh as dp=N,tp=M"),
         ("dp=5", "dp must divide the batch of 96"),
         ("tp=3", "tp must divide the hidden layer of 128"),
     ],
@@ -58,6 +61,22 @@ def test_digits_explains_a_bad_mesh(mesh: str, complaint: str) -> None:
     finished = digits("--mesh", mesh)
     assert finished.returncode == 2
     assert complaint in finished.stderr
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "\u0663", "1_0", "x"])
+def test_digits_explains_a_bad_number_of_epochs(epochs: str) -> None:
+    finished = digits(f"--epochs={epochs}")
+    assert finished.returncode == 2
+    assert f"{epochs!r} is not a number from 1" in finished.stderr
+
+
+def test_digits_refuses_a_file_that_it_cannot_save_before_it_trains(tmp_path: Path) -> None:
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("none/params", "folder"):
+        finished = digits("--mesh", "dp=2", "--save", str(tmp_path / name))
+        assert finished.returncode == 2
+        assert f"--save: {tmp_path}/{name}.npz cannot be written" in finished.stderr
+        assert "loss" not in finished.stderr
 
 
 @pytest.mark.exhaustive

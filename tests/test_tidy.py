@@ -41,7 +41,7 @@ GPU_LAYERS = {
 # A module imports from its own layer or lower ones. A package's name stands for all of its modules
 # but those that a layer names themselves. Every module there is stands here.
 PYTHON_LAYERS = [
-    {"_environment", "_errors", "_files", "_log", "_native", "debug"},
+    {"_environment", "_errors", "_files", "_log", "_native", "_text", "debug"},
     {"schedule", "interop"},
     {"sim", "simulate", "topology"},
     {"_hlo"},

@@ -4,117 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import jax
 import pytest
+from support.made_up_jobs import COUNT, STEP, all_but, main_thread, process, waits, with_peer
 
-from jaxcoll._errors import SnapshotError
-from jaxcoll._job import stacks
 from jaxcoll._job.snapshot import (
     Absent,
-    Call,
-    Ended,
     Failed,
     HalfMade,
     Peer,
     Snapshot,
-    Thread,
     parse,
 )
 from jaxcoll._job.verdict import judge
-
-COUNT = 4
-HOSTS = ("a", "a", "b", "b")
-STEP = "train.py:57 (step)"
-
-
-def waits(
-    processes: Sequence[int] = range(COUNT),
-    waits_for: Sequence[int] = (),
-    *,
-    key: str = "k1",
-    number: int = 7,
-    communicator: str = "c1",
-    since_s: float = 14.0,
-    moved_s: float | None = None,
-    shapes: str = "[8]",
-    op: str = "sum",
-    program: str = "p1",
-    line: str = STEP,
-) -> Call:
-    """A call that waits for the ranks `waits_for` of a communicator."""
-    return Call(
-        communicator,
-        key,
-        number,
-        f"all_reduce({op}) of float32{shapes} over axis 'x' ({len(processes)} ranks)",
-        tuple(processes),
-        tuple(waits_for),
-        since_s,
-        moved_s,
-        {"collectives": "all_reduce", "reduce ops": op, "dtypes": "float32", "shapes": shapes},
-        program,
-        line,
-        bytes=32,
-    )
-
-
-def main_thread(place: str = "train.py:80 (main)", doing: str = "wait") -> Thread:
-    return Thread("MainThread", True, place, doing)
-
-
-def process(
-    index: int,
-    *pending: Call,
-    thread: Thread | None = None,
-    peers: Sequence[Peer] = (),
-    next_numbers: dict[str, int] | None = None,
-    **more: object,
-) -> Snapshot:
-    numbers = {"k1": 7} if next_numbers is None else dict(next_numbers)
-    numbers |= {call.key: call.number + 1 for call in pending}
-    known = {peer.process: peer for peer in peers}
-    others = tuple(
-        known.get(i, Peer(i, "up", "shm" if HOSTS[i] == HOSTS[index] else "tcp", f"link {i}"))
-        for i in range(COUNT)
-        if i != index
-    )
-    made = Snapshot(
-        "job-1",
-        index,
-        COUNT,
-        800 + index,
-        HOSTS[index],
-        "0.1.0",
-        pending=pending,
-        last=(Ended("all_reduce(sum) of float32[8]", 15.0),),
-        next_numbers=numbers,
-        peers=others,
-        threads=(thread or main_thread(),),
-    )
-    return dataclasses.replace(made, **more)  # type: ignore[arg-type]
-
-
-def all_but(*left_out: int, waits_for: Sequence[int] | None = None, **call: object) -> list:
-    """The processes that wait for those that are left out."""
-    wanted = left_out if waits_for is None else waits_for
-    return [
-        process(i, waits(waits_for=wanted, **call))  # type: ignore[arg-type]
-        for i in range(COUNT)
-        if i not in left_out
-    ]
-
-
-def with_peer(snapshots: list[Snapshot], peer: Peer) -> list[Snapshot]:
-    return [
-        dataclasses.replace(
-            s, peers=tuple(peer if p.process == peer.process else p for p in s.peers)
-        )
-        for s in snapshots
-    ]
 
 
 @dataclass
@@ -467,28 +372,82 @@ def test_no_snapshot_is_no_verdict() -> None:
     assert (verdict.kind, verdict.sentence) == ("unknown", "no process has answered")
 
 
+class Counted(tuple[Any, ...]):
+    """Counts how often its items are looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            Counted.looks += 1
+            yield item
+
+    def __getitem__(self, at: Any) -> Any:
+        Counted.looks += 1
+        return super().__getitem__(at)
+
+    def __contains__(self, wanted: object) -> bool:
+        return any(item == wanted for item in self)
+
+
+def looks_at(count: int, kind: str) -> float:
+    """How often the verdict on `count` processes looks at an item of their lists, per item."""
+    everybody = Counted(range(count))
+    snapshots, items = [], 0
+    for i in range(count):
+        waited = {
+            "late": [0],
+            "ring": [(i - 1) % count],
+            "order": [j for j in range(count) if j % 2 != i % 2],
+            "slow": [j for j in range(count) if j != i],
+            "left": [0],
+        }[kind]
+        key = f"k{i % 2}" if kind == "order" else "k1"
+        call = dataclasses.replace(
+            waits(everybody, key=key), waits_for=Counted(waited), processes=everybody
+        )
+        state = "left" if kind == "left" else "up"
+        peers = Counted(
+            Peer(j, state, "tcp", f"tcp to process {j} (pid {j} on h{j})", queued=1)
+            for j in range(count)
+            if j != i
+        )
+        pending = () if kind in ("late", "left") and i == 0 else (call,)
+        snapshots.append(
+            Snapshot(
+                *("job-1", i, count, 800 + i, f"h{i}"),
+                pending=pending,
+                peers=peers,
+                threads=(main_thread(),),
+                next_numbers={"k1": 7 + bool(pending)},
+            )
+        )
+        items += len(peers) + len(call.waits_for) + len(everybody)
+    Counted.looks = 0
+    verdict = judge(snapshots if kind != "left" else snapshots[1:])
+    assert verdict.kind == {"ring": "slow"}.get(kind, kind)
+    return Counted.looks / items
+
+
+@pytest.mark.parametrize("kind", ["late", "ring", "order", "slow", "left"])
+def test_the_work_for_a_verdict_grows_as_the_snapshots_do(kind: str) -> None:
+    """Each list is gone through a few times, however many processes there are."""
+    few, many = looks_at(16, kind), looks_at(128, kind)
+    assert many < 1.5 * few < 15
+
+
+def test_two_groups_of_processes_in_different_calls_are_one_cause() -> None:
+    first = [process(i, waits(waits_for=[2, 3])) for i in (0, 1)]
+    other = waits(waits_for=[0, 1], key="k2", op="max")
+    verdict = judge([*first, process(2, other), process(3, other)])
+    assert (verdict.kind, len(verdict.findings)) == ("order", 1)
+    assert verdict.findings[0].waiters == {0, 1, 2, 3}
+
+
 def test_a_snapshot_survives_json() -> None:
     for make in CASES:
         for snapshot in make().snapshots:
             assert parse(snapshot.to_json()) == snapshot
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "cut off"),
-        (process(0).to_json()[:200], "cut off"),
-        ("[]", "not a snapshot"),
-        ('{"format": "1"}', "not a snapshot"),
-        ('{"format": 2, "version": "0.9.0"}', r"format is 2 \(jaxcoll 0.9.0\), .* reads 1"),
-        ('{"format": 1}', "lacks a field"),
-        (process(0).to_json().replace('"pid": 800', '"pid": "x"'), "its field pid is wrong"),
-        (process(0).to_json().replace('"threads": [{', '"threads": [7, {'), "thread in it is none"),
-    ],
-)
-def test_a_text_that_is_no_snapshot_is_refused(text: str, words: str) -> None:
-    with pytest.raises(SnapshotError, match=words):
-        parse(text)
 
 
 def test_the_newest_job_of_a_folder_is_judged() -> None:
@@ -498,62 +457,3 @@ def test_the_newest_job_of_a_folder_is_judged() -> None:
     verdict = judge([*new, *old])
     assert (verdict.kind, verdict.culprits) == ("late", (2,))
     assert any("of another job, job-0" in remark for remark in verdict.remarks)
-
-
-def test_a_thread_that_compiles_is_told_from_one_that_runs_python() -> None:
-    """JAX's own functions tell them apart, whose names another version may change."""
-
-    def compile_new(factor: float) -> None:
-        def unrolled(x: jax.Array) -> jax.Array:
-            for i in range(300):
-                x = jax.numpy.sin(x) * (factor + i)
-            return x
-
-        jax.jit(unrolled).lower(1.0).compile()
-
-    seen = set[tuple[str, bool]]()
-    for attempt in range(100):
-        thread = threading.Thread(target=compile_new, args=(float(attempt),), name="compiler")
-        thread.start()
-        while thread.is_alive():
-            seen |= {
-                (found.doing, "(compile_new)" in found.place)
-                for found in stacks.threads()
-                if found.name == "compiler"
-            }
-        if ("compile", True) in seen:
-            break
-    assert ("compile", True) in seen, seen
-
-
-def test_a_place_is_the_innermost_one_outside_the_libraries() -> None:
-    begun, leave = threading.Event(), threading.Event()
-
-    def load() -> None:
-        begun.set()
-        leave.wait(60)
-
-    thread = threading.Thread(target=load, name="loader")
-    thread.start()
-    try:
-        assert begun.wait(60)
-        while True:  # until it has gone on from `set` to `wait`
-            (found,) = [t for t in stacks.threads() if t.name == "loader"]
-            if "(wait)" in found.frames[0]:
-                break
-    finally:
-        leave.set()
-        thread.join()
-    line = load.__code__.co_firstlineno + 2
-    assert (found.place, found.doing) == (f"test_verdict.py:{line} (load)", "")
-
-
-def test_an_exception_is_told_with_the_place_where_it_was_raised() -> None:
-    def load() -> None:
-        raise ValueError("bad\n batch")
-
-    with pytest.raises(ValueError, match="bad") as caught:
-        load()
-    line = load.__code__.co_firstlineno + 1
-    told = stacks.raised(caught.value)
-    assert told == f"ValueError: bad batch at test_verdict.py:{line} (load)"

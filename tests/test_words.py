@@ -46,6 +46,11 @@ def tracked() -> list[str]:
     ).stdout.splitlines()
 
 
+def joined(line: str) -> str:
+    """A line as the comment before it goes on with it; an empty one ends the paragraph."""
+    return f" {line}" if line else "\n\n"
+
+
 def python_texts(path: str, source: str) -> Iterator[Text]:
     text, end = None, 0  # `end`: the line of a comment that the next line may continue
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -53,7 +58,7 @@ def python_texts(path: str, source: str) -> Iterator[Text]:
         if token.type == tokenize.COMMENT:
             words = token.string.lstrip("#! ")
             if text and text.kind == "comment" and own and end + 1 == token.start[0]:
-                text.words += f" {words}"
+                text.words += joined(words)
             else:
                 yield from [text] if text else []
                 text = Text(path, token.start[0], "comment", words)
@@ -92,7 +97,7 @@ def cpp_texts(path: str, source: str) -> Iterator[Text]:
         own = not source[source.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
         follows = not between.strip() and between.count("\n") <= 1
         if text and text.kind == kind and follows and joins and (own or kind == "string"):
-            text.words += words if kind == "string" else f" {words.strip()}"
+            text.words += words if kind == "string" else joined(words.strip())
         else:
             yield from [text] if text else []
             text = Text(path, source.count("\n", 0, match.start()) + 1, kind, words.strip())
@@ -212,6 +217,14 @@ def test_every_sentence_has_a_subject() -> None:
 )
 def test_a_sentence_without_a_subject_would_be_seen(words: str) -> None:
     assert sentences_to_mend(words)
+
+
+def test_an_empty_line_of_a_comment_ends_a_paragraph() -> None:
+    lines = ["Links, by peer", "", "What to send.", "", "Chunks."]
+    for mark, texts_of in (("#", python_texts), ("//", cpp_texts)):
+        source = "".join(f"{mark} {line}".rstrip() + "\n" for line in lines) + "x = 1\n"
+        (text,) = texts_of("a", source)
+        assert sentences_to_mend(text.words) == ["What to send."]
 
 
 @pytest.mark.parametrize(

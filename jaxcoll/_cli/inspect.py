@@ -15,14 +15,22 @@ from typing import Any
 
 from jaxcoll._errors import SnapshotError
 from jaxcoll._job import dumps, sockets
+from jaxcoll._job.facts import seconds
 from jaxcoll._job.snapshot import Snapshot
-from jaxcoll._job.verdict import Row, Verdict, judge, seconds
+from jaxcoll._job.verdict import Row, Verdict, judge
+from jaxcoll._text import is_number, printable
 
 _WATCH_S = 2.0
 _STACKS_SHOWN = 4  # of processes at fault
 _FRAMES_SHOWN = 6
 _WIDTH_MAX = 60  # of a column
+_REASONS_SHOWN = 3
+_PID_MAX = 1 << 31
 _WELL = ("idle", "moving")
+_NOTHING = (
+    "no jaxcoll job of this user runs on this host. Run this where the job runs, as its user and "
+    "with its XDG_RUNTIME_DIR; for a job that has ended, give the folder of JAXCOLL_DUMP_DIR"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,10 +38,10 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(
         prog="jaxcoll inspect",
         description="Reports what the processes of a job wait for, names the one at fault, and "
-        "prints a table of all. It changes nothing. Without arguments it inspects all jobs of this "
+        "prints a table of all. It changes nothing. Without a target it inspects all jobs of this "
         "user on this host.",
         epilog="Exit code: 0 if nothing is wrong, 1 if a process is at fault, 2 if there is "
-        "nothing to inspect.",
+        "nothing to inspect, or if the command line is wrong.",
     )
     command.add_argument(
         "target",
@@ -41,13 +49,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="PID or DIR",
         help="a process of the job, or the folder that JAXCOLL_DUMP_DIR named for a dead job",
     )
+    command.add_argument("--watch", action="store_true", help="repeat until Ctrl-C")
     command.add_argument(
-        "--watch",
-        nargs="?",
+        "--every",
         type=_seconds,
-        const=_WATCH_S,
         metavar="SECONDS",
-        help=f"repeat until Ctrl-C; default: every {_WATCH_S:g} s",
+        help=f"time between two inspections of --watch (default: {_WATCH_S:g})",
     )
     command.add_argument("--json", action="store_true", help="print JSON, one line per inspection")
     return command
@@ -64,17 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command = parser()
     options = command.parse_args(argv)
+    if options.every is not None and not options.watch:
+        command.error("--every needs --watch")
     try:
         while True:
-            looks = list(_look(options.target))
-            if options.watch is not None and not options.json and sys.stdout.isatty():
+            looks, troubles = _look(options.target)
+            if options.watch and not options.json and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")
-            print(_json(looks) if options.json else _text(looks), flush=True)
-            if options.watch is None:
-                return int(any(look.verdict.kind not in _WELL for look in looks))
-            time.sleep(options.watch)
+            if looks or options.watch:
+                print(_json(looks) if options.json else _text(looks), flush=True)
+            for trouble in troubles:
+                print(f"{command.prog}: {printable(trouble)}", file=sys.stderr, flush=True)
+            if not options.watch:
+                return _exit_code(looks)
+            time.sleep(options.every or _WATCH_S)
     except SnapshotError as error:
-        command.error(str(error))
+        command.exit(2, f"{command.prog}: error: {printable(str(error))}\n")
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
@@ -91,23 +103,42 @@ class _Look:
     verdict: Verdict
 
 
-def _look(target: str | None) -> Iterator[_Look]:
-    """Raises: SnapshotError if there is nothing to inspect."""
+def _exit_code(looks: Sequence[_Look]) -> int:
+    return int(any(look.verdict.kind not in _WELL for look in looks)) if looks else 2
+
+
+def _look(target: str | None) -> tuple[list[_Look], list[str]]:
+    """The jobs that a target means, and why others cannot be inspected.
+
+    Raises: SnapshotError if the target cannot be inspected.
+    """
     if target is None:
-        for job, found in sorted(sockets.jobs().items()):
-            yield _ask(job, found)
-    elif target.isdecimal() and target.isascii() and not os.path.isdir(target):
-        yield _look_at_process(int(target[:20]))
-    elif os.path.isdir(target):
+        return _look_at_all()
+    if is_number(target, 0, _PID_MAX) and not os.path.isdir(target):
+        return [_look_at_process(int(target))], []
+    if os.path.isdir(target):
+        return [_look_at_dumps(target)], []
+    raise SnapshotError(f"{target!r} is neither a process id nor a folder")
+
+
+def _look_at_all() -> tuple[list[_Look], list[str]]:
+    looks, troubles = [], []
+    for job, found in sorted(sockets.jobs().items()):
         try:
-            snapshots, wrong = dumps.read(Path(target))
-        except OSError as error:
-            raise SnapshotError(f"{target} cannot be read: {error.strerror}") from None
-        if not snapshots:
-            raise SnapshotError(f"{target} holds no dump that can be used: {'; '.join(wrong)}")
-        yield _judged(f"dumps in {target}", snapshots, judge(snapshots), wrong)
-    else:
-        raise SnapshotError(f"{target!r} is neither a process id nor a folder")
+            looks.append(_ask(job, found))
+        except SnapshotError as error:
+            troubles.append(f"job {job} cannot be inspected: {error}")
+    return looks, troubles or ([] if looks else [_NOTHING])
+
+
+def _look_at_dumps(folder: str) -> _Look:
+    try:
+        snapshots, wrong = dumps.read(Path(folder))
+    except OSError as error:
+        raise SnapshotError(f"{folder} cannot be read: {error.strerror}") from None
+    if not snapshots:
+        raise SnapshotError(f"{folder} holds no dump that can be used: {_some(wrong)}")
+    return _judged(f"dumps in {folder}", snapshots, judge(snapshots), wrong)
 
 
 def _look_at_process(pid: int) -> _Look:
@@ -138,8 +169,14 @@ def _user(uid: int) -> str:
 def _ask(job: str, found: list[sockets.Address]) -> _Look:
     snapshots, absent, wrong = sockets.ask(found)
     if not snapshots and not absent:
-        raise SnapshotError("; ".join(wrong))
+        raise SnapshotError(_some(wrong))
     return _judged(f"job {job}", snapshots, judge(snapshots, absent), wrong)
+
+
+def _some(wrong: Sequence[str]) -> str:
+    """The reasons; normally they are alike, and there is one for each process."""
+    more = len(wrong) - _REASONS_SHOWN
+    return "; ".join(wrong[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _judged(heading: str, snapshots: list[Snapshot], verdict: Verdict, wrong: list[str]) -> _Look:
@@ -164,9 +201,7 @@ def _json(looks: Sequence[_Look]) -> str:
 
 
 def _text(looks: Sequence[_Look]) -> str:
-    if not looks:
-        return "no jaxcoll job of this user runs on this host"
-    return "\n\n".join("\n".join(_lines(look)) for look in looks)
+    return "\n\n".join("\n".join(map(printable, _lines(look))) for look in looks)
 
 
 def _lines(look: _Look) -> Iterator[str]:
@@ -179,7 +214,9 @@ def _lines(look: _Look) -> Iterator[str]:
     by_process = {s.process: s for s in look.snapshots}
     shown = [p for p in look.verdict.culprits if p in by_process][:_STACKS_SHOWN]
     for process in shown:
-        for thread in by_process[process].threads[:1]:
+        # The main one is missing where it has written the dump itself, at its end.
+        threads = [t for t in by_process[process].threads if t.main or t.place]
+        for thread in threads[:1]:
             yield ""
             yield f"process {process}, Python thread {thread.name}, the innermost frame first:"
             yield from (f"  {frame}" for frame in thread.frames[:_FRAMES_SHOWN])

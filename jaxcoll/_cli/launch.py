@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from jaxcoll import _environment
 from jaxcoll._job import secret as _secret
+from jaxcoll._text import is_number
 from jaxcoll.tune import table
 
 _DESCRIPTION = """\
@@ -39,6 +40,7 @@ on several hosts must be given the same secret: JAXCOLL_SECRET_FILE.
 """
 
 GRACE_S = 5.0
+_PROCESSES_MAX = 1 << 20
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 _READ_BYTES = 1 << 16
 _DRAIN_READS = 64  # more than a pipe holds; one that is being filled meanwhile must not keep us
@@ -108,7 +110,8 @@ def environment(job: Job, local_rank: int, base: Mapping[str, str]) -> dict[str,
     if job.install:
         result["JAXCOLL_INSTALL"] = "1"
     if job.keep_memory:
-        result.setdefault("JAXCOLL_KEEP_MEMORY", "1")
+        kept = result.get("JAXCOLL_KEEP_MEMORY")
+        result["JAXCOLL_KEEP_MEMORY"] = "all" if kept == "all" else "1"  # "all" keeps more
     result.setdefault("JAX_PLATFORMS", "cpu")
     result.setdefault("PYTHONUNBUFFERED", "1")
     if job.devices is not None:
@@ -359,14 +362,20 @@ def _local_coordinator() -> Iterator[str]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    if not is_number(text, 1, _PROCESSES_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_PROCESSES_MAX}")
+    return int(text)
+
+
+def _rank(text: str) -> int:
+    if not is_number(text, 0, _PROCESSES_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {_PROCESSES_MAX}")
     return int(text)
 
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+    if not host or not is_number(port, 1, 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not host:port")
     return text
 
@@ -404,7 +413,9 @@ def parser() -> argparse.ArgumentParser:
         help="processes of the whole job, if launchers with the same --coordinator start others on "
         "other hosts (default: N)",
     )
-    add("--first", type=int, default=0, metavar="R", help="rank of the first process (default: 0)")
+    add(
+        "--first", type=_rank, default=0, metavar="R", help="rank of the first process (default: 0)"
+    )
     add(
         "--install",
         action="store_true",
@@ -437,7 +448,7 @@ def main(argv: list[str] | None = None) -> int:
     if not command:
         command_line.error("give a program to run: a script, -m module, or -- command")
     total = options.total or options.n
-    if not 0 <= options.first <= total - options.n:
+    if not options.first <= total - options.n:
         command_line.error(
             f"--first {options.first} with -n {options.n} does not fit --total {total}"
         )

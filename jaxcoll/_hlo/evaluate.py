@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,21 @@ def _is_row_major(instruction: Any) -> bool:
     return order == sorted(order, reverse=True)
 
 
+@dataclass
+class _Frame:
+    """One call of a computation.
+
+    Attributes:
+      computation: its id.
+      parameters: their values, where they are known; none at all for a call from outside.
+      known: the values of its instructions that have been evaluated, by their ids.
+    """
+
+    computation: int
+    parameters: list[np.ndarray | None]
+    known: dict[int, np.ndarray | None] = field(default_factory=dict)
+
+
 class Evaluator:
     """Evaluates instructions of one module."""
 
@@ -70,27 +86,17 @@ class Evaluator:
           computation: the id of that of `instruction`.
           parameters: the values of the computation's parameters, where they are known.
         """
-        return self._value(computation, instruction, parameters, {})
+        try:
+            return self._value(_Frame(computation, parameters or []), instruction)
+        except RecursionError:  # an expression deeper than Python's stack
+            return None
 
-    def _value(
-        self,
-        computation: int,
-        instruction: Any,
-        parameters: list[np.ndarray | None] | None,
-        known: dict[int, np.ndarray | None],
-    ) -> np.ndarray | None:
-        """As `value`; `known` are the computation's instructions that have been evaluated."""
-        if instruction.id not in known:
-            known[instruction.id] = self._new_value(computation, instruction, parameters, known)
-        return known[instruction.id]
+    def _value(self, frame: _Frame, instruction: Any) -> np.ndarray | None:
+        if instruction.id not in frame.known:
+            frame.known[instruction.id] = self._new_value(frame, instruction)
+        return frame.known[instruction.id]
 
-    def _new_value(
-        self,
-        computation: int,
-        instruction: Any,
-        parameters: list[np.ndarray | None] | None,
-        known: dict[int, np.ndarray | None],
-    ) -> np.ndarray | None:
+    def _new_value(self, frame: _Frame, instruction: Any) -> np.ndarray | None:
         dtype = _DTYPES.get(instruction.shape.element_type)
         shape = (self._devices, *instruction.shape.dimensions)
         opcode = instruction.opcode
@@ -99,17 +105,19 @@ class Evaluator:
         if opcode in self._numbers:
             return self._numbers[opcode].astype(dtype)
         if opcode == "parameter":
-            return parameters[instruction.parameter_number] if parameters else None
+            number = instruction.parameter_number
+            return frame.parameters[number] if number < len(frame.parameters) else None
         if opcode == "constant":
             return self._constant(instruction, shape, dtype)
-        sources = [self._instructions(computation)[operand] for operand in instruction.operand_ids]
+        by_id = self._instructions(frame.computation)
+        sources = [by_id[operand] for operand in instruction.operand_ids]
         if opcode == "bitcast" and not all(map(_is_row_major, [instruction, *sources])):
             return None  # its values are those of the memory, in another order
-        operands = [self._value(computation, source, parameters, known) for source in sources]
+        operands = [self._value(frame, source) for source in sources]
         if opcode == "fusion":
             (called,) = instruction.called_computation_ids
             root = self._instructions(called)[self._computations[called].root_id]
-            return self._value(called, root, operands, {})
+            return self._value(_Frame(called, operands), root)
         values = [operand for operand in operands if operand is not None]
         if len(values) < len(operands):
             return None

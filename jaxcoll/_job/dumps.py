@@ -9,17 +9,27 @@ from jaxcoll import _files
 from jaxcoll._errors import FileError, SnapshotError
 from jaxcoll._job import verdict
 from jaxcoll._job.snapshot import BYTES_MAX, Snapshot, parse
+from jaxcoll._text import printable
 
 _NAME = "jaxcoll-{job}-{process}.json"
 _PATTERN = "jaxcoll-*.json"
 _VERDICT = "jaxcoll-{job}.verdict"
 
 
-def write(folder: Path, snapshot: Snapshot) -> Path:
+def path_of(folder: Path, job: str, process: int | str) -> Path:
+    """The file of one process."""
+    return folder / _NAME.format(job=job, process=process)
+
+
+def write(folder: Path, snapshot: Snapshot) -> None:
     """Writes one process's file. Raises: FileError."""
-    path = folder / _NAME.format(job=snapshot.job, process=snapshot.process)
+    path = path_of(folder, snapshot.job, snapshot.process)
     _files.write(path, snapshot.to_json() + "\n")
-    return path
+
+
+def count(folder: Path, job: str) -> int:
+    """How many processes of a job have written their files."""
+    return len(list(folder.glob(path_of(folder, job, "*").name)))
 
 
 def read(folder: Path) -> tuple[list[Snapshot], list[str]]:
@@ -27,32 +37,35 @@ def read(folder: Path) -> tuple[list[Snapshot], list[str]]:
 
     Raises: SnapshotError for a folder without dumps.
     """
+    return _read(folder, _PATTERN)
+
+
+def _read(folder: Path, pattern: str) -> tuple[list[Snapshot], list[str]]:
     snapshots, wrong = [], []
-    paths = sorted(folder.glob(_PATTERN))
+    paths = sorted(folder.glob(pattern))
     if not paths:
-        raise SnapshotError(f"{folder} holds no dumps ({_PATTERN}) of jaxcoll's")
+        raise SnapshotError(f"{folder} holds no dumps ({pattern}) of jaxcoll's")
     for path in paths:
         try:
             snapshots.append(parse(_files.read_bytes(path, BYTES_MAX, regular=True)))
         except SnapshotError as error:
-            wrong.append(f"{path.name} cannot be used: {error}")
+            wrong.append(f"{printable(path.name)} cannot be used: {error}")
+        except FileNotFoundError:
+            wrong.append(f"{printable(path.name)} cannot be used: it has been removed")
         except FileError as error:
             wrong.append(str(error))
     return snapshots, wrong
 
 
-def write_verdict(folder: Path, job: str) -> tuple[str, int]:
-    """Writes the verdict on the dumps of a job that are there by now.
+def write_verdict(folder: Path, job: str) -> str:
+    """Writes the verdict on the dumps of a job that exist by now, and returns its sentence.
 
-    Returns: the sentence, and how many dumps there are.
-
-    Raises: FileError.
+    Raises: FileError, SnapshotError.
     """
-    snapshots = [s for s in read(folder)[0] if s.job == job]
-    found = verdict.judge(snapshots)
+    found = verdict.judge(_read(folder, path_of(folder, job, "*").name)[0])
     text = "".join(f"{line}\n" for line in (found.sentence, *found.remarks))
     _files.write(folder / _VERDICT.format(job=job), text)
-    return found.sentence, len(snapshots)
+    return found.sentence
 
 
 def is_name(job: str) -> bool:

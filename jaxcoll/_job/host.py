@@ -22,6 +22,7 @@ from typing import Any
 from jaxcoll import _files
 from jaxcoll._errors import FileError
 from jaxcoll._errors import LinkError as LinkError
+from jaxcoll._text import printable
 
 TRANSPORTS = ("shm", "rdma", "tcp")  # the best first
 RECORD_BYTES_MAX = 64 << 10
@@ -298,7 +299,7 @@ def addresses_from_bytes(text: bytes, index: int) -> list[tuple[str, int]]:
     except _UNREADABLE as error:
         raise _unreadable(index, error) from None
     if reason:
-        reason = "".join(c if c.isprintable() else "?" for c in str(reason))
+        reason = printable(str(reason))
         raise LinkError(f"process {index} cannot be reached: {reason[:REASON_CHARACTERS_MAX]}")
     return addresses
 

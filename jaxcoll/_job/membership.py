@@ -24,6 +24,7 @@ from jaxcoll._errors import LinkError, TuningError, UnsupportedError
 from jaxcoll._jax import compat
 from jaxcoll._job import bootstrap, host, presence, secret
 from jaxcoll._native import cuda, native
+from jaxcoll._text import printable
 from jaxcoll.tune import table
 
 AxisIndexGroups = tuple[tuple[int, ...], ...] | None
@@ -189,7 +190,7 @@ def _compare_tuning() -> str:
     except TimeoutError:
         return f"process {index}: the job's store has not answered for {_AGREE_S:g} s"
     first_digest, _, first = value.partition(" ")
-    first = "".join(c if c.isprintable() else "?" for c in first)
+    first = printable(first)
     if first_digest == digest:
         return ""
     return (

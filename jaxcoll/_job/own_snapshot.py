@@ -12,9 +12,11 @@ import jaxcoll
 from jaxcoll._job import host, stacks
 from jaxcoll._job.snapshot import Call, Ended, Failed, HalfMade, Peer, Snapshot, read
 from jaxcoll._native import native
+from jaxcoll._text import printable
 
 _LAST_SHOWN = 16
 _LINES_SHOWN = 3
+_COMMAND_SHOWN = 500
 # The names that lax's primitives have in a program that `install()` serves.
 _OF_LAX = {
     "all_reduce": ("psum", "pmax", "pmin"),
@@ -42,21 +44,21 @@ def take(job: str, process: int, processes: int, left: str = "") -> Snapshot:
         process=process,
         processes=processes,
         pid=os.getpid(),
-        host=host.hostname(),
+        host=printable(host.hostname()),
         version=jaxcoll.__version__,
-        jax=getattr(modules.get("jax"), "__version__", ""),
+        jax=str(getattr(modules.get("jax"), "__version__", "")),
         python=platform.python_version(),
-        command=" ".join(sys.argv)[:500],
+        command=printable(" ".join(map(str, sys.argv)))[:_COMMAND_SHOWN],
         taken_at=time.time(),
         exception=exception(),
         left=left,
         ended=between.get("ended", 0) + within["ended"],
-        pending=tuple(_call(c) for c in between.get("pending", ())),
+        pending=tuple(read(Call, _facts(c)) for c in between.get("pending", ())),
         half_made=tuple(read(HalfMade, c) for c in within["pending"]),
         last=tuple(sorted(last, key=lambda e: e.ended_s)[:_LAST_SHOWN]),
         next_numbers=between.get("next_numbers", {}),
         failed=tuple(
-            Failed(f["communicator"], f["cause"], f["failed_s"], tuple(map(_call, f["pending"])))
+            read(Failed, {**f, "pending": [_facts(c) for c in f["pending"]]})
             for f in between.get("failed", ())
         ),
         peers=tuple(read(Peer, p) for p in between.get("peers", ())),
@@ -78,8 +80,8 @@ def has_failed() -> bool:
     return bool(snapshot.get("failed"))
 
 
-def _call(facts: dict[str, Any]) -> Call:
-    return read(Call, facts | {"line": _line(facts)})
+def _facts(call: dict[str, Any]) -> dict[str, Any]:
+    return call | {"line": _line(call)}
 
 
 def _line(facts: dict[str, Any]) -> str:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from jaxcoll._job.dial import Unreachable
 from jaxcoll._job.host import LinkError
+from jaxcoll._text import is_number, printable
 
 _RETRY_MIN_S, _RETRY_MAX_S = 0.05, 1.0
 _GONE_AFTER = 4  # attempts in a row that nobody listens to before a peer counts as dead
 _EXHAUSTED_S = 1.0  # how long this process may lack descriptors or memory
 _REASON_BYTES_MAX = 4096
+_INDEX_MAX = (1 << 31) - 1
 
 
 class Gone(LinkError):
@@ -84,7 +86,7 @@ def read_ends(found: Mapping[str, bytes], folder: str) -> dict[int, str]:
     ends: dict[int, str] = {}
     for key, reason in found.items():
         index = key.removeprefix(folder)
-        if index.isdecimal():
+        if is_number(index, 0, _INDEX_MAX):
             text = reason[:_REASON_BYTES_MAX].decode("utf-8", "replace")
-            ends[int(index)] = "".join(c if c.isprintable() else " " for c in text)
+            ends[int(index)] = printable(text)
     return ends

@@ -174,12 +174,16 @@ def _close() -> None:
 
 
 def _end_words() -> str:
-    """Why this process ends, if not normally."""
-    if native.interrupts():
-        return "was interrupted (Ctrl-C)"
-    error = own_snapshot.exception()
-    # After a failure the exception is the failure's, which the others know.
-    return f"has raised {error}" if error and not own_snapshot.has_failed() else ""
+    """Why this process ends, if not normally. Never raises: the links could not end without it."""
+    try:
+        if native.interrupts():
+            return "was interrupted (Ctrl-C)"
+        error = own_snapshot.exception()
+        # After a failure the exception is the failure's, which the others know.
+        return f"has raised {error}" if error and not own_snapshot.has_failed() else ""
+    except BaseException as trouble:  # also Ctrl-C now
+        _log.info("why this process ends is unknown: %s", type(trouble).__name__)
+        return ""
 
 
 def refuse(reason: str) -> None:

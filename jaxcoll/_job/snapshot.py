@@ -1,7 +1,8 @@
 """The state of one process of a job at one time, as `jaxcoll inspect` and dump files carry it.
 
 A snapshot is JSON. It has a format number, since the process that reads it may be of another
-version than the one that wrote it.
+version than the one that wrote it. Anybody may have written the text: `parse` checks every field,
+so that what it returns can be counted, compared and printed without further checks.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from jaxcoll._errors import SnapshotError
+from jaxcoll._text import printable
 
 FORMAT = 1
 BYTES_MAX = 64 << 20
+PROCESSES_MAX = 1 << 17  # of a job; the verdict has a row for each
+_INTEGER_MAX = 1 << 64
+_SECONDS_MAX = 1e12
 
 _T = TypeVar("_T")
 
@@ -209,18 +214,35 @@ def parse(text: str | bytes) -> Snapshot:
     """
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8
         raise SnapshotError("it is cut off, or no snapshot") from None
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+    if not isinstance(data, dict) or type(data.get("format")) is not int:
         raise SnapshotError("it is not a snapshot")
     if data["format"] != FORMAT:
         version = data.get("version")
-        of = f" (jaxcoll {version})" if isinstance(version, str) else ""
+        of = f" (jaxcoll {printable(version)[:40]})" if isinstance(version, str) else ""
         raise SnapshotError(
             f"its format is {data['format']}{of}, and this jaxcoll reads {FORMAT}: use the "
             "jaxcoll that the job runs with"
         )
-    return read(Snapshot, data)
+    snapshot = read(Snapshot, data)
+    _check_processes(snapshot)
+    return snapshot
+
+
+def _check_processes(snapshot: Snapshot) -> None:
+    """Whether every process and every rank that a snapshot names can exist."""
+    if not 0 < snapshot.processes <= PROCESSES_MAX:
+        raise SnapshotError("its field processes is wrong")
+    processes = range(snapshot.processes)
+    named = [snapshot.process, *(peer.process for peer in snapshot.peers)]
+    calls = [*snapshot.pending, *(call for failed in snapshot.failed for call in failed.pending)]
+    for call in calls:
+        named += call.processes
+        if not all(0 <= rank < len(call.processes) for rank in call.waits_for):
+            raise SnapshotError("a call in it waits for a rank that does not exist")
+    if not all(process in processes for process in named):
+        raise SnapshotError("it names a process that its job does not have")
 
 
 def read(kind: type[_T], data: Any) -> _T:
@@ -243,18 +265,25 @@ def read(kind: type[_T], data: Any) -> _T:
 
 def _value(hint: Any, data: Any, name: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(data, list):
+    if origin is tuple and isinstance(data, list | tuple):
         return tuple(_value(arguments[0], item, name) for item in data)
     if origin is dict and isinstance(data, dict):
-        return {key: _value(arguments[1], item, name) for key, item in data.items()}
+        return {
+            _value(arguments[0], key, name): _value(arguments[1], item, name)
+            for key, item in data.items()
+        }
     if origin is types.UnionType and data is None:
         return None
     if origin is types.UnionType:
         return _value(arguments[0], data, name)
     if dataclasses.is_dataclass(hint):
         return read(typing.cast(Any, hint), data)
-    if hint is float and type(data) in (int, float):
-        return float(data)
-    if type(data) is hint:
+    if hint is str and type(data) is str:
+        return printable(data)
+    if hint is int and type(data) is int and 0 <= data <= _INTEGER_MAX:
+        return data
+    if hint is float and type(data) in (int, float) and abs(data) <= _SECONDS_MAX:
+        return float(data)  # no NaN passes the comparison
+    if hint is bool and type(data) is bool:
         return data
     raise SnapshotError(f"its field {name} is wrong")

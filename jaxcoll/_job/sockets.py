@@ -23,12 +23,18 @@ from pathlib import Path
 from jaxcoll._errors import SnapshotError
 from jaxcoll._job import host
 from jaxcoll._job.snapshot import BYTES_MAX, Absent, Snapshot, parse
+from jaxcoll._text import printable
 
 REQUEST = b"snapshot\n"
 ANSWER_S = 2.0
 _ASK_AT_ONCE = 64
+_PATH_BYTES_MAX = 107  # of a Unix socket, sun_path of unix(7) less its zero
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9]{1,9})-([0-9]{1,9})\.sock")
 _CREDENTIALS = struct.Struct("3i")
+# Errors of connecting to a process, and of hearing from it, that say something of the process. Any
+# other OSError is of the path or of the asking process.
+_ENDED = (ConnectionRefusedError, FileNotFoundError)
+_SILENT = (TimeoutError, BlockingIOError, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ def listen(job: str, process: int) -> tuple[socket.socket, Path]:
         if trouble := trouble_with(folder):
             continue
         path = folder / f"{job}-{process}-{os.getpid()}.sock"
+        if len(os.fsencode(path)) > _PATH_BYTES_MAX:
+            trouble = f"{folder}: its path is too long for a socket ({_PATH_BYTES_MAX} bytes)"
+            continue
         fresh = folder / f".{os.getpid()}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -103,7 +112,11 @@ def addresses() -> Iterator[Address]:
     for folder in folders():
         if trouble_with(folder):
             continue
-        for path in sorted(folder.iterdir()):
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError:  # it has been removed meanwhile
+            continue
+        for path in paths:
             if match := _NAME.fullmatch(path.name):
                 yield Address(path, match[1], int(match[2]), int(match[3]))
 
@@ -125,14 +138,14 @@ def jobs() -> dict[str, list[Address]]:
 
 
 def _listens(address: Address) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(ANSWER_S)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(ANSWER_S)
             client.connect(os.fspath(address.path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # it is busy, or stopped with a full queue
+    except _ENDED:
+        return False
+    except OSError:
+        return True  # it is busy, or stopped with a full queue; or it cannot be known
     return True
 
 
@@ -167,12 +180,15 @@ def _ask_one(address: Address) -> Snapshot | Absent | SnapshotError:
                     break
                 if sum(map(len, chunks)) > BYTES_MAX:
                     return SnapshotError(f"its answer has more than {BYTES_MAX} bytes")
-    except (ConnectionRefusedError, FileNotFoundError):
+    except _ENDED:
         words = "nobody listens at its socket"
         return Absent(address.process, "dead", address.pid, host.hostname(), words)
-    except OSError:  # TimeoutError is one
+    except _SILENT:
         state, words = look_at(address.pid)
         return Absent(address.process, state, address.pid, host.hostname(), words)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return SnapshotError(f"its socket {printable(str(address.path))} cannot be used: {reason}")
     try:
         return parse(b"".join(chunks))
     except SnapshotError as error:

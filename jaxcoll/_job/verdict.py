@@ -7,19 +7,14 @@ two wait for each other in different calls, or a link carries nothing. `judge` i
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jaxcoll._job.snapshot import Absent, Call, Peer, Snapshot, Thread
+from jaxcoll._job.facts import SHOWN, STALL_S, Facts, count, listed, others, seconds
+from jaxcoll._job.snapshot import Absent, Call, Snapshot
 
-_STALL_S = 1.0  # what waits for less is on its way
-_JUST_S = 5.0  # a failure of so long ago belongs to what is pending now
 _SLOW_S = 5.0  # a call whose messages still come is slow after this
-_SHOWN = 4  # of what there may be many of
-_HOME = re.compile(r"\(pid (\d+) on ([^\s()]+)\)")  # in the description of a link
-_COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 @dataclass
@@ -82,105 +77,16 @@ def judge(snapshots: Sequence[Snapshot], absent: Iterable[Absent] = ()) -> Verdi
         out, and a remark says so.
       absent: the processes that are known not to answer.
     """
-    return _Job(snapshots, absent).verdict()
+    return _Search(snapshots, absent).verdict()
 
 
-def seconds(value: float) -> str:
-    """For people: "0.2 s", "14 s"."""
-    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-
-
-def _count(number: int, noun: str) -> str:
-    word = _COUNTS[number] if number < len(_COUNTS) else str(number)
-    return f"{word} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
-
-
-def _listed(items: Iterable[object], most: int = _SHOWN) -> str:
-    texts = [str(item) for item in items]
-    if len(texts) > most:
-        texts[most:] = [f"{len(texts) - most} more"]
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else ""
-
-
-def _chosen(snapshots: Sequence[Snapshot], remarks: list[str]) -> dict[int, Snapshot]:
-    """Those of the newest job, by process."""
-    by_job: defaultdict[str, list[Snapshot]] = defaultdict(list)
-    for snapshot in sorted(snapshots, key=lambda s: (s.taken_at, s.process)):
-        by_job[snapshot.job].append(snapshot)
-    # A job that was started anew leaves its dumps beside the old ones.
-    job = max(by_job, key=lambda j: (by_job[j][-1].taken_at, len(by_job[j]), j), default="")
-    chosen = {snapshot.process: snapshot for snapshot in by_job[job]}
-    for other, left_out in sorted(by_job.items()):
-        if other != job:
-            whose = _listed(f"process {s.process} (pid {s.pid} on {s.host})" for s in left_out)
-            remarks.append(f"{whose}: of another job, {other}, and left out")
-    versions = Counter(s.version for s in chosen.values())
-    for version, _ in versions.most_common()[1:]:
-        whose = _listed(p for p, s in sorted(chosen.items()) if s.version == version)
-        remarks.append(
-            f"process {whose} runs jaxcoll {version}, others {versions.most_common(1)[0][0]}"
-        )
-    return dict(sorted(chosen.items()))
-
-
-class _Job:
-    """The facts of one job, and what follows from them."""
+class _Search(Facts):
+    """Follows who waits for whom, and keeps a finding for each cause."""
 
     def __init__(self, snapshots: Sequence[Snapshot], absent: Iterable[Absent]) -> None:
-        self.remarks: list[str] = []
-        self.snapshots = _chosen(snapshots, self.remarks)
-        self.absent = {a.process: a for a in absent if a.process not in self.snapshots}
-        # Where nothing is pending, the calls are those that were when the job failed.
-        self.over = not any(s.pending for s in self.snapshots.values())
-        self.calls = {p: self._stalled(s) for p, s in self.snapshots.items()}
+        super().__init__(snapshots, absent)
         self.findings: dict[tuple[str, tuple[int, ...]], Finding] = {}
-
-    def _stalled(self, snapshot: Snapshot) -> tuple[Call, ...]:
-        pending = [call for call in snapshot.pending if call.waited_s() >= _STALL_S]
-        for failed in snapshot.failed:
-            if self.over or failed.failed_s < _JUST_S:
-                pending += failed.pending
-        return tuple(pending)
-
-    def pending(self, process: int) -> dict[tuple[str, int], Call]:
-        """The calls of a process, also those that have begun just now."""
-        return {c.id: c for c in [*self.calls[process], *self.snapshots[process].pending]}
-
-    # --- names ----------------------------------------------------------------------------------
-
-    def name(self, process: int, call: Call | None = None) -> str:
-        """ "rank 5 (process 5 on b, pid 812)"."""
-        host, pid = self.home(process)
-        about = (f" on {host}" if host else "") + (f", pid {pid}" if pid else "")
-        if call is None:
-            return f"process {process}" + (f" ({about.removeprefix(' ')})" if about else "")
-        ranks = [r for r, owner in enumerate(call.processes) if owner == process]
-        plural = "s" if len(ranks) > 1 else ""
-        return f"rank{plural} {_listed(ranks)} (process {process}{about})"
-
-    def home(self, process: int) -> tuple[str, int]:
-        """A process's host and pid; "" and 0 if unknown."""
-        if process in self.snapshots:
-            snapshot = self.snapshots[process]
-            return snapshot.host, snapshot.pid
-        if process in self.absent:
-            return self.absent[process].host, self.absent[process].pid
-        for peer in self.peers(process):
-            if match := _HOME.search(peer.description):
-                return match[2], int(match[1])
-        return "", 0
-
-    def known(self) -> set[int]:
-        """The processes of the job."""
-        count = max((s.processes for s in self.snapshots.values()), default=0)
-        return set(range(count)) | set(self.absent) | set(self.snapshots)
-
-    def peers(self, process: int) -> list[Peer]:
-        """The others' knowledge of a process."""
-        return [p for s in self.snapshots.values() for p in s.peers if p.process == process]
-
-    def place(self, process: int) -> tuple[str, str]:
-        return where(self.snapshots[process].threads)
+        self.differences: dict[frozenset[tuple[str, str]], Finding] = {}  # by the calls' kinds
 
     # --- faults ---------------------------------------------------------------------------------
 
@@ -198,7 +104,7 @@ class _Job:
         if snapshot is not None and snapshot.exception and not snapshot.failed:
             text = f"{who} has raised {snapshot.exception}"
             return Finding("exception", (process,), text + self.uncalled(call))
-        if snapshot is not None and (snapshot.left or not self.could_call(process)):
+        if snapshot is not None and (snapshot.left or process in self.left):
             text = f"{who} {snapshot.left or 'has ended'}, and will not call {call.name}"
             return Finding("left", (process,), text)
         if snapshot is not None:
@@ -215,14 +121,10 @@ class _Job:
             return Finding(lost.state, (process,), text + self.uncalled(call))
         return None
 
-    def could_call(self, process: int) -> bool:
-        """Whether the others do not know that it has left."""
-        return not any(p.state == "left" for p in self.peers(process))
-
     def heard(self, process: int, call: Call, by: int) -> Finding | None:
         """The fault of a process without a snapshot, from what the waiting process knows."""
         who = self.name(process, call)
-        peer = next((p for p in self.snapshots[by].peers if p.process == process), None)
+        peer = self.peers[by].get(process)
         if peer is None or peer.state == "new":
             text = f"{who} has not started, or has not run a collective yet"
             return Finding("never started", (process,), text + self.uncalled(call))
@@ -232,7 +134,7 @@ class _Job:
         if peer.state == "down":
             text = f"{who} is lost: {peer.description}"
             return Finding("dead", (process,), text + self.uncalled(call))
-        if peer.silent_s >= _STALL_S:
+        if peer.silent_s >= STALL_S:
             text = (
                 f"{who} has not answered for {seconds(peer.silent_s)} ({peer.description}): it is "
                 "stopped, or cut off"
@@ -247,13 +149,6 @@ class _Job:
     def uncalled(self, call: Call) -> str:
         return f"; {self.waiting(call)} for it in {call.name}"
 
-    def waiting(self, call: Call) -> str:
-        """ "seven processes have waited 14 s"."""
-        same = [c for p in self.snapshots if (c := self.pending(p).get(call.id)) is not None]
-        longest = max((c.since_s for c in same), default=call.since_s)
-        have = "has" if len(same) == 1 else "have"
-        return f"{_count(max(1, len(same)), 'process')} {have} waited {seconds(longest)}"
-
     def late(self, process: int, call: Call, instead: str = "") -> Finding:
         kind, clause = ("late", instead) if instead else self.place(process)
         text = (
@@ -264,7 +159,7 @@ class _Job:
 
     def half_made(self, process: int) -> Finding | None:
         """Devices of one process that others of it wait for."""
-        stalled = [c for c in self.snapshots[process].half_made if c.since_s >= _STALL_S]
+        stalled = [c for c in self.snapshots[process].half_made if c.since_s >= STALL_S]
         if not stalled:
             return None
         call = max(stalled, key=lambda c: c.since_s)
@@ -272,8 +167,8 @@ class _Job:
         there = "have" if len(call.missing) > 1 else "has"
         others = "have" if len(call.arrived) > 1 else "has"
         text = (
-            f"{_listed(call.missing)} of {self.name(process)} {there} not called {call.name}, "
-            f"for which {_count(len(call.arrived), 'device')} of it {others} waited "
+            f"{listed(call.missing)} of {self.name(process)} {there} not called {call.name}, "
+            f"for which {count(len(call.arrived), 'device')} of it {others} waited "
             f"{seconds(call.since_s)}; {clause}"
         )
         return Finding(kind, (process,), text)
@@ -283,7 +178,7 @@ class _Job:
     def look(self, process: int) -> Iterator[tuple[int, Call]]:
         """The processes that one waits for without their being at fault; reports those that are."""
         for call in self.calls.get(process, ()):
-            for other in sorted({call.processes[r] for r in call.waits_for} - {process}):
+            for other in sorted(others(call) - {process}):
                 if self.has_made(other, call):
                     yield other, call
                     continue
@@ -299,23 +194,32 @@ class _Job:
 
     def fault(self, process: int, call: Call, other: int) -> Finding | None:
         """The fault of a process that has answered; None: it waits for others."""
-        theirs = self.pending(other).values()
+        theirs = self.waited_for[other]  # by each of its calls
         half = self.half_made(other)
         if half is not None:
             return half
         if not theirs:
             return self.late(other, call)
-        for their in theirs:
-            if process in {their.processes[r] for r in their.waits_for}:
+        for their, wanted in theirs:
+            if process in wanted:
                 return self.difference(process, call, other, their)
         if not self.calls[other]:  # it goes on elsewhere
-            return self.late(other, call, f"it makes other calls, now {next(iter(theirs)).name}")
+            return self.late(other, call, f"it makes other calls, now {theirs[0][0].name}")
         return None
 
     def difference(self, process: int, call: Call, other: int, their: Call) -> Finding:
-        """Two processes that wait for each other in different calls."""
+        """Two processes that wait for each other in different calls.
+
+        Others that are in the same two calls wait for the same reason.
+        """
         if other < process:
             process, call, other, their = other, their, process, call
+        kinds = frozenset({(call.communicator, call.key), (their.communicator, their.key)})
+        if kinds not in self.differences:
+            self.differences[kinds] = self.new_difference(process, call, other, their)
+        return self.differences[kinds]
+
+    def new_difference(self, process: int, call: Call, other: int, their: Call) -> Finding:
         both = (process, other)
         if call.communicator != their.communicator:
             text = (
@@ -341,18 +245,14 @@ class _Job:
         if call.key != their.key and (one_program or both_know):
             return "order", "they make the same calls in another order"
         if names:
-            return "mismatch", f"{_listed(names)} differ"
+            return "mismatch", f"{listed(names)} differ"
         if call.program != their.program:
             return "program", call.mismatch or "they run different programs"
         return "order", "they make the same calls in another order"
 
     def odd_ones(self, both: tuple[int, int], call: Call, their: Call) -> tuple[int, ...]:
         """Fewer processes are at fault than wait; both sides are where they are equally many."""
-        sides: defaultdict[str, list[int]] = defaultdict(list)
-        for process, calls in self.calls.items():
-            for c in calls:
-                if c.communicator == call.communicator:
-                    sides[c.key].append(process)
+        sides = self.sides[call.communicator]
         mine, others = sides[call.key], sides[their.key]
         if len(mine) == len(others):
             return both
@@ -360,31 +260,26 @@ class _Job:
 
     def cycle(self, edges: dict[int, list[tuple[int, Call]]]) -> Finding | None:
         """Three processes or more that wait for each other in a circle, in different calls."""
-        for start in edges:
-            way: list[tuple[int, Call]] = []
-            seen: set[int] = set()
+        ways: dict[int, tuple[int, Call]] = {}  # of each process, the first to another call
+        for process, found in edges.items():
+            different = ((q, c) for q, c in found if not self.has_made(q, c))
+            if (first := next(different, None)) is not None:
+                ways[process] = first
+        seen: set[int] = set()
+        for start in ways:
+            way: dict[int, Call] = {}
             at = start
-            while at not in seen and edges.get(at):
+            while at in ways and at not in seen:
                 seen.add(at)
-                different = [(q, c) for q, c in edges[at] if not self.has_made(q, c)]
-                if not different:
-                    break
-                way.append((at, different[0][1]))
-                at = different[0][0]
-            else:
-                if at in seen:
-                    ring = way[[p for p, _ in way].index(at) :]
-                    parts = [f"{self.name(p, c)} waits in {c.name}" for p, c in ring]
-                    text = f"{_listed(parts, len(parts))}, each for the next one: a deadlock"
-                    return Finding("deadlock", tuple(p for p, _ in ring), text)
+                way[at] = ways[at][1]
+                at = ways[at][0]
+            if at in way:
+                processes = list(way)
+                ring = processes[processes.index(at) :]
+                parts = [f"{self.name(p, way[p])} waits in {way[p].name}" for p in ring]
+                text = f"{listed(parts, len(parts))}, each for the next one: a deadlock"
+                return Finding("deadlock", tuple(ring), text)
         return None
-
-    def has_made(self, process: int, call: Call) -> bool:
-        if process not in self.snapshots:
-            return False
-        snapshot = self.snapshots[process]
-        made = snapshot.next_numbers.get(call.key, 0) > call.number
-        return made or call.id in self.pending(process)
 
     def slow(self) -> Finding | None:
         """A link, where all processes are in the call that is not done."""
@@ -393,11 +288,12 @@ class _Job:
         if not waiting:
             return None
         call = max((c for calls in waiting.values() for c in calls), key=lambda c: c.since_s)
+        ranks = self.ranks(call)
         links = [
             (peer.queued, process, peer)
             for process, snapshot in self.snapshots.items()
             for peer in snapshot.peers
-            if peer.queued and peer.process in call.processes
+            if peer.queued and peer.process in ranks
         ]
         moved = min((c.waited_s() for c in waiting[max(waiting)]), default=0.0)
         came = f"the last message came {seconds(moved)} ago"
@@ -408,7 +304,7 @@ class _Job:
             text = (
                 f"the link from {self.name(source)} to {self.name(peer.process)} over "
                 f"{peer.transport or 'an unknown transport'} is slow or carries nothing: "
-                f"{_count(queued, 'message')} wait on it; all processes are in {call.name}, for "
+                f"{count(queued, 'message')} wait on it; all processes are in {call.name}, for "
                 f"{seconds(call.since_s)}, and {came}"
             )
             finding = Finding("slow", (source, peer.process), text)
@@ -453,14 +349,16 @@ class _Job:
 
     def pass_on(self, edges: dict[int, list[tuple[int, Call]]]) -> None:
         """A process that waits for one that waits for a culprit waits for the culprit."""
+        waiters: defaultdict[int, list[int]] = defaultdict(list)
+        for process, found in edges.items():
+            for other, _ in found:
+                waiters[other].append(process)
         for finding in self.findings.values():
-            grows = True
-            while grows:
-                more = {
-                    p for p, e in edges.items() if any(q in finding.waiters for q, _ in e)
-                } - finding.waiters
+            new = list(finding.waiters)
+            while new:
+                more = set(waiters[new.pop()]) - finding.waiters
                 finding.waiters |= more
-                grows = bool(more)
+                new += more
 
     def failures(self) -> None:
         for process, snapshot in sorted(self.snapshots.items()):
@@ -481,7 +379,7 @@ class _Job:
             if len(processes) < 2 or not blamed:
                 continue
             text = (
-                f"host {host} does not answer: {_listed(sorted(processes))} are its processes; "
+                f"host {host} does not answer: {listed(sorted(processes))} are its processes; "
                 + blamed[0].text.partition("; ")[2]
             )
             waiters = {w for f in blamed for w in f.waiters}
@@ -508,7 +406,7 @@ class _Job:
     def remark_silence(self, blamed: set[int]) -> None:
         lacking = self.known() - set(self.snapshots) - blamed
         if lacking:
-            names = _listed(
+            names = listed(
                 f"process {p}" + (f" ({self.absent[p].state})" if p in self.absent else "")
                 for p in sorted(lacking)
             )
@@ -557,7 +455,7 @@ class _Job:
                 yield Row(process, host, pid, state, last=last, place=place)
                 continue
             call = max(calls, key=lambda c: c.since_s)
-            waits_for = tuple(sorted({call.processes[r] for r in call.waits_for}))
+            waits_for = others(call)
             ways = {p.transport for p in snapshot.peers if p.process in waits_for and p.transport}
             yield Row(
                 process,
@@ -566,7 +464,7 @@ class _Job:
                 state,
                 call.brief,
                 call.since_s,
-                waits_for,
+                tuple(sorted(waits_for)),
                 call.bytes,
                 ", ".join(sorted(ways)),
                 last,
@@ -579,22 +477,6 @@ def _distinct(findings: Sequence[Finding]) -> list[str]:
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    shown = "; ".join(f"({i}) {text}" for i, text in enumerate(texts[:_SHOWN], 1))
-    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return f"{_count(len(texts), 'cause')}: {shown}{more}"
-
-
-def where(threads: Sequence[Thread]) -> tuple[str, str]:
-    """Where a process's Python is: the kind of finding, and a clause."""
-    main = [t for t in threads if t.main]
-    # Calls are launched by the main thread, unless it only waits for others.
-    busy = [t for t in [*main, *threads] if t.place and t.doing != "wait"]
-    compiling = [t for t in [*main, *threads] if t.doing == "compile"]
-    if compiling and (not busy or not busy[0].main or busy[0].doing == "compile"):
-        return "compile", f"it compiles a program at {compiling[0].place or 'an unknown place'}"
-    if main and main[0].place and main[0].doing == "wait":
-        return "late", f"it waits for a result at {main[0].place}"
-    if busy and (busy[0].main or not main):
-        thread = "" if busy[0].main else f", in thread {busy[0].name}"
-        return "late", f"it is in Python at {busy[0].place}{thread}"
-    return "late", "none of its Python threads runs code outside JAX"
+    shown = "; ".join(f"({i}) {text}" for i, text in enumerate(texts[:SHOWN], 1))
+    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return f"{count(len(texts), 'cause')}: {shown}{more}"

@@ -18,7 +18,7 @@ collectives in it:
 With `--style gspmd` it is the step of one device: XLA's partitioner inserts the collectives
 according to the shardings, and `jaxcoll.installed()` serves them.
 
-Exit code 0 if both runs classify at least 95 % of the unseen images, 1 if not, 2 for a bad --mesh.
+Exit code 0 if both runs classify at least 95 % of the unseen images, 1 if not, 2 for a bad option.
 """
 
 from __future__ import annotations
@@ -221,12 +221,17 @@ def curve(losses: list[float]) -> str:
     return "".join(levels[round(float(s) * (len(levels) - 1))] for s in scaled)
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number from 1 to 999999 in ASCII digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 6 and int(text) > 0
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """'dp=4,tp=2' as a dict; an axis that is left out has size 1."""
     shape = {"dp": 1, "tp": 1}
     for item in text.split(","):
         axis, _, size = item.partition("=")
-        if axis not in shape or not size.isdigit() or int(size) == 0:
+        if axis not in shape or not is_number(size):
             raise argparse.ArgumentTypeError(
                 f"{item!r}: write the mesh as dp=N,tp=M with sizes from 1"
             )
@@ -235,6 +240,23 @@ def parse_mesh(text: str) -> dict[str, int]:
         if count % shape[axis]:
             raise argparse.ArgumentTypeError(f"{axis} must divide {unit} of {count}")
     return shape
+
+
+def parse_epochs(text: str) -> int:
+    """A number of epochs."""
+    if not is_number(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 999999")
+    return int(text)
+
+
+def npz_path(text: str) -> Path:
+    """A file's path with the suffix that numpy.savez would add."""
+    return Path(text if text.endswith(".npz") else f"{text}.npz")
+
+
+def can_write(path: Path) -> bool:
+    """Whether a file can be written, be it there or not."""
+    return not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
 
 
 def make_mesh(shape: dict[str, int]) -> Mesh:
@@ -279,19 +301,20 @@ def main(argv: list[str] | None = None) -> int:
         default="shard_map",
         help="the program has its collectives in it, or XLA inserts them (default: shard_map)",
     )
-    parser.add_argument("--epochs", type=int, default=20, help="default: 20")
+    parser.add_argument("--epochs", type=parse_epochs, default=20, help="default: 20")
     parser.add_argument(
         "--save",
-        type=Path,
+        type=npz_path,
         metavar="FILE",
-        help="write the parameters that jaxcoll's run ends with",
+        help="write the parameters that jaxcoll's run ends with, as FILE.npz",
     )
     arguments = parser.parse_args(argv)
-    if arguments.epochs < 1:
-        parser.error("--epochs: at least 1")
 
     join()
     data, mesh = load_digits(), make_mesh(arguments.mesh)
+    saves = arguments.save is not None and jax.process_index() == 0
+    if saves and not can_write(arguments.save):
+        parser.error(f"--save: {arguments.save} cannot be written")
     steps: dict[str, tuple[Callable[..., Any], contextlib.AbstractContextManager[None]]]
     if arguments.style == "shard_map":
         steps = {
@@ -314,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     difference = max(
         float(np.abs(values - peer.params[key]).max()) for key, values in ours.params.items()
     )
-    if arguments.save is not None and jax.process_index() == 0:
+    if saves:
         np.savez(arguments.save, **ours.params)
     where = f"{dict(mesh.shape)}"
     if jax.process_count() > 1:

@@ -304,8 +304,9 @@ def test_an_engine_that_cannot_make_the_link_fails_it_on_both_sides(
 
 def test_values_of_the_store_are_taken_as_text() -> None:
     found = {"e/1": b"a\x00\x1b[31m\nb\xff", "e/x": b"", "e/2": b"x" * 10_000, "e/-1": b""}
+    found |= {f"e/{index}": b"" for index in ("\u0663", "\xb2", "9" * 5000, "")}
     ends = peer.read_ends(found, "e/")
-    assert ends[1] == "a  [31m b\ufffd"
+    assert ends[1] == "a\\x00\\x1b[31m b\ufffd"
     assert len(ends[2]) == 4096
     assert set(ends) == {1, 2}
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from processes import ROOT, Job
 
+from jaxcoll._job.snapshot import Snapshot, Thread
+
 COMMON = """
 from spmd import *
 import jaxcoll
@@ -220,23 +222,43 @@ def test_dumps_of_a_timeout_have_the_verdict_of_the_living_job(tmp_path: Path) -
     assert "there is no snapshot of process 0" in rest.stdout
 
 
-def test_an_exception_is_told_to_those_that_wait(tmp_path: Path) -> None:
+EXCEPTIONS = {
+    "plain": ("KeyError('batch')", r"KeyError: 'batch' at <string>:\d+ \(load\)"),
+    "not printable": (
+        "OSError('\\udc80\\x1b[31m\\nfor ' + 'x' * 9000)",
+        r"OSError: \\udc80\\x1b\[31m for x{480,} at <string>:\d+ \(load\)",
+    ),
+    "without a text": ("bad(ValueError)", "Bad, whose text cannot be had: ValueError"),
+    "that ends the process": ("bad(SystemExit)", "Bad, whose text cannot be had: SystemExit"),
+}
+BAD = """
+def bad(error):
+    class Bad(Exception):
+        def __str__(self):
+            raise error("no text")
+    return Bad()
+"""
+
+
+@pytest.mark.parametrize(("exception", "words"), EXCEPTIONS.values(), ids=EXCEPTIONS)
+def test_an_exception_is_told_to_those_that_wait(
+    exception: str, words: str, tmp_path: Path
+) -> None:
     script = COMMON + (
-        "def load():\n    raise KeyError('batch')\nif rank == 1:\n    load()\ntold(f, x)\n"
+        f"{BAD}\ndef load():\n    raise {exception}\nif rank == 1:\n    load()\ntold(f, x)\n"
         "print('has waited')\n"
     )
     environment = {"JAXCOLL_DUMP_DIR": str(tmp_path)}
     with Job(script, processes=2, environment=environment, survives=True) as job:
         job.wait_for(0, "has waited")
-        words = r"error .*has raised KeyError: 'batch' at <string>:\d+ \(load\)"
-        assert re.search(words, job.text(0)), job.text(0)
+        assert re.search(rf"error .*has raised {words}", job.text(0)), job.text(0)
         job.finish(exit_codes={1: 1})
     dead = json.loads(inspect(tmp_path, "--json").stdout)[0]
     assert (dead["kind"], dead["culprits"]) == ("exception", [1]), dead["sentence"]
 
 
 def test_watch_looks_again_until_ctrl_c() -> None:
-    command = [sys.executable, "-m", "jaxcoll", "inspect", "--watch", "0.1", "--json"]
+    command = [sys.executable, "-m", "jaxcoll", "inspect", "--watch", "--every", "0.1", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as watching:
         assert watching.stdout is not None
@@ -244,9 +266,37 @@ def test_watch_looks_again_until_ctrl_c() -> None:
         watching.send_signal(signal.SIGINT)
         assert watching.wait(60) == 0
     assert all(isinstance(look, list) for look in looks)
-    refused = inspect("--watch", "0")
-    assert refused.returncode == 2
-    assert "'0' is not a number of seconds from 0.1 to 86400" in refused.stderr
+    for arguments, words in [
+        (["--watch", "--every", "0"], "'0' is not a number of seconds from 0.1 to 86400"),
+        (["--every", "1"], "--every needs --watch"),
+    ]:
+        refused = inspect(*arguments)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+
+
+@pytest.mark.parametrize("order", [["--watch", "{}"], ["{}", "--watch"]])
+def test_watch_takes_no_argument_of_its_own(order: list[str], tmp_path: Path) -> None:
+    arguments = [argument.format(tmp_path) for argument in order]
+    assert f"{tmp_path} holds no dumps" in refusal(*arguments)
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(tmp_path: Path) -> None:
+    """Neither from a dump nor from the name of a file."""
+    nasty = "\x1b]0;title\x07\u202e\udc80\r"
+    snapshot = Snapshot(
+        *("0" * 16, 0, 1, 7, f"host{nasty}"),
+        command=f"train{nasty}",
+        exception=f"ValueError: {nasty}",
+        threads=(Thread("main", True, f"{nasty}.py:1 (f)", "", (f"{nasty}.py:1 (f)",)),),
+    )
+    (tmp_path / "jaxcoll-a-0.json").write_text(snapshot.to_json())
+    (tmp_path / f"jaxcoll-{nasty}.json").write_text("{")
+    found = inspect(tmp_path)
+    assert found.returncode == 1, found.stderr
+    assert found.stdout.replace("\n", "").isprintable()
+    assert "ValueError: \\x1b]0;title\\x07\\u202e\\udc80" in found.stdout
+    assert "cannot be used: it is cut off" in found.stdout
 
 
 @pytest.mark.parametrize(
@@ -287,9 +337,10 @@ def test_another_process_is_refused(user: int | None, words: str) -> None:
             other.kill()
 
 
-def refusal(target: object) -> str:
-    finished = inspect(target)
+def refusal(*arguments: object) -> str:
+    """The one line that says why there is nothing to inspect."""
+    finished = inspect(*arguments)
     assert finished.returncode == 2, finished.stdout
     assert finished.stdout == ""
-    assert "Traceback" not in finished.stderr
-    return finished.stderr.splitlines()[-1]
+    (line,) = finished.stderr.splitlines()
+    return line

@@ -149,9 +149,9 @@ def test_options_become_settings_of_the_processes() -> None:
     job = dataclasses.replace(make_job(), install=True, keep_memory=True)
     found = launch.environment(job, 0, {})
     assert (found["JAXCOLL_INSTALL"], found["JAXCOLL_KEEP_MEMORY"]) == ("1", "1")
-    assert (
-        launch.environment(job, 0, {"JAXCOLL_KEEP_MEMORY": "all"})["JAXCOLL_KEEP_MEMORY"] == "all"
-    )
+    for before, after in {"0": "1", "1": "1", "": "1", "all": "all"}.items():
+        found = launch.environment(job, 0, {"JAXCOLL_KEEP_MEMORY": before})
+        assert found["JAXCOLL_KEEP_MEMORY"] == after  # "all" keeps more than the option asks for
     assert not {"JAXCOLL_INSTALL", "JAXCOLL_KEEP_MEMORY"} & set(
         launch.environment(make_job(), 0, {})
     )
@@ -315,6 +315,11 @@ def test_a_module_runs_with_its_arguments() -> None:
     [
         (["-n", "2"], "give a program to run"),
         (["-n", "0", "x.py"], "not a number from 1"),
+        (["-n", "\u0663", "x.py"], "not a number from 1"),
+        (["-n", "\xb2", "x.py"], "not a number from 1"),
+        (["-n", "9" * 5000, "x.py"], "not a number from 1"),
+        (["-n", "2", "--first", "\u0661", "x.py"], "not a number from 0"),
+        (["-n", "2", "--coordinator", "here:\xb2", "x.py"], "not host:port"),
         (["x.py"], "required: -n"),
         (["-n", "2", "--coordinator", "here", "x.py"], "not host:port"),
         (["-n", "2", "--total", "4", "x.py"], "needs --coordinator"),

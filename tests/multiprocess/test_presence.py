@@ -196,7 +196,10 @@ FAULTS = {
 @pytest.mark.parametrize("broken", [0, 1])
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_process_that_cannot_link_says_why_to_all(kind: str, broken: int) -> None:
-    """It fails, and the others with its reason; they have started first, and wait."""
+    """It fails, and the others with its reason; they have started first, and wait.
+
+    None ends before all have been told: its end would be another reason.
+    """
     before, environment, expected = FAULTS[kind]
     script = f"""
     mesh = mesh_of([0, 1, 2])
@@ -205,6 +208,7 @@ def test_a_process_that_cannot_link_says_why_to_all(kind: str, broken: int) -> N
     """
     fault = f"if rank == {broken}:\n" + textwrap.indent(before or "pass", "    ")
     rest = f"\nfails(mesh, {expected!r}, 'process {broken} ')\n"
+    rest += "print('has been told', flush=True)\nsys.stdin.readline()\n"
     with Job(
         COMMON + textwrap.dedent(script) + fault + rest,
         processes=3,
@@ -214,10 +218,14 @@ def test_a_process_that_cannot_link_says_why_to_all(kind: str, broken: int) -> N
     ) as job:
         for rank in {0, 1, 2} - {broken}:
             job.wait_for(rank, "calls")
-        told = time.monotonic()
+        begun = time.monotonic()
         job.write(broken, "\n")
+        for rank in range(3):
+            job.wait_for(rank, "has been told")
+        assert time.monotonic() - begun < SOON_S
+        for rank in range(3):
+            job.write(rank, "\n")
         job.finish()
-        assert time.monotonic() - told < SOON_S
 
 
 INSTALLED = pytest.mark.skipif(

@@ -16,7 +16,7 @@
 //     slot, then flag  -> outbox of b  -> link ->  inbox of b: slot, then flag  ->  reads
 //     may overwrite it <- inbox of a   <- link <-  outbox of a: `freed`, `done` <-  has read it
 //
-// What to send. The flags that a block raises, and their order, are known in advance (routes.h).
+// Sending. The flags that a block raises, and their order, are known in advance (routes.h).
 // For each block and peer process the proxy has a cursor: the next flag that will be raised. A
 // launch first writes its epoch to a doorbell; the proxy polls the cursors of a rank whose doorbell
 // is ahead, one flag each. So flags serve as descriptors, and a replayed graph needs no call. Where
