@@ -115,7 +115,7 @@ def test_too_long_a_text_is_refused_on_both_sides() -> None:
         (one_op("copy -1 0 i0>o0"), "expected '<channel> <step>' after copy"),
         (one_op("copy 00 0 i0>o0"), "expected '<channel> <step>' after copy"),
         (one_op("send 0 0 2 0 i0>o0"), "with a peer below 2"),
-        (one_op("send 0 0 0 0 i0>o0"), "sends to itself"),
+        (one_op("send 0 0 0 0 i0>o0"), "cannot send to itself"),
         (one_op("send 0 0 1 4294967296 i0>o0"), "expected '<peer> <sequence>'"),
         (one_op("copy 0 0 x0>o0"), "expected an operand"),
         (one_op("copy 0 0 i4>o0"), "within the 4 chunks"),
