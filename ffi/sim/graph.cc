@@ -261,7 +261,7 @@ StatusOr<Graph> GraphBuilder::Join() {
     if (rank.chunks_per_block != graph.chunks_per_block_ ||
         rank.input_blocks != graph.input_blocks_ || rank.output_blocks != graph.output_blocks_) {
       return InvalidArgument("rank " + std::to_string(&rank - ranks_.data()) +
-                             " has another layout than rank 0");
+                             " differs from rank 0 in its layout");
     }
     graph.scratch_blocks_ = std::max(graph.scratch_blocks_, rank.scratch_blocks);
     first_op.push_back(static_cast<uint32_t>(ops));
@@ -339,7 +339,7 @@ Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) 
   if (differing == kNone) return {};
   return InvalidArgument(message(graph.chain_of(differing).rank,
                                  graph.chain_of(graph.nodes_[differing].mate).rank, differing) +
-                         " names other chunks at its two ends");
+                         " names different chunks at its two ends");
 }
 
 StatusOr<Graph> Graph::Build(int32_t world_size,

@@ -24,7 +24,7 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
   for (int32_t node : node_of) {
     if (Status s = CheckNode(network, "the node of a rank", node); !s.ok()) return s;
     if (taken[node]) {
-      return InvalidArgument(network.node_names[node] + " holds two ranks; a node holds one");
+      return InvalidArgument(network.node_names[node] + " holds two ranks; a node can hold one");
     }
     taken[node] = true;
   }
