@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from jaxcoll import _environment
+from jaxcoll._cli.arguments import whole
 from jaxcoll._job import secret as _secret
 from jaxcoll._text import is_number
 from jaxcoll.tune import table
@@ -361,18 +362,6 @@ def _local_coordinator() -> Iterator[str]:
         yield f"127.0.0.1:{holder.getsockname()[1]}"
 
 
-def _positive(text: str) -> int:
-    if not is_number(text, 1, _PROCESSES_MAX):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_PROCESSES_MAX}")
-    return int(text)
-
-
-def _rank(text: str) -> int:
-    if not is_number(text, 0, _PROCESSES_MAX):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {_PROCESSES_MAX}")
-    return int(text)
-
-
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not is_number(port, 1, 65535):
@@ -393,10 +382,16 @@ def parser() -> argparse.ArgumentParser:
         "Prefixes are coloured on a terminal, unless NO_COLOR is set.",
     )
     add = command.add_argument
-    add("-n", type=_positive, required=True, metavar="N", help="number of processes to start")
+    add(
+        "-n",
+        type=whole(1, _PROCESSES_MAX),
+        required=True,
+        metavar="N",
+        help="number of processes to start",
+    )
     add(
         "--devices-per-process",
-        type=_positive,
+        type=whole(1, _PROCESSES_MAX),
         metavar="D",
         help="CPU devices per process, set in XLA_FLAGS (default: the value in XLA_FLAGS, or 1)",
     )
@@ -408,13 +403,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--total",
-        type=_positive,
+        type=whole(1, _PROCESSES_MAX),
         metavar="T",
         help="processes of the whole job, if launchers with the same --coordinator start others on "
         "other hosts (default: N)",
     )
     add(
-        "--first", type=_rank, default=0, metavar="R", help="rank of the first process (default: 0)"
+        "--first",
+        type=whole(0, _PROCESSES_MAX),
+        default=0,
+        metavar="R",
+        help="rank of the first process (default: 0)",
     )
     add(
         "--install",

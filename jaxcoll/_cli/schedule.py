@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcoll import _files
+from jaxcoll._cli.arguments import whole
 from jaxcoll._errors import FileError, ScheduleError
-from jaxcoll.schedule import COLLECTIVES, Schedule, ScheduleSpec, build
+from jaxcoll.schedule import (
+    COLLECTIVES,
+    MAX_CHANNELS,
+    MAX_WORLD_SIZE,
+    Schedule,
+    ScheduleSpec,
+    build,
+)
 from jaxcoll.schedule.interop import goal, msccl, mscclpp
 from jaxcoll.schedule.verifier import verify
 
@@ -92,12 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collective", choices=COLLECTIVES)
-    parser.add_argument("--world-size", type=int, metavar="P", help="ranks")
+    parser.add_argument("--world-size", type=whole(1, MAX_WORLD_SIZE), metavar="P", help="ranks")
     parser.add_argument(
         "--algorithm", default="direct", help="default: direct; with dims: 'swing[4x4]'"
     )
-    parser.add_argument("--channels", type=int, default=1, help="independent copies of the pattern")
-    parser.add_argument("--root", type=int, default=0, help="root of broadcast and reduce")
+    parser.add_argument(
+        "--channels",
+        type=whole(1, MAX_CHANNELS),
+        default=1,
+        help="independent copies of the pattern",
+    )
+    parser.add_argument(
+        "--root", type=whole(0, MAX_WORLD_SIZE - 1), default=0, help="root of broadcast and reduce"
+    )
     parser.add_argument(
         "--msccl",
         type=Path,

@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 
+from jaxcoll._cli.arguments import whole
 from jaxcoll._errors import ScheduleError
 from jaxcoll.schedule import (
     COLLECTIVES,
+    MAX_CHANNELS,
+    MAX_WORLD_SIZE,
     Collective,
     ScheduleSpec,
     Verification,
@@ -47,9 +50,14 @@ def parser() -> argparse.ArgumentParser:
         help="ranks; ranges include their ends; default: 1:17",
     )
     command.add_argument(
-        "--channels", type=int, default=1, help="independent copies of the pattern"
+        "--channels",
+        type=whole(1, MAX_CHANNELS),
+        default=1,
+        help="independent copies of the pattern",
     )
-    command.add_argument("--root", type=int, default=0, help="root of broadcast and reduce")
+    command.add_argument(
+        "--root", type=whole(0, MAX_WORLD_SIZE - 1), default=0, help="root of broadcast and reduce"
+    )
     return command
 
 
@@ -141,16 +149,13 @@ def _algorithm(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _world_sizes(text: str) -> list[int]:
+    size = whole(1, MAX_WORLD_SIZE)
     sizes: list[int] = []
     for item in text.split(","):
-        begin, _, end = item.partition(":")
-        try:
-            item_sizes = range(int(begin), int(end or begin) + 1)
-        except ValueError:
-            item_sizes = range(0)
-        if not item_sizes:
-            raise argparse.ArgumentTypeError(
-                f"{item!r} is not a world size: write 8, 1:17 or 1:17,32"
-            )
-        sizes += item_sizes
+        begin, colon, end = item.partition(":")
+        first = size(begin)
+        last = size(end) if colon else first
+        if last < first:
+            raise argparse.ArgumentTypeError(f"{item!r} is empty: write 8, 1:17 or 1:17,32")
+        sizes += range(first, last + 1)
     return sizes

@@ -57,6 +57,7 @@ from jaxcoll.schedule.schedule import MAX_SERIALIZED_BYTES, Cost, Schedule, buil
 from jaxcoll.schedule.spec import (
     COLLECTIVES,
     MAX_CHANNELS,
+    MAX_WORLD_SIZE,
     Collective,
     ScheduleSpec,
     algorithms,
@@ -77,6 +78,7 @@ __all__ = [
     "INPUT",
     "MAX_CHANNELS",
     "MAX_SERIALIZED_BYTES",
+    "MAX_WORLD_SIZE",
     "OUTPUT",
     "SCRATCH",
     "Association",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Literal, TypeAlias
 
 from jaxcoll._native import native
@@ -26,6 +27,9 @@ COLLECTIVES: Final[tuple[Collective, ...]] = (
 
 # Op.channel is below this; equal to kMaxChannels in ffi/schedule/text.cc.
 MAX_CHANNELS: Final = 1 << 12
+
+# Ranks of a built-in schedule; equal to kMaxWorldSize in ffi/schedule/schedule.cc.
+MAX_WORLD_SIZE: Final = 1 << 20
 
 
 def input_blocks(collective: str, world_size: int) -> int:
@@ -116,6 +120,15 @@ SpecTuple = tuple[str, str, int, int, int, tuple[tuple[int, int], ...], tuple[in
 
 
 def spec_to_tuple(spec: ScheduleSpec) -> SpecTuple:
-    """The spec as the extension module takes it."""
+    """The spec as the extension module takes it, which checks all numbers of 32 bits itself.
+
+    Raises:
+      ValueError: a number does not fit 32 bits.
+    """
     shape = (spec.collective, spec.algorithm, spec.world_size, spec.channels)
+    numbers = {"world_size": [spec.world_size], "channels": [spec.channels], "root": [spec.root]}
+    numbers |= {"permutation": [*chain(*spec.permutation)], "dims": [*spec.dims]}
+    for name, values in numbers.items():
+        if wrong := [value for value in values if abs(value) > MAX_INT32]:
+            raise ValueError(f"{name}: {wrong[0]:.3g} does not fit 32 bits")
     return (*shape, spec.root, spec.permutation, spec.dims)

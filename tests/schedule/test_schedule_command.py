@@ -51,7 +51,6 @@ def test_import_verifies_and_writes(capsys: pytest.CaptureFixture[str], tmp_path
     ("arguments", "message"),
     [
         (["show"], "give --collective and --world-size, or --msccl FILE"),
-        (["show", "--collective", "all_reduce", "--world-size", "0"], "world_size is 0"),
         (["export", "--format", "goal", *BUILT_IN], "GOAL files contain sizes: give --bytes"),
         (["show", *BUILT_IN[:-1], "swing[3x3]"], "does not fit 4 ranks"),
         (["import", "no such file"], "No such file"),
@@ -66,6 +65,12 @@ def test_errors_are_one_line(
     assert error.startswith("jaxcoll schedule: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_numbers_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["show", "--collective", "all_reduce", "--world-size", "0"])
+    assert "--world-size: '0' is not a number from 1 to 1048576" in capsys.readouterr().err
 
 
 def test_sizes_are_checked(capsys: pytest.CaptureFixture[str]) -> None:

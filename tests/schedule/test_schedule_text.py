@@ -106,7 +106,10 @@ def test_too_long_a_text_is_refused_on_both_sides() -> None:
         (HEAD + RANK_1, "line 2: expected 'rank 0"),
         (HEAD + "rank 0 0 1 1 1 0\n", "line 2: expected 'rank 0"),
         (HEAD + "rank 0 16777216 1 1 2 0\n", "more than 16777216 chunks"),
-        (HEAD + "rank 0 4 1 1 1 0\nrank 1 5 1 1 1 0\n", "rank 1 differs from rank 0 in blocks or chunks"),
+        (
+            HEAD + "rank 0 4 1 1 1 0\nrank 1 5 1 1 1 0\n",
+            "rank 1 differs from rank 0 in blocks or chunks",
+        ),
         (HEAD + RANK_0, "line 3: the text ends before the last op"),
         (HEAD + "rank 0 4 1 1 1 2147483647\ncopy 0 0 i0>o0\n", "the text ends before"),
         (one_op("copy 0 0 i0>o0") + "copy", "text after the last rank"),

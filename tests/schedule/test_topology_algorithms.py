@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from math import log2, prod
 
@@ -427,6 +428,22 @@ def test_dependencies_allow_what_the_steps_promise(collective: str, algorithm: s
 def test_dims_that_do_not_fit_are_refused_with_the_choices(algorithm: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build_rank(ScheduleSpec("all_reduce", 12, algorithm), 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("world_size", 1 << 40),
+        ("channels", 10**30),
+        ("root", -(10**30)),
+        ("permutation", ((0, 1 << 31),)),
+        ("dims", (1 << 31,)),
+    ],
+)
+def test_numbers_of_more_than_32_bits_are_refused(field: str, value: object) -> None:
+    spec = replace(ScheduleSpec("all_reduce", 12, "ring"), **{field: value})
+    with pytest.raises(ValueError, match=f"{field}: .* does not fit 32 bits"):
+        build_rank(spec, 0)
 
 
 @pytest.mark.parametrize("algorithm", ["pat[3]", "pat[2x2]"])

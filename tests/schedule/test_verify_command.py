@@ -63,8 +63,12 @@ def test_wrong_schedules_fail(
         (["--algorithm", "rign"], "no algorithm rign; choose from bine, bine_latency, binomial"),
         (["--algorithm", "ring[x]"], "write the dims as positive numbers"),
         (["--collective", "gather"], "invalid choice"),
-        (["--world-size", "many"], "'many' is not a world size"),
-        (["--world-size", "4:2"], "is not a world size"),
+        (["--world-size", "many"], "'many' is not a number from 1 to 1048576"),
+        (["--world-size", "4:2"], "'4:2' is empty"),
+        (["--world-size", "1000000000"], "'1000000000' is not a number from 1 to 1048576"),
+        (["--world-size", "1:"], "'' is not a number from 1 to 1048576"),
+        (["--channels", "\u0664"], r"'\u0664' is not a number from 1 to 4096"),
+        (["--root", f"{10**30}"], "is not a number from 0 to 1048575"),
     ],
 )
 def test_bad_arguments_are_explained(
