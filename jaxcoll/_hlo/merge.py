@@ -63,15 +63,15 @@ class _Group:
         self.needed = min(self.needed, part.needed)
 
 
-def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
+def merge(program: _module.Program, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    for _, body, calls in _module.bodies(module, _is_ours):
+    for body, calls in program.bodies(serve.is_custom_call, _may_merge):
         if len(calls) > 1 or len(calls[0].operand_ids) > 1:
             _Merger(body, calls, costs, most_bytes, rechoose).merge()
 
 
-def _is_ours(instruction: Any) -> bool:
-    if instruction.opcode != "custom-call" or instruction.custom_call_target != serve.TARGET:
+def _may_merge(instruction: Any) -> bool:
+    if not serve.is_ours(instruction):
         return False
     config = instruction.backend_config.decode()
     # Some take operands that are not vectors, or one more, which says on which device they are
@@ -150,9 +150,9 @@ class _Merger:
         parts = []
         keys: dict[int, str] = {}  # by element type
         needed = {
-            i.tuple_index: self._times.must_end[i.id]
-            for i in self._body.users[call.id]
-            if i.opcode == "get-tuple-element"
+            self._body.by_id[user].tuple_index: self._times.must_end[user]
+            for user in self._body.users[call.id]
+            if self._body.opcodes[user] == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
             shape = self._body.by_id[operand].shape

@@ -70,24 +70,24 @@ CPU = Target(has_layouts=True, takes_separate_blocks=True)
 GPU = Target(has_layouts=False, takes_separate_blocks=False)
 
 
-def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Request], list[Left]]:
+def serve(
+    program: _module.Program, decide: Decide, target: Target = CPU
+) -> tuple[list[Request], list[Left]]:
     """Replaces the collectives of a module, and notes on those that are left why they are."""
     served: list[Request] = []
     left: list[Left] = []
-    asynchronous = asynchronous_computations(module)
-    computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
-    sources = _module.Sources(module)
-    for computation, body, found in _module.bodies(module, is_collective):
+    sources = _module.Sources(program.module)
+    for body, found in program.bodies(_may_be_collective, is_collective):
         server: Server | None = None
         for instruction in found:
             if instruction.opcode in DONE:
                 continue  # a done goes with its start
             try:
-                if computation.id in asynchronous:
+                if body.id in program.asynchronous:
                     raise NotServed("an unknown asynchronous form")
-                devices = devices or _groups.Devices(module)
-                server = server or Server(module, computations, body, devices, decide, target)
+                devices = devices or _groups.Devices(program.module)
+                server = server or Server(program, body, devices, decide, target)
                 served += server.serve(instruction)
             except NotServed as why:
                 instruction.frontend_attributes.map.add(key=LEFT, value=str(why))
@@ -103,16 +103,13 @@ def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Reque
     return served, left
 
 
-def asynchronous_computations(module: Any) -> set[int]:
-    """The ids of computations that XLA runs beside others, by a start and a done of their own."""
-    return {
-        called
-        for computation in module.computations
-        if not computation.is_fusion_computation
-        for instruction in computation.instructions
-        if instruction.opcode.startswith("async-")
-        for called in instruction.called_computation_ids
-    }
+def is_custom_call(opcode: str) -> bool:
+    return opcode == "custom-call"
+
+
+def is_ours(custom_call: Any) -> bool:
+    """Whether a custom call is jaxcoll's."""
+    return bool(custom_call.custom_call_target == TARGET)
 
 
 OPCODES = {
@@ -126,6 +123,10 @@ OPCODES = {
 }
 _ASYNCHRONOUS = {"all-reduce-start", "all-gather-start", "collective-permute-start"}
 DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
+
+
+def _may_be_collective(opcode: str) -> bool:
+    return opcode not in _ALONE
 
 
 def is_collective(instruction: Any) -> bool:
@@ -184,16 +185,15 @@ class Server:
 
     def __init__(
         self,
-        module: Any,
-        computations: dict[int, Any],
+        program: _module.Program,
         body: Body,
         devices: _groups.Devices,
         decide: Decide,
         target: Target,
     ) -> None:
         self._target = target
-        self._sources = _module.Sources(module)
-        self._computations = computations
+        self._sources = _module.Sources(program.module)
+        self._computations = program.computations
         self._body = body
         self._devices = devices
         self._decide = decide
@@ -224,7 +224,7 @@ class Server:
             opcode = instruction.opcode
         if opcode not in OPCODES:
             raise NotServed("an unknown collective")
-        operands = self._body.operands(instruction)
+        operands = [self._body.by_id[operand] for operand in instruction.operand_ids]
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
             if why := _trouble(shape.SerializeToString()):
                 raise NotServed(why)
@@ -245,7 +245,7 @@ class Server:
 
     def _synchronous(self, start: Any) -> tuple[Any, Any]:
         """The synchronous form of a start, and its done."""
-        users = self._body.users[start.id]
+        users = [self._body.by_id[user] for user in self._body.users[start.id]]
         opcode = start.opcode.removesuffix("-start")
         if [user.opcode for user in users] != [f"{opcode}-done"] or start.id == self._body.root_id:
             raise NotServed("a start that other instructions than its done use")
