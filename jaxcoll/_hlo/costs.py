@@ -6,6 +6,7 @@ The unit of all costs and times is a byte: the time in which a core moves one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jaxcoll._hlo import module as _module
@@ -25,7 +26,7 @@ class Costs:
 
     def __init__(self, program: _module.Program) -> None:
         self._program = program
-        self._within: dict[int, float] = {}  # by computation
+        self._known: dict[int, float] = {}  # by computation
         self._of: dict[int, float] = {}  # by instruction
         self._sizes: dict[int, tuple[int, int]] = {}  # elements and bytes, by instruction
         self._by_shape: dict[bytes, tuple[int, int]] = {}  # most arrays have one of a few shapes
@@ -41,56 +42,62 @@ class Costs:
         """The computation has changed."""
         self._times.pop(body.id, None)
 
-    def of(self, instruction: Any, opcode: str, by_id: dict[int, Any]) -> float:
-        """The cost of an instruction of a computation."""
-        number = instruction.id
-        if number not in self._of:
-            self._of[number] = self._new(instruction, opcode, by_id)
-        return self._of[number]
+    def of(self, body: _module.Body) -> dict[int, float]:
+        """The costs of the instructions of a computation."""
+        known = self._of
+        for number, opcode in body.opcodes.items():
+            if number not in known:
+                known[number] = 0.0
+                if opcode not in FREE:
+                    instruction = body.by_id[number]
+                    known[number] = self._new(instruction, opcode, body.operands[number], body.by_id)
+        return {number: known[number] for number in body.opcodes}
 
-    def _new(self, instruction: Any, opcode: str, by_id: dict[int, Any]) -> float:
-        if opcode in FREE:
-            return 0.0
+    def _new(
+        self, instruction: Any, opcode: str, operands: Sequence[int], by_id: dict[int, Any]
+    ) -> float:
         if opcode == "custom-call" and serve.is_ours(instruction):
             return 0.0
-        sizes = []
-        for number in (instruction.id, *instruction.operand_ids):
-            if number not in self._sizes:
-                self._sizes[number] = self._size(by_id[number].shape)
-            sizes.append(self._sizes[number])
+        sizes = [self._size(instruction.id, by_id), *[self._size(i, by_id) for i in operands]]
         cost = float(sum([size for _, size in sizes]))
         if opcode not in _HEAVY:
             return cost
         if opcode in ("dot", "convolution"):
             # The numbers of elements of M x K, K x N and M x N multiply to (M K N)^2.
-            elements = math.prod(count for count, _ in sizes[:3])
-            cost += 2 * math.sqrt(elements) / _FLOPS_PER_BYTE
+            elements = math.prod([count for count, _ in sizes[:3]])
+            return cost + 2 * math.sqrt(elements) / _FLOPS_PER_BYTE
         times = _LOOP if opcode == "while" else 1
-        return cost + times * sum(map(self._of_computation, instruction.called_computation_ids))
+        return cost + times * sum(map(self._within, instruction.called_computation_ids))
 
-    def _size(self, shape: Any) -> tuple[int, int]:
-        serialized = shape.SerializeToString()
-        if serialized not in self._by_shape:
-            self._by_shape[serialized] = _size(shape)
-        return self._by_shape[serialized]
+    def _size(self, number: int, by_id: dict[int, Any]) -> tuple[int, int]:
+        """Elements and bytes of an instruction's result."""
+        if number not in self._sizes:
+            shape = by_id[number].shape
+            serialized = shape.SerializeToString()
+            if serialized not in self._by_shape:
+                self._by_shape[serialized] = _size(shape)
+            self._sizes[number] = self._by_shape[serialized]
+        return self._sizes[number]
 
-    def _of_computation(self, number: int) -> float:
+    def _within(self, number: int) -> float:
         """The cost of a computation's products; the rest of a fusion moves nothing."""
-        if number not in self._within:
-            self._within[number] = 0.0  # a cycle cannot be
-            computation = self._program.computations[number]
-            fused = computation.is_fusion_computation
-            instructions = computation.instructions if fused else self._program.by_id(number).values()
-            opcodes = [i.opcode for i in instructions]
-            if fused and _HEAVY.isdisjoint(opcodes):  # as most
-                return 0.0
-            by_id = self._program.by_id(number)
-            self._within[number] = sum(
-                self.of(i, opcode, by_id)
-                for i, opcode in zip(by_id.values(), opcodes, strict=True)
-                if not fused or opcode in _HEAVY
-            )
-        return self._within[number]
+        if number not in self._known:
+            self._known[number] = 0.0  # a cycle cannot be
+            body = self._program.body(number)
+            self._known[number] = sum(self.of(body).values()) if body else self._fused(number)
+        return self._known[number]
+
+    def _fused(self, number: int) -> float:
+        instructions = self._program.computations[number].instructions
+        opcodes = [i.opcode for i in instructions]
+        if _HEAVY.isdisjoint(opcodes):  # as in most
+            return 0.0
+        by_id = {i.id: i for i in instructions}
+        return sum(
+            self._new(i, opcode, i.operand_ids, by_id)
+            for i, opcode in zip(by_id.values(), opcodes, strict=True)
+            if opcode in _HEAVY
+        )
 
 
 class Times:
@@ -98,11 +105,8 @@ class Times:
     the computation takes longer."""
 
     def __init__(self, body: _module.Body, costs: Costs) -> None:
-        by_id, sources, opcodes = body.by_id, body.sources, body.opcodes
-        self.took = {
-            number: 0.0 if opcode in FREE else costs.of(by_id[number], opcode, by_id)
-            for number, opcode in opcodes.items()
-        }
+        sources = body.sources
+        self.took = costs.of(body)
         begin: dict[int, float] = {}
         end: dict[int, float] = {}
         for number, took in self.took.items():

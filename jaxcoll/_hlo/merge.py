@@ -16,6 +16,7 @@ The times are estimates from the sizes of arrays.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class _Part:
     call: Any
     place: int
     operand: int  # id
-    key: str
+    key: tuple[Any, ...]
     bytes: int
     ready: float = 0.0  # when its operand is, by costs.py's unit of time, from the start
     needed: float = 0.0  # when its result must be there, lest the program takes longer
@@ -83,25 +84,19 @@ def _may_merge(instruction: Any) -> bool:
     )
 
 
-_TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
-
-
-def _key(call: Any, element_type: int) -> str:
-    """All that two calls must share to become one."""
-    config = call.backend_config.decode()
-    several = bool(dictionary.text(config, "program"))
-    config = _TOLD_APART.sub(r'\1 = ""', config)
-    attributes = sorted((a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES)
-    return f"{config} {element_type} {several} {attributes}"
+# Whatever else attributes have in them, these are preceded by what ends another.
+_TOLD_APART = re.compile(r'(?<=[{ ])(signature|label|program) = "((?:[^"\\]|\\.)*)"')
 
 
 class _Source(NamedTuple):
     """A call that is taken apart, read once."""
 
     results: list[Any]  # their shapes
-    blank: Any  # the call without operands and results
-    config: str
-    texts: dict[str, str]  # those that distinguish it from others
+    key: tuple[Any, ...]  # all that two calls must share to become one, but for their types
+    config: list[str]  # in pieces: text, (name, value of a text that distinguishes it, text) ...
+    texts: dict[str, str]  # these
+    others: list[tuple[str, str]]  # frontend attributes
+    notes: list[str]  # what jaxcoll has changed
 
 
 class _Merger:
@@ -119,7 +114,7 @@ class _Merger:
         self._calls = calls
         self._most_bytes = most_bytes
         self._rechoose = rechoose
-        self._sources: dict[int, _Source] = {}
+        self._sources = {call.id: _source(call) for call in calls}
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
         self._costs = costs
@@ -148,7 +143,8 @@ class _Merger:
 
     def _parts(self, call: Any) -> list[_Part]:
         parts = []
-        keys: dict[int, str] = {}  # by element type
+        source = self._sources[call.id]
+        before = self._body.predecessors.get(call.id, [])
         needed = {
             self._body.by_id[user].tuple_index: self._times.must_end[user]
             for user in self._body.users[call.id]
@@ -156,14 +152,11 @@ class _Merger:
         }
         for place, operand in enumerate(call.operand_ids):
             shape = self._body.by_id[operand].shape
-            element = shape.element_type
-            if element not in keys:
-                keys[element] = _key(call, element)
             parts.append(
                 _Part(
-                    *(call, place, operand, keys[element]),
+                    *(call, place, operand, (shape.element_type, source.key)),
                     _module.byte_count(shape),
-                    max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
+                    max(self._times.end[s] for s in (operand, *before)),
                     needed.get(place, self._times.must_end[call.id]),
                 )
             )
@@ -173,7 +166,7 @@ class _Merger:
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
         groups: list[_Group] = []
-        open_groups: dict[str, _Group] = {}
+        open_groups: dict[tuple[Any, ...], _Group] = {}
         self._merged: list[_Group] = []  # those with parts of several calls
         for part in parts:
             group = open_groups.get(part.key)
@@ -207,7 +200,7 @@ class _Merger:
     def _behind(self, part: _Part) -> int:
         """A bit for each call that must come before a part."""
         bits = 0
-        for source in (part.operand, *part.call.control_predecessor_ids):
+        for source in (part.operand, *self._body.predecessors.get(part.call.id, [])):
             bits |= self._before[source] | self._bits(source)
         return bits
 
@@ -225,7 +218,7 @@ class _Merger:
             made.append(call)
             for index, part in enumerate(group):
                 if len(group) > 1:
-                    shape = self._source(part.call).results[part.place]
+                    shape = self._sources[part.call.id].results[part.place]
                     made.append(
                         self._body.make(call, "get-tuple-element", shape, [call], tuple_index=index)
                     )
@@ -241,39 +234,29 @@ class _Merger:
         self._body.write(made)
         self._costs.forget_times(self._body)
 
-    def _source(self, call: Any) -> _Source:
-        if call.id not in self._sources:
-            blank = proto.Instruction()
-            blank.CopyFrom(call)
-            for field in ("shape", "operand_ids", "operand_shapes_with_layout"):
-                blank.ClearField(field)
-            config = call.backend_config.decode()
-            texts = dict(_TOLD_APART.findall(config))
-            self._sources[call.id] = _Source(_module.arrays(call.shape), blank, config, texts)
-        return self._sources[call.id]
-
     def _call(self, group: list[_Part]) -> Any:
-        first = group[0]
-        shapes = [self._source(part.call).results[part.place] for part in group]
+        first = group[0].call
+        shapes = [self._sources[part.call.id].results[part.place] for part in group]
         whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
-        call = self._body.make(first.call, "custom-call", whole, [])
-        number, name = call.id, call.name
-        call.MergeFrom(self._source(first.call).blank)
-        call.id, call.name = number, name
+        made = self._body.make(first, "custom-call", whole, [])
+        call = proto.Instruction()
+        call.CopyFrom(first)
+        call.id, call.name = made.id, made.name
+        call.shape.CopyFrom(whole)
         call.operand_ids[:] = [part.operand for part in group]
-        call.operand_shapes_with_layout.extend(
-            part.call.operand_shapes_with_layout[part.place] for part in group
-        )
-        before = dict.fromkeys(p for part in group for p in part.call.control_predecessor_ids)
-        call.control_predecessor_ids[:] = list(before)
-        sources = list({part.call.id: part.call for part in group}.values())
+        layouts = [part.call.operand_shapes_with_layout[part.place] for part in group]
+        del call.operand_shapes_with_layout[:]
+        call.operand_shapes_with_layout.extend(layouts)
+        calls = list({part.call.id: part.call for part in group}.values())
+        before = [self._body.predecessors.get(call.id, []) for call in calls]
+        call.control_predecessor_ids[:] = list(dict.fromkeys(itertools.chain(*before)))
+        sources = [self._sources[call.id] for call in calls]
         call.backend_config = self._config(sources, group).encode()
         self._note(call, sources, group)
         return call
 
-    def _config(self, sources: Sequence[Any], group: list[_Part]) -> str:
-        config = self._source(sources[0]).config
-        texts = [self._source(source).texts for source in sources]
+    def _config(self, sources: Sequence[_Source], group: list[_Part]) -> str:
+        texts = [source.texts for source in sources]
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         self._made += 1
         shown = {
@@ -285,21 +268,33 @@ class _Merger:
         }
         if shown["signature"]:
             shown["signature"] += f" merged {self._made}"
-        config = _TOLD_APART.sub(lambda match: f'{match[1]} = "{shown[match[1]]}"', config)
+        pieces = list(sources[0].config)
+        for place in range(1, len(pieces), 3):
+            name = pieces[place]
+            pieces[place : place + 2] = [f'{name} = "', f'{shown[name]}"']
+        config = "".join(pieces)
         if len(sources) == 1:
             return config
         return self._rechoose(config, sum(part.bytes for part in group)) or config
 
-    def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:
-        notes = [a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES]
+    def _note(self, call: Any, sources: Sequence[_Source], group: list[_Part]) -> None:
+        notes = [note for source in sources for note in source.notes]
         if len(sources) > 1:
             notes.append(f"{len(group)} operands of {len(sources)} calls merged")
-        elif len(group) < len(sources[0].operand_ids):
-            notes.append(f"{len(group)} operands of a call of {len(sources[0].operand_ids)}")
-        others = [(a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES]
+        elif len(group) < len(sources[0].results):
+            notes.append(f"{len(group)} operands of a call of {len(sources[0].results)}")
+        if not notes:
+            return
         del call.frontend_attributes.map[:]
-        for key, value in [
-            *others,
-            *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else []),
-        ]:
+        for key, value in [*sources[0].others, (CHANGES, "; ".join(dict.fromkeys(notes)))]:
             call.frontend_attributes.map.add(key=key, value=value)
+
+
+def _source(call: Any) -> _Source:
+    pieces = _TOLD_APART.split(call.backend_config.decode())
+    texts = dict(zip(pieces[1::3], pieces[2::3], strict=True))
+    attributes = [(a.key, a.value) for a in call.frontend_attributes.map]
+    others = [(key, value) for key, value in attributes if key != CHANGES]
+    notes = [value for key, value in attributes if key == CHANGES]
+    shared = (tuple(pieces[::3]), bool(texts.get("program")), tuple(sorted(others)))
+    return _Source(_module.arrays(call.shape), shared, pieces, texts, others, notes)

@@ -144,6 +144,10 @@ class Program:
         for body in self._bodies.values():
             body.store()
 
+    def body(self, number: int) -> Body | None:
+        """A computation; None for a fusion."""
+        return self._bodies.get(number)
+
     def by_id(self, number: int) -> dict[int, Any]:
         """The instructions of a computation as they are now."""
         if number in self._bodies:
