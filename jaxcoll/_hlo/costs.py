@@ -58,7 +58,9 @@ class Costs:
     ) -> float:
         if opcode == "custom-call" and serve.is_ours(instruction):
             return 0.0
-        sizes = [self._size(instruction.id, by_id), *[self._size(i, by_id) for i in operands]]
+        sizes = []
+        for number in (instruction.id, *operands):
+            sizes.append(self._sizes.get(number) or self._size(number, by_id))
         cost = float(sum([size for _, size in sizes]))
         if opcode not in _HEAVY:
             return cost
@@ -71,12 +73,11 @@ class Costs:
 
     def _size(self, number: int, by_id: dict[int, Any]) -> tuple[int, int]:
         """Elements and bytes of an instruction's result."""
-        if number not in self._sizes:
-            shape = by_id[number].shape
-            serialized = shape.SerializeToString()
-            if serialized not in self._by_shape:
-                self._by_shape[serialized] = _size(shape)
-            self._sizes[number] = self._by_shape[serialized]
+        shape = by_id[number].shape
+        serialized = shape.SerializeToString()
+        if serialized not in self._by_shape:
+            self._by_shape[serialized] = _size(shape)
+        self._sizes[number] = self._by_shape[serialized]
         return self._sizes[number]
 
     def _within(self, number: int) -> float:

@@ -236,20 +236,18 @@ class _Merger:
 
     def _call(self, group: list[_Part]) -> Any:
         first = group[0].call
-        shapes = [self._sources[part.call.id].results[part.place] for part in group]
-        whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
-        made = self._body.make(first, "custom-call", whole, [])
-        call = proto.Instruction()
-        call.CopyFrom(first)
-        call.id, call.name = made.id, made.name
-        call.shape.CopyFrom(whole)
-        call.operand_ids[:] = [part.operand for part in group]
-        layouts = [part.call.operand_shapes_with_layout[part.place] for part in group]
-        del call.operand_shapes_with_layout[:]
-        call.operand_shapes_with_layout.extend(layouts)
+        call = self._body.copy(first)
+        if len(group) > 1 or call.shape.element_type == _module.TUPLE:
+            shapes = [self._sources[part.call.id].results[part.place] for part in group]
+            call.shape.CopyFrom(shapes[0] if len(group) == 1 else _module.tuple_of(shapes))
+            call.operand_ids[:] = [part.operand for part in group]
+            layouts = [part.call.operand_shapes_with_layout[part.place] for part in group]
+            del call.operand_shapes_with_layout[:]
+            call.operand_shapes_with_layout.extend(layouts)
         calls = list({part.call.id: part.call for part in group}.values())
-        before = [self._body.predecessors.get(call.id, []) for call in calls]
-        call.control_predecessor_ids[:] = list(dict.fromkeys(itertools.chain(*before)))
+        if len(calls) > 1:
+            before = [self._body.predecessors.get(call.id, []) for call in calls]
+            call.control_predecessor_ids[:] = list(dict.fromkeys(itertools.chain(*before)))
         sources = [self._sources[call.id] for call in calls]
         call.backend_config = self._config(sources, group).encode()
         self._note(call, sources, group)

@@ -265,16 +265,27 @@ class Body:
         self, like: Any, opcode: str, shape: Any, operands: Sequence[Any], **fields: Any
     ) -> Any:
         """A new instruction, which stands for a part of `like`."""
-        number = next(self._ids)
+        number, name = self._new_name(like, opcode)
         return proto.Instruction(
             opcode=opcode,
             id=number,
-            name=f"{like.name}.{opcode}.{number & 0xFFFFFFFF}",
+            name=name,
             shape=shape,
             operand_ids=[operand.id for operand in operands],
             metadata=like.metadata,
             **fields,
         )
+
+    def copy(self, like: Any) -> Any:
+        """A new instruction, which is another one under a name of its own."""
+        made = proto.Instruction()
+        made.CopyFrom(like)
+        made.id, made.name = self._new_name(like, like.opcode)
+        return made
+
+    def _new_name(self, like: Any, opcode: str) -> tuple[int, str]:
+        number = next(self._ids)
+        return number, f"{like.name}.{opcode}.{number & 0xFFFFFFFF}"
 
     def replace(self, old: Any, new: Sequence[Any]) -> None:
         """Puts `new` where `old` is. The last of them stands for it, and has its id."""

@@ -275,10 +275,10 @@ class Server:
         if len(called) != 1 or called[0] not in self._computations:
             raise NotServed("its reduction is not one computation")
         computation = self._computations[called[0]]
-        root = _operation(computation, element_type)
-        op = _REDUCE_OPS.get(root.opcode)
+        opcode = _operation(computation, element_type)
+        op = _REDUCE_OPS.get(opcode)
         if op is None:
-            raise NotServed(f"its reduction is '{root.opcode}'")
+            raise NotServed(f"its reduction is '{opcode}'")
         if element_type == _module.PRED:
             op = {"min": "and", "max": "or", "and": "and", "or": "or", "xor": "xor"}.get(op, "")
         elif element_type in _COMPLEX:
@@ -286,7 +286,7 @@ class Server:
         elif element_type in _FLOATS:
             op = op if op in ("sum", "prod", "min", "max") else ""
         if not op:
-            raise NotServed(f"'{root.opcode}' of {_module.type_name(element_type)}")
+            raise NotServed(f"'{opcode}' of {_module.type_name(element_type)}")
         return op
 
     # --- the forms ------------------------------------------------------------------------------
@@ -512,38 +512,41 @@ class Server:
 _Made = tuple[list[Request], list[Any]]
 
 
-def _operation(computation: Any, element_type: int) -> Any:
-    """The one operation of two values that a reduction's computation is.
+def _operation(computation: Any, element_type: int) -> str:
+    """The opcode of the one operation of two values that a reduction's computation is.
 
     Small floats may be widened for it, and its result narrowed: the engine does the same. Where XLA
     has widened the operands of a collective, the computation may still be of the narrow type.
     """
     instructions = {i.id: i for i in computation.instructions}
-    parameters = [i.id for i in instructions.values() if i.opcode == "parameter"]
-    root = instructions[computation.root_id]
-    used = {root.id}
-    if root.opcode == "convert":
-        root = instructions[root.operand_ids[0]]
-        used.add(root.id)
+    opcodes = {number: i.opcode for number, i in instructions.items()}
+    shapes = {number: i.shape for number, i in instructions.items()}
+    parameters = [number for number, opcode in opcodes.items() if opcode == "parameter"]
+    root_id = operation = computation.root_id
+    used = {root_id}
+    if opcodes[operation] == "convert":
+        operation = instructions[operation].operand_ids[0]
+        used.add(operation)
+    operands = instructions[operation].operand_ids[:]
     sources = []
-    for operand in root.operand_ids:
+    for operand in operands:
         used.add(operand)
-        value = instructions[operand]
-        if value.opcode == "convert":
-            operand = value.operand_ids[0]
+        if opcodes[operand] == "convert":
+            operand = instructions[operand].operand_ids[0]
             used.add(operand)
         sources.append(operand)
-    outer = {instructions[i].shape.element_type for i in [*parameters, computation.root_id]}
-    inner = {instructions[i].shape.element_type for i in [*root.operand_ids, root.id]}
-    if used != set(instructions) or sorted(sources) != sorted(parameters) or len(sources) != 2:
+    if used != set(opcodes) or sorted(sources) != sorted(parameters) or len(sources) != 2:
         raise NotServed("its reduction is not one operation of two values")
-    if any(i.shape.dimensions for i in instructions.values()) or len(outer) != 1 or len(inner) != 1:
+    types = {number: shape.element_type for number, shape in shapes.items()}
+    outer = {types[number] for number in (*parameters, root_id)}
+    inner = {types[number] for number in (*operands, operation)}
+    if any([shape.dimensions for shape in shapes.values()]) or len(outer) != 1 or len(inner) != 1:
         raise NotServed("its reduction is not one operation of two numbers")
     if not (_is_as_exact(element_type, *outer) and inner in (outer, {_F32})):
         raise NotServed("its reduction is done in another type than its operands'")
     if inner != outer and not (outer < _FLOATS and _is_as_exact(_F32, *outer)):
         raise NotServed("its reduction is done in another type than its operands'")
-    return root
+    return opcodes[operation]
 
 
 def _is_as_exact(wide: int, narrow: int) -> bool:

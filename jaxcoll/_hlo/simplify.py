@@ -140,17 +140,15 @@ class _Scatter:
         Raises: NotServed.
         """
         results = self._results(reduce)
-        if not any(map(self._may_be_sliced, results.values())):  # as for most
-            return []
-        groups = _groups.groups_of(reduce, self._devices)
-        operands = [self._body.by_id[operand] for operand in reduce.operand_ids]
         turned: dict[int, list[_Use]] = {}
         for place, value in results.items():
-            if uses := self._uses(value, groups):
+            if uses := self._uses(value, reduce):
                 turned[place] = uses
         if not turned:
             return []
         self._server.check(reduce)
+        groups = _groups.groups_of(reduce, self._devices)
+        operands = [self._body.by_id[operand] for operand in reduce.operand_ids]
         bytes_of = [_module.byte_count(operand.shape) for operand in operands]
         parts: dict[tuple[int, int], int] = collections.Counter()
         for place, uses in turned.items():
@@ -182,35 +180,34 @@ class _Scatter:
         found = {place: u for place, u in elements if place in alone and u.id != root_id}
         return dict(sorted(found.items()))
 
-    def _may_be_sliced(self, value: Any) -> bool:
-        """Whether all uses of a value may be slices of it, by their opcodes."""
-        return all(
-            self._body.opcodes[user] in ("dynamic-slice", "fusion")
-            for user in self._body.users[value.id]
-        )
+    def _uses(self, value: Any, reduce: Any) -> list[_Use]:
+        """All uses of a value, if each is the slice of the device's rank along one dimension.
 
-    def _uses(self, value: Any, groups: np.ndarray) -> list[_Use]:
-        """All uses of a value, if each is the slice of the device's rank along one dimension."""
+        Raises: NotServed.
+        """
         uses: list[_Use] = []
-        users = [self._body.by_id[user] for user in self._body.users[value.id]]
-        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+        numbers = self._body.users[value.id]
+        if any(self._body.opcodes[n] not in ("dynamic-slice", "fusion") for n in numbers):
             return []  # as most do
+        users = [self._body.by_id[number] for number in numbers]
+        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+            return []
         for user in users:
             places = [i for i, operand in enumerate(user.operand_ids) if operand == value.id]
             found = None
             if user.opcode == "dynamic-slice" and places == [0]:
-                found = self._use(self._body.id, user, value, None, groups)
+                found = self._use(self._body.id, user, value, None, reduce)
             elif user.fusion_kind == "kLoop" and len(places) == 1:
-                found = self._use_within(user, places[0], groups)
+                found = self._use_within(user, places[0], reduce)
             if found is None or (uses and found.dimension != uses[0].dimension):
                 return []
             uses.append(found)
         return uses
 
-    def _use_within(self, fusion: Any, place: int, groups: np.ndarray) -> _Use | None:
+    def _use_within(self, fusion: Any, place: int, reduce: Any) -> _Use | None:
         called = self._known.program.computations[fusion.called_computation_ids[0]]
         inner = list(called.instructions)
-        if not any(i.opcode == "dynamic-slice" for i in inner):
+        if "dynamic-slice" not in [i.opcode for i in inner]:
             return None
         parameters = [i for i in inner if i.opcode == "parameter" and i.parameter_number == place]
         if len(parameters) != 1 or parameters[0].id == called.root_id:
@@ -228,7 +225,7 @@ class _Scatter:
             self._known.evaluator.value(self._body.id, self._body.by_id[operand])
             for operand in fusion.operand_ids
         ]
-        found = self._use(called.id, users[0], parameters[0], outer, groups)
+        found = self._use(called.id, users[0], parameters[0], outer, reduce)
         return found and found._replace(fusion=fusion, parameter=parameters[0])
 
     def _use(
@@ -237,8 +234,9 @@ class _Scatter:
         cut: Any,
         value: Any,
         outer: list[np.ndarray | None] | None,
-        groups: np.ndarray,
+        reduce: Any,
     ) -> _Use | None:
+        groups = _groups.groups_of(reduce, self._devices)
         ranks = groups.shape[1]
         whole, sizes = list(value.shape.dimensions), list(cut.dynamic_slice_sizes)
         cuts = [d for d in range(len(whole)) if whole[d] != sizes[d]]
