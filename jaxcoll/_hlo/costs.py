@@ -47,16 +47,14 @@ class Costs:
         known = self._of
         for number, opcode in body.opcodes.items():
             if number not in known:
-                known[number] = 0.0
-                if opcode not in FREE:
-                    instruction = body.by_id[number]
-                    known[number] = self._new(instruction, opcode, body.operands[number], body.by_id)
+                instruction, operands = body.by_id[number], body.operands[number]
+                known[number] = self._new(instruction, opcode, operands, body.by_id)
         return {number: known[number] for number in body.opcodes}
 
     def _new(
         self, instruction: Any, opcode: str, operands: Sequence[int], by_id: dict[int, Any]
     ) -> float:
-        if opcode == "custom-call" and serve.is_ours(instruction):
+        if opcode in FREE or opcode == "custom-call" and serve.is_ours(instruction):
             return 0.0
         sizes = []
         for number in (instruction.id, *operands):
@@ -111,7 +109,10 @@ class Times:
         begin: dict[int, float] = {}
         end: dict[int, float] = {}
         for number, took in self.took.items():
-            begins = max([end[source] for source in sources[number]], default=0.0)
+            begins = 0.0
+            for source in sources[number]:
+                if end[source] > begins:
+                    begins = end[source]
             begin[number] = begins
             end[number] = begins + took
         self.begin, self.end = begin, end

@@ -132,13 +132,6 @@ class Program:
             if not computation.is_fusion_computation
         }
 
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self.store()
-
     def store(self) -> None:
         """Puts all changes into the module."""
         for body in self._bodies.values():

@@ -160,14 +160,16 @@ def test_an_all_reduce_that_is_not_served_is_not_turned() -> None:
     for device in range(8):
         module.device_assignment.computation_devices.add(replica_device_ids=[device])
     plain = type(module).FromString(module.SerializeToString())
-    simplify.simplify(plain, lambda request: {}, lambda *sizes: True)
+    with hlo.rewriting(plain) as program:
+        simplify.simplify(program, lambda request: {}, lambda *sizes: True)
     assert "reduce-scatter" in [i.opcode for c in plain.computations for i in c.instructions]
     for computation in module.computations:
         for instruction in computation.instructions:
             if instruction.opcode == "all-reduce":
                 instruction.MergeFromString(b"\xf2\x7d\x03abc")  # field 2014
     before = module.SerializeToString(deterministic=True)
-    simplify.simplify(module, lambda request: {}, lambda *sizes: True)
+    with hlo.rewriting(module) as program:
+        simplify.simplify(program, lambda request: {}, lambda *sizes: True)
     assert module.SerializeToString(deterministic=True) == before
 
 
