@@ -21,6 +21,7 @@ FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after
 
 _HEAVY = {"dot", "convolution", "fusion", "call", "while", "conditional"}
 
+
 class Costs:
     """How long instructions take, in bytes that are moved meanwhile."""
 
@@ -54,7 +55,7 @@ class Costs:
     def _new(
         self, instruction: Any, opcode: str, operands: Sequence[int], by_id: dict[int, Any]
     ) -> float:
-        if opcode in FREE or opcode == "custom-call" and serve.is_ours(instruction):
+        if opcode in FREE or (opcode == "custom-call" and serve.is_ours(instruction)):
             return 0.0
         sizes = []
         for number in (instruction.id, *operands):

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxcoll._hlo import dictionary, proto, serve
+from jaxcoll._hlo import dictionary, serve
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.simplify import CHANGES

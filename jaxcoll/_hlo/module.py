@@ -118,14 +118,13 @@ class Program:
     """A module while its computations are rewritten.
 
     Protocol buffers are slow in Python. So what the passes need of all instructions is read once,
-    and the module has the changes only when `store` has been called, as it is at the end of a
-    `with` block.
+    and `store` puts all changes into the module.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.computations: dict[int, Any] = {c.id: c for c in module.computations}
-        # Fusions have no collectives, and most instructions are in them.
+        # Most instructions are in fusions, which have no collectives.
         self._bodies = {
             number: Body(self, computation)
             for number, computation in self.computations.items()
@@ -148,20 +147,20 @@ class Program:
         return {i.id: i for i in self.computations[number].instructions}
 
     def bodies(
-        self, are: Callable[[str], bool], holds: Callable[[Any], bool] | None = None
+        self, fits_opcode: Callable[[str], bool], fits: Callable[[Any], bool] | None = None
     ) -> Iterator[tuple[Body, list[Any]]]:
-        """The computations that are no fusions, with instructions of some kind, and these.
+        """The computations, but for fusions, with instructions of some kind, and these.
 
         Args:
-          are: whether instructions of an opcode may be of the kind.
-          holds: whether such an instruction is of the kind; None: all are.
+          fits_opcode: whether instructions of an opcode may be of the kind.
+          fits: whether an instruction of such an opcode is of the kind; None: all are.
         """
         for body in self._bodies.values():
-            opcodes = set(filter(are, set(body.opcodes.values())))
+            opcodes = set(filter(fits_opcode, set(body.opcodes.values())))
             if not opcodes:
                 continue
             found = [body.by_id[n] for n, opcode in body.opcodes.items() if opcode in opcodes]
-            if found := list(filter(holds, found)) if holds else found:
+            if found := list(filter(fits, found)) if fits else found:
                 body.number_anew()
                 yield body, found
 
@@ -170,14 +169,15 @@ class Program:
         """The ids of computations that run beside others, by a start and a done of their own."""
         return {
             called
-            for _, found in self.bodies(lambda opcode: opcode.startswith("async-"))
-            for instruction in found
-            for called in instruction.called_computation_ids
+            for body in self._bodies.values()
+            for number, opcode in body.opcodes.items()
+            if opcode.startswith("async-")
+            for called in body.by_id[number].called_computation_ids
         }
 
     def last_id(self) -> int:
         """The greatest id of an instruction."""
-        return max(number for computation in self.computations for number in self.by_id(computation))
+        return max(max(self.by_id(number)) for number in self.computations)
 
     def forward_tuples(self) -> None:
         """Has who takes an element of a tuple that is put together take what was put in.
@@ -191,7 +191,7 @@ class Program:
 class Body:
     """A computation whose instructions are replaced.
 
-    All dictionaries have the order of the instructions.
+    `by_id`, `opcodes`, `operands` and `sources` are in the order of the instructions.
     """
 
     def __init__(self, program: Program, computation: Any) -> None:
