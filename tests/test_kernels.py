@@ -256,7 +256,7 @@ def isa_of_a_new_process(wanted: str) -> tuple[str, str]:
         (("float7", "sum"), "unknown dtype 'float7'"),
         (("float32", "xor"), "'xor' is not a reduce op of float32"),
         (("float32", "mean"), "'mean' is not a reduce op of float32"),
-        (("float64", "sum"), "no whole number of float64"),
+        (("float64", "sum"), "not a whole number of float64"),
         (("float32", "sum", False, "mmx"), "'mmx' does not run here"),
     ],
 )

@@ -149,7 +149,8 @@ void BindComm(nb::module_& m) {
         nb::gil_scoped_release release;
         Started().LinkFailed(peer, reason);
       },
-      nb::arg("peer"), nb::arg("reason"), "No link will come: fails what waits for the peer.");
+      nb::arg("peer"), nb::arg("reason"),
+      "The link cannot be made: fails everything that waits for the peer.");
   m.def(
       "comm_refuse",
       [](const std::string& reason) {

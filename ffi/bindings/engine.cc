@@ -128,7 +128,8 @@ void BindEngine(nb::module_& m) {
       "From now on Ctrl-C ends calls in which the main thread waits, if Python's own handler of\n"
       "SIGINT is in place, which then raises KeyboardInterrupt. Once; more calls change nothing.");
   m.def(
-      "interrupts", [] { return Interruption::Get().count(); }, "How often Ctrl-C has come.");
+      "interrupts", [] { return Interruption::Get().count(); },
+      "How many times Ctrl-C was pressed.");
   m.def("engine_dump", &DumpEngine, nb::call_guard<nb::gil_scoped_release>(),
         "The flight recorder of the calls within this process, for people.");
   m.def("shutdown", &ShutdownEngine, nb::call_guard<nb::gil_scoped_release>(),

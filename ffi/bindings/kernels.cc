@@ -54,7 +54,8 @@ void KernelReduce(std::vector<ByteArray> destinations, std::vector<ConstByteArra
   if (sources.empty()) Refuse("needs at least one source");
   const size_t byte_count = sources[0].size();
   if (byte_count % ItemBytes(dtype) != 0) {
-    Refuse(std::to_string(byte_count) + " bytes are no whole number of " + std::string(dtype_name));
+    Refuse(std::to_string(byte_count) + " bytes are not a whole number of " +
+           std::string(dtype_name));
   }
   std::vector<const void*> source_pointers;
   for (const ConstByteArray& source : sources) {

@@ -7,7 +7,7 @@
 NB_MODULE(_jaxcoll, m) {
 #ifndef JAXCOLL_TESTING
   // A program may keep our objects in a cache until it ends, which is not an error.
-  nb::set_leak_warnings(false);
+  nanobind::set_leak_warnings(false);
 #endif
   m.doc() = "The C++ side of jaxcoll; import it through jaxcoll._native only.";
   jaxcoll::BindSchedule(m);

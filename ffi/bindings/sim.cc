@@ -2,9 +2,16 @@
 // in picoseconds here.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
 
 #include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
+#include "base/range.h"
 #include "bindings/bindings.h"
 #include "bindings/op_list_tuple.h"
 #include "sim/limits.h"
@@ -19,6 +26,22 @@ namespace {
 using sim::Graph;
 using sim::Network;
 using sim::Time;
+
+// Raises ValueError.
+void OrThrow(const Status& status) {
+  if (!status.ok()) throw std::invalid_argument(status.message());
+}
+
+// A number from Python, where the engine has 32 bits for it.
+int32_t Narrow(const char* what, int64_t value, int64_t low, int64_t high = INT32_MAX) {
+  OrThrow(CheckRange(what, value, low, high));
+  return static_cast<int32_t>(value);
+}
+
+int32_t NodeOrThrow(const Network& network, const char* what, int64_t node) {
+  OrThrow(sim::CheckNode(network, what, node));
+  return static_cast<int32_t>(node);
+}
 
 Graph GraphOfSpec(const SpecTuple& tuple, uint64_t most_bytes) {
   const ScheduleSpec spec = SpecFromTuple(tuple);
@@ -48,14 +71,13 @@ Network MakeNetwork(std::vector<std::string> names, Column<uint8_t> forwards, Co
   network.forwards.assign(forwards.data(), forwards.data() + forwards.size());
   network.links.reserve(links);
   for (size_t i = 0; i < links; ++i) {
-    if (!(latency_ps.data()[i] <= static_cast<double>(sim::kMostTime))) {
-      throw std::invalid_argument(
-          sim::TimeOutOfRange("a link's latency is", latency_ps.data()[i]).message());
-    }
+    OrThrow(
+        sim::CheckTime("a link's latency is", latency_ps.data()[i]));  // before it is an integer
     network.links.push_back({from.data()[i], to.data()[i],
                              bandwidth_Bps.data()[i] / sim::kPicosecondsPerSecond,
                              static_cast<Time>(latency_ps.data()[i])});
   }
+  OrThrow(sim::CheckNetwork(network));
   return network;
 }
 
@@ -77,23 +99,26 @@ sim::Routing RoutingOrThrow(std::string_view name) {
 }
 
 nb::dict RunSimulation(
-    const Graph& graph, const Network& network, const std::vector<int32_t>& node_of,
+    const Graph& graph, const Network& network, const std::vector<int64_t>& node_of,
     int64_t block_elements, int64_t element_bytes, Time overhead_ps, Time latency_ps,
-    double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing, int32_t split,
-    uint64_t seed, int32_t in_flight, double efficiency, Time quantum_ps, double jitter,
+    double reduce_ps_per_byte, double copy_ps_per_byte, std::string_view routing, int64_t split,
+    uint64_t seed, int64_t in_flight, double efficiency, Time quantum_ps, double jitter,
     double unfairness, std::vector<double> slowdown, std::vector<Time> start_ps,
-    const std::vector<std::tuple<Time, int32_t, double>>& changes,
-    const std::vector<std::tuple<int32_t, int32_t, Time, int64_t, double, double>>& background,
+    const std::vector<std::tuple<Time, int64_t, double>>& changes,
+    const std::vector<std::tuple<int64_t, int64_t, Time, std::optional<int64_t>, double, double>>&
+        background,
     bool record) {
+  std::vector<int32_t> nodes;
+  for (int64_t node : node_of) nodes.push_back(NodeOrThrow(network, "the node of a rank", node));
   sim::Parameters p;
   p.overhead = overhead_ps;
   p.latency = latency_ps;
   p.reduce_ps_per_byte = reduce_ps_per_byte;
   p.copy_ps_per_byte = copy_ps_per_byte;
   p.routing = RoutingOrThrow(routing);
-  p.split = split;
+  p.split = Narrow("the number of parts of a message", split, 1, sim::kMostParts);
   p.seed = seed;
-  p.in_flight = in_flight;
+  p.in_flight = Narrow("the number of messages in flight", in_flight, 0);
   p.efficiency = efficiency;
   p.quantum = quantum_ps;
   p.jitter = jitter;
@@ -101,11 +126,13 @@ nb::dict RunSimulation(
   p.slowdown = std::move(slowdown);
   p.start = std::move(start_ps);
   for (const auto& [time, link, bandwidth_Bps] : changes) {
-    p.changes.push_back({time, link, bandwidth_Bps / sim::kPicosecondsPerSecond});
+    p.changes.push_back({time, Narrow("a change's link", link, 0, network.link_count() - 1),
+                         bandwidth_Bps / sim::kPicosecondsPerSecond});
   }
   for (const auto& [source, destination, time, bytes, bandwidth_Bps, share] : background) {
-    p.background.push_back(
-        {source, destination, time, bytes, bandwidth_Bps / sim::kPicosecondsPerSecond, share});
+    p.background.push_back({NodeOrThrow(network, "an end of background traffic", source),
+                            NodeOrThrow(network, "an end of background traffic", destination), time,
+                            bytes, bandwidth_Bps / sim::kPicosecondsPerSecond, share});
   }
   p.record = record;
   p.interrupted = [] {  // Control-C
@@ -116,7 +143,7 @@ nb::dict RunSimulation(
   {
     nb::gil_scoped_release release;
     StatusOr<sim::Result> outcome =
-        sim::Simulate(graph, network, node_of, block_elements, element_bytes, p);
+        sim::Simulate(graph, network, nodes, block_elements, element_bytes, p);
     if (outcome.ok()) {
       result = std::move(*outcome);
     } else {
@@ -147,17 +174,22 @@ nb::dict RunSimulation(
   return all;
 }
 
-nb::object ReachableFrom(const Network& network, int32_t start, bool backwards) {
-  return Array(sim::Reachable(network, start, backwards), 1);
+nb::object ReachableFrom(const Network& network, int64_t start, bool backwards) {
+  return Array(sim::Reachable(network, NodeOrThrow(network, "the start", start), backwards), 1);
 }
 
 // The route that the router would take, as (link, share of the flow): for tests and for showing
 // paths.
 std::vector<std::pair<int32_t, double>> RouteOf(const Network& network, std::string_view routing,
-                                                uint64_t seed, int32_t source, int32_t destination,
-                                                int32_t channel, int32_t part) {
+                                                uint64_t seed, int64_t source, int64_t destination,
+                                                int64_t channel, int64_t part) {
+  const int32_t from = NodeOrThrow(network, "the source", source);
+  const int32_t to = NodeOrThrow(network, "the destination", destination);
+  if (from == to) throw std::invalid_argument("a route leads from a node to another");
   sim::Router router(network, RoutingOrThrow(routing), seed);
-  const auto route = ValueOrThrow(router.Find(source, destination, channel, part));
+  const auto route =
+      ValueOrThrow(router.Find(from, to, Narrow("the channel", channel, 0, sim::kMostChannels - 1),
+                               Narrow("the part", part, 0, sim::kMostParts - 1)));
   std::vector<std::pair<int32_t, double>> hops;
   for (const sim::Hop& hop : route->hops) hops.emplace_back(hop.link, hop.weight);
   return hops;
@@ -178,8 +210,10 @@ void BindSim(nb::module_& m) {
   m.attr("SIM_MOST_TIME_PS") = sim::kMostTime;
   m.attr("SIM_MOST_BYTES") = sim::kMostBytes;
   m.attr("SIM_MOST_UNFAIRNESS") = sim::kMostUnfairness;
-  m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a, "source"_a, "destination"_a,
-        "bandwidth_Bps"_a, "latency_ps"_a, "Nodes by name, then directed links, in columns.");
+  // Arrays of other types would be converted, and large numbers wrapped.
+  m.def("sim_network", &MakeNetwork, "names"_a, "forwards"_a.noconvert(), "source"_a.noconvert(),
+        "destination"_a.noconvert(), "bandwidth_Bps"_a.noconvert(), "latency_ps"_a.noconvert(),
+        "Nodes by name, then directed links, in columns.");
   m.def("sim_reachable", &ReachableFrom, "network"_a, "start"_a, "backwards"_a,
         "By node: whether a path leads to it from `start`, or back.");
   m.def("simulate", &RunSimulation, "graph"_a, "network"_a, "node_of"_a, "block_elements"_a,

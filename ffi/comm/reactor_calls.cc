@@ -234,7 +234,7 @@ const char* Reactor::SpeaksForOther(const Call& call, int process, const NoticeF
   const std::vector<int>& processes = call.group->process_of_rank;
   const uint32_t from = fields.kind == NoticeKind::kReady ? fields.destination : fields.source;
   if (from < processes.size() && processes[from] == process) return nullptr;
-  return "it spoke for a rank that is not its own";
+  return "it sent a message for a rank it does not own";
 }
 
 void Reactor::FinishIfDone(const CallId& id) {

@@ -9,7 +9,7 @@ namespace jaxcoll {
 void Reactor::ForCallSites::Invite(Guest* guest) {
   {
     std::lock_guard lock(reactor_.mutex_);
-    JAXCOLL_CHECK(reactor_.guest_ == nullptr, "there is a guest already");
+    JAXCOLL_CHECK(reactor_.guest_ == nullptr, "a guest is registered already");
     reactor_.guest_ = guest;
   }
   guest->OnInvited(&reactor_.guest_carrier_);

@@ -27,8 +27,7 @@ void Reactor::Incoming::OnNotice(int process, const Notice& notice) {
   const NoticeFields fields = Decode(notice);
   const auto violation = [&](const char* what) { violation_ = what; };
   if (fields.kind == NoticeKind::kCredit) {
-    if (!peer_.ReturnSlot(fields.offset))
-      return violation("it returned a slot that it did not hold");
+    if (!peer_.ReturnSlot(fields.offset)) return violation("it freed a slot it did not hold");
     peer_.ahead_bytes += fields.bytes;
     reactor_.Pump(peer_, fields.offset < kSmallSlots * kEagerBytes);
     return;
@@ -60,7 +59,7 @@ void Reactor::Incoming::OnNotice(int process, const Notice& notice) {
   };
   if (parcel) {
     Guest* const guest = reactor_.guest_;
-    if (guest == nullptr) return violation("it sent a parcel, and there is no guest here");
+    if (guest == nullptr) return violation("it sent a parcel, but no guest is registered here");
     const char* wrong = guest->OnParcel(process, LabelOf(fields), {message, fields.bytes});
     if (wrong != nullptr) return violation(wrong);
     if (fields.bytes > 0) credit();
@@ -75,12 +74,14 @@ void Reactor::Incoming::OnNotice(int process, const Notice& notice) {
       if (data) credit();
       return;
     }
-    if (data && fields.bytes > kEagerBytes) return violation("it sent what nobody asked for");
+    if (data && fields.bytes > kEagerBytes)
+      return violation("it sent data that no call here expects");
     Early early{process, fields, {}};
     size_t& held = reactor_.early_bytes_[process];
     held += sizeof(Early) + (data ? fields.bytes : 0);
     if (held > kMaxEarlyBytes) {
-      return violation("it is further ahead of this process than there is memory for");
+      return violation(
+          "it is so many calls ahead that this process has no memory left for its messages");
     }
     if (data) {
       early.message.assign(message, message + fields.bytes);
@@ -143,14 +144,14 @@ void Reactor::Incoming::OnTold(int process, std::string_view message) {
   } else if (message.starts_with("poison ")) {
     OnPoison(message.substr(std::string_view("poison ").size()));
   } else {
-    violation_ = "it said something unknown";
+    violation_ = "it sent a message of an unknown type";
   }
 }
 
 void Reactor::Incoming::OnPoison(std::string_view words) {
   const size_t space = words.find(' ');
   if (space == std::string_view::npos || space + 1 == words.size()) {
-    violation_ = "it said something unknown";
+    violation_ = "it sent a message of an unknown type";
     return;
   }
   const uint64_t id = std::strtoull(std::string(words.substr(0, space)).c_str(), nullptr, 16);
@@ -160,7 +161,7 @@ void Reactor::Incoming::OnPoison(std::string_view words) {
     reactor_.early_poisons_.push_back({peer_.process(), id, cause});
     if (reactor_.early_poisons_.size() > kEarlyPoisons) reactor_.early_poisons_.pop_front();
   } else if (it->second.processes.count(peer_.process()) == 0) {
-    violation_ = "it spoke of a communicator that it is no member of";
+    violation_ = "it sent a message for a communicator it does not belong to";
   } else {
     reactor_.Poison(id, cause, peer_.process());
   }
@@ -170,7 +171,7 @@ void Reactor::Incoming::OnSent(int, uint64_t token) {
   const auto sent = peer_.in_transit.extract(token);
   if (sent.empty()) return;
   const auto it = reactor_.calls_.find(sent.mapped().call);
-  JAXCOLL_CHECK(it != reactor_.calls_.end(), "a call has ended before its puts");
+  JAXCOLL_CHECK(it != reactor_.calls_.end(), "a call completed before its puts did");
   --it->second->unsent;
   reactor_.Sent(it, sent.mapped().slice, sent.mapped().op);
 }

@@ -32,7 +32,7 @@ class Reactor::Group {
 inline constexpr std::chrono::milliseconds kTick{20};
 inline constexpr size_t kMaxTextBytes = 8 << 10;         // of a peer's words
 inline constexpr std::string_view kForGuest = "guest ";  // before words that are the guest's
-inline constexpr char kUnknownMessage[] = "it sent a message that its call does not have";
+inline constexpr char kUnknownMessage[] = "it sent a message that is not part of its call";
 
 // A peer's text goes into exceptions and logs, so it is sanitised.
 std::string Printable(std::string_view text);

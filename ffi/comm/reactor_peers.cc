@@ -104,7 +104,7 @@ void Reactor::PeerLeft(Peer& peer) {
   std::string reason = "process " + std::to_string(peer.process()) + " (" + peer.description() +
                        ") " + (peer.end.empty() ? "has ended, or has shut down jaxcoll" : peer.end);
   if (const uint64_t missing = peer.link()->missing_puts(); missing > 0) {
-    reason += "; " + std::to_string(missing) + " of the messages that it had sent did not come";
+    reason += "; " + std::to_string(missing) + " of the messages that it had sent did not arrive";
   }
   peer.Retire(std::move(reason));
   Log(LogLevel::kInfo, "%s", peer.down_reason().c_str());
@@ -190,7 +190,7 @@ std::string Reactor::DeadlineMessage(const Call& call) {
 void Reactor::DiscountStoppedTime(Clock::time_point now) {
   const Clock::duration stopped = stopped_time_.Since(now);
   if (stopped <= Clock::duration::zero()) return;
-  Log(LogLevel::kInfo, "this process did not run for %s; its deadlines are put off",
+  Log(LogLevel::kInfo, "this process did not run for %s; its deadlines are extended",
       Seconds(duration<double>(stopped).count()).c_str());
   const auto put_off = [&](Clock::time_point& from) {
     if (from != Clock::time_point()) from = std::min(from + stopped, now);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "base/range.h"
 #include "schedule/algorithms/algorithms.h"
 #include "schedule/dependencies.h"
 #include "schedule/op_list_builder.h"
@@ -95,18 +96,13 @@ constexpr std::array kAlgorithms = {
 constexpr std::array<std::string_view, 7> kCollectiveNames = {
     "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "permute"};
 
-Status Check(std::string_view what, int64_t value, int64_t low, int64_t high) {
-  if (low <= value && value <= high) return {};
-  return InvalidArgument(std::string(what) + " is " + std::to_string(value) +
-                         ", but must be from " + std::to_string(low) + " to " +
-                         std::to_string(high));
-}
-
 Status CheckPermutation(const ScheduleSpec& spec) {
   std::vector<bool> sends(spec.world_size), receives(spec.world_size);
   for (const auto& [source, destination] : spec.permutation) {
-    if (Status s = Check("permutation source", source, 0, spec.world_size - 1); !s.ok()) return s;
-    if (Status s = Check("permutation destination", destination, 0, spec.world_size - 1); !s.ok()) {
+    if (Status s = CheckRange("permutation source", source, 0, spec.world_size - 1); !s.ok())
+      return s;
+    if (Status s = CheckRange("permutation destination", destination, 0, spec.world_size - 1);
+        !s.ok()) {
       return s;
     }
     if (sends[source] || receives[destination]) {
@@ -192,9 +188,9 @@ Status CheckDims(const ScheduleSpec& spec, const Algorithm& algorithm) {
 }
 
 Status CheckSpec(const ScheduleSpec& spec) {
-  if (Status s = Check("world_size", spec.world_size, 1, kMaxWorldSize); !s.ok()) return s;
-  if (Status s = Check("channels", spec.channels, 1, kMaxChannels); !s.ok()) return s;
-  if (Status s = Check("root", spec.root, 0, spec.world_size - 1); !s.ok()) return s;
+  if (Status s = CheckRange("world_size", spec.world_size, 1, kMaxWorldSize); !s.ok()) return s;
+  if (Status s = CheckRange("channels", spec.channels, 1, kMaxChannels); !s.ok()) return s;
+  if (Status s = CheckRange("root", spec.root, 0, spec.world_size - 1); !s.ok()) return s;
   return CheckPermutation(spec);
 }
 
@@ -256,7 +252,7 @@ StatusOr<OpList> BuildUnordered(const ScheduleSpec& asked, int32_t rank) {
   StatusOr<Resolved> resolved = Resolve(asked);
   if (!resolved.ok()) return resolved.status();
   const ScheduleSpec& spec = resolved->spec;
-  if (Status s = Check("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
+  if (Status s = CheckRange("rank", rank, 0, spec.world_size - 1); !s.ok()) return s;
   OpListBuilder builder(spec, rank, resolved->layout);
   for (int32_t channel = 0; channel < spec.channels; ++channel) {
     builder.SetChannel(channel);

@@ -177,7 +177,7 @@ class Parser {
     }
     // One layout for all ranks makes every remote operand checkable where it is read.
     if (rank > 0 && !SameLayout(op_list, op_lists_.front())) {
-      return Error("rank " + std::to_string(rank) + " has other blocks or chunks than rank 0");
+      return Error("rank " + std::to_string(rank) + " differs from rank 0 in blocks or chunks");
     }
     for (int32_t i = 0; i < op_count; ++i) {
       if (cursor_.AtEnd()) return Error("the text ends before the last op");
@@ -209,7 +209,7 @@ class Parser {
         return Error("expected '<peer> <sequence>' after channel and step, with a peer below " +
                      std::to_string(ranks));
       }
-      if (op.peer == op_list.rank) return Error("a rank that sends to itself; use copy");
+      if (op.peer == op_list.rank) return Error("a rank cannot send to itself; use copy");
     }
 
     if (!cursor_.Skip(" ")) return Error("expected ' ' before the sources");

@@ -162,7 +162,7 @@ StatusOr<World> World::Create(std::vector<OpList> op_lists, int32_t world_size) 
     world.ranks_.push_back(op_list.rank);
     world.first_op_.push_back(static_cast<int32_t>(ops));
     ops += static_cast<int64_t>(op_list.ops.size());
-    if (ops > INT32_MAX) return InvalidArgument("a schedule of more than 2^31 ops");
+    if (ops > INT32_MAX) return InvalidArgument("a schedule has more than 2^31 ops");
   }
   world.first_op_.push_back(static_cast<int32_t>(ops));
   if (Status s = world.CheckLayout(); !s.ok()) return s;
@@ -177,7 +177,7 @@ Status World::CheckLayout() const {
     const OpList& first = op_lists_.front();
     if (p.rank < 0 || p.rank >= world_size_ || (member > 0 && p.rank <= ranks_[member - 1])) {
       return InvalidArgument("the op list in place " + std::to_string(member) +
-                             " says that it is of rank " + std::to_string(p.rank) + " of " +
+                             " claims to be that of rank " + std::to_string(p.rank) + " of " +
                              std::to_string(world_size_));
     }
     if (p.chunks_per_block < 1 || p.chunks_per_block != first.chunks_per_block ||
@@ -225,7 +225,7 @@ Status World::CheckOps() const {
       }
       for (const int32_t before : op.depends_on) {
         if (before < 0 || before >= static_cast<int32_t>(op_list.ops.size())) {
-          return refuse(op, ": waits for an op that is not there");
+          return refuse(op, ": depends on an op that does not exist");
         }
       }
       if (IsTransfer(op) && (op.peer < 0 || op.peer >= world_size_ || op.peer == op_list.rank)) {
@@ -266,11 +266,11 @@ Status World::Match() {
     case Unmatched::Why::kSentTwice:
       return InvalidArgument(where + ": sends a message twice");
     case Unmatched::Why::kNeverSent:
-      return InvalidArgument(where + ": nobody sends what it receives");
+      return InvalidArgument(where + ": no rank sends what it receives");
     case Unmatched::Why::kNeverReceived:
       break;
   }
-  return InvalidArgument(where + ": nobody receives what it sends");
+  return InvalidArgument(where + ": no rank receives what it sends");
 }
 
 int32_t World::MemberOf(int32_t rank) const {

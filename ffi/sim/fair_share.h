@@ -30,6 +30,7 @@ class FairShare {
   // flows compete, each rises in proportion to its `pull`.
   int32_t Add(const Hop* hops, int32_t hop_count, double limit, double pull = 1);
   void Remove(int32_t flow);
+  // Flows on the link keep their limits: those that a capacity limited are to be added anew.
   void SetCapacity(int32_t link, double bytes_per_ps);
 
   // Updates the rates. Returns the flows whose rate changed, new ones included, in a fixed order.

@@ -11,19 +11,22 @@
 #include <thread>
 #include <utility>
 
+#include "base/range.h"
 #include "schedule/world.h"
+#include "sim/limits.h"
 #include "sim/network.h"
 
 namespace jaxcoll::sim {
 namespace {
 
 constexpr int32_t kMaxWorldSize = 1 << 20;
-constexpr int32_t kMaxChannels = 1 << 12;
 constexpr int32_t kMaxStep = (1 << 29) - 1;
 
 // Packing and running take this at their peak, measured for six algorithms of 1024 to 32768 ranks:
 // an op with its message's ends, a dependency, a rank.
 constexpr double kBytesPerOp = 90, kBytesPerEdge = 8, kBytesPerRank = 1500;
+// The memory of all ranks is estimated by this many, which are drawn at random.
+constexpr int32_t kSample = 16;
 
 }  // namespace
 
@@ -32,19 +35,33 @@ class GraphBuilder {
  public:
   explicit GraphBuilder(int32_t world_size) : ranks_(world_size), ends_(world_size) {}
 
+  // May be called for different ranks at once.
   Status Pack(int32_t rank, const OpList& program);
   StatusOr<Graph> Join();
-  // Whether all ranks fit, if all are as this one, which has been packed.
-  Status CheckMemory(int32_t rank, uint64_t most_bytes) const;
+  // Whether those that have been packed fit, with the constant part of all.
+  Status CheckPacked(uint64_t most_bytes) const;
+  // Whether all ranks fit, to judge by those of `sample`, which have been packed.
+  Status EstimateMemory(std::span<const int32_t> sample, uint64_t most_bytes) const;
 
  private:
+  struct Size {
+    double ops = 0, edges = 0;
+  };
   struct Rank {
     std::vector<Graph::Node> nodes;  // chains, dependents and extents numbered within the rank
     std::vector<uint32_t> edges;
     std::vector<Graph::Chain> chains;
     ExtentTable extents;
-    int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0;
+    int32_t chunks_per_block = 0, input_blocks = 0, output_blocks = 0, scratch_blocks = 0;
+    Size size() const {
+      return {static_cast<double>(nodes.size()), static_cast<double>(edges.size())};
+    }
   };
+
+  static Status CheckLayout(int32_t rank, const OpList& program);
+  static Status CheckChunks(int32_t rank, const OpList& program, const Operand& operand);
+  // Fails if all ranks, which have `size` together, take more than `most_bytes`.
+  Status CheckMemory(const char* about, const Size& size, uint64_t most_bytes) const;
 
   // Positions within a block, whole blocks first and together, since only lengths matter here.
   static void Canonical(std::span<const Interval> chunks, int32_t per_block,
@@ -52,6 +69,7 @@ class GraphBuilder {
   Status Match(Graph& graph, const std::vector<uint32_t>& first_op);
 
   std::vector<Rank> ranks_;
+  std::atomic<uint64_t> packed_ops_ = 0, packed_edges_ = 0;
   std::vector<MessageEnds> ends_;  // by rank; their numbers are the rank's nodes
 };
 
@@ -78,8 +96,45 @@ void GraphBuilder::Canonical(std::span<const Interval> chunks, int32_t per_block
   if (result.front().count == 0) result.erase(result.begin());
 }
 
+Status GraphBuilder::CheckLayout(int32_t rank, const OpList& program) {
+  const std::string of = " of rank " + std::to_string(rank);
+  const struct {
+    const char* what;
+    int32_t value, low;
+  } numbers[] = {
+      {"the number of chunks per block", program.chunks_per_block, 1},
+      {"the number of input blocks", program.input_blocks, 0},
+      {"the number of output blocks", program.output_blocks, 0},
+      {"the number of scratch blocks", program.scratch_blocks, 0},
+  };
+  for (const auto& [what, value, low] : numbers) {
+    if (Status s = CheckRange(what + of, value, low, INT32_MAX); !s.ok()) return s;
+  }
+  return {};
+}
+
+// That the chunks are in their buffer, and not more of them than it holds.
+Status GraphBuilder::CheckChunks(int32_t rank, const OpList& program, const Operand& operand) {
+  const int32_t blocks = operand.buffer == BufferKind::kInput    ? program.input_blocks
+                         : operand.buffer == BufferKind::kOutput ? program.output_blocks
+                                                                 : program.scratch_blocks;
+  const int64_t most = std::min<int64_t>(int64_t{blocks} * program.chunks_per_block, INT32_MAX);
+  int64_t all = 0;
+  for (const Interval& chunks : operand.chunks) {
+    const int64_t end = int64_t{chunks.begin} + chunks.count;
+    all += chunks.count;
+    if (chunks.begin >= 0 && chunks.count >= 0 && end <= most && all <= most) continue;
+    return InvalidArgument("rank " + std::to_string(rank) + " has an op on chunks " +
+                           std::to_string(chunks.begin) + " to " + std::to_string(end - 1) +
+                           " of a buffer, which has " + std::to_string(most) + " chunks");
+  }
+  return {};
+}
+
 Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
+  if (Status s = CheckLayout(rank, program); !s.ok()) return s;
   Rank& out = ranks_[rank];
+  out.scratch_blocks = program.scratch_blocks;
   out.chunks_per_block = program.chunks_per_block;
   out.input_blocks = program.input_blocks;
   out.output_blocks = program.output_blocks;
@@ -99,10 +154,10 @@ Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
   for (uint32_t i = 0; i < count; ++i) {
     const Op& op = program.ops[order[i]];
     Graph::Node& node = out.nodes[i];
-    if (op.channel < 0 || op.channel >= kMaxChannels || op.step < 0 || op.step > kMaxStep) {
+    if (op.channel < 0 || op.channel >= kMostChannels || op.step < 0 || op.step > kMaxStep) {
       return InvalidArgument("rank " + std::to_string(rank) + " has an op on channel " +
                              std::to_string(op.channel) + " in step " + std::to_string(op.step) +
-                             "; channels end at " + std::to_string(kMaxChannels - 1) +
+                             "; channels end at " + std::to_string(kMostChannels - 1) +
                              ", steps at " + std::to_string(kMaxStep));
     }
     node.kind = static_cast<uint32_t>(op.kind);
@@ -120,6 +175,7 @@ Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
       ends_[rank].Add(op, i);
     }
 
+    if (Status s = CheckChunks(rank, program, op.destination); !s.ok()) return s;
     Canonical(op.destination.chunks, program.chunks_per_block, chunks);
     node.extent = out.extents.Intern(
         op.kind == OpKind::kReduce ? static_cast<int32_t>(op.sources.size()) : 1, chunks);
@@ -150,23 +206,47 @@ Status GraphBuilder::Pack(int32_t rank, const OpList& program) {
       out.edges[degree[place[dependency]]++] = i;
     }
   }
+  packed_ops_ += count;
+  packed_edges_ += out.edges.size();
   return {};
 }
 
-Status GraphBuilder::CheckMemory(int32_t rank, uint64_t most_bytes) const {
-  const auto ranks = static_cast<double>(ranks_.size());
-  const double ops = ranks * static_cast<double>(ranks_[rank].nodes.size());
-  const double bytes = ops * kBytesPerOp + ranks * kBytesPerRank +
-                       ranks * static_cast<double>(ranks_[rank].edges.size()) * kBytesPerEdge;
+Status GraphBuilder::CheckMemory(const char* about, const Size& size, uint64_t most_bytes) const {
+  const double bytes = size.ops * kBytesPerOp + size.edges * kBytesPerEdge +
+                       static_cast<double>(ranks_.size()) * kBytesPerRank;
   if (bytes <= static_cast<double>(most_bytes)) return {};
   const auto gigabytes = [](double value) {
     char text[32];
     std::snprintf(text, sizeof text, "%.3g GB", value / 1e9);
     return std::string(text);
   };
-  return InvalidArgument("the schedule has about " + std::to_string(std::llround(ops)) +
-                         " ops, which take " + gigabytes(bytes) + " of memory; " +
+  return InvalidArgument("the schedule has " + std::string(about) + " " +
+                         std::to_string(std::llround(size.ops)) + " ops, which take " +
+                         gigabytes(bytes) + " of memory; " +
                          gigabytes(static_cast<double>(most_bytes)) + " are available");
+}
+
+Status GraphBuilder::CheckPacked(uint64_t most_bytes) const {
+  const Size size{static_cast<double>(packed_ops_), static_cast<double>(packed_edges_)};
+  return CheckMemory("at least", size, most_bytes);
+}
+
+// The largest rank of the sample stands for itself only: a root has as many ops as all others.
+Status GraphBuilder::EstimateMemory(std::span<const int32_t> sample, uint64_t most_bytes) const {
+  Size all, largest;
+  for (int32_t rank : sample) {
+    const Size size = ranks_[rank].size();
+    all.ops += size.ops;
+    all.edges += size.edges;
+    if (size.ops > largest.ops) largest = size;
+  }
+  if (sample.size() > 1) {
+    const auto packed = static_cast<double>(sample.size());
+    const double more = (static_cast<double>(ranks_.size()) - packed) / (packed - 1);
+    all.ops += (all.ops - largest.ops) * more;
+    all.edges += (all.edges - largest.edges) * more;
+  }
+  return CheckMemory("about", all, most_bytes);
 }
 
 StatusOr<Graph> GraphBuilder::Join() {
@@ -181,8 +261,9 @@ StatusOr<Graph> GraphBuilder::Join() {
     if (rank.chunks_per_block != graph.chunks_per_block_ ||
         rank.input_blocks != graph.input_blocks_ || rank.output_blocks != graph.output_blocks_) {
       return InvalidArgument("rank " + std::to_string(&rank - ranks_.data()) +
-                             " has another layout than rank 0");
+                             " differs from rank 0 in its layout");
     }
+    graph.scratch_blocks_ = std::max(graph.scratch_blocks_, rank.scratch_blocks);
     first_op.push_back(static_cast<uint32_t>(ops));
     ops += rank.nodes.size();
     edges += rank.edges.size();
@@ -258,7 +339,7 @@ Status GraphBuilder::Match(Graph& graph, const std::vector<uint32_t>& first_op) 
   if (differing == kNone) return {};
   return InvalidArgument(message(graph.chain_of(differing).rank,
                                  graph.chain_of(graph.nodes_[differing].mate).rank, differing) +
-                         " names other chunks at its two ends");
+                         " names different chunks at its two ends");
 }
 
 StatusOr<Graph> Graph::Build(int32_t world_size,
@@ -269,19 +350,31 @@ StatusOr<Graph> Graph::Build(int32_t world_size,
                            ", but must be from 1 to " + std::to_string(kMaxWorldSize));
   }
   GraphBuilder builder(world_size);
-  {
-    const StatusOr<OpList> program = program_of(0);
-    if (!program.ok()) return program.status();
-    if (Status s = builder.Pack(0, *program); !s.ok()) return s;
-    if (Status s = builder.CheckMemory(0, most_bytes); !s.ok()) return s;
+  const auto pack = [&](int32_t rank) {
+    const StatusOr<OpList> program = program_of(rank);
+    return program.ok() ? builder.Pack(rank, *program) : program.status();
+  };
+  // Rank 0, which often is the root, and others at random.
+  std::vector<int32_t> order(world_size);
+  std::iota(order.begin(), order.end(), 0);
+  const int32_t sample = std::min(world_size, kSample);
+  for (int32_t i = 1; i < sample; ++i) {
+    std::swap(order[i], order[i + Mix(0, i) % (world_size - i)]);
   }
-  std::atomic<int32_t> next = 1;
+  for (int32_t i = 0; i < sample; ++i) {
+    if (Status s = pack(order[i]); !s.ok()) return s;
+  }
+  if (Status s = builder.EstimateMemory({order.data(), order.data() + sample}, most_bytes);
+      !s.ok()) {
+    return s;
+  }
+  std::atomic<int32_t> next = sample;
   std::mutex mutex;
   Status first_error;
   auto work = [&] {
-    for (int32_t rank; (rank = next.fetch_add(1, std::memory_order_relaxed)) < world_size;) {
-      StatusOr<OpList> program = program_of(rank);
-      Status status = program.ok() ? builder.Pack(rank, *program) : program.status();
+    for (int32_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < world_size;) {
+      Status status = pack(order[i]);
+      if (status.ok()) status = builder.CheckPacked(most_bytes);
       if (status.ok()) continue;
       std::lock_guard lock(mutex);
       if (first_error.ok()) first_error = std::move(status);

@@ -37,8 +37,8 @@ class Graph {
   static constexpr uint32_t kNone = 0xffffffff;
 
   // `program_of` gives rank r's program; it is called from several threads.
-  // Fails where a message has one end only, or its ends differ in length; and before all ranks are
-  // packed, where they would take more than `most_bytes`, to judge by the first.
+  // Fails where a message has one end only, or its ends differ in length; and where the ranks take
+  // more than `most_bytes`: at once if a few of them tell, otherwise when those packed exceed it.
   static StatusOr<Graph> Build(int32_t world_size,
                                const std::function<StatusOr<OpList>(int32_t)>& program_of,
                                uint64_t most_bytes = UINT64_MAX);
@@ -59,6 +59,7 @@ class Graph {
   int32_t arity(uint32_t op) const { return extents_.arity(nodes_[op].extent); }
   int32_t input_blocks() const { return input_blocks_; }
   int32_t output_blocks() const { return output_blocks_; }
+  int32_t scratch_blocks() const { return scratch_blocks_; }  // of the rank that has most
   // Memory of the packed form.
   size_t bytes() const;
 
@@ -69,7 +70,7 @@ class Graph {
  private:
   friend class GraphBuilder;
   int32_t world_size_ = 0;
-  int32_t chunks_per_block_ = 1, input_blocks_ = 1, output_blocks_ = 1;
+  int32_t chunks_per_block_ = 1, input_blocks_ = 1, output_blocks_ = 1, scratch_blocks_ = 0;
   std::vector<Node> nodes_;
   std::vector<uint32_t> edges_;
   std::vector<Chain> chains_;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,12 @@ namespace jaxcoll::sim {
 // Picoseconds: fine enough for one byte at 8 Tb/s, and 2^63 of them are 106 days.
 using Time = int64_t;
 inline constexpr double kPicosecondsPerSecond = 1e12;
+inline constexpr Time kNever = std::numeric_limits<Time>::max();
+
+// `duration` after `time`, both from 0 on; kNever where that is out of the type's range.
+inline Time After(Time time, Time duration) {
+  return duration > kNever - time ? kNever : time + duration;
+}
 
 struct NetworkLink {
   int32_t from = 0;

@@ -81,6 +81,17 @@ StatusOr<std::vector<std::shared_ptr<const Route>>> Router::FindEach(int32_t sou
   return routes;
 }
 
+bool Router::Works(const Route& route) const {
+  return std::all_of(route.hops.begin(), route.hops.end(),
+                     [&](const Hop& hop) { return network_.links[hop.link].bytes_per_ps > 0; });
+}
+
+std::shared_ptr<const Route> Router::Renew(const Route& route) const {
+  auto renewed = std::make_shared<Route>(route);
+  Finish(*renewed);
+  return renewed;
+}
+
 Status Router::Aim(int32_t source, int32_t destination) {
   if (destination != destination_) {
     destination_ = destination;
@@ -184,7 +195,7 @@ void Router::Walk(Route& route, int32_t node, int32_t distance, uint64_t flow) {
     Closer(node, distance, links_);
     const int32_t link = links_[links_.size() == 1 ? 0 : Mix(flow, node) % links_.size()];
     route.hops.push_back({link, 1});
-    route.latency += network_.links[link].latency;
+    route.latency = After(route.latency, network_.links[link].latency);
     node = network_.links[link].to;
   }
 }
@@ -217,7 +228,7 @@ std::shared_ptr<Route> Router::Fan(int32_t source) {
           latency_[to] = 0;
         }
         share_[to] += share;
-        latency_[to] = std::max(latency_[to], latency_[node] + network_.links[link].latency);
+        latency_[to] = std::max(latency_[to], After(latency_[node], network_.links[link].latency));
       }
       share_[node] = 0;
     }

@@ -45,6 +45,11 @@ class Router {
   // one route that takes all of them: for traffic that is to load all of a port.
   StatusOr<std::vector<std::shared_ptr<const Route>>> FindEach(int32_t source, int32_t destination);
 
+  // Whether all links of a route work.
+  bool Works(const Route& route) const;
+  // The same links, with the rates that they allow now.
+  std::shared_ptr<const Route> Renew(const Route& route) const;
+
   // The network's links have changed: clears the cache.
   void Reset();
   // Counts resets: a route that was found in another version may lead over failed links.

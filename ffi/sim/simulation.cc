@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -11,7 +10,6 @@
 namespace jaxcoll::sim {
 namespace {
 
-constexpr Time kNever = std::numeric_limits<Time>::max();
 // How often to ask whether to go on.
 constexpr uint64_t kEventsPerQuestion = 1 << 18;
 
@@ -73,6 +71,7 @@ StatusOr<Result> Simulation::Run() {
     Settle(flow);
     EnterBytes(flow, Moved(flow));
   }
+  if (Failed()) return status_;
   if (Status s = ledger_.Check(now_); !s.ok()) return s;
   if (Status s = CheckTotals(); !s.ok()) return s;
   result_.time = *std::max_element(result_.rank_time.begin(), result_.rank_time.end());
@@ -118,7 +117,7 @@ void Simulation::ProcessNow() {
       HandleNow();
       if (Failed()) return;
     }
-    RerouteAll();
+    AdaptFlows();
     Dispatch();
     if (Failed()) return;
   } while (NextTime() == now_);
@@ -203,7 +202,7 @@ Time Simulation::Worked(uint32_t op, double ps) {
   if (ps <= 0) return 0;
   if (!p_.slowdown.empty()) ps *= p_.slowdown[Rank(op)];
   if (p_.jitter > 0) ps *= std::max(0.0, 1 + p_.jitter * Deviate(Mix(p_.seed, op)));
-  if (ps > static_cast<double>(kMostTime)) {
+  if (!(ps <= static_cast<double>(kMostTime))) {
     Fail(TimeOutOfRange("an op of rank " + std::to_string(Rank(op)) + " takes", ps));
     return 0;
   }
@@ -228,7 +227,7 @@ void Simulation::GiveWork() {
   }
   for (const Work& work : work_) {
     Time& busy_until = busy_until_[Rank(work.op)];
-    busy_until = std::max(busy_until, now_) + work.duration;
+    busy_until = After(std::max(busy_until, now_), work.duration);
     At(busy_until, Event::kDone, work.op);
     if (work.message != kNone) Received(work.message, busy_until);
   }

@@ -71,10 +71,10 @@ class Simulation {
     int32_t background = kNone;
     int32_t part = 0;
     bool overhead = false;
-    int64_t bytes = 0;  // on this route
-    double left = 0;    // bytes at `since`
-    double limit = 0;   // background: its greatest rate
-    double done = 0;    // background: bytes; what is left of endless traffic has no room for digits
+    int64_t bytes = 0;     // on this route
+    bool endless = false;  // background without a number of bytes
+    double left = 0;       // bytes at `since`
+    double done = 0;       // background: bytes; a large rest has no room for their digits
     double rate = 0;
     Time since = 0;
     uint64_t order = 0;
@@ -129,14 +129,15 @@ class Simulation {
                                          int32_t part);
   int32_t PortOf(uint32_t chain, const std::shared_ptr<const Route>& route);
   double PullOf(const Flow& flow) const;
+  double LimitOf(const Flow& flow) const;
   int32_t AddFlow(Flow flow);
   void RemoveFlow(int32_t id);
   void Settle(Flow& flow) const;
   static int64_t Moved(const Flow& flow);
   void FlowEnded(int32_t id);
   void ChangeLink(const LinkChange& change);
-  void RerouteAll();
-  void Reroute(int32_t id);
+  void AdaptFlows();
+  void Adapt(int32_t id);
   void UpdateRates();
   void EnterBytes(const Flow& flow, int64_t bytes);
   std::pair<int32_t, int32_t> Ends(const Flow& flow) const;
@@ -179,7 +180,8 @@ class Simulation {
   std::unordered_map<uint64_t, int32_t> port_ids_;     // (chain, first link or set of them)
   std::map<std::vector<int32_t>, int32_t> port_sets_;  // where a message leaves by several links
   std::vector<int32_t> touched_ports_;
-  std::vector<int32_t> failed_links_;
+  std::vector<int32_t> changed_links_;  // since AdaptFlows
+  double background_bytes_ = 0;         // in the ledger
   Result result_;
 };
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -8,6 +9,11 @@
 #include "sim/simulation.h"
 
 namespace jaxcoll::sim {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+}  // namespace
 
 // --- messages ------------------------------------------------------------------------------------
 
@@ -127,7 +133,7 @@ void Simulation::BeginData(int32_t id) {
 
 void Simulation::PartLeft(int32_t id, Time latency) {
   Message& message = messages_[id];
-  message.arrival = std::max(message.arrival, now_ + latency);
+  message.arrival = std::max(message.arrival, After(now_, latency));
   if (--message.parts > 0) return;
   message.record.left = now_;
   Port& port = ports_[message.port];
@@ -136,7 +142,7 @@ void Simulation::PartLeft(int32_t id, Time latency) {
     port.touched = true;
     touched_ports_.push_back(message.port);
   }
-  At(message.arrival + p_.latency, Event::kArrived, static_cast<uint32_t>(id));
+  At(After(message.arrival, p_.latency), Event::kArrived, static_cast<uint32_t>(id));
   Complete(message.send);
 }
 
@@ -208,20 +214,28 @@ void Simulation::BeginBackground(int32_t number) {
     if (traffic.bytes == 0) return;
     Flow flow;
     flow.background = number;
-    flow.bytes = traffic.bytes;
-    flow.left = static_cast<double>(flow.bytes);
-    flow.limit = traffic.share > 0 ? traffic.share * route->port_rate : traffic.bytes_per_ps;
+    flow.endless = !traffic.bytes;
+    flow.bytes = traffic.bytes.value_or(0);
+    flow.left = flow.endless ? kInfinity : static_cast<double>(flow.bytes);
     flow.route = std::move(route);
     AddFlow(std::move(flow));
   }
 }
 
+// The rate at which a flow would run alone.
+double Simulation::LimitOf(const Flow& flow) const {
+  const Route& route = *flow.route;
+  if (flow.overhead) return route.port_rate;
+  if (flow.background == kNone) return route.capacity;
+  const Background& traffic = p_.background[flow.background];
+  return std::min(route.capacity,
+                  traffic.share > 0 ? traffic.share * route.port_rate : traffic.bytes_per_ps);
+}
+
 int32_t Simulation::AddFlow(Flow flow) {
   const Route& route = *flow.route;
-  double limit = flow.overhead ? route.port_rate : route.capacity;
-  if (flow.background != kNone) limit = std::min(limit, flow.limit);
   const int32_t hops = flow.overhead ? route.first_hops : static_cast<int32_t>(route.hops.size());
-  const int32_t id = share_.Add(route.hops.data(), hops, limit, PullOf(flow));
+  const int32_t id = share_.Add(route.hops.data(), hops, LimitOf(flow), PullOf(flow));
   if (static_cast<size_t>(id) >= flows_.size()) flows_.resize(id + 1);
   flow.since = now_;
   flow.order = order_++;
@@ -240,22 +254,26 @@ void Simulation::RemoveFlow(int32_t id) {
 void Simulation::Settle(Flow& flow) const {
   const double moved = flow.rate * static_cast<double>(now_ - flow.since);
   flow.done += moved;
-  flow.left =
-      flow.background == kNone ? flow.left - moved : static_cast<double>(flow.bytes) - flow.done;
-  flow.left = std::max(0.0, flow.left);
+  if (flow.background == kNone) {
+    flow.left = std::max(0.0, flow.left - moved);
+  } else if (!flow.endless) {
+    flow.left = std::max(0.0, static_cast<double>(flow.bytes) - flow.done);
+  }
   flow.since = now_;
 }
 
 // Whole bytes of a settled flow that have left.
 int64_t Simulation::Moved(const Flow& flow) {
   if (flow.background != kNone) {
-    return std::min(flow.bytes, static_cast<int64_t>(std::floor(flow.done)));
+    // Beyond kMostBytes, EnterBytes fails.
+    const double done = std::min(std::floor(flow.done), 1.5 * static_cast<double>(kMostBytes));
+    const auto whole = static_cast<int64_t>(done);
+    return flow.endless ? whole : std::min(flow.bytes, whole);
   }
-  return flow.bytes - static_cast<int64_t>(std::ceil(flow.left));
+  return std::max<int64_t>(0, flow.bytes - static_cast<int64_t>(std::ceil(flow.left)));
 }
 
 void Simulation::UpdateRates() {
-  ++result_.rate_updates;
   for (int32_t id : share_.Update()) {
     Flow& flow = flows_[id];
     Settle(flow);
@@ -265,8 +283,8 @@ void Simulation::UpdateRates() {
       ends_.Erase(id);  // stands still until something changes, see Stuck
       continue;
     }
-    Time end = now_ + std::llround(wait);
-    if (p_.quantum > 0) end = (end + p_.quantum - 1) / p_.quantum * p_.quantum;
+    Time end = After(now_, std::llround(wait));
+    if (p_.quantum > 0) end = After(end, p_.quantum - 1) / p_.quantum * p_.quantum;
     if (end > kMostTime) {
       ends_.Erase(id);
       continue;
@@ -286,6 +304,14 @@ std::pair<int32_t, int32_t> Simulation::Ends(const Flow& flow) const {
 
 void Simulation::EnterBytes(const Flow& flow, int64_t bytes) {
   if (flow.overhead || bytes <= 0) return;
+  if (flow.background != kNone) {
+    // `done` is in no type's range; for endless traffic, `bytes` was cut to it.
+    background_bytes_ += flow.endless ? flow.done : static_cast<double>(bytes);
+    if (Status s = CheckBytes("the bytes that background traffic moved", background_bytes_);
+        !s.ok()) {
+      return Fail(std::move(s));
+    }
+  }
   const auto [source, destination] = Ends(flow);
   ledger_.Enter(*flow.route, source, destination, bytes);
 }
@@ -309,45 +335,49 @@ void Simulation::ChangeLink(const LinkChange& change) {
   share_.SetCapacity(change.link, change.bytes_per_ps);
   router_.Reset();
   std::fill(last_port_.begin(), last_port_.end(), LastPort{});
-  if (change.bytes_per_ps <= 0) failed_links_.push_back(change.link);
+  changed_links_.push_back(change.link);
 }
 
 // After all changes of this instant, since a failed switch is many failed links.
-void Simulation::RerouteAll() {
-  if (failed_links_.empty()) return;
+void Simulation::AdaptFlows() {
+  if (changed_links_.empty()) return;
   std::vector<int32_t> flows;
-  for (int32_t link : failed_links_) {
+  for (int32_t link : changed_links_) {
     for (int32_t id : share_.FlowsOn(link)) flows.push_back(id);
   }
-  failed_links_.clear();
+  changed_links_.clear();
   std::sort(flows.begin(), flows.end());
   flows.erase(std::unique(flows.begin(), flows.end()), flows.end());
   for (int32_t id : flows) {
-    if (!Failed()) Reroute(id);
+    if (!Failed()) Adapt(id);
   }
 }
 
-// Bytes that have left have arrived; the rest takes another way, from the source.
-void Simulation::Reroute(int32_t id) {
+// A flow stays on its links while they work, at the rate that they allow now. Otherwise the bytes
+// that have left have arrived, and the rest takes another way, from the source.
+void Simulation::Adapt(int32_t id) {
   Settle(flows_[id]);
   Flow flow = flows_[id];
   RemoveFlow(id);
-  const auto [source, destination] = Ends(flow);
-  const int32_t channel = flow.message == kNone ? 0 : messages_[flow.message].record.channel;
-  if (flow.overhead) {
-    const double rest = flow.left / flow.route->port_rate;
-    flow.route = FindRoute(source, destination, channel, flow.part);
-    if (Failed()) return;
-    flow.left = rest * flow.route->port_rate;
+  const double port_rate = flow.route->port_rate;
+  if (router_.Works(*flow.route)) {
+    flow.route = router_.Renew(*flow.route);
   } else {
-    const int64_t moved = Moved(flow), rest = flow.bytes - moved;
-    EnterBytes(flow, moved);
+    if (!flow.overhead) {
+      const int64_t moved = Moved(flow);
+      EnterBytes(flow, moved);
+      flow.done = 0;
+      if (!flow.endless) {
+        flow.bytes -= moved;
+        flow.left = static_cast<double>(flow.bytes);
+      }
+    }
+    const auto [source, destination] = Ends(flow);
+    const int32_t channel = flow.message == kNone ? 0 : messages_[flow.message].record.channel;
     flow.route = FindRoute(source, destination, channel, flow.part);
     if (Failed()) return;
-    flow.bytes = rest;
-    flow.done = 0;
-    flow.left = static_cast<double>(rest);
   }
+  if (flow.overhead) flow.left *= flow.route->port_rate / port_rate;  // it takes as long as before
   AddFlow(std::move(flow));
 }
 

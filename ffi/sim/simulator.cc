@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/range.h"
 #include "sim/limits.h"
 #include "sim/simulation.h"
 #include "sim/trunks.h"
@@ -18,38 +19,36 @@ Status Validate(const Graph& graph, const Network& network, const std::vector<in
     return InvalidArgument("the schedule is for " + std::to_string(ranks) +
                            " ranks, the placement for " + std::to_string(node_of.size()));
   }
-  for (const NetworkLink& link : network.links) {
-    if (link.from < 0 || link.from >= network.node_count() || link.to < 0 ||
-        link.to >= network.node_count() || !(link.bytes_per_ps >= 0) || link.latency < 0) {
-      return InvalidArgument("a link has no such end, or a negative capacity or latency");
-    }
-  }
-  if (network.node_count() >= 1 << 22) return InvalidArgument("at most 4194303 nodes");
+  if (Status s = CheckNetwork(network); !s.ok()) return s;
   std::vector<bool> taken(network.node_names.size());
   for (int32_t node : node_of) {
-    if (node < 0 || node >= network.node_count()) return InvalidArgument("no such node");
+    if (Status s = CheckNode(network, "the node of a rank", node); !s.ok()) return s;
     if (taken[node]) {
-      return InvalidArgument(network.node_names[node] + " holds two ranks; a node holds one");
+      return InvalidArgument(network.node_names[node] + " holds two ranks; a node can hold one");
     }
     taken[node] = true;
   }
-  const bool good = p.overhead >= 0 && p.latency >= 0 && p.reduce_ps_per_byte >= 0 &&
-                    p.copy_ps_per_byte >= 0 && p.split >= 1 && p.split <= 256 && p.in_flight >= 0 &&
-                    p.efficiency > 0 && p.efficiency <= 1 && p.quantum >= 0 && p.jitter >= 0 &&
-                    p.unfairness >= 0 && p.unfairness <= kMostUnfairness &&
-                    (p.slowdown.empty() || p.slowdown.size() == ranks) &&
-                    (p.start.empty() || p.start.size() == ranks);
-  if (!good) return InvalidArgument("a parameter of the simulation is out of range");
+  if ((!p.slowdown.empty() && p.slowdown.size() != ranks) ||
+      (!p.start.empty() && p.start.size() != ranks)) {
+    return InvalidArgument("slowdowns and starts are for " + std::to_string(p.slowdown.size()) +
+                           " and " + std::to_string(p.start.size()) + " of " +
+                           std::to_string(ranks) + " ranks");
+  }
   for (const LinkChange& change : p.changes) {
-    if (change.link < 0 || change.link >= network.link_count() || change.time < 0 ||
-        !(change.bytes_per_ps >= 0)) {
-      return InvalidArgument("a change names no link, or a negative time or capacity");
+    if (Status s = CheckRange("a change's link", change.link, 0, network.link_count() - 1);
+        !s.ok()) {
+      return s;
+    }
+    if (Status s = CheckNumber("a changed capacity in bytes per picosecond", change.bytes_per_ps);
+        !s.ok()) {
+      return s;
     }
   }
   for (const Background& traffic : p.background) {
-    if (traffic.source < 0 || traffic.source >= network.node_count() || traffic.destination < 0 ||
-        traffic.destination >= network.node_count() || traffic.source == traffic.destination ||
-        traffic.time < 0 || traffic.bytes < 0 || !(traffic.share >= 0) ||
+    for (int32_t end : {traffic.source, traffic.destination}) {
+      if (Status s = CheckNode(network, "an end of background traffic", end); !s.ok()) return s;
+    }
+    if (traffic.source == traffic.destination || !(traffic.share >= 0) ||
         (traffic.share == 0 && !(traffic.bytes_per_ps > 0))) {
       return InvalidArgument("background traffic needs two nodes, and a positive rate or share");
     }

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "sim/graph.h"
@@ -35,20 +36,22 @@ namespace jaxcoll::sim {
 // Two times that are equal differ by at most this after a few roundings by half a picosecond.
 inline constexpr Time kTie = 2;
 
-// A link's capacity from `time` on; 0 fails it, and its flows are rerouted.
+// A link's capacity from `time` on; 0 fails it, and its flows are rerouted. Other flows keep their
+// links, also where a failed one that would be shorter works again.
 struct LinkChange {
   Time time = 0;
   int32_t link = 0;
   double bytes_per_ps = 0;
 };
 
-// Other traffic than the collective's: `bytes` from node to node from `time` on, at most at
-// `bytes_per_ps`; or, with a `share` above 0, `bytes` by each link of the source that begins a
-// shortest path, at most at that share of the link's capacity. It ends with the collective.
+// Other traffic than the collective's: `bytes`, or endless, from node to node from `time` on, at
+// most at `bytes_per_ps`; or, with a `share` above 0, as many by each link of the source that
+// begins a shortest path, at most at that share of the link's capacity. It ends with the
+// collective.
 struct Background {
   int32_t source = 0, destination = 0;
   Time time = 0;
-  int64_t bytes = 0;
+  std::optional<int64_t> bytes = 0;  // nullopt: endless
   double bytes_per_ps = 0;
   double share = 0;
 };
@@ -92,7 +95,7 @@ struct Result {
   std::vector<Time> rank_time;      // by rank
   std::vector<int64_t> link_bytes;  // by link: payload of the collective and of background traffic
   std::vector<MessageRecord> messages;
-  uint64_t message_count = 0, event_count = 0, rate_updates = 0;
+  uint64_t message_count = 0, event_count = 0;
 };
 
 // `node_of`: by rank, its endpoint. Fails, naming the component, if two ranks that must communicate

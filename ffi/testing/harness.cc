@@ -216,11 +216,11 @@ StatusOr<std::vector<std::vector<std::string>>> Harness::Run(
   if (!set.ok()) return set.status();
   for (int rank = 0; rank < ranks(); ++rank) {
     if (inputs[rank].size() != shape_.inputs.size()) {
-      return InvalidArgument("inputs that the shape does not have");
+      return InvalidArgument("more inputs than the shape has");
     }
     for (size_t i = 0; i < shape_.inputs.size(); ++i) {
       if (inputs[rank][i].size() != Bytes(shape_.inputs[i])) {
-        return InvalidArgument("an input of another size than its shape has");
+        return InvalidArgument("the size of an input does not match its shape");
       }
       const cudaError_t error = cudaMemcpy(set->inputs[rank][i], inputs[rank][i].data(),
                                            inputs[rank][i].size(), cudaMemcpyHostToDevice);

@@ -131,7 +131,7 @@ class LinkBench final : public LinkSink {
         last = Clock::now();
         continue;
       }
-      if (Clock::now() - last > kPatience) trouble = "the peer does nothing any more";
+      if (Clock::now() - last > kPatience) trouble = "the peer has stopped responding";
       if (!trouble.empty()) {
         nb::gil_scoped_acquire acquire;
         throw nb::value_error(trouble.c_str());

@@ -121,7 +121,7 @@ StatusOr<LibCrypto> LoadFrom(const char* file) {
   if (!missing.empty()) {
     trouble = " lacks " + missing;
   } else if (!Works(library)) {
-    trouble = " does not compute AES-128-GCM and HMAC-SHA256 as it should";
+    trouble = " computes AES-128-GCM or HMAC-SHA256 wrongly";
   }
   if (trouble.empty()) return library;
   ::dlclose(handle);

@@ -9,34 +9,41 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, get_args
 
 import jaxcoll
 from jaxcoll import _files
 from jaxcoll._errors import FileError
-from jaxcoll.schedule import (
-    COLLECTIVES,
-    Collective,
-    Schedule,
-    algorithms,
-    parse_algorithm,
+from jaxcoll.schedule import COLLECTIVES, Collective, algorithms, parse_algorithm
+from jaxcoll.sim.arguments import (
+    Algorithm,
+    Choice,
+    Collect,
+    ListOf,
+    Number,
+    Pairs,
+    Placement,
+    ScheduleFile,
+    Sizes,
+    Text,
+    TimedChange,
+    seconds,
+    whole,
 )
-from jaxcoll.schedule.interop import msccl
-from jaxcoll.schedule.verifier import verify
-from jaxcoll.sim import topology as topologies
 from jaxcoll.sim.crossovers import label, rankings
 from jaxcoll.sim.help_text import algorithms_text, kinds_text
+from jaxcoll.sim.links import MOST_LINKS
+from jaxcoll.sim.network import MOST_NODES
+from jaxcoll.sim.options import nearest, shown
 from jaxcoll.sim.perfetto import trace
-from jaxcoll.sim.sweep import Outcome, Setting, Sweep, tail_text
-from jaxcoll.sim.timeline import ROUTINGS, Change, Distribution, Model, SimulationError
-from jaxcoll.sim.topology import (
-    Topology,
-    TopologyError,
-    parse_bytes,
-    parse_rate,
-    parse_seconds,
-)
+from jaxcoll.sim.simulate import RANGES
+from jaxcoll.sim.sweep import MOST_RUNS, Outcome, Setting, Sweep, tail_text
+from jaxcoll.sim.timeline import ROUTINGS, Distribution, Model, SimulationError
+from jaxcoll.sim.topology import Topology, TopologyError, apart, parse_all, parse_rate
+
+# More than any machine has cores, and fewer threads than a process may have.
+_MOST_JOBS = 1 << 12
+_MOST_CHANNELS = 1 << 10  # of any schedule
 
 _EXAMPLES = """\
 topologies:
@@ -60,106 +67,6 @@ examples:
 """
 
 
-def _list_of(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def parse_list(text: str) -> list[Any]:
-        try:
-            return [parse(part) for part in text.split(",") if part]
-        except (TopologyError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_list
-
-
-def _one(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse_one(text: str) -> Any:
-        try:
-            return parse(text)
-        except TopologyError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_one
-
-
-def _choice(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
-    def choose(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"there is no {name} {text!r}; choose from {', '.join(choices)}")
-        return text
-
-    return choose
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 18:
-        raise ValueError(f"{text!r} is not a number")
-    return int(text)
-
-
-def _sizes(text: str) -> list[int]:
-    sizes: list[int] = []
-    for part in text.split(","):
-        first, *rest = part.split(":")
-        try:
-            low = parse_bytes(first)
-            high = parse_bytes(rest[0]) if rest else low
-            factor = int(rest[1]) if len(rest) > 1 else 4
-        except (TopologyError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        if high < low or factor < 2 or len(rest) > 2:
-            raise argparse.ArgumentTypeError(
-                f"{part!r}: write FROM:TO or FROM:TO:FACTOR, with FROM <= TO and FACTOR >= 2"
-            )
-        while low < high:
-            sizes.append(low)
-            low *= factor
-        sizes.append(high)
-    return sizes
-
-
-def _pairs(text: str) -> dict[str, float]:
-    pairs = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        try:
-            pairs[name] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{part!r}: write NAME=NUMBER")
-    return pairs
-
-
-def _placement(text: str) -> str | tuple[str, ...]:
-    return tuple(text.split(",")) if "," in text else text
-
-
-def _change(text: str) -> Change:
-    when, colon, what = text.partition(":")
-    component, equals, factor = what.partition("=")
-    try:
-        if not colon or not component:
-            raise ValueError(text)
-        return Change(parse_seconds(when), component, float(factor) if equals else 0.0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: write TIME:NAME to fail a node or link, TIME:NAME=FACTOR for its capacity "
-            "from then on, e.g. 50us:core0.1 or 0s:tor0.0--agg0.1=0.5"
-        ) from None
-
-
-def _schedule(file: str) -> Schedule:
-    try:
-        schedule = msccl.parse(_files.read_bytes(Path(file), msccl.MAX_TEXT_BYTES))
-        verify(schedule)
-        return schedule
-    except FileNotFoundError as error:
-        raise argparse.ArgumentTypeError(f"{file}: {error.strerror}") from None
-    except FileError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    except ValueError as error:  # ScheduleError, too
-        raise argparse.ArgumentTypeError(f"{file}: {error}") from None
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
@@ -172,50 +79,61 @@ def parser() -> argparse.ArgumentParser:
     what = command.add_argument_group("collectives and sizes")
     what.add_argument(
         "--topology",
-        action="append",
+        action=Collect,
         required=True,
+        type=Text(),
         metavar="NETWORK",
-        help="see topologies below; repeatable",
+        help="see topologies below; repeatable. Networks of one name are shown by these texts",
     )
     what.add_argument(
         "--collective",
-        type=_list_of(_choice("collective", get_args(Collective))),
+        type=ListOf(Choice("collective", get_args(Collective))),
         metavar="NAMES",
         help=f"comma separated, from {', '.join(COLLECTIVES)} (default all_reduce)",
     )
     what.add_argument(
         "--bytes",
-        type=_sizes,
-        default=_sizes("1M:1G"),
+        type=Sizes(),
+        default=Sizes()("1M:1G"),
         metavar="FROM:TO[:FACTOR]",
         help="a range of sizes, counted as in nccl-tests, or a list (default 1M:1G:4)",
     )
     what.add_argument(
         "--algorithm",
+        type=ListOf(Algorithm()),
         metavar="NAMES",
         help="comma separated, with dims as in 'swing[4x4]'; or all (default)",
     )
     what.add_argument(
         "--schedule",
-        action="append",
+        action=Collect,
         default=[],
-        type=_schedule,
+        type=ScheduleFile(),
         metavar="FILE",
         help="an MSCCL XML algorithm, run on its own number of ranks; repeatable. Built-in ones "
         "are simulated as well if --algorithm or --collective is given",
     )
     what.add_argument(
-        "--ranks", type=int, default=0, help="number of ranks (default: one per endpoint)"
+        "--ranks",
+        type=whole(0, MOST_NODES),
+        default=0,
+        help="number of ranks (default, 0: one per endpoint)",
     )
     what.add_argument(
-        "--channels", type=int, default=1, help="independent copies of the pattern (default 1)"
+        "--channels",
+        type=whole(1, _MOST_CHANNELS),
+        default=1,
+        help="independent copies of the pattern (default 1)",
     )
     what.add_argument(
-        "--root", type=int, default=0, help="root of broadcast and reduce (default 0)"
+        "--root",
+        type=whole(0, MOST_NODES),
+        default=0,
+        help="root of broadcast and reduce (default 0)",
     )
     what.add_argument(
         "--placement",
-        type=_placement,
+        type=Placement(),
         default="linear",
         help="linear (default), random:SEED, strided:K, or each rank's endpoint, e.g. h3,h0,h1,h2",
     )
@@ -223,117 +141,130 @@ def parser() -> argparse.ArgumentParser:
     network = command.add_argument_group("network")
     network.add_argument(
         "--routing",
-        type=_list_of(_choice("routing", ROUTINGS)),
+        type=ListOf(Choice("routing", ROUTINGS)),
         default=["ecmp"],
         metavar="NAMES",
         help="ecmp (one hashed path), split (--split hashed paths), spray (all); default ecmp",
     )
-    network.add_argument("--split", type=int, default=4, help="paths per message (default 4)")
+    network.add_argument(
+        "--split",
+        type=whole(*RANGES["split"]),
+        default=4,
+        help="paths per message (default 4)",
+    )
     network.add_argument(
         "--fail",
-        type=_list_of(_count),
+        type=ListOf(whole(0, MOST_LINKS)),
         default=[0],
         metavar="COUNTS",
         help="numbers of failed cables, e.g. 0,8; each seed draws other cables",
     )
     network.add_argument(
         "--down",
-        action="append",
+        action=Collect,
         default=[],
+        type=Text(),
         metavar="NAME",
         help="a failed node, or link a--b",
     )
     network.add_argument(
-        "--fail-at", type=_one(parse_seconds), metavar="TIME", help="when --fail happens, e.g. 50us"
+        "--fail-at", type=seconds(), metavar="TIME", help="when --fail happens, e.g. 50us"
     )
     network.add_argument(
         "--change",
-        action="append",
+        action=Collect,
         default=[],
-        type=_change,
+        type=TimedChange(),
         metavar="TIME:NAME[=FACTOR]",
         help="a node or link that fails at TIME, or then keeps FACTOR of its capacity; repeatable",
     )
     network.add_argument(
         "--background",
-        type=float,
+        type=Number(0, 1),
         default=0.0,
         metavar="SHARE",
         help="share of each port that other traffic takes, 0 to 1",
     )
     network.add_argument(
-        "--prices", type=_pairs, metavar="NAME=PRICE,...", help="e.g. switches=30000,optics=500"
+        "--prices",
+        type=Pairs(Text(), Number(0), "NAME=NUMBER"),
+        metavar="NAME=PRICE,...",
+        help="e.g. switches=30000,optics=500",
     )
 
     cost = command.add_argument_group("costs")
     cost.add_argument(
         "--overhead",
-        type=_one(parse_seconds),
+        type=seconds(),
         default=0.0,
         metavar="TIME",
         help="overhead per message, which occupies the port",
     )
     cost.add_argument(
         "--latency",
-        type=_one(parse_seconds),
+        type=seconds(),
         default=0.0,
         metavar="TIME",
         help="latency per message",
     )
     cost.add_argument(
         "--reduce-rate",
-        type=_one(parse_rate),
+        type=Number(0, parse=parse_rate, above=True),
         metavar="RATE",
-        help="rate at which a rank reduces, e.g. 100GB/s",
+        help="rate at which a rank reduces, e.g. 100GB/s (default: reducing takes no time)",
     )
     cost.add_argument(
-        "--efficiency", type=float, default=1.0, help="share of link bandwidth that carries payload"
+        "--efficiency",
+        type=Number(*RANGES["efficiency"]),
+        default=1.0,
+        help="share of link bandwidth that carries payload",
     )
     cost.add_argument(
         "--in-flight",
-        type=int,
+        type=whole(*RANGES["in_flight"]),
         help="messages of a channel that a port sends at a time; 0: all that are ready (default: 0 "
         "for all_to_all, whose messages wait for nothing, else 1)",
     )
     cost.add_argument(
-        "--jitter", type=float, default=0.0, help="relative deviation of every computation"
+        "--jitter", type=Number(0), default=0.0, help="relative deviation of every computation"
     )
     cost.add_argument(
         "--unfairness",
-        type=float,
+        type=Number(*RANGES["unfairness"]),
         default=0.0,
         help="how unequally messages share a link, see Model; 0: max-min fair",
     )
     cost.add_argument(
         "--slow",
-        type=_pairs,
+        type=Pairs(whole(0, MOST_NODES), Number(0, above=True), "RANK=FACTOR"),
         default={},
         metavar="RANK=FACTOR,...",
         help="ranks that compute slower, by these factors",
     )
     cost.add_argument(
         "--spread",
-        type=float,
+        type=Number(0),
         default=0.0,
         metavar="X",
         help="slows each rank by the factor 1 + X times a random draw",
     )
     cost.add_argument(
         "--late",
-        type=_one(parse_seconds),
+        type=seconds(),
         default=0.0,
         metavar="TIME",
         help="delays each rank's start by TIME times a random draw",
     )
     cost.add_argument(
         "--distribution",
-        choices=get_args(Distribution),
+        type=Choice("distribution", get_args(Distribution)),
+        metavar="NAME",
         default="normal",
         help="of these two draws: |normal| (default), exponential of mean 1, uniform in [0, 1)",
     )
     cost.add_argument(
         "--quantum",
-        type=_one(parse_seconds),
+        type=seconds(),
         default=0.0,
         metavar="TIME",
         help="let flows end only at multiples of TIME: coarser and faster",
@@ -341,16 +272,24 @@ def parser() -> argparse.ArgumentParser:
 
     run = command.add_argument_group("run and report")
     run.add_argument(
-        "--seeds", type=int, default=1, help="number of runs of each case that has a random part"
+        "--seeds",
+        type=whole(1, MOST_RUNS),
+        default=1,
+        help="number of runs of each case that has a random part; its row shows the (lower) median "
+        "run",
     )
     run.add_argument(
         "--bounds",
-        choices=("all", "quick", "none"),
+        type=Choice("kind of bounds", ("all", "quick", "none")),
+        metavar="KIND",
         default="all",
-        help="lower bounds to compute (default all)",
+        help="lower bounds to compute: all (default), quick or none",
     )
     run.add_argument(
-        "--jobs", type=int, default=0, help="simulations at a time (default: all cores)"
+        "--jobs",
+        type=whole(0, _MOST_JOBS),
+        default=0,
+        help="simulations at a time (default, 0: all cores)",
     )
     run.add_argument(
         "--json",
@@ -378,14 +317,11 @@ def main(argv: list[str] | None = None) -> int:
     """Simulates and prints; returns the exit code: 1 where something could not be simulated."""
     command = parser()
     options = command.parse_args(argv)
-    for name in ("ranks", "seeds", "split", "channels", "jobs", "in_flight"):
-        low = 0 if name in ("ranks", "jobs", "in_flight") else 1
-        if (value := getattr(options, name)) is not None and value < low:
-            command.error(f"--{name.replace('_', '-')} must be at least {low}")
-    if not 0 <= options.background <= 1:
-        command.error("--background is a share, from 0 to 1")
-    if not 0 < options.efficiency <= 1:
-        command.error("--efficiency is a share, above 0 and up to 1")
+    if options.fail_at is not None and not any(options.fail):
+        command.error("--fail-at needs --fail: it is when those cables fail")
+    outputs = [file for file in (options.json, options.html, options.trace) if file]
+    if len({file.resolve() for file in outputs}) < len(outputs):
+        command.error("--json, --html and --trace name the same file")
     try:
         return _simulate(command, options, sys.argv[2:] if argv is None else argv)
     except (TopologyError, ValueError, FileError) as error:
@@ -403,7 +339,8 @@ def main(argv: list[str] | None = None) -> int:
 def _simulate(
     parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: list[str]
 ) -> int:
-    networks = [topologies.parse(text) for text in options.topology]
+    networks = parse_all(options.topology)
+    prices = _prices(networks, options.prices)
     sweep = _sweep(parser, options, networks)
     to_stdout = options.json == _files.STDOUT
     outcomes: list[Outcome] = []
@@ -415,13 +352,13 @@ def _simulate(
             outcomes.append(outcome)
             if not to_stdout:
                 print(_line(outcome), flush=True)
-    report = _report(sweep, outcomes, networks, options, arguments)
+    report = _report(sweep, outcomes, networks, prices, arguments)
     if to_stdout:
-        print(json.dumps(report, indent=1))
+        print(json.dumps(report, indent=1, allow_nan=False))
     else:
-        print("\n".join([*_remarks(sweep, outcomes), "", _components(networks, options.prices)]))
+        print("\n".join([*_remarks(sweep, outcomes), "", _components(networks, prices)]))
         if options.json:
-            _files.write(options.json, json.dumps(report, indent=1) + "\n")
+            _files.write(options.json, json.dumps(report, indent=1, allow_nan=False) + "\n")
     if options.trace and outcomes:
         first = outcomes[0]
         recorded = sweep.run_one(first.case, first.median.seed, record=True)
@@ -432,7 +369,7 @@ def _simulate(
 
         _files.write(options.html, page(sweep, outcomes, report))
         _say(f"{options.html}: open it in a browser; it needs no network")
-    asked_for = options.schedule or options.algorithm not in (None, "all")
+    asked_for = options.schedule or options.algorithm not in (None, ["all"])
     cut = any(outcome.cut for outcome in outcomes)
     return 1 if cut or (sweep.refused and (asked_for or not outcomes)) else 0
 
@@ -459,7 +396,7 @@ def _sweep(
         fail_at_s=options.fail_at,
         changes=tuple(options.change),
         jitter=options.jitter,
-        slowdown=tuple((int(rank), factor) for rank, factor in options.slow.items()),
+        slowdown=tuple(options.slow.items()),
         spread=options.spread,
         all_at_once=("all_to_all",) if options.in_flight is None else (),
         late_s=options.late,
@@ -470,30 +407,34 @@ def _sweep(
     sweep = Sweep(setting)
     what = (options.bytes, options.routing, options.fail)
     built_in = not options.schedule or options.algorithm or options.collective
-    named = options.algorithm not in (None, "all")
-    wanted = options.algorithm.split(",") if named else []
+    named = options.algorithm not in (None, ["all"])
+    wanted = options.algorithm if named else []
     collectives = (options.collective or ["all_reduce"]) if built_in else []
+    built_ins = [name for collective in collectives for name in algorithms(collective)]
+    for name in wanted:
+        if parse_algorithm(name)[0] not in built_ins:
+            have = "has" if len(collectives) == 1 else "have"
+            parser.error(
+                f"{' and '.join(collectives)} {have} no algorithm {name[:40]}; choose from "
+                f"{', '.join(dict.fromkeys(built_ins))}{nearest(name, built_ins)}"
+            )
+    # A schedule that is named as a built-in one, or as another, has the name of its file.
+    files, schedules = ([given[i] for given in options.schedule] for i in (0, 1))
+    names = apart([schedule.algorithm for schedule in schedules], files, built_ins)
     for network in networks:
         network.check()
-        for schedule in options.schedule:
-            sweep.add_schedule(network, schedule, *what)
+        for name, schedule in zip(names, schedules, strict=True):
+            sweep.add_schedule(network, schedule, *what, name=name)
         for collective in collectives:
             known = algorithms(collective)
-            unknown = [name for name in wanted if parse_algorithm(name)[0] not in known]
-            if unknown and len(collectives) == 1:
-                parser.error(
-                    f"{collective} has no algorithm {unknown[0]}; choose from {', '.join(known)}"
-                )
             sweep.add(
                 network,
                 collective,
-                [n for n in wanted if parse_algorithm(n)[0] in known] if named else known,
+                [name for name in wanted or known if parse_algorithm(name)[0] in known],
                 *what,
                 channels=options.channels,
                 root=options.root,
             )
-    if not sweep.groups:
-        parser.error(f"no collective has an algorithm {options.algorithm}")
     return sweep
 
 
@@ -501,7 +442,7 @@ def _report(
     sweep: Sweep,
     outcomes: list[Outcome],
     networks: list[Topology],
-    options: argparse.Namespace,
+    prices: dict[str, dict[str, float]],
     arguments: list[str],
 ) -> dict[str, Any]:
     return {
@@ -511,12 +452,12 @@ def _report(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": vars(sweep.setting.model),
         "all_at_once": list(sweep.setting.all_at_once),
-        "seeds": options.seeds,
+        "seeds": sweep.setting.seeds,
         "topologies": [
             {
                 "name": network.name,
                 "components": network.components(),
-                **({"cost": network.cost(options.prices)} if options.prices else {}),
+                **({"cost": network.cost(prices[network.name])} if prices else {}),
             }
             for network in networks
         ],
@@ -524,9 +465,9 @@ def _report(
         "fastest": [ranking.row() for ranking in rankings(outcomes)],
         "refused": [
             {
-                "topology": refusal.topology.name,
-                "collective": refusal.spec.collective,
-                "algorithm": refusal.spec.algorithm,
+                "topology": refusal.case.topology.name,
+                "collective": refusal.case.spec.collective,
+                "algorithm": refusal.case.algorithm,
                 "reason": refusal.reason,
             }
             for refusal in sweep.refused
@@ -582,18 +523,38 @@ def _line(outcome: Outcome) -> str:
         else f"{'-':>12} {'-':>7}"
     )
     return (
-        f"{case.topology.name:36} {case.spec.collective:14} {case.spec.algorithm:18} "
+        f"{case.topology.name:36} {case.spec.collective:14} {case.algorithm:18} "
         f"{median.nbytes:12d} {case.routing:7} {case.fail:4d} "
         f"{outcome.p50_s * 1e6:12.2f} {outcome.p99_s * 1e6:12.2f} "
         f"{median.algbw_GBps:11.3f} {median.busbw_GBps:11.3f} {bound}  {busiest}"
     )
 
 
-def _components(networks: list[Topology], prices: dict[str, float] | None) -> str:
+def _prices(
+    networks: list[Topology], prices: dict[str, float] | None
+) -> dict[str, dict[str, float]]:
+    """By network: the prices of components that it has. Each price is of one network at least."""
+    counts = {network.name: network.components() for network in networks}
+    known = list(dict.fromkeys(name for count in counts.values() for name in count))
+    for name in prices or {}:
+        if name not in known:
+            raise TopologyError(
+                f"there is a price for {shown(name)}; priced are {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+    if not prices:
+        return {}
+    return {
+        network: {name: price for name, price in prices.items() if name in count}
+        for network, count in counts.items()
+    }
+
+
+def _components(networks: list[Topology], prices: dict[str, dict[str, float]]) -> str:
     lines = []
     for network in networks:
         counts = ", ".join(f"{count} {name}" for name, count in network.components().items())
-        cost = f"; cost {network.cost(prices):,.0f}" if prices else ""
+        cost = f"; cost {network.cost(prices[network.name]):,.0f}" if prices else ""
         lines.append(f"{network.name}: {counts}{cost}")
     return "\n".join(lines)
 

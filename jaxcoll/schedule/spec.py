@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -63,8 +64,7 @@ def parse_algorithm(text: str) -> tuple[str, tuple[int, ...]]:
         return name, ()
     extents = rest.removesuffix("]").split("x")
     if not rest.endswith("]") or not all(
-        extent.isascii() and extent.isdecimal() and 0 < int(extent) <= MAX_INT32
-        for extent in extents
+        re.fullmatch("[0-9]{1,10}", extent) and 0 < int(extent) <= MAX_INT32 for extent in extents
     ):
         raise ValueError(
             f"algorithm {text!r}: write the dims as positive numbers in brackets, {name}[4x4]"

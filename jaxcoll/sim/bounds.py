@@ -18,7 +18,7 @@ flow        up to about 100 ranks; all_to_all: the linear program of all flows a
 ==========  ========================================================================
 
 Bytes bounds hold for fluid traffic, so to each is added what a last byte needs on top: one overhead
-and the least latency.
+and the least latency. Overheads and latencies are in whole picoseconds, as in the engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcoll.sim.network import Topology
-from jaxcoll.sim.timeline import Bound, Model, Stragglers
+from jaxcoll.sim.timeline import Bound, Model, Stragglers, picoseconds
 
 # More cuts are seldom tighter; each costs a maximal flow.
 _MOST_CUTS: Final = 24
@@ -71,7 +71,7 @@ class Bounds:
         up = capacities_Bps > 0
         self._source = links.source[up].astype(np.int64)
         self._destination = links.destination[up].astype(np.int64)
-        self._latency_s = links.latency_s[up]
+        self._latency_ps = links.latency_ps[up]
         self._capacity = capacities_Bps[up]
         self._out = np.bincount(self._source, self._capacity, self._nodes)[self._ranks]
         self._in = np.bincount(self._destination, self._capacity, self._nodes)[self._ranks]
@@ -102,14 +102,15 @@ class Bounds:
             return ()
         # Bounds must hold for the fastest rank: jitter may make anything free.
         ease = 0.0 if stragglers.jitter else min((1.0, *stragglers.slowdown))
-        overhead_s = model.overhead_s * ease
+        overhead_s = math.floor(picoseconds(model.overhead_s) * ease) * 1e-12
+        latency_s = picoseconds(model.latency_s) * 1e-12
         reduce_s = model.reduce_s_per_byte * ease
-        least_s = overhead_s + model.latency_s + self._path_latencies()[0]
+        least_s = overhead_s + latency_s + self._path_latencies()[0]
         pairs = [(s, d) for s, d in permutation if s != d]
         if collective == "permute" and not pairs:
             return ()
         found = [
-            Bound("latency", self._latency(collective, overhead_s, model.latency_s, root, pairs)),
+            Bound("latency", self._latency(collective, overhead_s, latency_s, root, pairs)),
             Bound("ports", self._ports(collective, n, root, pairs) + least_s),
         ]
         if reduce_s > 0 and collective in ("all_reduce", "reduce_scatter", "reduce"):
@@ -143,21 +144,21 @@ class Bounds:
             ranks = np.array(self._ranks)
             # Parallel links: the fastest. An explicit 0 would be no edge.
             pair = self._source * self._nodes + self._destination
-            order = np.lexsort((self._latency_s, pair))
+            order = np.lexsort((self._latency_ps, pair))
             _, first = np.unique(pair[order], return_index=True)
             best = order[first]
             graph = csr_array(
-                (self._latency_s[best] + 1e-18, (self._source[best], self._destination[best])),
+                (self._latency_ps[best] + 1e-9, (self._source[best], self._destination[best])),
                 (self._nodes, self._nodes),
             )
             count = len(ranks)
             some = count > _MOST_DIJKSTRA_SOURCES
             sources = np.linspace(0, count - 1, min(count, _MOST_DIJKSTRA_SOURCES)).astype(int)
             distance = dijkstra(graph, indices=ranks[sources])
-            by_rank = {int(r): np.floor(distance[i] * 1e13) / 1e13 for i, r in enumerate(sources)}
+            by_rank = {int(r): np.floor(distance[i]) * 1e-12 for i, r in enumerate(sources)}
             between = np.array([by_rank[int(r)][ranks] for r in sources])
             between[np.arange(len(sources)), sources] = np.nan
-            least = float(self._latency_s.min()) if some else float(np.nanmin(between))
+            least = float(self._latency_ps.min()) * 1e-12 if some else float(np.nanmin(between))
             return least, float(np.nanmax(between)), by_rank
 
         result: tuple[float, float, dict[int, NDArray[np.float64]]] = self._remember(

@@ -11,10 +11,10 @@ from jaxcoll.sim.sweep import Outcome
 
 
 def label(outcome: Outcome) -> str:
-    """Network, routing and failures: what algorithms compete on."""
+    """Network, ranks if fewer than endpoints, routing and failures: what algorithms compete on."""
     case = outcome.case
     down = f", {case.fail} links down" if case.fail else ""
-    return f"{case.topology.name}, {case.routing}{down}"
+    return f"{case.where}, {case.routing}{down}"
 
 
 def size_text(nbytes: float) -> str:
@@ -44,7 +44,7 @@ class Ranking:
     def ranges(self) -> list[tuple[str, int, int]]:
         """(algorithm, from this size, to this one), by simulated medians."""
         found = []
-        for algorithm, group in groupby(self.fastest, lambda x: x[1][0].case.spec.algorithm):
+        for algorithm, group in groupby(self.fastest, lambda x: x[1][0].case.algorithm):
             sizes = [size for size, _ in group]
             found.append((algorithm, sizes[0], sizes[-1]))
         return found

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 # More than any network that has been built, and about a gigabyte.
 MOST_LINKS: Final = 1 << 25
+# Bytes per second of one link: far more than any, and sums over all links are exact enough.
+MOST_BPS: Final = 1e18
 
 Ints = NDArray[np.int32]
 
@@ -111,6 +113,11 @@ class Links(Sequence[Link]):
     def destination(self) -> Ints:
         """By link: the number of the node where it ends."""
         return self._array("destination")
+
+    @property
+    def latency_ps(self) -> NDArray[np.float64]:
+        """By link: in whole picoseconds, as the engine has it."""
+        return np.rint(self.latency_s * 1e12)
 
     @property
     def bandwidth_Bps(self) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxcoll._errors import CutError as CutError
 from jaxcoll._errors import TopologyError as TopologyError
 from jaxcoll._native import native
-from jaxcoll.sim.links import MOST_LINKS, Ints
+from jaxcoll.sim.links import MOST_BPS, MOST_LINKS, Ints
 from jaxcoll.sim.links import Link as Link
 from jaxcoll.sim.links import Links as Links
 
@@ -95,18 +95,35 @@ class Topology:
     memo: dict[Any, Any] = field(default_factory=dict)  # what others computed about it
 
     def __post_init__(self) -> None:
-        check_name("a network", self.name)
+        self.rename(self.name)
         self._names: list[str] = []  # by number
         self.index: dict[str, int] = {}
         self.links = Links(self._names)
         self._packed: tuple[tuple[int, int], Any] | None = None
 
+    def rename(self, name: str) -> None:
+        """Changes the network's name.
+
+        Raises:
+          TopologyError: the name cannot be printed.
+        """
+        check_name("a network", name)
+        self.name = name
+
     def add_host(self, name: str, *, forwards: bool = False) -> str:
-        """Adds an endpoint and returns its name."""
+        """Adds an endpoint and returns its name.
+
+        Raises:
+          TopologyError: a name that exists or cannot be printed, too many nodes.
+        """
         return self._add(Node(name, "host", forwards))
 
     def add_switch(self, name: str, tier: str = "switch") -> str:
-        """Adds a switch and returns its name."""
+        """Adds a switch and returns its name.
+
+        Raises:
+          TopologyError: a name that exists or cannot be printed, too many nodes.
+        """
         return self._add(Node(name, tier, True))
 
     def add_hosts(self, names: Iterable[str], *, forwards: bool = False) -> Ints:
@@ -129,35 +146,40 @@ class Topology:
         *,
         medium: str = "optical",
         both_ways: bool = True,
+        count: int = 1,
     ) -> None:
         """Adds a cable from a to b; it carries `bandwidth_Bps` each way.
 
         Args:
           a: a node's name.
           b: another's.
-          bandwidth_Bps: bytes per second, above 0.
+          bandwidth_Bps: bytes per second, above 0 and at most 1e18.
           latency_s: seconds from end to end.
           medium: "optical" cables count two optics, others ("copper", "nvlink") none.
           both_ways: False: from a to b only.
+          count: parallel cables.
 
         Raises:
-          TopologyError: unknown node, a loop, no capacity.
+          TopologyError: unknown node, a loop, a capacity or latency out of range, too many links.
         """
         for end in (a, b):
             if end not in self.nodes:
                 raise TopologyError(f"{self.name}: link {a} - {b} names unknown node {end!r}")
         if a == b:
             raise TopologyError(f"{self.name}: node {a!r} is linked to itself")
-        if not (bandwidth_Bps > 0 and math.isfinite(bandwidth_Bps)):
+        if not 0 < bandwidth_Bps <= MOST_BPS:
             raise TopologyError(
-                f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; "
-                "it must be above 0 (a broken link is a failure, not a link)"
+                f"{self.name}: link {a} - {b} has a capacity of {bandwidth_Bps} B/s; it must be "
+                f"above 0 and at most {MOST_BPS:g} (a broken link is a failure, not a link)"
             )
         if not 0 <= latency_s <= MOST_SECONDS:
             raise TopologyError(f"{self.name}: link {a} - {b} has a latency of {latency_s} s")
+        if count < 0:
+            raise TopologyError(f"{self.name}: there are {count} cables of link {a} - {b}")
+        check_links(self.name, len(self.links) + count * (1 + both_ways))
         self.connect_all(
-            [self.index[a]],
-            [self.index[b]],
+            np.full(count, self.index[a]),
+            self.index[b],
             bandwidth_Bps,
             latency_s,
             medium=medium,
@@ -185,11 +207,23 @@ class Topology:
           both_ways: see `connect`.
 
         Raises:
-          TopologyError: a loop, no capacity, too many links.
+          TopologyError: a number that no node has, a loop, a capacity or latency out of range, too
+            many links.
         """
+        for end in (np.asarray(a), np.asarray(b)):
+            if end.dtype.kind not in "iu" and end.size:
+                raise TopologyError(f"{self.name}: a link's ends are {end.dtype}, not node numbers")
+            known = (end >= 0) & (end < len(self._names))
+            if not known.all():
+                raise TopologyError(
+                    f"{self.name}: a link ends at node {end[~known].flat[0]}, but nodes are from 0 "
+                    f"to {len(self._names) - 1}"
+                )
         capacity, latency = np.asarray(bandwidth_Bps), np.asarray(latency_s)
-        if not ((capacity > 0) & np.isfinite(capacity)).all():
-            raise TopologyError(f"{self.name}: a link's capacity must be above 0")
+        if not ((capacity > 0) & (capacity <= MOST_BPS)).all():
+            raise TopologyError(
+                f"{self.name}: a link's capacity must be above 0 and at most {MOST_BPS:g} B/s"
+            )
         if not ((latency >= 0) & (latency <= MOST_SECONDS)).all():
             raise TopologyError(
                 f"{self.name}: a link's latency must be from 0 to {MOST_SECONDS:g} s"
@@ -249,13 +283,18 @@ class Topology:
             counts for leaves. Components without a price cost nothing.
 
         Raises:
-          TopologyError: a price for a component that this kind of network lacks, or two for one.
+          TopologyError: a price for a component that this network does not have, below 0, or not
+            finite.
         """
         counts = self.components()
-        known = {*counts, "hosts", "switches", "links", "optics"}
-        for name in prices:
-            if name not in known and "." not in name:
-                raise TopologyError(f"there is a price for {name!r}; priced are {sorted(known)}")
+        for name, price in prices.items():
+            if name not in counts:
+                raise TopologyError(
+                    f"there is a price for {name!r}, which {self.name} does not have; priced are "
+                    f"{', '.join(counts)}"
+                )
+            if not 0 <= price < math.inf:
+                raise TopologyError(f"the price of {name!r} is {price}; it must be at least 0")
         total = 0.0
         for name, count in counts.items():
             kinds = [other for other in counts if other.startswith(f"{name}.")]
@@ -272,11 +311,12 @@ class Topology:
         Args:
           world_size: ranks.
           placement: None or "linear": the first endpoints in order; "random:SEED": some, shuffled;
-            "strided:K": every K-th, then those next to them; or explicitly: endpoints by rank, or
-            a mapping rank -> endpoint or endpoint -> rank(s).
+            "strided:K": every K-th, then those next to them, K at most the number of endpoints; or
+            explicitly: endpoints by rank, or a mapping rank -> endpoint or endpoint -> rank(s).
 
         Raises:
-          TopologyError: too few endpoints, an unknown one, a rank or endpoint named twice.
+          TopologyError: too few endpoints, an unknown one, a rank or endpoint named twice, a text
+            that is not one of these.
         """
         hosts = self.hosts
         if placement is None or isinstance(placement, str):
@@ -284,7 +324,7 @@ class Topology:
                 raise TopologyError(
                     f"{self.name} has {len(hosts)} endpoints, too few for {world_size} ranks"
                 )
-            return self._arrange(hosts, world_size, placement or "linear")
+            return self._arrange(hosts, world_size, "linear" if placement is None else placement)
         names = _by_rank(placement)
         if len(names) != world_size:
             raise TopologyError(
@@ -303,20 +343,25 @@ class Topology:
             holder[name] = rank
         return names
 
-    @staticmethod
-    def _arrange(hosts: list[str], world_size: int, how: str) -> list[str]:
-        kind, _, argument = how.partition(":")
-        try:
-            if kind == "linear" and not argument:
-                return hosts[:world_size]
-            if kind == "random":
-                return random.Random(int(argument or 0)).sample(hosts, world_size)
-            if kind == "strided" and int(argument) > 0:
-                stride = int(argument)
-                return [host for i in range(stride) for host in hosts[i::stride]][:world_size]
-        except ValueError:
-            pass
-        raise TopologyError(f"placement {how!r}: use linear, random:SEED or strided:K")
+    def _arrange(self, hosts: list[str], world_size: int, how: str) -> list[str]:
+        kind, colon, argument = how.partition(":")
+        if kind == "linear" and not colon:
+            return hosts[:world_size]
+        number = int(argument) if re.fullmatch("[0-9]{1,20}", argument) else None
+        if kind == "random" and (number is not None or not colon):
+            return random.Random(number or 0).sample(hosts, world_size)
+        if kind == "strided" and number is not None:
+            if not 1 <= number <= len(hosts):
+                raise TopologyError(
+                    f"placement {how!r}: a stride must be from 1 to {len(hosts)}, the number of "
+                    f"endpoints of {self.name}"
+                )
+            return [host for i in range(number) for host in hosts[i::number]][:world_size]
+        short = how if len(how) <= 40 else f"{how[:40]}..."
+        raise TopologyError(
+            f"placement {short!a}: use linear, random:SEED or strided:K, with numbers of up to 20 "
+            "digits"
+        )
 
     # --- failures ---
 
@@ -399,7 +444,7 @@ class Topology:
                 links.source,
                 links.destination,
                 links.bandwidth_Bps,
-                np.rint(links.latency_s * 1e12),
+                links.latency_ps,
             )
             self._check(packed)
             self._packed = size, packed

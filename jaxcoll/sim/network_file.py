@@ -10,21 +10,26 @@ from typing import Any, Final
 
 from jaxcoll import _files
 from jaxcoll._errors import FileError
-from jaxcoll.sim.network import Topology, TopologyError
+from jaxcoll.sim.network import MOST_NODES, Topology, TopologyError, check_links, check_name
 from jaxcoll.sim.network_kinds import torus
 from jaxcoll.sim.options import (
     KINDS,
+    add_option,
     nearest,
     option_of,
     parse_rate,
     parse_seconds,
-    value_of,
+    shown,
 )
 
 _MOST_BYTES: Final = 16 << 20
 _MOST_DEPTH: Final = 16
+# Texts, lists and mappings. A file of the largest size has as many if it describes a network; one
+# of commas has more. Each takes about 300 bytes.
+_MOST_VALUES: Final = 3 << 20
 _MOST_PARALLEL_LINKS: Final = 1 << 16
-_MOST_SHOWN: Final = 40
+# Cuts are computed for every group: as many members in all as a network may have nodes.
+_MOST_MEMBERS: Final = MOST_NODES
 
 _TAG: Final = "tag:yaml.org,2002:"
 _KINDS_OF_SCALARS: Final = {"str": "a text", "int": "a whole number", "float": "a number"}
@@ -84,17 +89,22 @@ class _Reader:
         reader = self
 
         class Shallow(Composer):
-            """Refuses what is nested too deeply while it is read."""
+            """Refuses what is nested too deeply, or has too many values, while it is read."""
 
             depth = 0
+            values = 0
 
             def compose_node(self, parent: Any, index: Any) -> Any:
                 self.depth += 1
-                if self.depth > _MOST_DEPTH:
-                    line = self.peek_event().start_mark.line + 1  # type: ignore[attr-defined]
-                    raise TopologyError(
-                        f"{reader._path}, line {line}: nested more than {_MOST_DEPTH} levels deep"
-                    )
+                self.values += 1
+                for count, most, what in (
+                    (self.depth, _MOST_DEPTH, "nested more than {} levels deep"),
+                    (self.values, _MOST_VALUES, "more than {} texts, lists and mappings"),
+                ):
+                    if count > most:
+                        line = self.peek_event().start_mark.line + 1  # type: ignore[attr-defined]
+                        told = what.format(most)
+                        raise TopologyError(f"{reader._path}, line {line}: {told}")
                 node = super().compose_node(parent, index)
                 self.depth -= 1
                 return node
@@ -140,7 +150,7 @@ class _Reader:
             if key not in known:
                 raise self.error(
                     key_node,
-                    f"{what} has no key {_shown(key)}; it has {', '.join(known)}"
+                    f"{what} has no key {shown(key)}; it has {', '.join(known)}"
                     f"{nearest(key, known)}",
                 )
         return {key: value for key, (_, value) in pairs.items()}
@@ -154,7 +164,7 @@ class _Reader:
             if key.id != "scalar":
                 raise self.error(key, f"a key of {what} should be a text, not {_kind(key)}")
             if key.value in pairs:
-                raise self.error(key, f"{what} has the key {_shown(key.value)} twice")
+                raise self.error(key, f"{what} has the key {shown(key.value)} twice")
             pairs[key.value] = key, value
         return pairs
 
@@ -181,7 +191,7 @@ class _Reader:
     def whole(self, node: Any, key: str, low: int, high: int) -> int:
         text = self.text(node, key, ("int",))
         if not re.fullmatch("-?[0-9]{1,30}", text):
-            raise self.error(node, f"`{key}` is {_shown(text)}; write it in decimal digits")
+            raise self.error(node, f"`{key}` is {shown(text)}; write it in decimal digits")
         if not low <= int(text) <= high:
             raise self.error(node, f"`{key}` is {text}, but must be from {low} to {high}")
         return int(text)
@@ -194,17 +204,13 @@ class _Reader:
         return str(node.value).lower() in ("true", "yes", "on")
 
 
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
-
-
 def _kind(node: Any) -> str:
     if node.id != "scalar":
         return "a list" if node.id == "sequence" else "a mapping"
     kind = node.tag.removeprefix(_TAG)
     if kind == "null":
         return "nothing"
-    return f"{_shown(node.value)}" if kind != "bool" else f"the truth value {node.value}"
+    return f"{shown(node.value)}" if kind != "bool" else f"the truth value {node.value}"
 
 
 def _ready_made(reader: _Reader, root: Any) -> Topology:
@@ -213,7 +219,7 @@ def _ready_made(reader: _Reader, root: Any) -> Topology:
     if kind not in KINDS:
         raise reader.error(
             pairs["kind"][1],
-            f"unknown kind {_shown(kind)}; there are {', '.join(KINDS)}{nearest(kind, KINDS)}",
+            f"unknown kind {shown(kind)}; there are {', '.join(KINDS)}{nearest(kind, KINDS)}",
         )
     if "size" not in pairs:
         raise TopologyError("`size` is missing")
@@ -222,11 +228,9 @@ def _ready_made(reader: _Reader, root: Any) -> Topology:
         if key in ("kind", "size"):
             continue
         with reader.at(key_node):
-            parameter = option_of(kind, key)
-        whole = "int" in str(parameter.annotation)
-        with reader.at(value):
+            whole = "int" in str(option_of(kind, key).annotation)
             said = reader.text(value, key, ("int",) if whole else ("str", "int", "float"))
-            arguments[parameter.name] = value_of(parameter, said)
+            add_option(arguments, kind, key, said)
     size = pairs["size"][1]
     most = 1 << 31
     with reader.at(size):
@@ -239,7 +243,7 @@ def _ready_made(reader: _Reader, root: Any) -> Topology:
         else:
             said = reader.text(size, "size", ("str", "int"))
             if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", said):
-                raise reader.error(size, f"`size` is {_shown(said)}; write 4x4x4 or [4, 4, 4]")
+                raise reader.error(size, f"`size` is {shown(said)}; write 4x4x4 or [4, 4, 4]")
             lengths = [int(length) for length in said.split("x")]
         return torus(lengths, **arguments)
 
@@ -256,17 +260,12 @@ def _explicit(reader: _Reader, root: Any, stem: str) -> Topology:
     for node in nodes:
         with reader.at(node):
             _add_node(reader, topology, node)
-    for link in links:
-        with reader.at(link):
-            _add_link(reader, topology, link)
+    _add_links(reader, topology, links)
     if "node_size" in keys:
         hosts = len(topology.hosts)
         topology.node_size = reader.whole(keys["node_size"], "node_size", 0, hosts)
     if "groups" in keys:
-        for name, (_, members) in reader.pairs(keys["groups"], "`groups`").items():
-            topology.groups[name] = tuple(
-                _endpoint(reader, topology, member) for member in reader.items(members, "groups")
-            )
+        _add_groups(reader, topology, keys["groups"])
     topology.check()
     return topology
 
@@ -284,29 +283,69 @@ def _add_node(reader: _Reader, topology: Topology, node: Any) -> None:
         topology.add_switch(name, tier)
 
 
-def _add_link(reader: _Reader, topology: Topology, link: Any) -> None:
-    keys = reader.mapping(link, "a link", _LINK_KEYS)
+def _add_links(reader: _Reader, topology: Topology, links: list[Any]) -> None:
+    """All links at once: how many there will be is checked before any of them is made."""
+    read = []
+    total = 0
+    for node in links:
+        with reader.at(node):
+            link, count = _link(reader, node)
+            total += count * (2 if link["both_ways"] else 1)
+            check_links(topology.name, total)
+        read.append((node, link, count))
+    for node, link, count in read:
+        with reader.at(node):
+            topology.connect(**link, count=count)
+
+
+def _link(reader: _Reader, node: Any) -> tuple[dict[str, Any], int]:
+    """The arguments of `Topology.connect`, and the number of parallel links."""
+    keys = reader.mapping(node, "a link", _LINK_KEYS)
     ends = keys.get("ends")
     if ends is None or ends.id != "sequence" or len(ends.value) != 2:
         raise TopologyError("a link needs `ends: [a, b]`")
     a, b = (reader.name(end, "ends") for end in ends.value)
     if "bandwidth" not in keys:
-        raise TopologyError(f"link {_shown(a)} - {_shown(b)} needs a `bandwidth`")
+        raise TopologyError(f"link {shown(a)} - {shown(b)} needs a `bandwidth`")
     with reader.at(keys["bandwidth"]):
         bandwidth_Bps = parse_rate(reader.text(keys["bandwidth"], "bandwidth"))
     latency_s = 0.0
     if "latency" in keys:
         with reader.at(keys["latency"]):
             latency_s = parse_seconds(reader.text(keys["latency"], "latency"))
-    count = reader.whole(keys["count"], "count", 0, _MOST_PARALLEL_LINKS) if "count" in keys else 1
     medium = reader.name(keys["medium"], "medium") if "medium" in keys else "optical"
-    both_ways = not reader.flag(keys.get("one_way"), "one_way")
-    for _ in range(count):
-        topology.connect(a, b, bandwidth_Bps, latency_s, medium=medium, both_ways=both_ways)
+    count = reader.whole(keys["count"], "count", 0, _MOST_PARALLEL_LINKS) if "count" in keys else 1
+    arguments = {
+        "a": a,
+        "b": b,
+        "bandwidth_Bps": bandwidth_Bps,
+        "latency_s": latency_s,
+        "medium": medium,
+        "both_ways": not reader.flag(keys.get("one_way"), "one_way"),
+    }
+    return arguments, count
+
+
+def _add_groups(reader: _Reader, topology: Topology, node: Any) -> None:
+    """Groups that share one list by an alias share its endpoints, too."""
+    found: dict[int, tuple[str, ...]] = {}
+    total = 0
+    for name, (key, members) in reader.pairs(node, "`groups`").items():
+        items = reader.items(members, "groups")
+        total += len(items)
+        if total > _MOST_MEMBERS:
+            raise reader.error(
+                key, f"the groups have {total} members together; at most {_MOST_MEMBERS}"
+            )
+        if id(members) not in found:
+            found[id(members)] = tuple(_endpoint(reader, topology, item) for item in items)
+        with reader.at(key):
+            check_name("a group", name)
+        topology.groups[name] = found[id(members)]
 
 
 def _endpoint(reader: _Reader, topology: Topology, node: Any) -> str:
     name = reader.name(node, "groups")
     if name not in topology.nodes or not topology.nodes[name].is_host:
-        raise reader.error(node, f"a group names {_shown(name)}, which is not an endpoint")
+        raise reader.error(node, f"a group names {shown(name)}, which is not an endpoint")
     return name

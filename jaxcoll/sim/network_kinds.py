@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxcoll.sim.network import Topology, TopologyError, check_links, check_nodes
 
@@ -17,6 +18,9 @@ _BANDWIDTH_BPS: Final = 50e9
 _LATENCY_S: Final = 1e-6
 _NVLINK_BPS: Final = 450e9
 _NVLINK_LATENCY_S: Final = 0.5e-6
+
+# More dimensions than any network can have that are longer than 1; NumPy's arrays have up to 32.
+_MOST_DIMENSIONS: Final = 24
 
 
 def _at_least(name: str, value: int, low: int) -> None:
@@ -39,7 +43,7 @@ def _ports(topology: Topology, radix: int | None, needed: int, what: str) -> Non
 def _split(radix: int, oversubscription: float) -> int:
     """Ports that lead up."""
     up = radix / (oversubscription + 1) if 0 < oversubscription < math.inf else 0.0
-    if up < 1 or not math.isclose(up, round(up)):
+    if not 1 <= round(up) < radix or not math.isclose(up, round(up)):
         raise TopologyError(
             f"{radix} ports cannot be split {oversubscription:g}:1 into links down and up"
         )
@@ -55,10 +59,11 @@ def _halves(topology: Topology) -> None:
 
 def _uplinks(hosts: int, oversubscription: float, what: str) -> int:
     uplinks = hosts / oversubscription if 0 < oversubscription < math.inf else 0.0
-    if uplinks < 1 or not math.isclose(uplinks, round(uplinks)):
+    most = 1 << 53  # above, all floats are whole
+    if not 1 <= uplinks <= most or not math.isclose(uplinks, round(uplinks)):
         raise TopologyError(
             f"{what} with {hosts} links down cannot be oversubscribed {oversubscription:g}:1; "
-            "the number of links up must be whole"
+            f"the number of links up must be whole, and at most {most}"
         )
     return round(uplinks)
 
@@ -82,7 +87,11 @@ def _shared(uplinks: int, radix: int, below: int, count: int, parts: int, what: 
 def ring(
     hosts: int, *, bandwidth_Bps: float = _BANDWIDTH_BPS, latency_s: float = _LATENCY_S
 ) -> Topology:
-    """Hosts in a ring, each linked to the next; traffic passes through hosts."""
+    """Hosts in a ring, each linked to the next; traffic passes through hosts.
+
+    Raises:
+      TopologyError: a size or an option out of range, or too many nodes or links.
+    """
     return torus([hosts], bandwidth_Bps=bandwidth_Bps, latency_s=latency_s, name=f"ring({hosts})")
 
 
@@ -97,7 +106,15 @@ def torus(
 
     Hosts are named by their coordinates, ``h2.0``, and numbered with the last one fastest. A
     dimension of length 2 has one cable, of length 1 none.
+
+    Raises:
+      TopologyError: no dimension or more than 24, a size or an option out of range, or too many
+        nodes or links.
     """
+    if not 1 <= len(dimensions) <= _MOST_DIMENSIONS:
+        raise TopologyError(
+            f"a torus has {len(dimensions)} dimensions, but must have from 1 to {_MOST_DIMENSIONS}"
+        )
     for length in dimensions:
         _at_least("a dimension of a torus", length, 1)
     topology = Topology(
@@ -140,6 +157,10 @@ def switch(
     """Hosts on one switch; every link has `latency_s`, so two hosts are twice that apart.
 
     It has `radix` ports, by default as many as it needs.
+
+    Raises:
+      TopologyError: a size or an option out of range, a switch with more links than ports, or
+        too many nodes or links.
     """
     _at_least("hosts", hosts, 1)
     topology = Topology(f"switch({hosts})")
@@ -166,6 +187,11 @@ def leaf_spine(
 
     They go to `spines` spines in turn; by default each to one of its own. Switches have `radix`
     ports, by default as many as they need.
+
+    Raises:
+      TopologyError: a size or an option out of range, links up that are not a whole number or
+        cannot be spread evenly, a switch with more links than ports, or too many nodes or
+        links.
     """
     _at_least("hosts", hosts, 1)
     _at_least("hosts_per_leaf", hosts_per_leaf, 1)
@@ -179,15 +205,21 @@ def leaf_spine(
     _ports(topology, radix, hosts_per_leaf + uplinks, "a leaf")
     _ports(topology, radix, leaves * (uplinks // spines), "a spine")
     above = topology.add_switches((f"spine{s}" for s in range(spines)), "spine")
-    up = above[np.arange(uplinks) % spines]
-    for leaf in range(leaves):
-        name = f"leaf{leaf}"
-        here = topology.add_switches([name], "leaf")
-        members = range(leaf * hosts_per_leaf, min(hosts, (leaf + 1) * hosts_per_leaf))
-        ends = topology.add_hosts(f"h{h}" for h in members)
-        topology.connect_all(ends, here, bandwidth_Bps, latency_s)
-        topology.connect_all(np.repeat(here, uplinks), up, bandwidth_Bps, latency_s)
-        topology.groups[name] = tuple(f"h{h}" for h in members)
+    for number in range(leaves):
+        topology.add_switch(f"leaf{number}", "leaf")
+        first = number * hosts_per_leaf
+        members = [f"h{h}" for h in range(first, min(hosts, first + hosts_per_leaf))]
+        topology.add_hosts(members)
+        topology.groups[f"leaf{number}"] = tuple(members)
+    # By leaf: the cables of its hosts, of which the last leaf may have fewer, then those up.
+    most = min(hosts, hosts_per_leaf)
+    leaf = (spines + np.arange(leaves) * (1 + most))[:, None]
+    below = np.hstack([leaf + 1 + np.arange(most), np.repeat(leaf, uplinks, axis=1)])
+    to_spine = np.broadcast_to(above[np.arange(uplinks) % spines], (leaves, uplinks))
+    over = np.hstack([np.repeat(leaf, most, axis=1), to_spine])
+    keep = np.ones(below.shape, bool)
+    keep[-1, hosts - (leaves - 1) * most : most] = False
+    topology.connect_all(below[keep], over[keep], bandwidth_Bps, latency_s)
     _halves(topology)
     return topology
 
@@ -207,6 +239,10 @@ def fat_tree(
     oversubscription, one to each aggregation switch of its pod; those have radix / 2 each way. The
     i-th aggregation switches of all pods share radix / 2 cores; or, where there are not `radix`
     pods to fill those, a share of `cores`, each by several parallel links.
+
+    Raises:
+      TopologyError: a size or an option out of range, ports that cannot be split in this
+        proportion, more hosts than switches of `radix` ports reach, or too many nodes or links.
     """
     _at_least("hosts", hosts, 1)
     if radix < 2 or radix % 2:
@@ -268,16 +304,22 @@ def rail_optimised(
     GPUs of different rails reach each other through the network as well. Defaults: 450 GB/s of
     NVLink and a 400 Gb/s NIC per GPU. Endpoints are the GPUs, ``n3g5``, node after node. Leaves and
     spines have `radix` ports, by default as many as they need.
+
+    Raises:
+      TopologyError: a size or an option out of range, links up that are not a whole number, a
+        switch with more links than ports, or too many nodes or links.
     """
     _at_least("nodes", nodes, 1)
+    nodes_per_leaf = nodes if nodes_per_leaf is None else nodes_per_leaf
+    _at_least("nodes_per_leaf", nodes_per_leaf, 1)
     return _rails(
         "rail_optimised",
         nodes,
         gpus_per_node,
         (nvlink_Bps, nvlink_latency_s),
         (bandwidth_Bps, latency_s),
-        nodes_per_leaf or nodes,
-        _uplinks(nodes_per_leaf or nodes, oversubscription, "a leaf"),
+        nodes_per_leaf,
+        _uplinks(nodes_per_leaf, oversubscription, "a leaf"),
         radix,
     )
 
@@ -295,6 +337,10 @@ def rail_only(
     """As `rail_optimised`, with one switch per rail and none between rails (Wang et al., 2024).
 
     Traffic between rails passes through a GPU of the same node: GPUs forward.
+
+    Raises:
+      TopologyError: a size or an option out of range, a switch with more links than ports, or
+        too many nodes or links.
     """
     return _rails(
         "rail_only",
@@ -320,7 +366,6 @@ def _rails(
 ) -> Topology:
     _at_least("nodes", nodes, 1)
     _at_least("gpus_per_node", gpus, 1)
-    _at_least("nodes_per_leaf", nodes_per_leaf, 1)
     topology = Topology(f"{kind}({nodes} x {gpus})", node_size=gpus)
     leaves = -(-nodes // nodes_per_leaf)
     switches = uplinks + gpus * leaves
@@ -369,11 +414,16 @@ def dragonfly(
     """Groups of fully meshed routers, and links between all pairs of groups (Kim et al., 2008).
 
     Routes are minimal: at most one link between groups.
+
+    Raises:
+      TopologyError: a size or an option out of range, more groups than the global links join,
+        or too many nodes or links.
     """
     a, h = routers_per_group, global_links_per_router
     _at_least("groups", groups, 1)
     _at_least("routers_per_group", a, 1)
     _at_least("hosts_per_router", hosts_per_router, 1)
+    _at_least("global_links_per_router", h, 0)
     if groups > a * h + 1:
         raise TopologyError(
             f"{a} routers with {h} global links each join {a * h + 1} groups, not {groups}"
@@ -383,27 +433,38 @@ def dragonfly(
     cables = groups * (a * hosts_per_router + a * (a - 1) // 2) + pairs
     _bounded(topology, groups * a * (1 + hosts_per_router), cables)
     far = latency_s if global_latency_s is None else global_latency_s
+    per_router, per_group = 1 + hosts_per_router, a * (1 + hosts_per_router)
     number = itertools.count()
     for g in range(groups):
         members: list[str] = []
         for r in range(a):
-            router = topology.add_switch(f"r{g}.{r}", "router")
-            for _ in range(hosts_per_router):
-                host = topology.add_host(f"h{next(number)}")
-                members.append(host)
-                topology.connect(host, router, bandwidth_Bps, latency_s, medium="copper")
-            for other in range(r):
-                topology.connect(router, f"r{g}.{other}", bandwidth_Bps, latency_s, medium="copper")
+            topology.add_switch(f"r{g}.{r}", "router")
+            members += (topology.add_host(f"h{next(number)}") for _ in range(hosts_per_router))
         topology.groups[f"group{g}"] = tuple(members)
+    # Within a group, router after router: its hosts, then the routers before it. A node's number
+    # is that of its group's first, which is a router, and what is here.
+    routers = np.arange(a) * per_router
+    hosts = 1 + np.arange(hosts_per_router)
+    here = np.concatenate([np.append(x + hosts, np.full(r, x)) for r, x in enumerate(routers)])
+    there = np.concatenate(
+        [np.append(np.full(len(hosts), x), routers[:r]) for r, x in enumerate(routers)]
+    )
+    first = (np.arange(groups) * per_group)[:, None]
+    topology.connect_all(
+        (first + here).ravel(), (first + there).ravel(), bandwidth_Bps, latency_s, medium="copper"
+    )
     # Every group deals its links to the other groups in turn, as often as all of them get one.
-    for turn in range((a * h) // (groups - 1) if groups > 1 else 0):
-        for g, other in itertools.combinations(range(groups), 2):
-            ends = []
-            for here, there in ((g, other), (other, g)):
-                # The other group's index among all groups except `here`.
-                place = (there - here - 1) % groups
-                ends.append(f"r{here}.{(turn * (groups - 1) + place) // h}")
-            topology.connect(ends[0], ends[1], bandwidth_Bps, far)
+    turns = np.arange((a * h) // (groups - 1) if groups > 1 else 0)[:, None] * (groups - 1)
+    one, other = np.triu_indices(groups, 1)
+
+    def router(own: NDArray[np.intp], to: NDArray[np.intp]) -> NDArray[np.intp]:
+        """By turn and pair, the router of group `own` whose link leads to group `to`."""
+        place = (to - own - 1) % groups  # of `to` among all groups but `own`
+        found: NDArray[np.intp] = own * per_group + (turns + place) // h * per_router
+        return found.ravel()
+
+    if len(turns):
+        topology.connect_all(router(one, other), router(other, one), bandwidth_Bps, far)
     _halves(topology)
     return topology
 
@@ -425,6 +486,10 @@ def multi_plane(
     Leaves of `radix` ports split them oversubscription : 1 into hosts and links up, one to each
     spine, so the reach is radix * radix * x / (x + 1) hosts; or, where there are not `radix` leaves
     to fill those, to `spines` per plane, each by several parallel links.
+
+    Raises:
+      TopologyError: a size or an option out of range, ports that cannot be split in this
+        proportion, more hosts than switches of `radix` ports reach, or too many nodes or links.
     """
     _at_least("hosts", hosts, 1)
     _at_least("planes", planes, 1)

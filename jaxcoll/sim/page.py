@@ -81,7 +81,7 @@ def page(sweep: Sweep, outcomes: Sequence[Outcome], report: dict[str, Any]) -> s
       outcomes: what came out.
       report: what ``--json`` writes.
     """
-    algorithms = list(dict.fromkeys(o.case.spec.algorithm for o in outcomes))
+    algorithms = list(dict.fromkeys(o.case.algorithm for o in outcomes))
     colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(algorithms)}
     title = "Simulated collectives"
     parts = [
@@ -243,7 +243,7 @@ def _chart(name: str, outcomes: list[Outcome], colour: dict[str, str]) -> str:
     )
     by_algorithm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        by_algorithm.setdefault(outcome.case.spec.algorithm, []).append(outcome)
+        by_algorithm.setdefault(outcome.case.algorithm, []).append(outcome)
     for algorithm, group in by_algorithm.items():
         group = sorted(group, key=lambda o: o.median.nbytes)
         svg.append(f"<g data-line='{escape(algorithm)}'>")
@@ -299,8 +299,8 @@ def _crossovers(ranked: Sequence[Ranking], colour: dict[str, str]) -> list[str]:
 
 
 def _cell(candidates: Sequence[Outcome], colour: dict[str, str]) -> str:
-    name = candidates[0].case.spec.algorithm
-    all_of_them = ", ".join(f"{o.case.spec.algorithm} {time_text(o.p50_s)}" for o in candidates)
+    name = candidates[0].case.algorithm
+    all_of_them = ", ".join(f"{o.case.algorithm} {time_text(o.p50_s)}" for o in candidates)
     return (
         f"<td style='background:{colour[name]};color:{_ink_on(colour[name])}' "
         f"title='{escape(all_of_them)}'>"
@@ -317,13 +317,14 @@ def _ink_on(colour: str) -> str:
 
 
 def _shown(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Timeline]:
-    """Per network and collective the fastest case of the largest size, run again with messages."""
-    best: dict[tuple[int, str], Outcome] = {}
+    """Per network, collective and number of ranks the fastest case of the largest size, run again
+    with messages."""
+    best: dict[str, Outcome] = {}
     largest = max(o.case.nbytes for o in outcomes)
     for outcome in outcomes:
         if outcome.case.nbytes != largest:
             continue
-        key = (id(outcome.case.topology), outcome.case.spec.collective)
+        key = f"{outcome.case.spec.collective} on {outcome.case.where}"
         if key not in best or outcome.p50_s < best[key].p50_s:
             best[key] = outcome
     return [

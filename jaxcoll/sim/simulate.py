@@ -16,6 +16,7 @@ from jaxcoll.schedule import Schedule, ScheduleSpec, input_blocks, output_blocks
 from jaxcoll.schedule.ir import to_tuple
 from jaxcoll.schedule.spec import spec_to_tuple
 from jaxcoll.sim.bounds import Bounds
+from jaxcoll.sim.links import MOST_BPS
 from jaxcoll.sim.memory import available_bytes
 from jaxcoll.sim.network import MOST_SECONDS, CutError, Placement, Topology, TopologyError
 from jaxcoll.sim.timeline import (
@@ -27,14 +28,16 @@ from jaxcoll.sim.timeline import (
     Stragglers,
     Timeline,
     Traffic,
+    capacities_over,
     changes_of,
+    picoseconds,
 )
 
 # The engine's ranges; ffi/sim/limits.h tells why. Sums are checked there.
-_MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
+MOST_BYTES: Final = int(native.SIM_MOST_BYTES)
 
 # The ranges of a model's parameters that are not simply from 0 on.
-_RANGES: Final = {
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "efficiency": (1e-6, 1.0),
     "split": (1, 256),
     "in_flight": (0, (1 << 31) - 1),
@@ -46,9 +49,6 @@ _RANGES: Final = {
 
 # Packed schedules that are remembered.
 KEPT_SCHEDULES: Final = 8
-
-# Endless background traffic: days at any rate, and exact as a float.
-_ENDLESS_BYTES: Final = 10**15
 
 
 def run(
@@ -102,8 +102,8 @@ def run(
         raise ValueError(f"bounds is {bounds!r}; there are all, quick and none")
     if routing not in ROUTINGS:
         raise ValueError(f"unknown routing {routing!r}; there are {', '.join(ROUTINGS)}")
-    _in_range("nbytes", nbytes, 1, _MOST_BYTES)
-    _in_range("itemsize", itemsize, 1, _MOST_BYTES)
+    _in_range("nbytes", nbytes, 1, MOST_BYTES)
+    _in_range("itemsize", itemsize, 1, MOST_BYTES)
     _in_range("seed", seed, 0, (1 << 64) - 1)
     world_size = schedule.world_size
     hosts = topology.place(world_size, placement)
@@ -122,15 +122,18 @@ def run(
             _in_range(f"stragglers.{name} of rank {rank}", value, 0, most)
     _in_range("stragglers.jitter", stragglers.jitter, 0, math.inf)
     for parameter, value in vars(model).items():
-        _in_range(f"model.{parameter}", value, *_RANGES.get(parameter, (0, math.inf)))
+        _in_range(f"model.{parameter}", value, *RANGES.get(parameter, (0, math.inf)))
     for traffic in background:
         for end in (traffic.source, traffic.destination):
             if end not in index:
                 raise TopologyError(f"background traffic names unknown node {end!r}")
-        _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, _MOST_BYTES)
+        _in_range("background traffic's nbytes", traffic.nbytes or 0, 0, MOST_BYTES)
+        _in_range("background traffic's bandwidth_Bps", traffic.bandwidth_Bps, 0, MOST_BPS)
+        _in_range("background traffic's share", traffic.share, 0, 1)
         _in_range("background traffic's start_s", traffic.start_s, 0, MOST_SECONDS)
     for change in changes:
         _in_range("a change's time_s", change.time_s, 0, MOST_SECONDS)
+        _in_range("a change's factor", change.factor, 0, math.inf)
     link_changes = changes_of(topology, failures, changes)
     try:
         out = native.simulate(
@@ -139,8 +142,8 @@ def run(
             [index[host] for host in hosts],
             block_elements,
             itemsize,
-            overhead_ps=_ps(model.overhead_s),
-            latency_ps=_ps(model.latency_s),
+            overhead_ps=picoseconds(model.overhead_s),
+            latency_ps=picoseconds(model.latency_s),
             reduce_ps_per_byte=model.reduce_s_per_byte * 1e12,
             copy_ps_per_byte=model.copy_s_per_byte * 1e12,
             routing=routing,
@@ -148,18 +151,18 @@ def run(
             seed=seed,
             in_flight=model.in_flight,
             efficiency=model.efficiency,
-            quantum_ps=_ps(model.quantum_s),
+            quantum_ps=picoseconds(model.quantum_s),
             jitter=stragglers.jitter,
             unfairness=model.unfairness,
             slowdown=list(stragglers.slowdown),
-            start_ps=[_ps(start) for start in stragglers.start_s],
+            start_ps=[picoseconds(start) for start in stragglers.start_s],
             changes=link_changes,
             background=[
                 (
                     index[x.source],
                     index[x.destination],
-                    _ps(x.start_s),
-                    _ENDLESS_BYTES if x.nbytes is None else x.nbytes,
+                    picoseconds(x.start_s),
+                    x.nbytes,
                     x.bandwidth_Bps,
                     x.share,
                 )
@@ -175,10 +178,7 @@ def run(
             lost = f"; down: {', '.join(down[:8])}{', ...' if len(down) > 8 else ''}"
             raise CutError(f"{topology.name}: {error}{lost if down else ''}") from None
         raise
-    capacities = topology.capacities_Bps * model.efficiency
-    for time_ps, link, bandwidth_Bps in link_changes:
-        if time_ps == 0:
-            capacities[link] = bandwidth_Bps * model.efficiency
+    mean_Bps, best_Bps = capacities_over(topology.capacities_Bps, link_changes, out["time_ps"])
     timeline = Timeline(
         collective=schedule.collective,
         algorithm=schedule.algorithm,
@@ -193,14 +193,12 @@ def run(
         messages=out["messages"],
         message_count=out["message_count"],
         event_count=out["event_count"],
-        capacities_Bps=capacities,
+        capacities_Bps=mean_Bps * model.efficiency,
     )
     if bounds == "none":
         return timeline
-    best = capacities.copy()  # a link may be repaired during the run
-    for _, link, bandwidth_Bps in link_changes:
-        best[link] = max(best[link], bandwidth_Bps * model.efficiency)
-    limits = _bounds_of(topology, timeline.hosts, best, flow=bounds == "all")
+    best_Bps *= model.efficiency  # a link may be mended during the run
+    limits = _bounds_of(topology, timeline.hosts, best_Bps, flow=bounds == "all")
     found = limits.of(
         schedule.collective,
         timeline.nbytes,
@@ -245,11 +243,7 @@ def pack(schedule: Schedule | ScheduleSpec) -> Any:
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
-        most = f" and at most {high:.15g}" if high < math.inf else ""
+        most = f" and at most {high:.15g}" if high < math.inf else " and finite"
         by = f", {value / high:.3g} times that" if high < value < math.inf else ""
         shown = value if abs(value) < 1e15 else f"{float(value):.3g}"
         raise ValueError(f"{name} is {shown}, but must be at least {low:g}{most}{by}")
-
-
-def _ps(seconds: float) -> int:
-    return round(seconds * 1e12)

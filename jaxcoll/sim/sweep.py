@@ -6,14 +6,14 @@ import itertools
 import math
 import os
 import random
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jaxcoll.schedule import Collective, Schedule, ScheduleSpec, dims_kind, parse_algorithm
+from jaxcoll.sim.memory import available_bytes
 from jaxcoll.sim.network import CutError, Topology, TopologyError
 from jaxcoll.sim.simulate import KEPT_SCHEDULES, pack, run
 from jaxcoll.sim.timeline import (
@@ -25,6 +25,16 @@ from jaxcoll.sim.timeline import (
     Timeline,
     Traffic,
 )
+
+# Simulations of one sweep: more than a day's, and few enough to list.
+MOST_RUNS: Final = 1 << 20
+# A result takes this, 8 bytes for each rank and 16 for each link: measured on a switch of 8 hosts.
+_RESULT_BYTES: Final = 5000
+
+
+def median_text(seed: int, seeds: int) -> str:
+    """A sentence about the run that a row describes."""
+    return f"the run of seed {seed}, the (lower) median of {seeds}"
 
 
 def tail_text(seeds: int) -> str:
@@ -94,10 +104,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+      topology: the network; no other of the sweep has its name.
+      where: its name, and how many ranks there are if fewer than endpoints.
+      spec: the schedule.
+      algorithm: its name in the table, with the dims that were asked for.
+      nbytes: the size that was asked for.
+      routing: how messages are routed.
+      fail: cables that fail.
+    """
 
     topology: Topology
+    where: str
     spec: ScheduleSpec | Schedule
+    algorithm: str
     nbytes: int
     routing: Routing
     fail: int
@@ -124,7 +146,8 @@ class Outcome:
 
     @property
     def p50_s(self) -> float:
-        return statistics.median(t.time_s for t in self.timelines)
+        """The time of that run, so that all figures of a row are of one run."""
+        return self.median.time_s
 
     @property
     def p99_s(self) -> float:
@@ -138,13 +161,15 @@ class Outcome:
         return {
             "topology": self.case.topology.name,
             "collective": spec.collective,
-            "algorithm": spec.algorithm,
+            "algorithm": self.case.algorithm,
             "ranks": spec.world_size,
             "channels": spec.channels if isinstance(spec, ScheduleSpec) else None,
             "bytes": median.nbytes,
             "routing": self.case.routing,
             "failed_links": self.case.fail,
             "time_s": self.p50_s,
+            "time_is": median_text(median.seed, len(self.timelines)),
+            "seed": median.seed,
             "time_p99_s": self.p99_s,
             "time_p99_is": tail_text(len(self.timelines)),
             "times_s": [t.time_s for t in self.timelines],
@@ -152,7 +177,7 @@ class Outcome:
             "algbw_GBps": median.algbw_GBps,
             "busbw_GBps": median.busbw_GBps,
             "bounds_s": {bound.name: bound.time_s for bound in median.bounds},
-            "gap": median.gap if median.bounds else None,
+            "gap": median.gap if median.bound_s else None,
             "missing_bound": median.missing_bound or None,
             "bottlenecks": [
                 {"link": name, "utilisation": round(load, 6)} for name, load in median.bottlenecks()
@@ -166,14 +191,12 @@ class Outcome:
 class Refusal:
     """A schedule that cannot be built for this many ranks, or that every seed cuts off."""
 
-    topology: Topology
-    spec: ScheduleSpec | Schedule
+    case: Case
     reason: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.spec.algorithm} {self.spec.collective} on {self.topology.name}: {self.reason}"
-        )
+        case = self.case
+        return f"{case.algorithm} {case.spec.collective} on {case.topology.name}: {self.reason}"
 
 
 def _dims(
@@ -204,8 +227,11 @@ class Sweep:
     """Cases in the order of the table, grouped by the schedule they share."""
 
     setting: Setting
-    groups: dict[tuple[int, ScheduleSpec | Schedule], list[Case]] = field(default_factory=dict)
+    groups: list[list[Case]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    runs: int = 0  # simulations in all
+    _kept_bytes: int = 0
+    _named: dict[str, Topology] = field(default_factory=dict)
 
     def add(
         self,
@@ -219,8 +245,13 @@ class Sweep:
         channels: int = 1,
         root: int = 0,
     ) -> None:
-        """Adds all combinations."""
+        """Adds all combinations.
+
+        Raises:
+          TopologyError: see `add_schedule`.
+        """
         ranks = self.setting.ranks or len(topology.hosts)
+        self._check_ranks(topology, ranks)
         permutation: tuple[tuple[int, int], ...] = ()
         if collective == "permute":  # half way around: as far as it gets
             permutation = tuple((r, (r + ranks // 2) % ranks) for r in range(ranks))
@@ -235,7 +266,7 @@ class Sweep:
                 root=root,
                 permutation=permutation,
             )
-            self.add_schedule(topology, spec, sizes, routings, fails)
+            self.add_schedule(topology, spec, sizes, routings, fails, name=algorithm)
 
     def add_schedule(
         self,
@@ -244,30 +275,61 @@ class Sweep:
         sizes: Sequence[int],
         routings: Sequence[Routing],
         fails: Sequence[int],
+        *,
+        name: str,
     ) -> None:
-        """Adds all combinations for one schedule."""
-        self.groups[id(topology), schedule] = [
-            Case(topology, schedule, size, routing, fail)
-            for size, routing, fail in itertools.product(sizes, routings, fails)
-        ]
+        """Adds all combinations for one schedule, which has this name in the table.
 
-    @property
-    def runs(self) -> int:
-        """Simulations in all."""
-        return sum(len(self._seeds(case)) for cases in self.groups.values() for case in cases)
+        Raises:
+          TopologyError: another network has the same name, the ranks cannot be placed, or there
+            are too many simulations.
+        """
+        if self._named.setdefault(topology.name, topology) is not topology:
+            raise TopologyError(f"two networks have the name {topology.name!r}")
+        ranks = schedule.world_size
+        self._check_ranks(topology, ranks)
+        runs = sum(self._seeds(routing, fail) for routing in routings for fail in fails)
+        self._add_runs(topology, ranks, len(sizes) * runs)
+        some = f", {ranks} ranks" if ranks != len(topology.hosts) else ""
+        self.groups.append(
+            [
+                Case(topology, f"{topology.name}{some}", schedule, name, size, routing, fail)
+                for size, routing, fail in itertools.product(sizes, routings, fails)
+            ]
+        )
 
-    def _seeds(self, case: Case) -> range:
+    def _check_ranks(self, topology: Topology, ranks: int) -> None:
+        """Refuses ranks that cannot be placed, before a schedule of them is built."""
+        topology.place(ranks, self.setting.placement)
+        for rank, _ in self.setting.slowdown:
+            if not 0 <= rank < ranks:
+                raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
+
+    def _add_runs(self, topology: Topology, ranks: int, runs: int) -> None:
+        """Refuses more simulations than are possible, before their cases are made."""
+        self.runs += runs
+        if self.runs > MOST_RUNS:
+            raise TopologyError(f"that is {self.runs} simulations or more; at most {MOST_RUNS}")
+        self._kept_bytes += runs * (_RESULT_BYTES + 8 * ranks + 16 * len(topology.links))
+        available = available_bytes()
+        if self._kept_bytes > available:
+            raise TopologyError(
+                f"the results of {self.runs} simulations take {self._kept_bytes / 1e9:.3g} GB; "
+                f"{available / 1e9:.3g} GB are available"
+            )
+
+    def _seeds(self, routing: Routing, fail: int) -> int:
         setting = self.setting
         chance = (
-            case.routing != "spray"
-            or case.fail > 0
+            routing != "spray"
+            or fail > 0
             or setting.jitter
             or setting.model.unfairness
             or setting.spread
             or setting.late_s
             or setting.background
         )
-        return range(setting.seeds if chance else 1)
+        return setting.seeds if chance else 1
 
     def outcomes(
         self, jobs: int = 0, step: Callable[[str], None] = lambda what: None
@@ -286,11 +348,11 @@ class Sweep:
         with ThreadPoolExecutor(jobs) as pool:
             waiting: deque[_Group] = deque()  # in the order of the table
             try:
-                for (_, spec), cases in self.groups.items():
+                for cases in self.groups:
                     try:
-                        pack(spec)
+                        pack(cases[0].spec)
                     except ValueError as error:
-                        self.refused.append(Refusal(cases[0].topology, spec, str(error)))
+                        self.refused.append(Refusal(cases[0], str(error)))
                         continue
                     waiting.append(self._start(pool, cases))
                     # Enough for all cores while the next schedule is packed, but none whose packed
@@ -307,12 +369,11 @@ class Sweep:
                 raise
 
     def _start(self, pool: ThreadPoolExecutor, cases: list[Case]) -> _Group:
-        return _Group(
-            [
-                (case, [pool.submit(self.run_one, case, seed) for seed in self._seeds(case)])
-                for case in cases
-            ]
-        )
+        return _Group([(case, self._submit(pool, case)) for case in cases])
+
+    def _submit(self, pool: ThreadPoolExecutor, case: Case) -> list[Future[Timeline]]:
+        seeds = range(self._seeds(case.routing, case.fail))
+        return [pool.submit(self.run_one, case, seed) for seed in seeds]
 
     def _finish(self, group: _Group, step: Callable[[str], None]) -> Iterator[Outcome]:
         for case, futures in group.runs:
@@ -324,12 +385,12 @@ class Sweep:
                     if not case.fail:
                         raise
                     cut.append(str(error))
-                step(f"{case.spec.algorithm} {case.spec.collective} on {case.topology.name}")
+                step(f"{case.algorithm} {case.spec.collective} on {case.topology.name}")
             if timelines:
                 yield Outcome(case, tuple(timelines), tuple(cut))
             else:
                 reason = f"{case.fail} links down cut it with every seed; first: {cut[0]}"
-                self.refused.append(Refusal(case.topology, case.spec, reason))
+                self.refused.append(Refusal(case, reason))
 
     def run_one(self, case: Case, seed: int, record: bool = False) -> Timeline:
         """One simulation of a case."""
@@ -346,8 +407,6 @@ class Sweep:
         if setting.slowdown:
             factors = list(stragglers.slowdown or (1.0,) * ranks)
             for rank, factor in setting.slowdown:
-                if not 0 <= rank < ranks:
-                    raise TopologyError(f"rank {rank} is slow, but there are {ranks} ranks")
                 factors[rank] *= factor
             stragglers = replace(stragglers, slowdown=tuple(factors))
         down = topology.draw_failures(case.fail, seed) if case.fail else []
@@ -355,7 +414,7 @@ class Sweep:
         if setting.fail_at_s is not None:
             changes += [Change(setting.fail_at_s, component) for component in down]
             down = []
-        return run(
+        timeline = run(
             case.spec,
             topology,
             case.nbytes,
@@ -371,6 +430,7 @@ class Sweep:
             record=record,
             bounds=setting.bounds,
         )
+        return replace(timeline, algorithm=case.algorithm)
 
 
 def _background(topology: Topology, share: float, seed: int) -> list[Traffic]:

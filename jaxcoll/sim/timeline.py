@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxcoll._errors import SimulationError as SimulationError
+from jaxcoll.sim.links import MOST_BPS
 from jaxcoll.sim.network import Topology, TopologyError
 
 Routing: TypeAlias = Literal["ecmp", "split", "spray"]
@@ -92,7 +94,16 @@ class Stragglers:
           start_s: scale of the late starts.
           distribution: of x: |standard normal|, exponential of mean 1, or uniform in [0, 1).
           jitter: see the class.
+
+        Raises:
+          ValueError: a scale that is negative or not finite, or an unknown distribution.
         """
+        for name, scale in (("slowdown", slowdown), ("start_s", start_s), ("jitter", jitter)):
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"{name} is {scale}, but must be at least 0")
+        if distribution not in get_args(Distribution):
+            known = ", ".join(get_args(Distribution))
+            raise ValueError(f"unknown distribution {distribution!r}; there are {known}")
         rng = random.Random(seed)
         draws = {
             "normal": lambda: abs(rng.gauss(0, 1)),
@@ -111,10 +122,14 @@ class Stragglers:
 class Change:
     """A link or switch that changes while the collective runs.
 
+    Messages on a link that works keep their path and run at what it allows from then on. Those on a
+    link that fails take another path, and stay on that one when the link is mended.
+
     Attributes:
       time_s: when.
       component: see `Topology.find_links`.
-      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it.
+      factor: of its capacity from then on; 0 fails it, 0.5 halves it, 1 mends it. A link has at
+        most 1e18 bytes per second.
     """
 
     time_s: float
@@ -175,7 +190,7 @@ class Timeline:
       event_count: events; the cost of the simulation is proportional to them.
       bounds: lower bounds of the time, the highest first.
       missing_bound: why the bound "flow" is missing from them if it was requested; else "".
-      capacities_Bps: by link, at the start.
+      capacities_Bps: by link, averaged over the run.
     """
 
     collective: str
@@ -244,6 +259,11 @@ class Timeline:
         )
 
 
+def picoseconds(seconds: float) -> int:
+    """Whole picoseconds, the engine's unit of time."""
+    return round(seconds * 1e12)
+
+
 def changes_of(
     topology: Topology, failures: Sequence[str], changes: Sequence[Change]
 ) -> list[tuple[int, int, float]]:
@@ -252,14 +272,36 @@ def changes_of(
     for component in failures:
         result += [(0, link, 0.0) for link in topology.find_links(component)]
     for change in changes:
-        if change.time_s < 0 or change.factor < 0:
-            raise TopologyError(f"{change} has a negative time or factor")
-        result += [
-            (
-                round(change.time_s * 1e12),
-                link,
-                change.factor * float(topology.capacities_Bps[link]),
-            )
-            for link in topology.find_links(change.component)
-        ]
+        for link in topology.find_links(change.component):
+            bandwidth_Bps = change.factor * float(topology.capacities_Bps[link])
+            if bandwidth_Bps > MOST_BPS:
+                raise TopologyError(
+                    f"{change} gives {topology.links[link].name} {bandwidth_Bps:g} B/s; at most "
+                    f"{MOST_BPS:g}"
+                )
+            result.append((picoseconds(change.time_s), link, bandwidth_Bps))
     return result
+
+
+def capacities_over(
+    capacities_Bps: NDArray[np.float64], changes: Sequence[tuple[int, int, float]], time_ps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean and the greatest capacity of every link from 0 to `time_ps`.
+
+    Args:
+      capacities_Bps: by link, before all changes.
+      changes: see `changes_of`.
+      time_ps: changes from then on do not count, unless it is 0.
+    """
+    end = max(1, time_ps)
+    now = capacities_Bps.copy()
+    since = np.zeros(len(now))
+    room, greatest = np.zeros(len(now)), np.zeros(len(now))
+    for when, link, bandwidth_Bps in sorted(changes, key=lambda change: change[0]):
+        if when >= end:
+            break
+        if when > since[link]:
+            room[link] += now[link] * (when - since[link])
+            greatest[link] = max(greatest[link], now[link])
+        now[link], since[link] = bandwidth_Bps, when
+    return (room + now * (end - since)) / end, np.maximum(greatest, now)

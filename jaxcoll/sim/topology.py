@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jaxcoll.sim.network import Topology as Topology
@@ -10,7 +11,7 @@ from jaxcoll.sim.network import TopologyError as TopologyError
 from jaxcoll.sim.network_file import from_yaml
 from jaxcoll.sim.network_kinds import torus
 from jaxcoll.sim.options import KINDS as KINDS
-from jaxcoll.sim.options import option_of, value_of, whole_of
+from jaxcoll.sim.options import add_option, nearest, shown, whole_of
 from jaxcoll.sim.options import parse_bytes as parse_bytes
 from jaxcoll.sim.options import parse_rate as parse_rate
 from jaxcoll.sim.options import parse_seconds as parse_seconds
@@ -25,41 +26,54 @@ def parse(text: str) -> Topology:
         are the keyword arguments of the kind; ``_Bps`` and ``_s`` at their ends may be left out.
 
     Raises:
-      TopologyError: unknown kind or option, or a value that cannot be.
+      TopologyError: an unknown kind or option, an option twice, a value that cannot be, or a
+        network that is too large; what is wrong with a file.
     """
     if text.endswith((".yaml", ".yml")):
         return from_yaml(text)
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
         raise TopologyError(
-            f"unknown topology {kind!r}; there are {', '.join(KINDS)}, and files ending in .yaml"
+            f"unknown topology {shown(kind)}; there are {', '.join(KINDS)}, and files ending in "
+            f".yaml{nearest(kind, KINDS)}"
         )
     first, *options = [part.strip() for part in rest.split(",")] if rest else [""]
     if not first or "=" in first:
         raise TopologyError(f"write the size of {kind} first, e.g. {_example(kind)}")
-    arguments: dict[str, str] = {}
+    arguments: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals:
-            raise TopologyError(f"{option!r} in {text!r}: write NAME=VALUE")
-        arguments[name] = value
-    return _make(kind, first, arguments)
+            raise TopologyError(f"{shown(option)} in {shown(text)}: write NAME=VALUE")
+        add_option(arguments, kind, name, value)
+    if kind == "torus":
+        return torus([whole_of(length, "size") for length in first.split("x")], **arguments)
+    make: Any = KINDS[kind]
+    made: Topology = make(whole_of(first, "size"), **arguments)
+    return made
+
+
+def parse_all(texts: Sequence[str]) -> list[Topology]:
+    """The networks that texts describe, no two of one name: where names are equal, those networks
+    are named by their texts.
+
+    Raises:
+      TopologyError: see `parse`.
+    """
+    networks = [parse(text) for text in texts]
+    for network, name in zip(networks, apart([n.name for n in networks], texts), strict=True):
+        network.rename(name)
+    return networks
+
+
+def apart(names: Sequence[str], texts: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Names that tell things apart: each thing's own, or its text if another has that name."""
+    counts = Counter([*names, *taken])
+    return [text if counts[name] > 1 else name for name, text in zip(names, texts, strict=True)]
 
 
 def _example(kind: str) -> str:
     return "torus:8x8" if kind == "torus" else f"{kind}:64"
-
-
-def _make(kind: str, size: str, options: Mapping[str, str]) -> Topology:
-    arguments: dict[str, Any] = {}
-    for name, value in options.items():
-        parameter = option_of(kind, name)
-        arguments[parameter.name] = value_of(parameter, value)
-    if kind == "torus":
-        return torus([whole_of("size", length) for length in size.split("x")], **arguments)
-    make: Any = KINDS[kind]
-    made: Topology = make(whole_of("size", size), **arguments)
-    return made
 
 
 def from_networkx(graph: Any, name: str = "graph") -> Topology:
@@ -70,7 +84,8 @@ def from_networkx(graph: Any, name: str = "graph") -> Topology:
     ``medium``. An undirected edge carries its bandwidth each way, and a multigraph's are parallel.
 
     Raises:
-      TopologyError: an edge without capacity, or a graph in parts.
+      TopologyError: an edge without capacity or with values that are not numbers, two nodes of
+        one name, or a graph in parts.
     """
     topology = Topology(name)
     marked = any("host" in data for _, data in graph.nodes(data=True))
@@ -82,11 +97,16 @@ def from_networkx(graph: Any, name: str = "graph") -> Topology:
     for a, b, data in graph.edges(data=True):
         if "bandwidth_Bps" not in data:
             raise TopologyError(f"{name}: edge {a} - {b} has no bandwidth_Bps")
+        try:
+            bandwidth_Bps = float(data["bandwidth_Bps"])
+            latency_s = float(data.get("latency_s", 0.0))
+        except (TypeError, ValueError) as error:
+            raise TopologyError(f"{name}: edge {a} - {b}: {error}") from None
         topology.connect(
             str(a),
             str(b),
-            float(data["bandwidth_Bps"]),
-            float(data.get("latency_s", 0.0)),
+            bandwidth_Bps,
+            latency_s,
             medium=str(data.get("medium", "optical")),
             both_ways=not graph.is_directed(),
         )

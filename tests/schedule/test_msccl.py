@@ -319,8 +319,8 @@ HEAD = '<algo name="x" nchunksperloop="2" ngpus="1" coll="allreduce">'
             ),
             "use one connection, gpu 1 on channel 0, from two thread blocks",
         ),
-        (two_ranks(block(0, 1, -1, [("s", "i0", "o0", 1, None)])), "sends what nobody receives"),
-        (two_ranks(block(0, -1, 1, [("r", "i0", "o0", 1, None)])), "receives what nobody sends"),
+        (two_ranks(block(0, 1, -1, [("s", "i0", "o0", 1, None)])), "sends what no rank receives"),
+        (two_ranks(block(0, -1, 1, [("r", "i0", "o0", 1, None)])), "receives what no rank sends"),
         (
             two_ranks(coll="allgather").replace('nchunksperloop="2"', 'nchunksperloop="3"'),
             "line 1: nchunksperloop is 3, but must be a multiple of 2 for all_gather of 2 ranks",

@@ -6,15 +6,26 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxcoll._cli import simulate
 from jaxcoll.schedule import ScheduleSpec
-from jaxcoll.sim.links import MOST_LINKS
+from jaxcoll.sim.links import MOST_LINKS, Links
 from jaxcoll.sim.network import MOST_NODES
 from jaxcoll.simulate import Change, Model, Stragglers, Traffic, pack, run
-from jaxcoll.topology import KINDS, Topology, TopologyError, from_yaml, multi_plane, parse, ring
+from jaxcoll.topology import (
+    KINDS,
+    Topology,
+    TopologyError,
+    from_yaml,
+    multi_plane,
+    parse,
+    ring,
+    switch,
+    torus,
+)
 
 RING = ScheduleSpec("all_reduce", 4, "ring")
 
@@ -74,6 +85,14 @@ def test_times_and_bytes_of_other_things_are_in_range_too() -> None:
     for arguments, message in many:
         with pytest.raises(ValueError, match=message):
             run(RING, network, 1 << 20, bounds="none", **arguments)  # type: ignore[arg-type]
+    for drawn, message in (
+        ({"slowdown": -0.1}, "slowdown is -0.1"),
+        ({"start_s": math.nan}, "start_s is nan"),
+        ({"jitter": math.inf}, "jitter is inf"),
+        ({"distribution": "cauchy"}, "unknown distribution 'cauchy'; there are normal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Stragglers.draw(4, **drawn)  # type: ignore[arg-type]
     far = Topology("far")
     with pytest.raises(TopologyError, match=r"link a - b has a latency of 1e\+300 s"):
         far.connect(far.add_host("a"), far.add_host("b"), 1e9, 1e300)
@@ -169,7 +188,7 @@ def test_switches_have_the_ports_that_were_said(text: str, message: str) -> None
     parse(text.replace("radix=", "radix=9"))
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e-300", "5e-324", "1e300"])
 @pytest.mark.parametrize("kind", ["leaf_spine", "fat_tree", "multi_plane", "rail_optimised"])
 def test_oversubscription_is_a_positive_number(kind: str, value: str) -> None:
     with pytest.raises(
@@ -196,6 +215,122 @@ def test_memory_is_judged_before_the_schedule_is_packed() -> None:
     assert last.startswith("ValueError: the schedule has about 33550336 ops, which take 3.0")
     assert last.endswith(" GB are available")
     assert pack(ScheduleSpec("all_to_all", 64, "direct")).ops == 64 * (2 * 63 + 1)
+
+
+def test_a_sweep_is_checked_before_any_schedule_is_packed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks, placement, slow ranks, the number of simulations, and what their results take."""
+
+    def packed(spec: object) -> None:
+        raise AssertionError(f"{spec} was packed")
+
+    monkeypatch.setattr("jaxcoll.sim.sweep.pack", packed)
+    network = ["--topology", "switch:8", "--quiet", "--bytes", "1M"]
+    for arguments, message in (
+        (["--ranks", "4000000"], "has 8 endpoints, too few for 4000000 ranks"),
+        (["--ranks", "4000000", "--collective", "permute"], "too few for 4000000 ranks"),
+        (["--placement", "strided:1000000000"], "a stride must be from 1 to 8"),
+        (["--placement", "strided:9"], "a stride must be from 1 to 8"),
+        (["--placement", "strided:0"], "a stride must be from 1 to 8"),
+        (["--placement", "random:-1"], "use linear, random:SEED or strided:K"),
+        (["--placement", "random:\u0663"], "use linear, random:SEED or strided:K"),
+        (["--placement", "strided:" + "1" * 4000], "use linear, random:SEED or strided:K"),
+        (["--slow", "8=2"], "rank 8 is slow, but there are 8 ranks"),
+        (["--seeds", "1048576", "--algorithm", "ring,direct"], "that is 2097152 simulations"),
+    ):
+        assert simulate.main([*network, *arguments]) == 1
+        told = capsys.readouterr().err
+        assert message in told
+        assert len(told) < 400
+    monkeypatch.setattr("jaxcoll.sim.sweep.available_bytes", lambda: 1 << 20)
+    assert simulate.main([*network, "--algorithm", "ring", "--seeds", "1000"]) == 1
+    told = "the results of 1000 simulations take 0.00532 GB; 0.00105 GB are available"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        ("dragonfly:5,routers_per_group=4", "dragonfly:9,routers_per_group=16"),
+        ("leaf_spine:64,hosts_per_leaf=8", "leaf_spine:640,hosts_per_leaf=8"),
+        ("rail_optimised:8", "rail_optimised:80"),
+        ("torus:4x4", "torus:16x16"),
+        ("switch:8", "switch:80"),
+    ],
+)
+def test_links_are_added_in_as_many_calls_however_many_there_are(
+    small: str, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    add = Links.add
+
+    def counted(self: Links, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        add(self, *arguments)
+
+    monkeypatch.setattr(Links, "add", counted)
+    parse(small)
+    of_small, calls = calls, 0
+    parse(large)
+    assert calls == of_small
+
+
+def test_a_dragonfly_has_the_cables_that_its_definition_says() -> None:
+    """The cables are those of each group and pair of groups, one by one."""
+    for groups, a, p, h in ((1, 3, 2, 1), (2, 2, 1, 3), (5, 2, 3, 2), (9, 4, 2, 2)):
+        network = parse(
+            f"dragonfly:{groups},routers_per_group={a},hosts_per_router={p},"
+            f"global_links_per_router={h},latency=1us,global_latency=2us"
+        )
+        expected = []
+        for host in range(groups * a * p):
+            expected.append({f"h{host}", f"r{host // (a * p)}.{host // p % a}"})
+        for g in range(groups):
+            for r in range(a):
+                expected += [{f"r{g}.{r}", f"r{g}.{other}"} for other in range(r)]
+        for turn in range(a * h // (groups - 1) if groups > 1 else 0):
+            for g in range(groups):
+                for other in range(g + 1, groups):
+                    # The place of a group among all others, counted on from one's own.
+                    there = (turn * (groups - 1) + (other - g - 1) % groups) // h
+                    back = (turn * (groups - 1) + (g - other - 1) % groups) // h
+                    expected.append({f"r{g}.{there}", f"r{other}.{back}"})
+        found = [{link.source, link.destination} for link in network.links][::2]
+        assert sorted(map(sorted, found)) == sorted(map(sorted, expected))
+        for link in network.links:
+            ends = link.source.split(".")[0], link.destination.split(".")[0]
+            across = ends[0][0] == ends[1][0] == "r" and ends[0] != ends[1]
+            assert link.latency_s == (2e-6 if across else 1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [[], [1] * 25, [1] * 70])
+def test_a_torus_has_dimensions_and_not_too_many(dimensions: list[int]) -> None:
+    with pytest.raises(TopologyError, match=f"has {len(dimensions)} dimensions, but must have fr"):
+        torus(dimensions)
+    assert len(torus([1] * 24).hosts) == 1
+
+
+def test_links_have_a_capacity_that_bounds_can_be_computed_with() -> None:
+    for rate in (0, -1, math.nan, math.inf, 1.1e18):
+        with pytest.raises(TopologyError, match=r"a link's capacity must be above 0 and at most"):
+            switch(4, bandwidth_Bps=rate)
+        pair = Topology("pair")
+        a, b = pair.add_host("a"), pair.add_host("b")
+        with pytest.raises(TopologyError, match=r"has a capacity of .* above 0 and at most 1e\+18"):
+            pair.connect(a, b, rate)
+    network = switch(4)
+    for factor in (math.nan, math.inf, -1.0, 1e9):
+        with pytest.raises(ValueError, match=r"must be at least 0|B/s; at most 1e\+18"):
+            run(RING, network, 1 << 20, changes=[Change(0.0, "h0->s0", factor)])
+    assert run(RING, switch(4, bandwidth_Bps=1e18), 1 << 20).time_s > 0
+    for traffic, told in (
+        (Traffic("h0", "h1", math.nan), "bandwidth_Bps is nan"),
+        (Traffic("h0", "h1", share=1.5), "share is 1.5"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(RING, network, 1 << 20, background=[traffic])
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -285,6 +420,70 @@ def test_yaml_that_cannot_be_is_refused_in_one_line(
     assert told.startswith(str(path))
     assert told.isprintable()
     assert len(told) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # 600 statements of 65536 links each way.
+        (
+            PAIR % "bandwidth: 1GB/s, count: 65536"
+            + " - {ends: [a, b], bandwidth: 1, count: 65536}\n" * 599,
+            "would have 33685504 directed links",
+        ),
+        # 3000 groups that share a list of 3000.
+        (
+            "nodes: [{name: a, host: true}, {name: b, host: true}]\n"
+            "links: [{ends: [a, b], bandwidth: 1}]\n"
+            f"groups:\n g: &a [{'a, ' * 3000}b]\n" + "".join(f" g{i}: *a\n" for i in range(3000)),
+            "line 1401: the groups have 4195398 members together; at most 4194303",
+        ),
+    ],
+)
+def test_totals_of_a_file_are_bounded_before_anything_is_built(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_text(text)
+    most = 0
+    add = Links.add
+
+    def counted(self: Links, *arguments: Any) -> None:
+        nonlocal most
+        add(self, *arguments)
+        most = len(self)
+
+    monkeypatch.setattr(Links, "add", counted)
+    with pytest.raises(TopologyError, match=message):
+        from_yaml(path)
+    assert most <= 2
+
+
+def test_values_of_a_file_are_counted_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "commas.yaml"
+    path.write_text(f"nodes: [{'a, ' * 100}a]\nlinks: []\n")
+    monkeypatch.setattr("jaxcoll.sim.network_file._MOST_VALUES", 100)
+    with pytest.raises(TopologyError, match="line 1: more than 100 texts, lists and mappings"):
+        from_yaml(path)
+
+
+def test_parallel_links_and_shared_lists_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        PAIR % "bandwidth: 1GB/s, count: 3, medium: copper"
+        + " - {ends: [b, a], bandwidth: 2GB/s, one_way: true, count: 0}\n"
+        + " - {ends: [b, a], bandwidth: 2GB/s, one_way: true, count: 2}\n"
+        + "groups: {x: &x [a], y: *x}\n"
+    )
+    network = from_yaml(path)
+    assert [link.name for link in network.links] == [
+        *("a->b", "b->a", "a->b#1", "b->a#1", "a->b#2", "b->a#2"),
+        *("b->a#3", "b->a#4"),
+    ]
+    assert network.components()["links.copper"] == 3
+    assert network.groups["x"] is network.groups["y"]
 
 
 def test_anchors_that_expand_are_not_expanded(tmp_path: Path) -> None:

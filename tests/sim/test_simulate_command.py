@@ -12,7 +12,9 @@ import pytest
 
 from jaxcoll._cli import simulate
 from jaxcoll.schedule import algorithms
+from jaxcoll.sim.sweep import Setting, Sweep
 from jaxcoll.simulate import KEPT_SCHEDULES, SimulationError
+from jaxcoll.topology import TopologyError, switch
 
 SMALL = ["--topology", "fat_tree:16,radix=4", "--bytes", "64K:1M", "--quiet"]
 
@@ -265,6 +267,22 @@ def test_simulates_schedules_of_others(tmp_path: Path, capsys: pytest.CaptureFix
     }
     assert len(times) == 6
     assert all(times["pair", n] == time for (name, n), time in times.items() if name == "ring")
+    # Beside a built-in one of its name, or another of its name, it has its file's name.
+    others = [tmp_path / "ring.xml", tmp_path / "other.xml"]
+    for other, name in zip(others, ("ring", "pair"), strict=True):
+        other.write_text(file.read_text().replace('name="pair"', f'name="{name}"'))
+    four = [*both, *(part for other in others for part in ("--schedule", str(other)))]
+    assert run(*four, "--ranks", "2", "--bytes", "64K", "--json", "-") == 0
+    report = json.loads(capsys.readouterr().out)
+    names = [row["algorithm"] for row in report["results"]]
+    assert names == [str(file), str(others[0]), str(others[1]), "ring"]
+    assert [ranking["on"] for ranking in report["fastest"]] == [
+        "fat_tree(16, radix 4, 1:1), 2 ranks, ecmp"
+    ]
+    # Nor is it compared with a built-in one of more ranks.
+    assert run(*both, "--bytes", "64K", "--json", "-") == 0
+    fastest = json.loads(capsys.readouterr().out)["fastest"]
+    assert [ranking["ranges"][0]["algorithm"] for ranking in fastest] == ["pair", "ring"]
     file.write_text(file.read_text().replace('dstoff="1" cnt', 'dstoff="0" cnt'))
     with pytest.raises(SystemExit):
         run("--schedule", str(file))
@@ -303,6 +321,95 @@ def test_results_and_their_order_do_not_depend_on_the_number_of_jobs(
     assert reports[0] == reports[1] == reports[2]
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4])
+def test_a_row_describes_one_run(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """With an even number of seeds it is the faster of the two in the middle."""
+    chance = ["--unfairness", "0.5", "--fail", "2", "--seeds", str(seeds), "--bytes", "64K"]
+    assert run("--algorithm", "halving_doubling", *chance, "--json", "-") == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert len(set(row["times_s"])) == seeds
+    assert row["time_s"] == sorted(row["times_s"])[(seeds - 1) // 2]
+    assert row["time_s"] == row["times_s"][row["seed"]]
+    assert row["time_is"] == f"the run of seed {row['seed']}, the (lower) median of {seeds}"
+    assert row["algbw_GBps"] == pytest.approx(row["bytes"] / row["time_s"] / 1e9)
+    assert row["gap"] == pytest.approx(row["time_s"] / max(row["bounds_s"].values()))
+
+
+def test_networks_of_one_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their texts: the same kind with other options, and two files with one `name`."""
+    texts = ["switch:4,bandwidth=100Gb/s", "switch:4,bandwidth=800Gb/s", "torus:2x2"]
+    for i, rate in enumerate((1, 2)):
+        file = tmp_path / f"{i}.yaml"
+        nodes = "".join(f"{{name: h{h}, host: true, forwards: true}}, " for h in range(4))
+        ends = ((0, 1), (1, 2), (2, 3))
+        links = "".join(f"{{ends: [h{a}, h{b}], bandwidth: {rate}GB/s}}, " for a, b in ends)
+        file.write_text(f"name: mine\nnodes: [{nodes}]\nlinks: [{links}]\n")
+        texts.append(str(file))
+    page = tmp_path / "page.html"
+    networks = [part for text in texts for part in ("--topology", text)]
+    what = ["--algorithm", "ring", "--bytes", "1M", "--quiet", "--prices", "switches.switch=5"]
+    files = ["--html", str(page), "--json", "-"]
+    assert simulate.main([*networks, *what, *files]) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = [*texts[:2], "torus(2x2)", *texts[3:]]
+    assert [network["name"] for network in report["topologies"]] == names
+    assert [network["cost"] for network in report["topologies"]] == [5, 5, 0, 0, 0]
+    assert [row["topology"] for row in report["results"]] == names
+    assert [ranking["on"] for ranking in report["fastest"]] == [f"{name}, ecmp" for name in names]
+    for name in names:
+        assert page.read_text().count(f"<h3>all_reduce on {name}, ecmp</h3>") == 1
+    assert simulate.main(["--topology", "switch:4", "--algorithm", "ring", "--quiet"]) == 0
+    assert "switch(4)" in capsys.readouterr().out
+
+
+def test_two_networks_of_one_name_are_not_swept_as_one() -> None:
+    sweep = Sweep(Setting())
+    what = ("all_reduce", ["ring"], [1024], ["ecmp"], [0])
+    sweep.add(switch(4), *what)  # type: ignore[arg-type]
+    with pytest.raises(TopologyError, match=r"two networks have the name 'switch\(4\)'"):
+        sweep.add(switch(4, radix=8), *what)  # type: ignore[arg-type]
+
+
+def test_algorithms_of_other_dims_are_told_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--algorithm", "swing[4x4],swing[2x8],swing", "--bytes", "64K", "--json", "-") == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["algorithm"] for row in rows] == ["swing[4x4]", "swing[2x8]", "swing"]
+    assert len({row["time_s"] for row in rows}) > 1
+
+
+def test_an_algorithm_that_no_collective_has_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = ["--collective", "all_reduce,all_gather"]
+    assert run(*both, "--algorithm", "double_tree,ring", "--bytes", "64K") == 0
+    with pytest.raises(SystemExit):
+        run(*both, "--algorithm", "rign,ring")
+    told = capsys.readouterr().err
+    assert "all_reduce and all_gather have no algorithm rign; choose from" in told
+    assert "did you mean 'ring'?" in told
+
+
+def test_prices_are_of_components_of_some_network(capsys: pytest.CaptureFixture[str]) -> None:
+    two = ["--topology", "torus:4x4", "--algorithm", "ring", "--bytes", "64K"]
+    assert run(*two, "--prices", "switches.core=7,links=1") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^fat_tree.*; cost 76$", out, re.MULTILINE)
+    assert re.search(r"^torus.*; cost 32$", out, re.MULTILINE)
+    assert run(*two, "--prices", "switches.croe=7") == 1
+    assert "there is a price for 'switches.croe'; priced are hosts, " in capsys.readouterr().err
+
+
+def test_a_time_of_nothing_has_no_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ["--topology", "switch:1", "--algorithm", "ring", "--bytes", "1M", "--quiet"]
+    assert simulate.main([*alone, "--json", "-"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["gap"] is None
+
+
 def test_drawn_slow_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     def times(*arguments: str) -> list[float]:
         assert run("--algorithm", "ring", "--overhead", "1us", *arguments, "--json", "-") == 0
@@ -318,7 +425,7 @@ def test_drawn_slow_ranks(capsys: pytest.CaptureFixture[str]) -> None:
 def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--algorithm", "hierarchical[3x5]"]
     assert run(*arguments) == 1
-    assert "# not simulated: hierarchical all_reduce on fat_tree" in capsys.readouterr().out
+    assert "# not simulated: hierarchical[3x5] all_reduce on fat_tree" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -335,10 +442,6 @@ def test_schedules_that_cannot_be_built_are_reported(capsys: pytest.CaptureFixtu
         (["--down", "tor0.0"], "no path of working links leads from .*; down: tor0.0"),
         (["--placement", "spiral"], "use linear, random:SEED or strided:K"),
         (["--slow", "99=2"], "rank 99 is slow, but there are 16 ranks"),
-        (["--slow", "1=-2"], "stragglers.slowdown of rank 1 is -2.0, but must be at least 0"),
-        (["--jitter", "-1"], "stragglers.jitter is -1.0, but must be at least 0"),
-        (["--split", "300"], "model.split is 300, but must be at least 1 and at most 256"),
-        (["--unfairness", "nan"], "model.unfairness is nan, but must be at least 0"),
         (["--prices", "switch=2"], "there is a price for 'switch'"),
     ],
 )
@@ -357,10 +460,15 @@ def test_impossible_requests_are_explained(
         (["--routing", "magic"], "there is no routing 'magic'; choose from ecmp, split, spray"),
         (["--bytes", "4M:1M"], "write FROM:TO or FROM:TO:FACTOR"),
         (["--bytes", "many"], "'many' is not a size"),
-        (["--fail", "few"], "'few' is not a number"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--slow", "1=-2"], "--slow: write RANK=FACTOR: '-2': must be above 0"),
+        (["--slow", "a=2"], "--slow: write RANK=FACTOR: 'a' is not a whole number"),
+        (["--jitter", "-1"], "--jitter: '-1': must be at least 0"),
+        (["--split", "300"], "--split: '300': must be at least 1 and at most 256"),
+        (["--unfairness", "nan"], "--unfairness: 'nan' is not a number"),
+        (["--fail", "few"], "'few' is not a whole number"),
+        (["--seeds", "0"], "--seeds: '0': must be at least 1"),
         (["--overhead", "soon"], "'soon' is not a time"),
-        (["--background", "2"], "--background is a share"),
+        (["--background", "2"], "--background: '2': must be at least 0 and at most 1"),
         (["--html", "/nowhere/at/all.html"], "there is no folder for /nowhere/at/all.html"),
         (["--prices", "switches"], "write NAME=NUMBER"),
         (["--change", "50us"], "write TIME:NAME to fail a node or link"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import networkx
@@ -168,8 +169,12 @@ def test_prices() -> None:
     c = network.components()
     assert network.cost({"switches": 100, "optics": 1}) == 12 * 100 + c["optics"]
     assert network.cost({"switches": 100, "switches.spine": 7}) == 4 * 100 + 8 * 7
-    with pytest.raises(TopologyError, match="there is a price for 'switch'"):
-        network.cost({"switch": 1})
+    for name in ("switch", "switches.laef", "switches.core", "x.y", ""):
+        with pytest.raises(TopologyError, match=f"there is a price for '{name}', which leaf_spine"):
+            network.cost({name: 1})
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(TopologyError, match="the price of 'switches' is"):
+            network.cost({"switches": price})
 
 
 def test_a_fail_set_is_drawn_between_switches_with_a_seed() -> None:
@@ -195,6 +200,24 @@ def test_text() -> None:
     assert parse_rate("50GB/s") == parse_rate("400Gbps") == 50e9
     assert parse_seconds("1.5us") == pytest.approx(1.5e-6)
     assert parse_bytes("64K") == 65536
+
+
+@pytest.mark.parametrize(
+    ("parse_value", "texts"),
+    [
+        (parse_bytes, ["4\u212a", "1" * 5000, "0", "-1", "1.5K", "\u0663", "", "K", "nan", "1_0"]),
+        (parse_rate, ["1e999", "1e300TB/s", "\u0663", "", "-1", "nan", "inf", "1Kb", "x" * 5000]),
+        (parse_seconds, ["1e999", "\u0663", "", "-1s", "nan", "inf", "1 m", "1\u00b5s", "1_0"]),
+    ],
+)
+def test_values_that_cannot_be_are_topology_errors_of_one_line(
+    parse_value: Callable[[str], float], texts: list[str]
+) -> None:
+    for text in texts:
+        with pytest.raises(TopologyError) as error:
+            parse_value(text)
+        assert str(error.value).isascii()
+        assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -493,7 +493,7 @@ StatusOr<std::vector<DeviceTable>> Pack(const World& world, const std::vector<in
   StatusOr<DeviceGraph> graph = BuildGraph(world, max_workers);
   if (!graph.ok()) return graph.status();
   JAXCOLL_CHECK(reach == Reach::kRegions || world.world_size() <= kMaxMeeting,
-                "so many ranks do not reach each other's operands");
+                "operands are reached in groups of at most kMaxMeeting ranks");
   const Packer packer(world, std::move(*graph), reach);
   std::vector<DeviceTable> tables;
   for (const int32_t rank : ranks) {

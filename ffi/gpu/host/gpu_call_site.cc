@@ -127,7 +127,7 @@ Status GpuCallSite::PrepareGroup(int32_t group, const void* operand) {
     const int64_t device = table_.DeviceId({group, rank});
     const Member* const member = DeviceOfJob(device);
     if (member == nullptr) {
-      return InvalidArgument("device " + std::to_string(device) + " is no GPU of this job");
+      return InvalidArgument("device " + std::to_string(device) + " is not a GPU of this job");
     }
     members.push_back(*member);
     here |= member->process == job.process;

@@ -371,7 +371,7 @@ StatusOr<SeatGrant> GpuCommunicator::Agree(const SeatRequest& request, const std
   StatusOr<std::string> value = store_->Wait(name, options_.timeout_s);
   if (!value.ok()) {
     return Status(value.status().code(),
-                  Names()[0] + " has not come to this call: " + value.status().message());
+                  Names()[0] + " has not reached this call: " + value.status().message());
   }
   if (value->starts_with(kRefusal)) {
     return Status(StatusCode::kFailedPrecondition,

@@ -235,11 +235,12 @@ class TheRuntime final : public Runtime {
     if (attribute == nullptr || device_get == nullptr || GetHandleForAddressRange() == nullptr ||
         device_get(&device, ordinal) != CUDA_SUCCESS ||
         attribute(&can, CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED, device) != CUDA_SUCCESS) {
-      return "the driver knows no dma-bufs: they need one of CUDA 11.7 or later";
+      return "the driver does not support dma-bufs: they need a driver of CUDA 11.7 or later";
     }
     if (can != 0) return "";
     return "GPU " + std::to_string(ordinal) +
-           " exports no dma-bufs: they need the open kernel modules of the driver and Linux 5.12";
+           " does not export dma-bufs: they need the open kernel modules of the driver and Linux "
+           "5.12";
   }
 
   StatusOr<int> ExportDmabuf(int ordinal, unsigned char* memory, uint64_t bytes) override {

@@ -149,7 +149,7 @@ void HostProxy::OpenRegion(RegionSpec spec) {
 
 std::string HostProxy::OtherRoutes(const HostGroup& group, const Region& region, int process) {
   return region.spec.description + ": " + RanksOf(group, process) +
-         " cut the same call in another way: JAXCOLL_CUDA_* must be equal in all processes, and "
+         " split the same call differently: JAXCOLL_CUDA_* must be equal in all processes, and "
          "jaxcoll of one version";
 }
 
@@ -377,12 +377,14 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
   Region* const region = FindRegion(label.region, &group);
   if (region == nullptr) {
     if (label.kind != kOpen) return nullptr;  // of a group that was closed
-    if (early_opens_.size() >= kEarlyOpens) return "it has too many calls that are not made here";
+    if (early_opens_.size() >= kEarlyOpens)
+      return "it has too many pending calls that this process has not made";
     early_opens_[{label.region, process}] = label.word;
     return nullptr;
   }
   if (group->cause) return nullptr;
-  if (region->processes.count(process) == 0) return "it spoke of a call that it has no part in";
+  if (region->processes.count(process) == 0)
+    return "it sent a message for a call it does not take part in";
   const HostRoutes& routes = *region->spec.routes;
   switch (label.kind) {
     case kOpen:
@@ -399,7 +401,7 @@ const char* HostProxy::OnParcel(int process, const ParcelLabel& packed,
           (!routes.sized_by_flags() &&
            label.slice >= static_cast<uint32_t>(routes.calls()[label.launch].slice_count)) ||
           label.slice > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
-        return "it spoke of a message that its call does not have";
+        return "it named a message that is not part of its call";
       }
       return label.kind == kArrived ? OnArrived(*group, *region, process, label, bytes)
                                     : OnFreed(*group, *region, process, label);
@@ -413,7 +415,7 @@ const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, 
   const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.source] != process || processes[message.destination] != process_) {
-    return "it spoke for a rank that is not its own";
+    return "it sent a message for a rank it does not own";
   }
   const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const auto sender = std::find_if(region.senders.begin(), region.senders.end(),
@@ -436,7 +438,7 @@ const char* HostProxy::OnArrived(HostGroup& group, Region& region, int process, 
   if (use.count() < landing.next || use.count() >= landing.next + depth ||
       (sized && (use.count() > last_use || size != total)) || first + size > total ||
       (size == 0 && total > 0)) {
-    return "it sent what there is no room for";
+    return "it sent a message before its slot was free";
   }
   int64_t& missing = landing.missing[use.count() % depth];
   if (missing < 0) {
@@ -468,9 +470,9 @@ const char* HostProxy::OnFreed(HostGroup& group, Region& region, int process, co
   const HostRoutes::HostMessage& message = *routes.Find(label.message);
   const std::vector<int>& processes = group.spec.process_of_rank;
   if (processes[message.destination] != process || processes[message.source] != process_) {
-    return "it spoke for a rank that is not its own";
+    return "it sent a message for a rank it does not own";
   }
-  if (label.part >= message.departures.size()) return "it freed what no call sends";
+  if (label.part >= message.departures.size()) return "it freed a slot that no call uses";
   const SlotUse use{&routes.calls()[label.launch], static_cast<int32_t>(label.slice)};
   const int32_t flag = message.departures[label.part];
   RaiseTo(region.spec.memory[message.source] + routes.FlagAt(message, flag, use),
@@ -483,7 +485,7 @@ const char* HostProxy::OnDone(HostGroup& group, Region& region, int process, con
   const uint32_t from = label.message, to = label.slice;
   if (from >= processes.size() || to >= processes.size() || processes[from] != process ||
       processes[to] != process_) {
-    return "it spoke for a rank that is not its own";
+    return "it sent a message for a rank it does not own";
   }
   RaiseTo(region.spec.memory[to] + HostRoutes::DoneAt(static_cast<int32_t>(from)),
           TagOf(label.epoch, 0));
@@ -518,7 +520,8 @@ std::optional<std::string> HostProxy::Cause(uint64_t id) {
 const char* HostProxy::OnTold(int process, std::string_view message) {
   std::lock_guard lock(mutex_);
   const size_t space = message.find(' ');
-  if (space == message.npos || space + 1 == message.size()) return "it said something unknown";
+  if (space == message.npos || space + 1 == message.size())
+    return "it sent a message of an unknown type";
   const uint64_t id = std::strtoull(std::string(message.substr(0, space)).c_str(), nullptr, 16);
   const std::string cause(message.substr(space + 1));
   const auto found = groups_.find(id);
@@ -527,7 +530,8 @@ const char* HostProxy::OnTold(int process, std::string_view message) {
     if (early_failures_.size() > kEarlyFailures) early_failures_.pop_front();
     return nullptr;
   }
-  if (found->second.processes.count(process) == 0) return "it spoke of others' GPUs";
+  if (found->second.processes.count(process) == 0)
+    return "it reported the state of GPUs it does not own";
   Fail(found->second, cause, process);
   return nullptr;
 }
@@ -623,7 +627,7 @@ std::string HostProxy::Dump() {
         std::string late;
         for (const int process : region.processes) {
           if (region.opened.count(process) == 0) {
-            late += (late.empty() ? "; have not come to it: " : ", ") + RanksOf(group, process);
+            late += (late.empty() ? "; have not reached it: " : ", ") + RanksOf(group, process);
           }
         }
         text += late + '\n';

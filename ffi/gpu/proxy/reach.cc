@@ -88,7 +88,7 @@ void HostReach::Pick(const Options& options) {
 void HostReach::Copy(int process, const std::string& why, LogLevel level) {
   takers_.erase(process);
   copied_[process] = why;
-  Log(level, "what goes from this process's GPUs to process %d is copied by the host, for %s",
+  Log(level, "what goes from this process's GPUs to process %d is copied by the host, because %s",
       process, why.c_str());
 }
 
@@ -159,7 +159,7 @@ StatusOr<unsigned char*> HostReach::Allocate(uint64_t bytes) {
       return Status(memory.status().code(),
                     std::to_string(slab >> 20) +
                         " MiB of pinned host memory, by which GPUs of other hosts are reached, "
-                        "could not be had; ask for less (JAXCOLL_CUDA_WORKSPACE_MIB): " +
+                        "could not be allocated; ask for less (JAXCOLL_CUDA_WORKSPACE_MIB): " +
                         memory.status().message());
     }
     slabs_.push_back(*memory);
@@ -244,7 +244,7 @@ std::string HostReach::Describe() const {
   std::map<std::string, std::set<int>> reasons;
   for (const auto& [process, why] : copied_) reasons[why].insert(process);
   for (const auto& [why, processes] : reasons) {
-    text += "; the host copies what goes to " + Listed(processes) + ", for " + why;
+    text += "; the host copies what goes to " + Listed(processes) + ", because " + why;
   }
   return text;
 }

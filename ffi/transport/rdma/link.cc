@@ -97,8 +97,9 @@ Status RdmaLinkImpl::Join(int peer, int socket, std::string_view text, const Tcp
     rails_text_ += (rails_text_.empty() ? ", rails " : ", ") + rail.rail->Describe();
   }
   if (live_rails() == 0) {
-    return Status(StatusCode::kUnavailable,
-                  PeerName(peer_, description_) + " has no RDMA port of a fabric that is here");
+    return Status(
+        StatusCode::kUnavailable,
+        PeerName(peer_, description_) + " has no RDMA port on a fabric that this host reaches");
   }
   FrameRules rules;
   rules.window_bytes = 0;
@@ -232,7 +233,7 @@ bool RdmaLinkImpl::IsWhole(const RailEntry& entry) {
   }
   const auto it = missing_parts_.try_emplace(entry.put, entry.parts).first;
   if (--it->second > 0) {
-    if (missing_parts_.size() > kMaxPartialPuts) broken_ = "it completes no put";
+    if (missing_parts_.size() > kMaxPartialPuts) broken_ = "it does not complete puts";
     return false;
   }
   missing_parts_.erase(it);

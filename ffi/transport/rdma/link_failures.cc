@@ -60,7 +60,7 @@ void RdmaLinkImpl::OnControl(const Notice& notice) {
   }
   if ((notice[0] != kReason && notice[0] != kRailDown) || notice[1] >= rails_.size() ||
       !rails_[notice[1]].rail || rails_[notice[1]].peer_received) {
-    broken_ = "it said something unknown of a rail";
+    broken_ = "it sent an unknown message about a rail";
     return;
   }
   Rail& rail = rails_[notice[1]];
@@ -87,7 +87,7 @@ bool RdmaLinkImpl::ServeFailures() {
       settled = rail.rail->overdue();
       if (!settled) continue;
       (void)End(Status(StatusCode::kUnavailable, PeerName(peer_, description_) +
-                                                     ": the NIC does not say what came before " +
+                                                     ": the NIC does not report the first error " +
                                                      first_reason_));
       return true;
     }

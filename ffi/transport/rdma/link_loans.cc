@@ -49,7 +49,7 @@ bool RdmaLinkImpl::PutFrom(Loan& base, std::span<const std::byte> source, size_t
     return Put(source, offset, notice, token);
   }
   if (!end_.ok()) return true;
-  JAXCOLL_CHECK(!source.empty() && loan.Contains(source), "a put of what was not lent");
+  JAXCOLL_CHECK(!source.empty() && loan.Contains(source), "a put of memory that was not lent");
   const size_t parts = Cut(source, offset, notice, &loan);
   lent_puts_.Add(puts_, token, parts);
   SendBacklog();
@@ -88,9 +88,9 @@ uint32_t RdmaLinkImpl::KeyOrStage(size_t rail, RdmaRail::Part& part) {
   const StatusOr<uint32_t> key =
       part.loan->KeyFor(rail, rails_[rail].rail->domain(), {part.source, part.bytes});
   if (key.ok()) return *key;
-  JAXCOLL_CHECK(!part.loan->of_device(), "a dma-buf that was registered is not");
+  JAXCOLL_CHECK(!part.loan->of_device(), "a dma-buf is not registered");
   if (!std::exchange(refused_, true)) {
-    Log(LogLevel::kWarning, "%s: buffers of calls are copied, for %s",
+    Log(LogLevel::kWarning, "%s: buffers of calls are copied, because %s",
         PeerName(peer_, description_).c_str(), key.status().message().c_str());
   }
   Stage(part, part.source);

@@ -175,7 +175,7 @@ RdmaPorts FindRdmaPorts(const RdmaConfig& config, int near_node) {
     }
   }
   for (const std::string& name : choice.NotFound()) {
-    found.left_out.push_back(name + ": JAXCOLL_IB_HCA names it, and it is not here");
+    found.left_out.push_back(name + ": JAXCOLL_IB_HCA names it, but this host has no such port");
   }
   std::stable_sort(found.usable.begin(), found.usable.end(), [&](const auto& a, const auto& b) {
     return (a.numa_node == near_node) > (b.numa_node == near_node);

@@ -21,9 +21,9 @@ StatusOr<std::unique_ptr<RdmaLink>> RdmaLink::Prepare(const RdmaConfig& config, 
     ports = CounterpartsOf(*offer, found.usable);
   }
   if (std::none_of(ports.begin(), ports.end(), [](const auto& port) { return port.has_value(); })) {
-    std::string why = "no RDMA port here is of use";
+    std::string why = "no RDMA port of this host can be used";
     for (const std::string& left_out : found.left_out) why += "; " + left_out;
-    if (!client_offer.empty()) why += "; or none is of the peer's fabric";
+    if (!client_offer.empty()) why += "; or none is on the peer's fabric";
     return Status(StatusCode::kUnavailable, why);
   }
   return Make(config, window_bytes, ports);

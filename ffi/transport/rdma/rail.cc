@@ -40,7 +40,7 @@ const char* Advice(uint32_t status) {
     case verbs::kWcRemOpErr:
       return "the peer's NIC could not carry it out; its own log may say why";
     case verbs::kWcLocProtErr:
-      return "memory of this process is not registered any more";
+      return "memory of this process is no longer registered";
     default:
       return "";
   }
@@ -393,7 +393,7 @@ void RdmaRail::Broke(const std::string& how) {
 // --- events -------------------------------------------------------------------------------------
 
 void RdmaRail::Arm() {
-  if (cq_->context->ops.req_notify_cq(cq_, 0) != 0) Fail("its completion queue gives no events");
+  if (cq_->context->ops.req_notify_cq(cq_, 0) != 0) Fail("its completion queue delivers no events");
 }
 
 void RdmaRail::Disarm() {

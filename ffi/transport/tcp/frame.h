@@ -80,7 +80,7 @@ struct FrameRules {
     const auto number = [](uint64_t value) { return std::to_string(value); };
     if (header.magic != kFrameMagic) return "a frame starts with " + number(header.magic);
     if ((header.kind == FrameKind::kHello) == greeted) {
-      return greeted ? "a second hello" : "its first frame is no hello";
+      return greeted ? "a second hello" : "its first frame is not a hello";
     }
     switch (header.kind) {
       case FrameKind::kHello: {

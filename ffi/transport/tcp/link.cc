@@ -172,7 +172,7 @@ class TcpLink final : public Link {
     if (any_ended && !first_end_) first_end_ = Clock::now();
     if (all_ended || (first_end_ && Clock::now() - *first_end_ > kEndGrace)) {
       if (cut.empty() && missing_puts() > 0) {
-        cut = std::to_string(missing_puts()) + " of the messages that it had sent did not come";
+        cut = std::to_string(missing_puts()) + " of the messages that it had sent did not arrive";
       }
       return End(PeerIsGone(peer_, description_, error, cut));
     }

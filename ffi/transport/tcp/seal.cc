@@ -22,7 +22,7 @@ StatusOr<std::unique_ptr<RecordSeal>> RecordSeal::Make(const TcpSecurity& securi
   crypto::Secret link_key;
   std::memcpy(link_key.data(), security.link_key.data(), link_key.size());
   if (!crypto::Hmac(**library, link_key, label, seal->chain_)) {
-    return Status(StatusCode::kInternal, "libcrypto computes no HMAC-SHA256");
+    return Status(StatusCode::kInternal, "libcrypto cannot compute HMAC-SHA256");
   }
   seal->gcm_.emplace(**library, sends);
   return seal;

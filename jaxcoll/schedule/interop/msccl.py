@@ -267,10 +267,10 @@ class _Importer:
                             candidates.append(later)
         for candidates in ready:
             if candidates:
-                raise MscclError(f"{candidates[0]} receives what nobody sends")
+                raise MscclError(f"{candidates[0]} receives what no rank sends")
         for queue in self._messages.values():
             if queue:
-                raise MscclError(f"{queue[0].step} sends what nobody receives")
+                raise MscclError(f"{queue[0].step} sends what no rank receives")
 
     def _convert(self, rank: int, step: Step, incoming: _Message | None) -> None:
         if step.type == "nop":

@@ -414,7 +414,7 @@ TEST(CallSite, RefusesWrittenSchedulesThatDoNotFitTogetherInAJob) {
   };
   EXPECT_EQ(refusal("send 0 0 1 0 i0>o0\n", "recv 0 0 0 0 i0>o0\n"), "");
   EXPECT_EQ(refusal("copy 0 0 i0>o0\n", "recv 0 0 0 0 i0>o0\n"),
-            "rank 1, op 0: nobody sends what it receives");
+            "rank 1, op 0: no rank sends what it receives");
 }
 
 // A completion that blocks, as XLA's own collectives do, until another one of the same call runs.

@@ -59,7 +59,7 @@ TEST(Reactor, AProcessOutsideACommunicatorCannotPoisonIt) {
   stranger.Tell(poison);  // after
   process.Settle();
   EXPECT_TRUE(process.ended.empty());
-  EXPECT_TRUE(Contains(process.reactor->Dump(), "process 2 (fake 2) is lost: it spoke of"))
+  EXPECT_TRUE(Contains(process.reactor->Dump(), "process 2 (fake 2) is lost: it sent"))
       << process.reactor->Dump();
 }
 
@@ -313,7 +313,7 @@ TEST(Reactor, APeerThatRunsAwayIsStopped) {
     most = std::max(most, process.reactor->Account().early_bytes);
   }
   EXPECT_LE(most, size_t{65} << 20);
-  EXPECT_TRUE(Contains(process.reactor->Dump(), "further ahead")) << process.reactor->Dump();
+  EXPECT_TRUE(Contains(process.reactor->Dump(), "so many calls ahead")) << process.reactor->Dump();
   EXPECT_EQ(process.reactor->Account().early_bytes, 0u);
 }
 

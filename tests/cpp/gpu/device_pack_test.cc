@@ -121,13 +121,13 @@ TEST(Pack, RefusesWhatDoesNotFitTogether) {
     EXPECT_NE(tables.status().message().find(because), std::string::npos)
         << tables.status().message();
   };
-  refused([](auto& p) { p[1].ops[0].sequence = 9; }, "nobody sends what it receives");
-  refused([](auto& p) { p[1].ops.pop_back(); }, "nobody receives what it sends");
+  refused([](auto& p) { p[1].ops[0].sequence = 9; }, "no rank sends what it receives");
+  refused([](auto& p) { p[1].ops.pop_back(); }, "no rank receives what it sends");
   refused([](auto& p) { p[0].ops[0].peer = 3; }, "rank 0, op 0: its peer is rank 3");
   refused([](auto& p) { p[0].ops[1].destination.chunks[0].begin = 3; }, "outside of its buffer");
   refused([](auto& p) { p[2].ops[1].destination.buffer = BufferKind::kInput; }, "read-only");
   refused([](auto& p) { p[0].ops[1].destination.chunks[0].begin = 0; }, "differ in positions");
-  refused([](auto& p) { p[0].ops[1].depends_on = {77}; }, "waits for an op that is not there");
+  refused([](auto& p) { p[0].ops[1].depends_on = {77}; }, "depends on an op that does not exist");
   refused([](auto& p) { p[0].ops[0].depends_on = {1}, p[0].ops[1].depends_on = {0}; }, "deadlocks");
   refused([](auto& p) { p[1].chunks_per_block = 4; }, "disagrees on blocks or chunks");
   refused([](auto& p) { p.clear(); }, "for 1 to 256 ranks");

@@ -224,7 +224,7 @@ std::string WayOf(bool takes, bool refuses,
 TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
   using Options = GpuCommunicatorOptions;
   EXPECT_EQ(WayOf(true, false, WithDmabufs), "NICs read GPU memory for what goes to process 1");
-  const std::string copied = "the host copies what goes to process 1, for ";
+  const std::string copied = "the host copies what goes to process 1, because ";
   EXPECT_EQ(WayOf(false, false, WithDmabufs), copied + "the link to it takes no device memory");
   EXPECT_EQ(WayOf(true, false, {}), copied + "the test has no dma-bufs");
   EXPECT_EQ(WayOf(true, false,
@@ -242,8 +242,8 @@ TEST(GroupCall, SaysWhichWayItSendsToOtherHostsAndWhy) {
   EXPECT_EQ(WayOf(true, false, no_exports), copied + "the test exports no more");
   const std::string log = testing::internal::GetCapturedStderr();
   const std::string line = "what goes from this process's GPUs to process 1 is copied by the host";
-  const size_t first = log.find(line + ", for the test refuses");
-  const size_t second = log.find(line + ", for the test exports no more");
+  const size_t first = log.find(line + ", because the test refuses");
+  const size_t second = log.find(line + ", because the test exports no more");
   ASSERT_NE(first, log.npos) << log;
   ASSERT_NE(second, log.npos) << log;
   EXPECT_EQ(log.find(line, second + 1), log.npos) << log;

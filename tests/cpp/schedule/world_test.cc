@@ -121,17 +121,18 @@ TEST(World, RefusesWhatDoesNotFitTogether) {
   refused([](auto& p) { p[0].ops[0].sequence = p[0].ops[2].sequence; },
           "rank 0, op 2: sends a message twice");
   refused([](auto& p) { p[1].ops[1].sequence = p[1].ops[3].sequence; },
-          "rank 1, op 3: nobody sends what it receives");
-  refused([](auto& p) { p[1].ops[0].sequence = 9; }, "rank 2, op 1: nobody sends what it receives");
+          "rank 1, op 3: no rank sends what it receives");
+  refused([](auto& p) { p[1].ops[0].sequence = 9; },
+          "rank 2, op 1: no rank sends what it receives");
   refused([](auto& p) { p[1].ops.erase(p[1].ops.end() - 1); },
-          "rank 0, op 6: nobody receives what it sends");
+          "rank 0, op 6: no rank receives what it sends");
   refused(
       [](auto& p) {
         p[1].ops[1].sources[0].chunks[0] = {2, 1}, p[1].chunks_per_block = 3;
       },
       "rank 1, op 1: operands differ in positions");
   refused([](auto& p) { p[1].ops[3].kind = OpKind::kCopy, p[1].ops[3].sources.resize(1); },
-          "rank 0, op 2: nobody receives what it sends");
+          "rank 0, op 2: no rank receives what it sends");
   refused([](auto& p) { p[1].ops[1].sources[0].buffer = BufferKind::kOutput; },
           "rank 1, op 1 and rank 0, op 0 disagree on a message");
   refused([](auto& p) { p[0].ops[0].sources.clear(); }, "rank 0, op 0: wrong number of sources");
@@ -141,7 +142,7 @@ TEST(World, RefusesWhatDoesNotFitTogether) {
   refused([](auto& p) { p[2].ops[0].destination.chunks[0].begin = 7; },
           "rank 2, op 0: a chunk lies outside of its buffer");
   refused([](auto& p) { p[1].ops[2].depends_on = {8}; },
-          "rank 1, op 2: waits for an op that is not there");
+          "rank 1, op 2: depends on an op that does not exist");
   refused([](auto& p) { std::swap(p[0], p[1]); }, "the op list in place 1");
   refused([](auto& p) { p[2].scratch_blocks = 1; }, "rank 2 disagrees on blocks or chunks");
 }

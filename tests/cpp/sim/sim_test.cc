@@ -11,6 +11,7 @@
 #include "sim/fair_share.h"
 #include "sim/graph.h"
 #include "sim/ledger.h"
+#include "sim/limits.h"
 #include "sim/router.h"
 #include "sim/simulator.h"
 
@@ -253,6 +254,94 @@ TEST(Simulate, RefusesWhatCannotBe) {
   bad = {};
   bad.background.push_back({0, 0, 0, 1, 1});
   EXPECT_TRUE(refused({0, 1}, bad));
+  bad = {};
+  bad.changes.push_back({1, 0, std::numeric_limits<double>::infinity()});
+  EXPECT_TRUE(refused({0, 1}, bad));
+  bad.changes = {{1, 0, std::numeric_limits<double>::quiet_NaN()}};
+  EXPECT_TRUE(refused({0, 1}, bad));
+}
+
+TEST(Time, SumsStayOutOfRange) {
+  EXPECT_EQ(After(1, 2), 3);
+  EXPECT_EQ(After(kMostTime, kMostTime), kNever);
+  EXPECT_EQ(After(kNever, 0), kNever);
+  EXPECT_EQ(After(kNever, kNever), kNever);
+  EXPECT_EQ(After(0, kNever), kNever);
+}
+
+// The undefined behaviour sanitizer watches: each kind of time at the end of its range, alone and
+// together.
+TEST(Simulate, SumsOfGreatTimesAreRefused) {
+  ScheduleSpec spec;
+  spec.world_size = 4;
+  spec.algorithm = "direct";
+  const auto graph = Graph::Build(spec);
+  ASSERT_TRUE(graph.ok());
+  Network network;
+  const int32_t center = AddNode(network, "center", true);
+  std::vector<int32_t> nodes;
+  for (int32_t h = 0; h < 4; ++h) {
+    nodes.push_back(AddNode(network, "h" + std::to_string(h), false));
+    Connect(network, nodes.back(), center, 1, 1);
+  }
+  const Time most = kMostTime;
+  for (int32_t kinds = 1; kinds < 1 << 8; ++kinds) {
+    Parameters p;
+    Network far = network;
+    if (kinds & 1) p.latency = most;
+    if (kinds & 2) p.overhead = most;
+    if (kinds & 4) p.quantum = most;
+    if (kinds & 8) p.start.assign(4, most);
+    if (kinds & 16) p.reduce_ps_per_byte = static_cast<double>(most) / 16;
+    if (kinds & 32) p.copy_ps_per_byte = static_cast<double>(most) / 16;
+    if (kinds & 64) far.links[0].latency = most - 100;
+    if (kinds & 128) p.background.push_back({nodes[0], nodes[1], most, std::nullopt, 1, 0});
+    p.in_flight = 0;
+    const auto result = Simulate(*graph, far, nodes, 4, 4, p);
+    if (result.ok()) {
+      EXPECT_EQ(kinds & (1 | 2 | 8), 0) << kinds;
+      EXPECT_LE(result->time, most) << kinds;
+    } else {
+      EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument) << kinds;
+    }
+  }
+}
+
+TEST(Simulate, FlowsFollowTheCapacitiesOfTheirLinks) {
+  ScheduleSpec spec;
+  spec.collective = Collective::kPermute;
+  spec.world_size = 2;
+  spec.permutation = {{0, 1}};
+  const auto graph = Graph::Build(spec);
+  ASSERT_TRUE(graph.ok());
+  const Network network = TwoRacks(1, 1);  // 220 ps from h0 to h1
+  auto time = [&](const std::vector<LinkChange>& changes, Routing routing) {
+    Parameters p;
+    p.routing = routing;
+    p.split = 3;
+    p.changes = changes;
+    const auto result = Simulate(*graph, network, {0, 1}, 3000, 1, p);
+    EXPECT_TRUE(result.ok()) << result.status().message();
+    return result->time - 220;
+  };
+  for (Routing routing : {Routing::kEcmp, Routing::kSplit, Routing::kSpray}) {
+    EXPECT_EQ(time({}, routing), 3000);
+    EXPECT_EQ(time({{0, 0, 0.01}}, routing), 300'000);
+    EXPECT_EQ(time({{0, 0, 0.01}, {1000, 0, 1}}, routing), 1000 + 2990);
+    EXPECT_EQ(time({{1000, 0, 0.1}, {2000, 4, 0.01}, {3000, 0, 1}, {4000, 4, 0.5}}, routing),
+              4000 + 2 * (2000 - 100 - 10 - 10));
+    EXPECT_EQ(time({{0, 0, 4}, {0, 4, 4}, {1000, 4, 1}}, routing), 3000);  // others stay at 1
+  }
+}
+
+TEST(Graph, ADirectRootIsNotMultipliedByTheRanks) {
+  ScheduleSpec spec;
+  spec.collective = Collective::kBroadcast;
+  spec.world_size = 1000;
+  EXPECT_TRUE(Graph::Build(spec, 4'000'000).ok());  // the root's ops alone: 1000 * 999 * 90 bytes
+  spec.root = 500;
+  EXPECT_TRUE(Graph::Build(spec, 4'000'000).ok());
+  EXPECT_FALSE(Graph::Build(spec, 1'000'000).ok());
 }
 
 }  // namespace

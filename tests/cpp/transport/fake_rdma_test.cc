@@ -390,7 +390,7 @@ TEST_F(FakeRdmaTest, AnErrorNamesNicPortPeerAndWhatToLookAt) {
                         Case{verbs::kWcRnrRetryExcErr, "posted no receives"},
                         Case{verbs::kWcRemAccessErr, "refuses access"},
                         Case{verbs::kWcRemOpErr, "could not carry it out"},
-                        Case{verbs::kWcLocProtErr, "not registered"}}) {
+                        Case{verbs::kWcLocProtErr, "no longer registered"}}) {
     LinkPair& pair = Link();
     fake().FailRequest(0, 0, c.status);
     pair.a.link->Put({}, 0, Notice{}, 0);

@@ -125,7 +125,7 @@ TEST_P(TcpFuzzTest, SaysWhatIsWrongWithAFrame) {
   }
   RawPeer peer(GetParam());
   peer.Send({kFrameMagic, FrameKind::kPut, 0, 0, {}});
-  ExpectBroken(*peer.end, "its first frame is no hello");
+  ExpectBroken(*peer.end, "its first frame is not a hello");
 }
 
 TEST_P(TcpFuzzTest, RefusesPeersThatDisagree) {

@@ -434,7 +434,7 @@ TEST(LinkCutTest, PutsThatWereCutOffAreMissedThoughTheRestEndsInOrder) {
   EXPECT_EQ(receiver.end->told, std::vector<std::string>{"bye"});
   receiver.Cut();
   EXPECT_EQ(receiver.end->end.code(), StatusCode::kUnavailable);
-  EXPECT_NE(receiver.end->end.message().find("messages that it had sent did not come"),
+  EXPECT_NE(receiver.end->end.message().find("messages that it had sent did not arrive"),
             std::string::npos)
       << receiver.end->end.message();
   EXPECT_EQ(receiver.end->link->missing_puts(), 12 - receiver.end->notices.size());

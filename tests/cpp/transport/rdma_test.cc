@@ -203,10 +203,10 @@ TEST_P(RdmaTest, NonsenseOnTheSocketEndsTheLink) {
     Notice notice;
     const char* error;
   } cases[] = {
-      {{0}, "it said something unknown of a rail"},
-      {{99}, "it said something unknown of a rail"},
-      {{3, 99, 0}, "it said something unknown of a rail"},
-      {{2, ~uint64_t{0}}, "it said something unknown of a rail"},
+      {{0}, "it sent an unknown message about a rail"},
+      {{99}, "it sent an unknown message about a rail"},
+      {{3, 99, 0}, "it sent an unknown message about a rail"},
+      {{2, ~uint64_t{0}}, "it sent an unknown message about a rail"},
       {{3, 0, 1}, "it counts 1 notices of a rail that has sent 0"},
       {{3, 0, ~uint64_t{0}}, "notices of a rail that has sent 0"},
   };

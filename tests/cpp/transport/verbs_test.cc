@@ -378,8 +378,8 @@ TEST_F(RdmaPortsTest, JaxcollIbHcaSelectsOrExcludes) {
   EXPECT_EQ(
       Find("mlx5_1:1,mlx5_9,mlx5_0:2").left_out,
       (Strings{"mlx5_0:1: JAXCOLL_IB_HCA leaves it out", "mlx5_10:1: JAXCOLL_IB_HCA leaves it out",
-               "mlx5_9: JAXCOLL_IB_HCA names it, and it is not here",
-               "mlx5_0:2: JAXCOLL_IB_HCA names it, and it is not here"}));
+               "mlx5_9: JAXCOLL_IB_HCA names it, but this host has no such port",
+               "mlx5_0:2: JAXCOLL_IB_HCA names it, but this host has no such port"}));
 }
 
 TEST_F(RdmaPortsTest, TheNearestComeFirst) {
