@@ -33,7 +33,7 @@ _UNMERGED = {"ragged_all_to_all"}
 Rechoose = Callable[[str, int], str | None]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Part:
     """One operand of a call, and its result."""
 
@@ -46,7 +46,7 @@ class _Part:
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Group:
     """Parts that become one call."""
 
@@ -84,8 +84,7 @@ def _may_merge(instruction: Any) -> bool:
     )
 
 
-# Whatever else attributes have in them, these are preceded by what ends another.
-_TOLD_APART = re.compile(r'(?<=[{ ])(signature|label|program) = "((?:[^"\\]|\\.)*)"')
+_TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
 
 
 class _Source(NamedTuple):

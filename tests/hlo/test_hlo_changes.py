@@ -255,7 +255,7 @@ def test_merging_changes_no_bit(seed: int) -> None:
 
 
 @pytest.mark.seeds(12, exhaustive=150)
-def test_what_the_passes_know_of_a_module_is_what_it_becomes(seed: int) -> None:
+def test_passes_know_a_module_as_they_have_changed_it(seed: int) -> None:
     """They read a module once, and each takes over what the others have changed."""
     made = hlo.of_text(random_module(random.Random(seed))[0])
     made.device_assignment.replica_count = 1
