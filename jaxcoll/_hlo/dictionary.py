@@ -11,7 +11,7 @@ import numpy as np
 
 def text_of(attributes: dict[str, Any]) -> str:
     """Attributes as an MLIR dictionary: strings, int64 and arrays of int64."""
-    return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in sorted(attributes.items())) + "}"
+    return "{" + ", ".join([f"{k} = {_value(v)}" for k, v in sorted(attributes.items())]) + "}"
 
 
 def _value(value: Any) -> str:

@@ -23,6 +23,7 @@ def lines(module: Any) -> list[str]:
     found = []
     source_of = _module.Sources(module).of
     shapes: dict[bytes, str] = {}
+    digests: dict[bytes, str] = {}  # of whatever else an instruction has: few differ
     computations = {c.id: number for number, c in enumerate(module.computations)}
     for number, computation in enumerate(module.computations):
         found.append(f"computation {number} @ ")
@@ -40,21 +41,20 @@ def lines(module: Any) -> list[str]:
             if before := instruction.control_predecessor_ids:
                 text += f" after {' '.join([names[i] for i in before])}"
             source = source_of(instruction)
+            clear = instruction.ClearField
             for field in _LEFT_OUT:
-                instruction.ClearField(field)
+                clear(field)
             if opcode != "custom-call":
-                instruction.ClearField("backend_config")  # XLA's, by the number of cores
+                clear("backend_config")  # XLA's, by the number of cores
             if rest := instruction.SerializeToString(deterministic=True):
-                text += f" #{hashlib.blake2b(rest, digest_size=6).hexdigest()}"
+                if rest not in digests:
+                    digests[rest] = hashlib.blake2b(rest, digest_size=6).hexdigest()
+                text += f" #{digests[rest]}"
             found.append(f"{text}{' root' if own == root_id else ''} @ {source}")
     return found
 
 
 def digest(lines_of_module: list[str], *more: str) -> str:
     """The fingerprint of a module, from its lines and everything else that distinguishes it."""
-    made = hashlib.blake2b(digest_size=8)
-    for line in lines_of_module:
-        made.update(line.rpartition(" @ ")[0].encode() + b"\n")
-    for text in more:
-        made.update(text.encode() + b"\n")
-    return made.hexdigest()
+    lines = [*[line.rpartition(" @ ")[0] for line in lines_of_module], *more, ""]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()

@@ -16,12 +16,13 @@ The times are estimates from the sizes of arrays.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxcoll._hlo import dictionary, proto, serve
+from jaxcoll._hlo import dictionary, serve
 from jaxcoll._hlo import module as _module
 from jaxcoll._hlo.costs import Costs
 from jaxcoll._hlo.simplify import CHANGES
@@ -32,20 +33,20 @@ _UNMERGED = {"ragged_all_to_all"}
 Rechoose = Callable[[str, int], str | None]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Part:
     """One operand of a call, and its result."""
 
     call: Any
     place: int
     operand: int  # id
-    key: str
+    key: tuple[Any, ...]
     bytes: int
     ready: float = 0.0  # when its operand is, by costs.py's unit of time, from the start
     needed: float = 0.0  # when its result must be there, lest the program takes longer
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Group:
     """Parts that become one call."""
 
@@ -63,15 +64,15 @@ class _Group:
         self.needed = min(self.needed, part.needed)
 
 
-def merge(module: Any, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
+def merge(program: _module.Program, costs: Costs, most_bytes: int, rechoose: Rechoose) -> None:
     """Merges the calls of a module."""
-    for _, body, calls in _module.bodies(module, _is_ours):
+    for body, calls in program.bodies(serve.is_custom_call, _may_merge):
         if len(calls) > 1 or len(calls[0].operand_ids) > 1:
             _Merger(body, calls, costs, most_bytes, rechoose).merge()
 
 
-def _is_ours(instruction: Any) -> bool:
-    if instruction.opcode != "custom-call" or instruction.custom_call_target != serve.TARGET:
+def _may_merge(instruction: Any) -> bool:
+    if not serve.is_ours(instruction):
         return False
     config = instruction.backend_config.decode()
     # Some take operands that are not vectors, or one more, which says on which device they are
@@ -86,22 +87,15 @@ def _is_ours(instruction: Any) -> bool:
 _TOLD_APART = re.compile(r'(signature|label|program) = "((?:[^"\\]|\\.)*)"')
 
 
-def _key(call: Any, element_type: int) -> str:
-    """All that two calls must share to become one."""
-    config = call.backend_config.decode()
-    several = bool(dictionary.text(config, "program"))
-    config = _TOLD_APART.sub(r'\1 = ""', config)
-    attributes = sorted((a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES)
-    return f"{config} {element_type} {several} {attributes}"
-
-
 class _Source(NamedTuple):
     """A call that is taken apart, read once."""
 
     results: list[Any]  # their shapes
-    blank: Any  # the call without operands and results
-    config: str
-    texts: dict[str, str]  # those that distinguish it from others
+    key: tuple[Any, ...]  # all that two calls must share to become one, but for their types
+    config: list[str]  # in pieces: text, (name, value of a text that distinguishes it, text) ...
+    texts: dict[str, str]  # these
+    others: list[tuple[str, str]]  # frontend attributes
+    notes: list[str]  # what jaxcoll has changed
 
 
 class _Merger:
@@ -119,7 +113,7 @@ class _Merger:
         self._calls = calls
         self._most_bytes = most_bytes
         self._rechoose = rechoose
-        self._sources: dict[int, _Source] = {}
+        self._sources = {call.id: _source(call) for call in calls}
         self._number = {call.id: number for number, call in enumerate(calls)}
         self._before = self._calls_before()  # by id: a bit for each call that it depends on
         self._costs = costs
@@ -148,22 +142,20 @@ class _Merger:
 
     def _parts(self, call: Any) -> list[_Part]:
         parts = []
-        keys: dict[int, str] = {}  # by element type
+        source = self._sources[call.id]
+        before = self._body.predecessors.get(call.id, [])
         needed = {
-            i.tuple_index: self._times.must_end[i.id]
-            for i in self._body.users[call.id]
-            if i.opcode == "get-tuple-element"
+            self._body.by_id[user].tuple_index: self._times.must_end[user]
+            for user in self._body.users[call.id]
+            if self._body.opcodes[user] == "get-tuple-element"
         }
         for place, operand in enumerate(call.operand_ids):
             shape = self._body.by_id[operand].shape
-            element = shape.element_type
-            if element not in keys:
-                keys[element] = _key(call, element)
             parts.append(
                 _Part(
-                    *(call, place, operand, keys[element]),
+                    *(call, place, operand, (shape.element_type, source.key)),
                     _module.byte_count(shape),
-                    max(self._times.end[s] for s in (operand, *call.control_predecessor_ids)),
+                    max(self._times.end[s] for s in (operand, *before)),
                     needed.get(place, self._times.must_end[call.id]),
                 )
             )
@@ -173,7 +165,7 @@ class _Merger:
 
     def _grouped(self, parts: Sequence[_Part]) -> list[list[_Part]]:
         groups: list[_Group] = []
-        open_groups: dict[str, _Group] = {}
+        open_groups: dict[tuple[Any, ...], _Group] = {}
         self._merged: list[_Group] = []  # those with parts of several calls
         for part in parts:
             group = open_groups.get(part.key)
@@ -207,7 +199,7 @@ class _Merger:
     def _behind(self, part: _Part) -> int:
         """A bit for each call that must come before a part."""
         bits = 0
-        for source in (part.operand, *part.call.control_predecessor_ids):
+        for source in (part.operand, *self._body.predecessors.get(part.call.id, [])):
             bits |= self._before[source] | self._bits(source)
         return bits
 
@@ -225,7 +217,7 @@ class _Merger:
             made.append(call)
             for index, part in enumerate(group):
                 if len(group) > 1:
-                    shape = self._source(part.call).results[part.place]
+                    shape = self._sources[part.call.id].results[part.place]
                     made.append(
                         self._body.make(call, "get-tuple-element", shape, [call], tuple_index=index)
                     )
@@ -241,39 +233,27 @@ class _Merger:
         self._body.write(made)
         self._costs.forget_times(self._body)
 
-    def _source(self, call: Any) -> _Source:
-        if call.id not in self._sources:
-            blank = proto.Instruction()
-            blank.CopyFrom(call)
-            for field in ("shape", "operand_ids", "operand_shapes_with_layout"):
-                blank.ClearField(field)
-            config = call.backend_config.decode()
-            texts = dict(_TOLD_APART.findall(config))
-            self._sources[call.id] = _Source(_module.arrays(call.shape), blank, config, texts)
-        return self._sources[call.id]
-
     def _call(self, group: list[_Part]) -> Any:
-        first = group[0]
-        shapes = [self._source(part.call).results[part.place] for part in group]
-        whole = shapes[0] if len(group) == 1 else _module.tuple_of(shapes)
-        call = self._body.make(first.call, "custom-call", whole, [])
-        number, name = call.id, call.name
-        call.MergeFrom(self._source(first.call).blank)
-        call.id, call.name = number, name
-        call.operand_ids[:] = [part.operand for part in group]
-        call.operand_shapes_with_layout.extend(
-            part.call.operand_shapes_with_layout[part.place] for part in group
-        )
-        before = dict.fromkeys(p for part in group for p in part.call.control_predecessor_ids)
-        call.control_predecessor_ids[:] = list(before)
-        sources = list({part.call.id: part.call for part in group}.values())
+        first = group[0].call
+        call = self._body.copy(first)
+        if len(group) > 1 or call.shape.element_type == _module.TUPLE:
+            shapes = [self._sources[part.call.id].results[part.place] for part in group]
+            call.shape.CopyFrom(shapes[0] if len(group) == 1 else _module.tuple_of(shapes))
+            call.operand_ids[:] = [part.operand for part in group]
+            layouts = [part.call.operand_shapes_with_layout[part.place] for part in group]
+            del call.operand_shapes_with_layout[:]
+            call.operand_shapes_with_layout.extend(layouts)
+        calls = list({part.call.id: part.call for part in group}.values())
+        if len(calls) > 1:
+            before = [self._body.predecessors.get(call.id, []) for call in calls]
+            call.control_predecessor_ids[:] = list(dict.fromkeys(itertools.chain(*before)))
+        sources = [self._sources[call.id] for call in calls]
         call.backend_config = self._config(sources, group).encode()
         self._note(call, sources, group)
         return call
 
-    def _config(self, sources: Sequence[Any], group: list[_Part]) -> str:
-        config = self._source(sources[0]).config
-        texts = [self._source(source).texts for source in sources]
+    def _config(self, sources: Sequence[_Source], group: list[_Part]) -> str:
+        texts = [source.texts for source in sources]
         more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         self._made += 1
         shown = {
@@ -285,21 +265,33 @@ class _Merger:
         }
         if shown["signature"]:
             shown["signature"] += f" merged {self._made}"
-        config = _TOLD_APART.sub(lambda match: f'{match[1]} = "{shown[match[1]]}"', config)
+        pieces = list(sources[0].config)
+        for place in range(1, len(pieces), 3):
+            name = pieces[place]
+            pieces[place : place + 2] = [f'{name} = "', f'{shown[name]}"']
+        config = "".join(pieces)
         if len(sources) == 1:
             return config
         return self._rechoose(config, sum(part.bytes for part in group)) or config
 
-    def _note(self, call: Any, sources: Sequence[Any], group: list[_Part]) -> None:
-        notes = [a.value for s in sources for a in s.frontend_attributes.map if a.key == CHANGES]
+    def _note(self, call: Any, sources: Sequence[_Source], group: list[_Part]) -> None:
+        notes = [note for source in sources for note in source.notes]
         if len(sources) > 1:
             notes.append(f"{len(group)} operands of {len(sources)} calls merged")
-        elif len(group) < len(sources[0].operand_ids):
-            notes.append(f"{len(group)} operands of a call of {len(sources[0].operand_ids)}")
-        others = [(a.key, a.value) for a in call.frontend_attributes.map if a.key != CHANGES]
+        elif len(group) < len(sources[0].results):
+            notes.append(f"{len(group)} operands of a call of {len(sources[0].results)}")
+        if not notes:
+            return
         del call.frontend_attributes.map[:]
-        for key, value in [
-            *others,
-            *([(CHANGES, "; ".join(dict.fromkeys(notes)))] if notes else []),
-        ]:
+        for key, value in [*sources[0].others, (CHANGES, "; ".join(dict.fromkeys(notes)))]:
             call.frontend_attributes.map.add(key=key, value=value)
+
+
+def _source(call: Any) -> _Source:
+    pieces = _TOLD_APART.split(call.backend_config.decode())
+    texts = dict(zip(pieces[1::3], pieces[2::3], strict=True))
+    attributes = [(a.key, a.value) for a in call.frontend_attributes.map]
+    others = [(key, value) for key, value in attributes if key != CHANGES]
+    notes = [value for key, value in attributes if key == CHANGES]
+    shared = (tuple(pieces[::3]), bool(texts.get("program")), tuple(sorted(others)))
+    return _Source(_module.arrays(call.shape), shared, pieces, texts, others, notes)

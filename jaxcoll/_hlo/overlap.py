@@ -34,24 +34,20 @@ _BEHIND_A_CALL = 4  # instructions that are put there, at most: others mostly wa
 _U8 = 6
 
 
-def overlap(module: Any, costs: Costs) -> bool:
+def overlap(program: _module.Program, costs: Costs) -> bool:
     """Lets the collectives of a module go on beside its other instructions; whether that took a
     change."""
     changed = False
-    for computation, body, calls in _module.bodies(module, _is_call):
+    for body, calls in program.bodies(serve.is_custom_call, serve.is_ours):
         beside = _Beside(body, calls, costs)
         if not beside.is_worth_it():
             continue
         for call in calls:
             beside.put_first(call)
-        length = sum(i.opcode not in FREE for i in computation.instructions)
+        length = sum(opcode not in FREE for opcode in body.opcodes.values())
         body.add([_nothing(body, calls[0]) for _ in range(_SHORT + 1 - length)])
         changed = True
     return changed
-
-
-def _is_call(instruction: Any) -> bool:
-    return bool(instruction.custom_call_target == serve.TARGET)
 
 
 def _nothing(body: _module.Body, like: Any) -> Any:
@@ -111,5 +107,4 @@ class _Beside:
         first = int(np.searchsorted(self._begin, self._times.begin[call.id]))
         later = np.flatnonzero(self._is_beside[first:, self._number[call.id]])
         for place in later[:_BEHIND_A_CALL].tolist():
-            instruction = self._body.by_id[self._heavy[first + place]]
-            instruction.control_predecessor_ids.append(call.id)
+            self._body.put_behind(self._heavy[first + place], call.id)

@@ -70,24 +70,24 @@ CPU = Target(has_layouts=True, takes_separate_blocks=True)
 GPU = Target(has_layouts=False, takes_separate_blocks=False)
 
 
-def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Request], list[Left]]:
+def serve(
+    program: _module.Program, decide: Decide, target: Target = CPU
+) -> tuple[list[Request], list[Left]]:
     """Replaces the collectives of a module, and notes on those that are left why they are."""
     served: list[Request] = []
     left: list[Left] = []
-    asynchronous = asynchronous_computations(module)
-    computations = {c.id: c for c in module.computations}
     devices: _groups.Devices | None = None
-    sources = _module.Sources(module)
-    for computation, body, found in _module.bodies(module, is_collective):
+    sources = _module.Sources(program.module)
+    for body, found in program.bodies(_may_be_collective, is_collective):
         server: Server | None = None
         for instruction in found:
             if instruction.opcode in DONE:
                 continue  # a done goes with its start
             try:
-                if computation.id in asynchronous:
+                if body.id in program.asynchronous:
                     raise NotServed("an unknown asynchronous form")
-                devices = devices or _groups.Devices(module)
-                server = server or Server(module, computations, body, devices, decide, target)
+                devices = devices or _groups.Devices(program.module)
+                server = server or Server(program, body, devices, decide, target)
                 served += server.serve(instruction)
             except NotServed as why:
                 instruction.frontend_attributes.map.add(key=LEFT, value=str(why))
@@ -103,16 +103,13 @@ def serve(module: Any, decide: Decide, target: Target = CPU) -> tuple[list[Reque
     return served, left
 
 
-def asynchronous_computations(module: Any) -> set[int]:
-    """The ids of computations that XLA runs beside others, by a start and a done of their own."""
-    return {
-        called
-        for computation in module.computations
-        if not computation.is_fusion_computation
-        for instruction in computation.instructions
-        if instruction.opcode.startswith("async-")
-        for called in instruction.called_computation_ids
-    }
+def is_custom_call(opcode: str) -> bool:
+    return opcode == "custom-call"
+
+
+def is_ours(custom_call: Any) -> bool:
+    """Whether a custom call is jaxcoll's."""
+    return bool(custom_call.custom_call_target == TARGET)
 
 
 OPCODES = {
@@ -126,6 +123,10 @@ OPCODES = {
 }
 _ASYNCHRONOUS = {"all-reduce-start", "all-gather-start", "collective-permute-start"}
 DONE = {start.replace("-start", "-done") for start in _ASYNCHRONOUS}
+
+
+def _may_be_collective(opcode: str) -> bool:
+    return opcode not in _ALONE
 
 
 def is_collective(instruction: Any) -> bool:
@@ -184,16 +185,15 @@ class Server:
 
     def __init__(
         self,
-        module: Any,
-        computations: dict[int, Any],
+        program: _module.Program,
         body: Body,
         devices: _groups.Devices,
         decide: Decide,
         target: Target,
     ) -> None:
         self._target = target
-        self._sources = _module.Sources(module)
-        self._computations = computations
+        self._sources = _module.Sources(program.module)
+        self._computations = program.computations
         self._body = body
         self._devices = devices
         self._decide = decide
@@ -224,7 +224,7 @@ class Server:
             opcode = instruction.opcode
         if opcode not in OPCODES:
             raise NotServed("an unknown collective")
-        operands = self._body.operands(instruction)
+        operands = [self._body.by_id[operand] for operand in instruction.operand_ids]
         for shape in [*(o.shape for o in operands), *_module.arrays(instruction.shape)]:
             if why := _trouble(shape.SerializeToString()):
                 raise NotServed(why)
@@ -245,7 +245,7 @@ class Server:
 
     def _synchronous(self, start: Any) -> tuple[Any, Any]:
         """The synchronous form of a start, and its done."""
-        users = self._body.users[start.id]
+        users = [self._body.by_id[user] for user in self._body.users[start.id]]
         opcode = start.opcode.removesuffix("-start")
         if [user.opcode for user in users] != [f"{opcode}-done"] or start.id == self._body.root_id:
             raise NotServed("a start that other instructions than its done use")
@@ -275,10 +275,10 @@ class Server:
         if len(called) != 1 or called[0] not in self._computations:
             raise NotServed("its reduction is not one computation")
         computation = self._computations[called[0]]
-        root = _operation(computation, element_type)
-        op = _REDUCE_OPS.get(root.opcode)
+        opcode = _operation(computation, element_type)
+        op = _REDUCE_OPS.get(opcode)
         if op is None:
-            raise NotServed(f"its reduction is '{root.opcode}'")
+            raise NotServed(f"its reduction is '{opcode}'")
         if element_type == _module.PRED:
             op = {"min": "and", "max": "or", "and": "and", "or": "or", "xor": "xor"}.get(op, "")
         elif element_type in _COMPLEX:
@@ -286,7 +286,7 @@ class Server:
         elif element_type in _FLOATS:
             op = op if op in ("sum", "prod", "min", "max") else ""
         if not op:
-            raise NotServed(f"'{root.opcode}' of {_module.type_name(element_type)}")
+            raise NotServed(f"'{opcode}' of {_module.type_name(element_type)}")
         return op
 
     # --- the forms ------------------------------------------------------------------------------
@@ -512,38 +512,41 @@ class Server:
 _Made = tuple[list[Request], list[Any]]
 
 
-def _operation(computation: Any, element_type: int) -> Any:
-    """The one operation of two values that a reduction's computation is.
+def _operation(computation: Any, element_type: int) -> str:
+    """The opcode of the one operation of two values that a reduction's computation is.
 
     Small floats may be widened for it, and its result narrowed: the engine does the same. Where XLA
     has widened the operands of a collective, the computation may still be of the narrow type.
     """
     instructions = {i.id: i for i in computation.instructions}
-    parameters = [i.id for i in instructions.values() if i.opcode == "parameter"]
-    root = instructions[computation.root_id]
-    used = {root.id}
-    if root.opcode == "convert":
-        root = instructions[root.operand_ids[0]]
-        used.add(root.id)
+    opcodes = {number: i.opcode for number, i in instructions.items()}
+    shapes = {number: i.shape for number, i in instructions.items()}
+    parameters = [number for number, opcode in opcodes.items() if opcode == "parameter"]
+    root_id = operation = computation.root_id
+    used = {root_id}
+    if opcodes[operation] == "convert":
+        operation = instructions[operation].operand_ids[0]
+        used.add(operation)
+    operands = instructions[operation].operand_ids[:]
     sources = []
-    for operand in root.operand_ids:
+    for operand in operands:
         used.add(operand)
-        value = instructions[operand]
-        if value.opcode == "convert":
-            operand = value.operand_ids[0]
+        if opcodes[operand] == "convert":
+            operand = instructions[operand].operand_ids[0]
             used.add(operand)
         sources.append(operand)
-    outer = {instructions[i].shape.element_type for i in [*parameters, computation.root_id]}
-    inner = {instructions[i].shape.element_type for i in [*root.operand_ids, root.id]}
-    if used != set(instructions) or sorted(sources) != sorted(parameters) or len(sources) != 2:
+    if used != set(opcodes) or sorted(sources) != sorted(parameters) or len(sources) != 2:
         raise NotServed("its reduction is not one operation of two values")
-    if any(i.shape.dimensions for i in instructions.values()) or len(outer) != 1 or len(inner) != 1:
+    types = {number: shape.element_type for number, shape in shapes.items()}
+    outer = {types[number] for number in (*parameters, root_id)}
+    inner = {types[number] for number in (*operands, operation)}
+    if any([shape.dimensions for shape in shapes.values()]) or len(outer) != 1 or len(inner) != 1:
         raise NotServed("its reduction is not one operation of two numbers")
     if not (_is_as_exact(element_type, *outer) and inner in (outer, {_F32})):
         raise NotServed("its reduction is done in another type than its operands'")
     if inner != outer and not (outer < _FLOATS and _is_as_exact(_F32, *outer)):
         raise NotServed("its reduction is done in another type than its operands'")
-    return root
+    return opcodes[operation]
 
 
 def _is_as_exact(wide: int, narrow: int) -> bool:

@@ -33,23 +33,23 @@ MayScatter = Callable[[np.ndarray, int, int, list[int]], bool]
 
 
 def simplify(
-    module: Any,
+    program: _module.Program,
     decide: serve.Decide,
     may_scatter: MayScatter,
     target: serve.Target = serve.CPU,
 ) -> None:
     """Changes those collectives of a module that `serve` would serve."""
     try:
-        devices = _groups.Devices(module)
+        devices = _groups.Devices(program.module)
     except NotServed:
         return
-    known = _Known(module, devices)
+    known = _Known(program, devices)
     uses: list[_Use] = []
-    for computation, body, found in _module.bodies(module, lambda i: i.opcode in _CHANGED):
-        if computation.id in known.asynchronous:
+    for body, found in program.bodies(_CHANGED.__contains__):
+        if body.id in program.asynchronous:
             continue
-        server = serve.Server(module, known.computations, body, devices, decide, target)
-        scatter = _Scatter(known, computation, body, server)
+        server = serve.Server(program, body, devices, decide, target)
+        scatter = _Scatter(known, body, server)
         for instruction in found:
             try:
                 if instruction.opcode == "all-reduce":
@@ -62,8 +62,9 @@ def simplify(
     # Until here fusions are as they were: a fusion may use several values that have been turned.
     for use in uses:
         _keep_slice(use, target)
-    for use in {use.computation.id: use for use in uses if use.fusion is not None}.values():
-        _drop_unused(use.fusion, use.computation)
+    for use in {use.computation: use for use in uses if use.fusion is not None}.values():
+        _drop_unused(use.fusion, program.computations[use.computation])
+        use.body.reread(use.fusion)
 
 
 def _drop_identity(
@@ -71,7 +72,7 @@ def _drop_identity(
 ) -> None:
     """Raises: NotServed."""
     pairs = _groups.pairs_of(permute, devices)
-    operands = body.operands(permute)
+    operands = [body.by_id[operand] for operand in permute.operand_ids]
     to_itself = sorted(pairs) == [(i, i) for i in range(len(devices))]
     if to_itself and len(operands) == 1 and operands[0].shape == permute.shape:
         server.check(permute)
@@ -87,7 +88,8 @@ _CHANGED = {"all-reduce", "collective-permute"}
 class _Use(NamedTuple):
     """A dynamic-slice of a value, in the value's computation or within a fusion there."""
 
-    computation: Any
+    body: Body  # of the value
+    computation: int  # the slice's, by id
     slice: Any  # the instruction
     dimension: int
     fusion: Any = None  # and its parameter, where it is within one
@@ -97,17 +99,10 @@ class _Use(NamedTuple):
 class _Known:
     """Facts about a whole module; each is found once, when it is first asked for."""
 
-    def __init__(self, module: Any, devices: _groups.Devices) -> None:
-        self.module = module
+    def __init__(self, program: _module.Program, devices: _groups.Devices) -> None:
+        self.program = program
+        self.module = program.module
         self.devices = devices
-
-    @functools.cached_property
-    def computations(self) -> dict[int, Any]:
-        return {c.id: c for c in self.module.computations}
-
-    @functools.cached_property
-    def asynchronous(self) -> set[int]:
-        return serve.asynchronous_computations(self.module)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
@@ -133,9 +128,8 @@ class _Known:
 class _Scatter:
     """Turns all-reduces of one computation, or some of their results."""
 
-    def __init__(self, known: _Known, computation: Any, body: Body, server: serve.Server) -> None:
+    def __init__(self, known: _Known, body: Body, server: serve.Server) -> None:
         self._known = known
-        self._computation = computation
         self._body = body
         self._server = server
         self._devices = known.devices
@@ -145,16 +139,16 @@ class _Scatter:
 
         Raises: NotServed.
         """
-        groups = _groups.groups_of(reduce, self._devices)
-        operands = self._body.operands(reduce)
-        turned: dict[int, list[_Use]] = {}
         results = self._results(reduce)
+        turned: dict[int, list[_Use]] = {}
         for place, value in results.items():
-            if uses := self._uses(value, groups):
+            if uses := self._uses(value, reduce):
                 turned[place] = uses
         if not turned:
             return []
         self._server.check(reduce)
+        groups = _groups.groups_of(reduce, self._devices)
+        operands = [self._body.by_id[operand] for operand in reduce.operand_ids]
         bytes_of = [_module.byte_count(operand.shape) for operand in operands]
         parts: dict[tuple[int, int], int] = collections.Counter()
         for place, uses in turned.items():
@@ -176,37 +170,44 @@ class _Scatter:
             return {}
         if reduce.shape.element_type != _module.TUPLE:
             return {0: reduce}
-        users = self._body.users[reduce.id]
-        if any(user.opcode != "get-tuple-element" for user in users):
+        numbers = self._body.users[reduce.id]
+        if any(self._body.opcodes[number] != "get-tuple-element" for number in numbers):
             return {}
+        users = [self._body.by_id[number] for number in numbers]
         places = [user.tuple_index for user in users]
         alone = {place for place, count in collections.Counter(places).items() if count == 1}
         elements = zip(places, users, strict=True)
         found = {place: u for place, u in elements if place in alone and u.id != root_id}
         return dict(sorted(found.items()))
 
-    def _uses(self, value: Any, groups: np.ndarray) -> list[_Use]:
-        """All uses of a value, if each is the slice of the device's rank along one dimension."""
+    def _uses(self, value: Any, reduce: Any) -> list[_Use]:
+        """All uses of a value, if each is the slice of the device's rank along one dimension.
+
+        Raises: NotServed.
+        """
         uses: list[_Use] = []
-        users = self._body.users[value.id]
-        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+        numbers = self._body.users[value.id]
+        if any(self._body.opcodes[n] not in ("dynamic-slice", "fusion") for n in numbers):
             return []  # as most do
+        users = [self._body.by_id[number] for number in numbers]
+        if any(u.opcode != "dynamic-slice" and u.fusion_kind != "kLoop" for u in users):
+            return []
         for user in users:
             places = [i for i, operand in enumerate(user.operand_ids) if operand == value.id]
             found = None
             if user.opcode == "dynamic-slice" and places == [0]:
-                found = self._use(self._computation, user, value, None, groups)
+                found = self._use(self._body.id, user, value, None, reduce)
             elif user.fusion_kind == "kLoop" and len(places) == 1:
-                found = self._use_within(user, places[0], groups)
+                found = self._use_within(user, places[0], reduce)
             if found is None or (uses and found.dimension != uses[0].dimension):
                 return []
             uses.append(found)
         return uses
 
-    def _use_within(self, fusion: Any, place: int, groups: np.ndarray) -> _Use | None:
-        called = self._known.computations[fusion.called_computation_ids[0]]
+    def _use_within(self, fusion: Any, place: int, reduce: Any) -> _Use | None:
+        called = self._known.program.computations[fusion.called_computation_ids[0]]
         inner = list(called.instructions)
-        if not any(i.opcode == "dynamic-slice" for i in inner):
+        if "dynamic-slice" not in [i.opcode for i in inner]:
             return None
         parameters = [i for i in inner if i.opcode == "parameter" and i.parameter_number == place]
         if len(parameters) != 1 or parameters[0].id == called.root_id:
@@ -221,20 +222,21 @@ class _Scatter:
         if _ALIASING in proto.unknown_fields(fusion):  # goes by the numbers of operands
             return None
         outer = [
-            self._known.evaluator.value(self._computation.id, operand)
-            for operand in self._body.operands(fusion)
+            self._known.evaluator.value(self._body.id, self._body.by_id[operand])
+            for operand in fusion.operand_ids
         ]
-        found = self._use(called, users[0], parameters[0], outer, groups)
+        found = self._use(called.id, users[0], parameters[0], outer, reduce)
         return found and found._replace(fusion=fusion, parameter=parameters[0])
 
     def _use(
         self,
-        computation: Any,
+        computation: int,
         cut: Any,
         value: Any,
         outer: list[np.ndarray | None] | None,
-        groups: np.ndarray,
+        reduce: Any,
     ) -> _Use | None:
+        groups = _groups.groups_of(reduce, self._devices)
         ranks = groups.shape[1]
         whole, sizes = list(value.shape.dimensions), list(cut.dynamic_slice_sizes)
         cuts = [d for d in range(len(whole)) if whole[d] != sizes[d]]
@@ -242,17 +244,17 @@ class _Scatter:
             return None
         if value.shape.layout != cut.shape.layout:
             return None
-        by_id = {i.id: i for i in computation.instructions}
+        by_id = self._known.program.by_id(computation)
         for dimension, start in enumerate(cut.operand_ids[1:]):
             if dimension not in cuts:
                 continue  # where all of a dimension is taken, XLA clamps every start to 0
-            at = self._known.evaluator.value(computation.id, by_id[start], outer)
+            at = self._known.evaluator.value(computation, by_id[start], outer)
             expected = np.zeros(len(self._devices), np.int64)
             for row in groups:
                 expected[row] = np.arange(ranks) * sizes[dimension]
             if at is None or not np.array_equal(at.astype(np.int64), expected):
                 return None
-        return _Use(computation, cut, cuts[0])
+        return _Use(self._body, computation, cut, cuts[0])
 
     def _write(
         self,
@@ -329,6 +331,8 @@ def _keep_slice(use: _Use, target: serve.Target) -> None:
     del use.slice.operand_ids[1:]
     del use.slice.dynamic_slice_sizes[:]
     use.slice.opcode = target.reshape
+    if use.fusion is None:
+        use.body.reread(use.slice)
 
 
 def _drop_unused(fusion: Any, computation: Any) -> None:

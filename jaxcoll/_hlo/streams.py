@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxcoll._hlo import module as _module
 from jaxcoll._hlo import proto, serve
 
 # XLA makes a start and a done of a call with the first attribute, unless it inlines the call, which
@@ -26,15 +27,16 @@ _KERNELS = {
 }
 
 
-def put_on_stream(module: Any) -> int:
+def put_on_stream(program: _module.Program) -> int:
     """Puts calls that have something to go on beside on the stream; returns their number."""
-    asynchronous = serve.asynchronous_computations(module)
+    program.store()
+    module = program.module
     through = not _in_upper_half(module)
     next_computation = max(c.id for c in module.computations) + 1
     next_instruction = max(i.id for c in module.computations for i in c.instructions) + 1
     made: list[Any] = []
     for computation in module.computations:
-        if computation.is_fusion_computation or computation.id in asynchronous:
+        if computation.is_fusion_computation or computation.id in program.asynchronous:
             continue
         by_id = {i.id: i for i in computation.instructions}
         before = None
@@ -60,13 +62,9 @@ def _in_upper_half(module: Any) -> bool:
     return all(i.id >> 32 == c.id for c in module.computations for i in c.instructions)
 
 
-def _is_call(instruction: Any) -> bool:
-    return bool(instruction.custom_call_target == serve.TARGET)
-
-
 def _beside_kernels(computation: Any) -> list[Any]:
     """The calls of which some kernel is independent: neither needs the other."""
-    calls = [i for i in computation.instructions if _is_call(i)]
+    calls = [i for i in computation.instructions if serve.is_ours(i)]
     if not calls:
         return []
     bit = {call.id: 1 << number for number, call in enumerate(calls)}

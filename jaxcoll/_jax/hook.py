@@ -258,29 +258,33 @@ def _transformed(serialized: bytes) -> bytes | None:
         return None
     marking = json.loads(marking)
     if "version" not in marking:  # its collectives stay XLA's, its calls are to go on beside work
-        on_stream = marking.get("stream", False)
-        changes = (
-            streams.put_on_stream(module) if on_stream else overlap.overlap(module, Costs(module))
-        )
+        program = _module.Program(module)
+        if marking.get("stream", False):
+            changes: int = streams.put_on_stream(program)
+        else:
+            changes = overlap.overlap(program, Costs(program))
+            program.store()
         return module.SerializeToString() if changes else None
     on_gpu = marking.get("gpu", False)
     target = serve.GPU if on_gpu else serve.CPU
     decider = _Decider(serialized, module, marking)
-    simplify.simplify(module, decider.decide, decider.may_scatter, target)
-    served, left = serve.serve(module, decider.decide, target)
+    program = _module.Program(module)
+    simplify.simplify(program, decider.decide, decider.may_scatter, target)
+    served, left = serve.serve(program, decider.decide, target)
     if served or left:
         with _lock:
             _reports.append(Served(module.name, len(served), tuple(left)))
             del _reports[:-_REPORTS_AT_MOST]
-    _module.forward_tuples(module)
+    program.forward_tuples()
     if not on_gpu:  # the rest goes by what work costs on CPUs, and how XLA:CPU runs it
-        costs = Costs(module)
+        costs = Costs(program)
         if most_bytes := marking["merge_bytes"]:
-            merge.merge(module, costs, most_bytes, decider.rechoose)
-            _module.forward_tuples(module)
-        overlap.overlap(module, costs)
+            merge.merge(program, costs, most_bytes, decider.rechoose)
+            program.forward_tuples()
+        overlap.overlap(program, costs)
     elif marking["stream"]:
-        streams.put_on_stream(module)
+        streams.put_on_stream(program)
+    program.store()
     changed: bytes = module.SerializeToString()
     if _log.isEnabledFor(logging.INFO):
         for line in str(report.of_module(changed)).splitlines():

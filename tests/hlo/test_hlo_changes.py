@@ -4,11 +4,13 @@ reduce-scatters where every device takes its own, and independent calls become o
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from support import hlo
 
-from jaxcoll._hlo import simplify
+from jaxcoll._hlo import merge, module, overlap, serve, simplify
+from jaxcoll._hlo.costs import Costs
 
 ALL = "replica_groups={{0,1,2,3,4,5,6,7}}, channel_id=1, use_global_device_ids=true"
 FOURS = "replica_groups={{0,2,4,6},{7,5,3,1}}, channel_id=1, use_global_device_ids=true"
@@ -160,14 +162,16 @@ def test_an_all_reduce_that_is_not_served_is_not_turned() -> None:
     for device in range(8):
         module.device_assignment.computation_devices.add(replica_device_ids=[device])
     plain = type(module).FromString(module.SerializeToString())
-    simplify.simplify(plain, lambda request: {}, lambda *sizes: True)
+    with hlo.rewriting(plain) as program:
+        simplify.simplify(program, lambda request: {}, lambda *sizes: True)
     assert "reduce-scatter" in [i.opcode for c in plain.computations for i in c.instructions]
     for computation in module.computations:
         for instruction in computation.instructions:
             if instruction.opcode == "all-reduce":
                 instruction.MergeFromString(b"\xf2\x7d\x03abc")  # field 2014
     before = module.SerializeToString(deterministic=True)
-    simplify.simplify(module, lambda request: {}, lambda *sizes: True)
+    with hlo.rewriting(module) as program:
+        simplify.simplify(program, lambda request: {}, lambda *sizes: True)
     assert module.SerializeToString(deterministic=True) == before
 
 
@@ -248,6 +252,41 @@ def test_merging_changes_no_bit(seed: int) -> None:
         assert calls[3] <= calls[2] <= calls[1]
         merged += calls[3] < calls[1]
     assert merged, "nothing was merged"
+
+
+@pytest.mark.seeds(12, exhaustive=150)
+def test_passes_know_a_module_as_they_have_changed_it(seed: int) -> None:
+    """They read a module once, and each takes over what the others have changed."""
+    made = hlo.of_text(random_module(random.Random(seed))[0])
+    made.device_assignment.replica_count = 1
+    made.device_assignment.computation_count = 8
+    for device in range(8):
+        made.device_assignment.computation_devices.add(replica_device_ids=[device])
+
+    def decide(request: serve.Request) -> dict[str, Any]:
+        texts = dict.fromkeys(["label", "program", "signature"], "")
+        return {"collective": request.collective, "separate_blocks": 0, **texts}
+
+    program = module.Program(made)
+    serve.serve(program, decide)
+    program.forward_tuples()
+    costs = Costs(program)
+    merge.merge(program, costs, 60, lambda config, byte_count: None)
+    program.forward_tuples()
+    overlap.overlap(program, costs)
+    program.store()
+    again = module.Program(made)
+    for number in program.computations:
+        known, read = program.body(number), again.body(number)
+        assert known is not None
+        assert read is not None
+        assert list(known.by_id) == list(read.by_id)
+        assert list(known.opcodes.items()) == list(read.opcodes.items())
+        assert list(known.operands.items()) == list(read.operands.items())
+        assert list(known.sources.items()) == list(read.sources.items())
+        assert known.predecessors == read.predecessors
+        assert known.users == read.users
+        assert known.root_id == read.root_id
 
 
 def test_calls_are_merged_up_to_the_size_and_combined_ones_are_taken_apart() -> None:

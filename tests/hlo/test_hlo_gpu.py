@@ -47,7 +47,8 @@ def opcodes(made: Any) -> list[str]:
 def test_before_layouts_are_assigned_nothing_says_how_bytes_lie(form: str) -> None:
     attributes = {"algorithm": "direct"}
     made = module(FORMS[form])
-    (_,), left = serve.serve(made, lambda request: attributes, serve.GPU)
+    with hlo.rewriting(made) as program:
+        (_,), left = serve.serve(program, lambda request: attributes, serve.GPU)
     assert not left
     assert "bitcast" not in opcodes(made)
     assert "separate_blocks" not in attributes  # GPUs take the blocks in one array
@@ -58,7 +59,8 @@ def test_before_layouts_are_assigned_nothing_says_how_bytes_lie(form: str) -> No
 
 def test_a_layout_that_is_asked_for_already_is_left_to_xla() -> None:
     made = module(FORMS["all-to-all"].replace("{1,0}", "{0,1}"))
-    served, (left,) = serve.serve(made, lambda request: {}, serve.GPU)
+    with hlo.rewriting(made) as program:
+        served, (left,) = serve.serve(program, lambda request: {}, serve.GPU)
     assert not served
     assert "layout" in left.reason
 
@@ -76,7 +78,8 @@ def test_a_slice_that_xla_clamps_is_the_device_s_own() -> None:
   at = s32[] multiply(number, four)
   zero = s32[] constant(0)
   ROOT d = f32[4,3]{{1,0}} dynamic-slice(r, at, zero), dynamic_slice_sizes={{4,3}}""")
-    simplify.simplify(made, lambda request: {}, lambda *sizes: True, serve.GPU)
+    with hlo.rewriting(made) as program:
+        simplify.simplify(program, lambda request: {}, lambda *sizes: True, serve.GPU)
     assert "reduce-scatter" in opcodes(made)
     assert "bitcast" not in opcodes(made)
 
@@ -98,15 +101,18 @@ BEHIND = f"""
 @pytest.mark.parametrize(("entry", "count"), [(BESIDE, 1), (BEHIND, 0)])
 def test_calls_that_have_work_beside_them_name_a_stream(entry: str, count: int) -> None:
     made = module(entry)
-    serve.serve(made, lambda request: {}, serve.GPU)
-    assert streams.put_on_stream(made) == count
+    with hlo.rewriting(made) as program:
+        serve.serve(program, lambda request: {}, serve.GPU)
+    with hlo.rewriting(made) as program:
+        assert streams.put_on_stream(program) == count
     text = hlo.to_text(made)
     assert text.count("_xla_stream_annotation") == count
     assert text.count('inlineable="false"') == count
     assert text.count(f'custom_call_target="{serve.TARGET}"') == 1
     numbers = [i.id for c in made.computations for i in c.instructions]
     assert len(set(numbers)) == len(numbers)
-    assert streams.put_on_stream(made) == 0  # what is on the stream stays there
+    with hlo.rewriting(made) as program:
+        assert streams.put_on_stream(program) == 0  # what is on the stream stays there
 
 
 def test_calls_on_the_stream_run_one_after_the_other() -> None:
@@ -118,8 +124,10 @@ def test_calls_on_the_stream_run_one_after_the_other() -> None:
   s = f32[64]{{0}} add(p, p)
   u = f32[64]{{0}} all-reduce(s), {PAIR}, to_apply=sum
   ROOT t = (f32[64]{{0}}, f32[8,8]{{1,0}}, f32[64]{{0}}) tuple(r, d, u)""")
-    serve.serve(made, lambda request: {}, serve.GPU)
-    assert streams.put_on_stream(made) == 2
+    with hlo.rewriting(made) as program:
+        serve.serve(program, lambda request: {}, serve.GPU)
+    with hlo.rewriting(made) as program:
+        assert streams.put_on_stream(program) == 2
     first, second = (i for i in made.computations[-1].instructions if i.opcode == "call")
     assert list(second.control_predecessor_ids) == [first.id]
     hlo.to_text(made)

@@ -178,7 +178,8 @@ def test_an_unknown_form_is_left_as_it_is(case: str) -> None:
     make, reason = LEFT[case]
     made = make()
     before = without_reasons(made)
-    served, left = serve.serve(made, lambda request: {})
+    with hlo.rewriting(made) as program:
+        served, left = serve.serve(program, lambda request: {})
     assert not served
     (found,) = left
     assert re.search(reason, found.reason), found
@@ -193,7 +194,8 @@ def test_the_deciding_function_may_refuse() -> None:
     def refuse(request: serve.Request) -> dict[str, Any]:
         raise serve.NotServed("not today")
 
-    served, (left,) = serve.serve(made, refuse)
+    with hlo.rewriting(made) as program:
+        served, (left,) = serve.serve(program, refuse)
     assert not served
     assert left.reason == "not today"
     assert without_reasons(made) == before
@@ -201,7 +203,8 @@ def test_the_deciding_function_may_refuse() -> None:
 
 def test_the_modules_above_are_served_without_their_oddity() -> None:
     made = module()
-    (request,), left = serve.serve(made, lambda request: {})
+    with hlo.rewriting(made) as program:
+        (request,), left = serve.serve(program, lambda request: {})
     assert not left
     assert (request.collective, request.reduce_op, request.byte_count) == ("all_reduce", "sum", 96)
     assert request.groups.tolist() == [[0, 1], [2, 3]]

@@ -33,10 +33,13 @@ def overlapped(n: int, more: str = "", total: str = "r") -> tuple[bool, Any]:
     module.device_assignment.computation_count = 2
     for device in range(2):
         module.device_assignment.computation_devices.add(replica_device_ids=[device])
-    served, left = serve.serve(module, lambda request: {})
+    with hlo.rewriting(module) as program:
+        served, left = serve.serve(program, lambda request: {})
     assert served
     assert not left
-    return overlap.overlap(module, Costs(module)), module.computations[-1]
+    with hlo.rewriting(module) as program:
+        changed = overlap.overlap(program, Costs(program))
+    return changed, module.computations[-1]
 
 
 def test_a_short_computation_is_made_longer_and_the_call_stands_first() -> None:
@@ -82,5 +85,7 @@ def test_work_behind_a_collective_is_not_work_beside_it() -> None:
     made.device_assignment.computation_count = 2
     for device in range(2):
         made.device_assignment.computation_devices.add(replica_device_ids=[device])
-    serve.serve(made, lambda request: {})
-    assert not overlap.overlap(made, Costs(made))
+    with hlo.rewriting(made) as program:
+        serve.serve(program, lambda request: {})
+    with hlo.rewriting(made) as program:
+        assert not overlap.overlap(program, Costs(program))

@@ -9,13 +9,14 @@ import pickle
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from support import private_jax, warm_python, xla_flags
 
+from jaxcoll._hlo import module as _module
 from jaxcoll._hlo import proto
 
 
@@ -26,6 +27,14 @@ def of_text(text: str) -> Any:
 
 def serialized(text: str) -> bytes:
     return private_jax.hlo_of_text(text)
+
+
+@contextlib.contextmanager
+def rewriting(module: Any) -> Iterator[_module.Program]:
+    """A module for the passes, which has their changes at the end."""
+    program = _module.Program(module)
+    yield program
+    program.store()
 
 
 def to_text(module: Any) -> str:
