@@ -251,6 +251,29 @@ def test_types_are_found_in_namespaces_only() -> None:
     assert types_declared(text + "enum class H : int {}; struct C::I {}; }") == {"C", "H"}
 
 
+def own_constants(text: str) -> set[tuple[str, str]]:
+    """The namespace and the name of each constant that a file has for itself."""
+    outer = re.search(r"^namespace ([\w:]+) \{$", text, re.MULTILINE)
+    found: set[tuple[str, str]] = set()
+    for own in re.findall(r"^namespace \{$(.*?)^\}  // namespace$", text, re.MULTILINE | re.DOTALL):
+        names = re.findall(
+            r"^(?:const|constexpr)\b[^;{}()=]*?\b(k\w+)\b *[\[={]", own, re.MULTILINE
+        )
+        found |= {(outer[1] if outer else "", name) for name in names}
+    return found
+
+
+def test_constants_of_two_files_have_two_names() -> None:
+    """Builds compile neighbouring files as one, and which are neighbours changes with their number."""
+    places: dict[tuple[str, str], list[Path]] = {}
+    for path in files("*.cc", "ffi"):
+        for constant in own_constants(path.read_text()):
+            places.setdefault(constant, []).append(path)
+    assert len(places) > 100
+    twice = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert not twice, f"give each a name of its own, or one a header: {twice}"
+
+
 def test_a_type_has_a_name_of_its_own() -> None:
     """One noun is one thing, in whatever namespace."""
     places: dict[str, list[Path]] = {}

@@ -28,7 +28,7 @@ using std::chrono::milliseconds;
 
 // The thread looks for this long before it sleeps, yielding in between: a peer that shares the core
 // gets it.
-constexpr microseconds kSpin{60};
+constexpr microseconds kReactorSpin{60};
 constexpr int kNoticesPerPoll = 64;
 constexpr double kDrainS = 2;
 std::atomic<Interprocess*> the_instance{nullptr};
@@ -231,7 +231,7 @@ void Reactor::Loop() {
     }
     const Clock::time_point now = seams_.now();
     if (active) last_active = now;
-    if (!lent && now - last_active < kSpin) {
+    if (!lent && now - last_active < kReactorSpin) {
       if (!active) std::this_thread::yield();
       continue;
     }

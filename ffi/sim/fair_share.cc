@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
-#include <limits>
 
 namespace jaxcoll::sim {
 namespace {
 
 // Sums of shares such as 1/7 are inexact; a smaller excess is not contention.
 constexpr double kSlack = 1 + 1e-9;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Pulls differ by many orders of magnitude: where a sum has shrunk to this part, what is left of it
 // is mostly the rounding of what was taken away, and it is summed up anew.
 constexpr double kShrunk = 1e-6;

@@ -14,7 +14,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -86,7 +85,7 @@ class FairShare {
   std::vector<int32_t> touched_, added_;
   uint32_t update_ = 0;
   // The lowest level of the changes since the last update: flows that stopped below it stay.
-  double floor_ = std::numeric_limits<double>::infinity();
+  double floor_ = kInfinity;
   double level_ = 0;  // that filling has reached
   std::vector<int32_t> component_links_, component_flows_, changed_;
   std::vector<std::pair<double, int32_t>> heap_;         // contended links, by the level of each

@@ -12,7 +12,6 @@ namespace {
 
 constexpr double kMostTimeAsDouble = static_cast<double>(kMostTime);
 constexpr double kMostFinite = std::numeric_limits<double>::max();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kMostBytesAsDouble = static_cast<double>(kMostBytes);
 
 std::string Short(double value) {

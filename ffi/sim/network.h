@@ -16,6 +16,7 @@ namespace jaxcoll::sim {
 using Time = int64_t;
 inline constexpr double kPicosecondsPerSecond = 1e12;
 inline constexpr Time kNever = std::numeric_limits<Time>::max();
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();  // of a rate
 
 // `duration` after `time`, both from 0 on; kNever where that is out of the type's range.
 inline Time After(Time time, Time duration) {
@@ -27,8 +28,8 @@ struct NetworkLink {
   int32_t to = 0;
   double bytes_per_ps = 0;  // 0: failed
   Time latency = 0;
-  int32_t ways =
-      1;  // parallel links that it stands for, with what they carry together; see trunks.h
+  // Parallel links that it stands for, with what they carry together; see trunks.h.
+  int32_t ways = 1;
 };
 
 struct Network {

@@ -1,7 +1,6 @@
 #include "sim/router.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 namespace jaxcoll::sim {
@@ -242,7 +241,7 @@ std::shared_ptr<Route> Router::Fan(int32_t source) {
 
 void Router::Finish(Route& route) const {
   auto rate = [&](const Hop& hop) { return network_.links[hop.link].bytes_per_ps / hop.weight; };
-  route.capacity = route.port_rate = std::numeric_limits<double>::infinity();
+  route.capacity = route.port_rate = kInfinity;
   for (size_t i = 0; i < route.hops.size(); ++i) {
     route.capacity = std::min(route.capacity, rate(route.hops[i]));
     if (i < static_cast<size_t>(route.first_hops)) route.port_rate = route.capacity;

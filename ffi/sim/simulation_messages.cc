@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <string>
 #include <utility>
 
@@ -9,11 +8,6 @@
 #include "sim/simulation.h"
 
 namespace jaxcoll::sim {
-namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-}  // namespace
 
 // --- messages ------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kMaxOutstanding = 64;
-constexpr auto kSpin = std::chrono::milliseconds(1);
+constexpr auto kBenchSpin = std::chrono::milliseconds(1);
 constexpr auto kPatience = std::chrono::seconds(60);
 
 class LinkBench final : public LinkSink {
@@ -136,7 +136,7 @@ class LinkBench final : public LinkSink {
         nb::gil_scoped_acquire acquire;
         throw nb::value_error(trouble.c_str());
       }
-      if (Clock::now() - last > kSpin) {
+      if (Clock::now() - last > kBenchSpin) {
         Sleep();
       } else {
         ::sched_yield();
