@@ -49,7 +49,7 @@ if rank == 1:
     print("loading")
     load()
 told(f, x)
-print("has waited")
+print("the script goes on")  # no words of the log
 sys.stdin.read()
 """
 )
@@ -200,7 +200,7 @@ def test_dumps_of_a_timeout_have_the_verdict_of_the_living_job(tmp_path: Path) -
     environment = {"JAXCOLL_TIMEOUT_S": "4", "JAXCOLL_DUMP_DIR": str(tmp_path)}
     with Job(LATE, processes=3, environment=environment, survives=True) as job:
         for rank in (0, 2):
-            job.wait_for(rank, "has waited")
+            job.wait_for(rank, "the script goes on")
             # The error of every rank says where the late one is.
             error = job.text(rank).partition("error ")[2]
             assert re.search(r"rank 1 .*it is in Python at <string>:\d+ \(load\)", error), error
@@ -246,11 +246,11 @@ def test_an_exception_is_told_to_those_that_wait(
 ) -> None:
     script = COMMON + (
         f"{BAD}\ndef load():\n    raise {exception}\nif rank == 1:\n    load()\ntold(f, x)\n"
-        "print('has waited')\n"
+        "print('the script goes on')\n"
     )
     environment = {"JAXCOLL_DUMP_DIR": str(tmp_path)}
     with Job(script, processes=2, environment=environment, survives=True) as job:
-        job.wait_for(0, "has waited")
+        job.wait_for(0, "the script goes on")
         assert re.search(rf"error .*has raised {words}", job.text(0)), job.text(0)
         job.finish(exit_codes={1: 1})
     dead = json.loads(inspect(tmp_path, "--json").stdout)[0]
