@@ -264,7 +264,7 @@ def own_constants(text: str) -> set[tuple[str, str]]:
 
 
 def test_constants_of_two_files_have_two_names() -> None:
-    """Builds compile neighbouring files as one, and which are neighbours changes with their number."""
+    """Builds compile neighbouring files as one; which are neighbours changes with their number."""
     places: dict[tuple[str, str], list[Path]] = {}
     for path in files("*.cc", "ffi"):
         for constant in own_constants(path.read_text()):

@@ -49,7 +49,8 @@ StatusOr<int64_t> LogicalOf(const CallCore& core, int32_t device_id, const uint3
   return logical;
 }
 
-// Never blocks: the future completes on a worker thread when all ranks of the group have arrived.
+// Never waits for other ranks: the future completes on a worker thread when the call has. A call
+// between processes may complete before this returns (Reactor::Lend).
 ffi::Future Execute(ffi::RunId run_id, int32_t device_id, Instruction<CallSite>* instruction,
                     ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Dictionary) {
   CallSite& site = *instruction->site;

@@ -1,4 +1,4 @@
-"""(collective, world size, request) -> algorithm, decided while tracing and equal everywhere.
+"""(collective, world size, request) -> algorithm, chosen at lowering and equal everywhere.
 
 The choice depends only on its arguments and the table of `jaxcoll tune`, whose digest the processes
 of a job compare, so that every process compiles the same program.
