@@ -98,12 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--collective", choices=COLLECTIVES)
-    parser.add_argument("--world-size", type=whole(1, MAX_WORLD_SIZE), metavar="P", help="ranks")
-    parser.add_argument(
-        "--algorithm", default="direct", help="default: direct; with dims: 'swing[4x4]'"
-    )
+def add_channels_and_root(parser: argparse.ArgumentParser) -> None:
+    """Adds the numbers of a built-in schedule that both commands of schedules take."""
     parser.add_argument(
         "--channels",
         type=whole(1, MAX_CHANNELS),
@@ -113,6 +109,15 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=whole(0, MAX_WORLD_SIZE - 1), default=0, help="root of broadcast and reduce"
     )
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--collective", choices=COLLECTIVES)
+    parser.add_argument("--world-size", type=whole(1, MAX_WORLD_SIZE), metavar="P", help="ranks")
+    parser.add_argument(
+        "--algorithm", default="direct", help="default: direct; with dims: 'swing[4x4]'"
+    )
+    add_channels_and_root(parser)
     parser.add_argument(
         "--msccl",
         type=Path,

@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 
 from jaxcoll._cli.arguments import whole
+from jaxcoll._cli.schedule import add_channels_and_root
 from jaxcoll._errors import ScheduleError
 from jaxcoll.schedule import (
     COLLECTIVES,
-    MAX_CHANNELS,
     MAX_WORLD_SIZE,
     Collective,
     ScheduleSpec,
@@ -49,15 +49,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="P,P:P,...",
         help="ranks; ranges include their ends; default: 1:17",
     )
-    command.add_argument(
-        "--channels",
-        type=whole(1, MAX_CHANNELS),
-        default=1,
-        help="independent copies of the pattern",
-    )
-    command.add_argument(
-        "--root", type=whole(0, MAX_WORLD_SIZE - 1), default=0, help="root of broadcast and reduce"
-    )
+    add_channels_and_root(command)
     return command
 
 

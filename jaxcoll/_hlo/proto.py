@@ -162,11 +162,6 @@ Instruction: Any = _made["Instruction"]
 Shape: Any = _made["Shape"]
 
 
-def field_numbers(type_name: str) -> dict[int, str]:
-    """The fields of a type that are listed here, by number."""
-    return {int(field.split()[1]): field.split()[0] for field in _TYPES[type_name]}
-
-
 def unknown_fields(message: Any) -> list[int]:
     """The numbers of fields in a message, or in one within it, that are not listed here.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -69,14 +68,3 @@ async def hold(
         # Its reader must be gone before somebody else waits for the same descriptor.
         with contextlib.suppress(asyncio.CancelledError, OSError):
             await left
-
-
-def has_left(sock: socket.socket) -> bool:
-    """Whether the client, which has nothing to say before it is answered, has closed or said it."""
-    try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
